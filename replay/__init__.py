@@ -1,0 +1,1 @@
+"""The replay memory: a chunk log (in memory or Redis), its mirror, samplers and the limiter."""

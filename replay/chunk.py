@@ -1,0 +1,220 @@
+"""The chunk: up to T time steps of E lanes of one actor, as bytes. The wire format is in docs/wire-format.md.
+
+A chunk is a fixed header and C-contiguous arrays; nothing in it can name code to run. ``decode`` checks everything
+before it allocates anything, and says in one word why it refuses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+MAGIC = b"QHRD"
+VERSION = 1
+
+TERMINATED, TRUNCATED, BOUNDARY, FIRST = 1, 2, 4, 8
+"""Flags of a row. TERMINATED and TRUNCATED say how the env step that left this row ended its episode; BOUNDARY: the row
+holds an observation only (its action was ignored); FIRST: the observation is the first of an episode."""
+
+DTYPES = ("uint8", "int8", "uint16", "int16", "int32", "float16", "float32")
+"""Observation dtypes that are stored as they are; an env's float64 and int64 are narrowed once, at the actor."""
+
+
+class BadChunk(ValueError):
+    """A chunk that is refused. ``reason`` is one word from a closed set, for counting."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What a row looks like: the shape and dtype of one observation, and how many actions there are."""
+
+    obs_shape: tuple[int, ...]
+    obs_dtype: str
+    num_actions: int
+
+    def __post_init__(self) -> None:
+        if self.obs_dtype not in DTYPES:
+            raise ValueError(f"observation dtype {self.obs_dtype!r} cannot be stored; one of {', '.join(DTYPES)} can")
+        if self.num_actions < 1:
+            raise ValueError(f"num_actions is {self.num_actions}; at least 1 is needed")
+
+    @cached_property
+    def digest(self) -> int:
+        """64 bits that differ between schemas: a chunk of another environment is refused by it."""
+        return digest64(json.dumps([self.obs_shape, self.obs_dtype, self.num_actions]))
+
+    @cached_property
+    def obs_bytes(self) -> int:
+        """Bytes of one observation."""
+        return math.prod(self.obs_shape) * np.dtype(self.obs_dtype).itemsize
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row in a chunk: action, reward, two Q values (4 each), the observation, flags (1)."""
+        return 4 * 4 + self.obs_bytes + 1
+
+
+def digest64(text: str) -> int:
+    """The first 64 bits of SHA-256 of ``text``."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+class Counters(NamedTuple):
+    """What one incarnation of an actor has done since it started, this chunk included (all cumulative).
+
+    The reader's conservation law compares ``rows`` with what it has read.
+    """
+
+    env_steps: int = 0
+    rows: int = 0
+    episodes: int = 0
+    refusals: int = 0
+    return_sum: float = 0.0
+    gate_wait_s: float = 0.0
+
+    def plus(self, other: Counters) -> Counters:
+        """The sums, field by field."""
+        return Counters._make(a + b for a, b in zip(self, other, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows of one actor, time-major.
+
+    obs: <obs_dtype>[T, E, *obs_shape]; action: <int32>[T, E]; reward, q_taken, q_max: <float32>[T, E];
+    flags: <uint8>[T, E]. ``reward`` is the env's own, neither clipped nor scaled.
+    """
+
+    slot: int
+    incarnation: int
+    seq: int
+    weight_version: int
+    counters: Counters
+    obs: npt.NDArray[Any]
+    action: npt.NDArray[np.int32]
+    reward: npt.NDArray[np.float32]
+    q_taken: npt.NDArray[np.float32]
+    q_max: npt.NDArray[np.float32]
+    flags: npt.NDArray[np.uint8]
+
+    @property
+    def rows(self) -> int:
+        """Rows in this chunk, boundary rows included."""
+        return self.flags.size
+
+    @property
+    def env_steps(self) -> int:
+        """Rows that an env step left: all but the boundary rows."""
+        return int(np.count_nonzero((self.flags & BOUNDARY) == 0))
+
+
+# magic, version, reserved | schema, run | slot, T, E, reserved | incarnation, seq, weight version | Counters | crc32
+_HEADER = struct.Struct("<4sHH QQ IIII QQQ QQQQdd")
+_CRC = struct.Struct("<I4x")
+HEADER_BYTES = _HEADER.size + _CRC.size
+
+
+def encode(chunk: Chunk, schema: Schema, run: str) -> bytes:
+    """The chunk as bytes. ``run`` goes in as a 64-bit digest, so that another run's chunk is refused."""
+    time_steps, lanes = chunk.flags.shape
+    header = _HEADER.pack(
+        MAGIC, VERSION, 0, schema.digest, digest64(run), chunk.slot, time_steps, lanes, 0,
+        chunk.incarnation, chunk.seq, chunk.weight_version, *chunk.counters,
+    )  # fmt: skip
+    arrays = (chunk.action, chunk.reward, chunk.q_taken, chunk.q_max, chunk.obs, chunk.flags)
+    payload = b"".join([np.ascontiguousarray(array).data for array in arrays])
+    return b"".join((header, _CRC.pack(zlib.crc32(payload, zlib.crc32(header))), payload))
+
+
+class Codec:
+    """Decodes chunks of one run and one schema. ``max_rows`` bounds what a header may claim."""
+
+    def __init__(self, schema: Schema, run: str, max_rows: int = 1 << 20) -> None:
+        self.schema = schema
+        self._run = digest64(run)
+        self._max_rows = max_rows
+        self._float_obs = np.dtype(schema.obs_dtype).kind == "f"
+
+    def decode(self, data: bytes, slot: int, incarnation: int, seq: int) -> Chunk:
+        """The chunk in ``data``, stored as ``(slot, incarnation, seq)``; its arrays are read-only views of ``data``.
+
+        Raises BadChunk with the reason: short, magic, version, schema, run, identity, size, length, crc, value, action
+        or flags.
+        """
+        time_steps, lanes, weight_version, counters = self._header(data, slot, incarnation, seq)
+        rows = time_steps * lanes
+        offset = HEADER_BYTES
+
+        def take(dtype: str, shape: tuple[int, ...], nbytes: int) -> npt.NDArray[Any]:
+            nonlocal offset
+            array = np.frombuffer(data, dtype, count=math.prod(shape), offset=offset).reshape(shape)
+            offset += nbytes
+            return array
+
+        grid = (time_steps, lanes)
+        action = take("<i4", grid, 4 * rows)
+        reward, q_taken, q_max = (take("<f4", grid, 4 * rows) for _ in range(3))
+        obs_dtype = np.dtype(self.schema.obs_dtype).newbyteorder("<").str
+        obs = take(obs_dtype, (*grid, *self.schema.obs_shape), self.schema.obs_bytes * rows)
+        flags = take("|u1", grid, rows)
+        chunk = Chunk(
+            slot, incarnation, seq, weight_version, counters, obs, action, reward, q_taken, q_max, flags
+        )  # fmt: skip
+        self._check_values(chunk)
+        return chunk
+
+    def _header(self, data: bytes, slot: int, incarnation: int, seq: int) -> tuple[int, int, int, Counters]:
+        if len(data) < HEADER_BYTES:
+            raise BadChunk("short", f"{len(data)} bytes, the header alone has {HEADER_BYTES}")
+        (magic, version, _, schema, run, c_slot, time_steps, lanes, _, c_incarnation, c_seq, weight_version,
+         *counters) = _HEADER.unpack_from(data)  # fmt: skip
+        if magic != MAGIC:
+            raise BadChunk("magic", f"{magic!r}, expected {MAGIC!r}")
+        if version != VERSION:
+            raise BadChunk("version", f"{version}, this reader knows {VERSION}")
+        if schema != self.schema.digest:
+            raise BadChunk("schema", f"{schema:016x}, this run has {self.schema.digest:016x} ({self.schema})")
+        if run != self._run:
+            raise BadChunk("run", f"{run:016x}, this run is {self._run:016x}")
+        if (c_slot, c_incarnation, c_seq) != (slot, incarnation, seq):
+            stored = f"{slot}/{incarnation}-{seq}"
+            raise BadChunk("identity", f"the header says {c_slot}/{c_incarnation}-{c_seq}, it is stored as {stored}")
+        rows = time_steps * lanes
+        if not 1 <= rows <= self._max_rows:
+            raise BadChunk("size", f"{time_steps} x {lanes} rows, the bound is 1..{self._max_rows}")
+        expected = HEADER_BYTES + rows * self.schema.row_bytes
+        if len(data) != expected:
+            raise BadChunk("length", f"{len(data)} bytes, {rows} rows have {expected}")
+        view = memoryview(data)
+        crc = zlib.crc32(view[HEADER_BYTES:], zlib.crc32(view[: _HEADER.size]))
+        if bytes(view[_HEADER.size : HEADER_BYTES]) != _CRC.pack(crc):
+            raise BadChunk("crc", "header and payload do not match their checksum")
+        return time_steps, lanes, weight_version, Counters(*counters)
+
+    def _check_values(self, chunk: Chunk) -> None:
+        floats = [chunk.reward, chunk.q_taken, chunk.q_max] + ([chunk.obs] if self._float_obs else [])
+        if not all(np.isfinite(array).all() for array in floats):
+            raise BadChunk("value", "a reward, Q value or observation is not finite")
+        if not (math.isfinite(chunk.counters.return_sum) and math.isfinite(chunk.counters.gate_wait_s)):
+            raise BadChunk("value", "a counter is not finite")
+        if chunk.action.min() < 0 or chunk.action.max() >= self.schema.num_actions:
+            raise BadChunk("action", f"outside 0..{self.schema.num_actions - 1}")
+        ends = (chunk.flags & (TERMINATED | TRUNCATED)) != 0
+        if (
+            chunk.flags.max() > (TERMINATED | TRUNCATED | BOUNDARY | FIRST)
+            or (ends & ((chunk.flags & BOUNDARY) != 0)).any()
+        ):
+            raise BadChunk("flags", "an unknown flag, or a boundary row that ends an episode")

@@ -1,0 +1,69 @@
+"""Back-pressure as an equation: how far the learner may run ahead of the actors, and the actors of the learner.
+
+The rule is Reverb's SampleToInsertRatio (arXiv 2102.04736, section 3.2), with one number::
+
+    error = samples_per_insert * (inserts - min_rows) - samples
+
+Below ``min_rows`` the gate is open and the learner waits. After that ``error`` is held within ± half_band: the learner
+waits when a batch would bring it below, the gate shuts when it is above.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Limiter:
+    """Holds the realised samples per insert near ``samples_per_insert``.
+
+    An insert is a row of an env step that reached the mirror, a sample a transition that was trained on.
+    ``slack_rows`` is what may still arrive after the gate shut: see ``set_slack``.
+    """
+
+    samples_per_insert: float
+    min_rows: int
+    capacity_rows: int
+    batch: int
+    inserts: int = 0
+    samples: int = 0
+    half_band: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.samples_per_insert <= 0:
+            raise ValueError(f"samples_per_insert is {self.samples_per_insert}; it has to be above 0")
+        if self.min_rows < 1:
+            raise ValueError(f"min_rows is {self.min_rows}; it has to be at least 1")
+        self.set_slack(0)
+
+    def set_slack(self, slack_rows: int) -> None:
+        """Set the band from the rows that arrive before the gate is obeyed: live actors x chunk rows, and the rows of
+        one gate refresh. Refuses a slack that could overrun the mirror before it was sampled once."""
+        if self.min_rows + 2 * slack_rows > self.capacity_rows:
+            raise ValueError(
+                f"a capacity of {self.capacity_rows} rows is too small for min_rows {self.min_rows} and {slack_rows} "
+                f"rows in flight: at least {self.min_rows + 2 * slack_rows} are needed; raise replay.capacity_rows, "
+                "or lower actors.count, actors.lanes or actors.chunk_steps"
+            )
+        self.half_band = max(2.0 * self.samples_per_insert * slack_rows, float(self.batch), self.samples_per_insert)
+
+    @property
+    def error(self) -> float:
+        """Samples that the inserts allow, less the samples taken."""
+        return self.samples_per_insert * (self.inserts - self.min_rows) - self.samples
+
+    @property
+    def gate_open(self) -> bool:
+        """Whether actors may insert."""
+        return self.inserts < self.min_rows or self.error <= self.half_band
+
+    @property
+    def may_sample(self) -> bool:
+        """Whether the learner may take a batch."""
+        return self.inserts >= self.min_rows and self.error - self.batch >= -self.half_band
+
+    @property
+    def realised(self) -> float:
+        """Samples per insert so far, counted from ``min_rows`` on; 0 before."""
+        beyond = self.inserts - self.min_rows
+        return self.samples / beyond if beyond > 0 else 0.0

@@ -1,0 +1,196 @@
+"""The chunk log: what actors, learner and evaluator see of the shared replay memory and of the weights.
+
+Four promises, which one contract suite (tests/test_log_contract.py) holds every implementation to:
+
+* a chunk is stored under the explicit id (incarnation, seq); an id at or below a slot's last one is never stored again;
+* what ``append`` raises says what is known: ``Unavailable`` leaves the chunk in doubt, the caller repeats the *same* id;
+* weights and their header are one value: no reader sees half of two;
+* nothing is published by a learner whose fence is older than the newest one that took the lease.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+
+class LogError(Exception):
+    """What a log may raise."""
+
+
+class Unavailable(LogError):
+    """No answer in time, or the server is loading, read-only or gone. An append is in doubt: repeat the same id."""
+
+
+class Full(LogError):
+    """The server's memory bound is reached; nothing was stored. The learner has to trim."""
+
+
+class Fenced(LogError):
+    """A newer incarnation (or learner) has taken over; the caller has to stop."""
+
+
+class Refused(LogError):
+    """The server answers but will not serve this caller: wrong password, missing right, wrong kind of server."""
+
+
+class ChunkId(NamedTuple):
+    """Orders the chunks of a slot. The zero id is before the first."""
+
+    incarnation: int = 0
+    seq: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.incarnation}-{self.seq}"
+
+
+class Entry(NamedTuple):
+    """One stored chunk, not yet decoded."""
+
+    slot: int
+    id: ChunkId
+    data: bytes
+
+
+_WEIGHTS = struct.Struct("<QQQI4x")
+WEIGHTS_HEADER_BYTES = _WEIGHTS.size
+FENCE_SHIFT = 40
+
+
+class WeightsHeader(NamedTuple):
+    """What precedes the weights in their one value. ``version`` is fence << 40 | n and never goes back."""
+
+    version: int
+    updates: int
+    env_steps: int
+    crc: int
+
+    def pack(self) -> bytes:
+        """The header's 32 bytes."""
+        return _WEIGHTS.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> WeightsHeader | None:
+        """The header at the start of ``data``, or None where no weights were published yet."""
+        return cls(*_WEIGHTS.unpack_from(data)) if len(data) >= WEIGHTS_HEADER_BYTES else None
+
+
+class Status(NamedTuple):
+    """What an actor learns with every chunk it sends: whether to go on, and which weights are the newest."""
+
+    gate_open: bool
+    weights: WeightsHeader | None
+
+
+class ChunkLog(Protocol):
+    """One run's log. Every call is bounded in time and may raise ``LogError``."""
+
+    def append(self, slot: int, chunk_id: ChunkId, data: bytes) -> Status:
+        """Store a chunk once. Repeating the id of a stored chunk stores nothing and is no error."""
+
+    def status(self) -> Status:
+        """Gate and weights header, without a chunk."""
+
+    def fetch_weights(self) -> bytes | None:
+        """The newest published weights, header included."""
+
+    def read(self, cursors: Mapping[int, ChunkId], max_bytes: int) -> list[Entry]:
+        """Chunks behind each slot's cursor, in each slot's order, about ``max_bytes`` of them at the most."""
+
+    def last_id(self, slot: int) -> ChunkId:
+        """The last id that this slot's stream has seen, also if the chunk is trimmed; the zero id for none."""
+
+    def trim(self, oldest: Mapping[int, ChunkId]) -> None:
+        """Drop each slot's chunks before the given id."""
+
+    def claim(self, nonce: str) -> bool:
+        """Claim the run's name for ``nonce``; False where another holds it."""
+
+    def take_lease(self, fence: int) -> None:
+        """Become the learner. Raises Fenced where a newer fence holds the lease or published."""
+
+    def publish(self, fence: int, gate_open: bool, weights: bytes | None = None) -> None:
+        """Renew lease and gate, and publish weights (header included) with them, all or nothing.
+
+        Raises Fenced where a newer learner took over. A lapsed lease that nobody took is taken again.
+        """
+
+    def release_lease(self, fence: int) -> None:
+        """Shut the gate and give the lease up, if this fence still holds it."""
+
+    def close(self) -> None:
+        """Give up connections."""
+
+
+LEASE_MS, GATE_MS = 15_000, 5_000
+
+
+class MemoryLog:
+    """The in-process twin, for the inline mode and for tests: same contract, no server, leases without a clock."""
+
+    def __init__(self, max_chunks: int = 1 << 16) -> None:
+        self._chunks: dict[int, dict[ChunkId, bytes]] = {}
+        self._last: dict[int, ChunkId] = {}
+        self._max_chunks = max_chunks
+        self._weights: bytes | None = None
+        self._gate = False
+        self._nonce: str | None = None
+        self._fence = 0
+
+    def append(self, slot: int, chunk_id: ChunkId, data: bytes) -> Status:
+        last = self.last_id(slot)
+        if chunk_id < last:
+            raise Fenced(f"slot {slot}: {chunk_id} is older than {last}")
+        if chunk_id > last:
+            chunks = self._chunks.setdefault(slot, {})
+            chunks[chunk_id] = data
+            self._last[slot] = chunk_id
+            if len(chunks) > self._max_chunks:
+                del chunks[next(iter(chunks))]
+        return self.status()
+
+    def status(self) -> Status:
+        return Status(self._gate, WeightsHeader.unpack(self._weights or b""))
+
+    def fetch_weights(self) -> bytes | None:
+        return self._weights
+
+    def read(self, cursors: Mapping[int, ChunkId], max_bytes: int) -> list[Entry]:
+        entries = []
+        for slot, cursor in cursors.items():
+            for chunk_id, data in self._chunks.get(slot, {}).items():
+                if chunk_id > cursor and max_bytes > 0:
+                    entries.append(Entry(slot, chunk_id, data))
+                    max_bytes -= len(data)
+        return entries
+
+    def last_id(self, slot: int) -> ChunkId:
+        return self._last.get(slot, ChunkId())
+
+    def trim(self, oldest: Mapping[int, ChunkId]) -> None:
+        for slot, bound in oldest.items():
+            chunks = self._chunks.get(slot, {})
+            for chunk_id in [chunk_id for chunk_id in chunks if chunk_id < bound]:
+                del chunks[chunk_id]
+
+    def claim(self, nonce: str) -> bool:
+        self._nonce = self._nonce or nonce
+        return self._nonce == nonce
+
+    def take_lease(self, fence: int) -> None:
+        if fence < self._fence:
+            raise Fenced(f"fence {fence} is older than {self._fence}, which took the lease")
+        self._fence = fence
+
+    def publish(self, fence: int, gate_open: bool, weights: bytes | None = None) -> None:
+        self.take_lease(fence)
+        self._gate = gate_open
+        self._weights = weights or self._weights
+
+    def release_lease(self, fence: int) -> None:
+        if fence == self._fence:
+            self._gate = False
+
+    def close(self) -> None:
+        pass

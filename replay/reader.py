@@ -1,0 +1,186 @@
+"""The reader: takes chunks from the log to the mirror, refuses bad ones, and keeps the books.
+
+The books follow each slot's cursor, which only moves forward, and hold every chunk to the conservation law of its
+incarnation: rows read + rows lost in gaps = the cumulative rows of the last header.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from replay.chunk import BadChunk, Chunk, Codec, Counters
+from replay.log import ChunkId, ChunkLog, Entry
+from replay.mirror import Mirror
+from replay.nstep import LaneWindows
+
+FIRST_ID, NOTHING = ChunkId(), Counters()
+QUARANTINED = 5
+"""How many bad chunks are kept for inspection."""
+
+
+class Stored(NamedTuple):
+    """Where a chunk lies in the mirror: its id in the log and the row behind its last one."""
+
+    slot: int
+    id: ChunkId
+    end: int
+
+
+@dataclass
+class Slot:
+    """The books of one slot: ``cursor`` is the last chunk seen, ``taken`` the last that was not refused."""
+
+    cursor: ChunkId = FIRST_ID
+    taken: ChunkId = FIRST_ID
+    counters: Counters = NOTHING
+    past: Counters = NOTHING
+    rows_read: int = 0
+    rows_lost: int = 0
+    weight_version: int = 0
+    windows: LaneWindows | None = None
+    lanes: int = 0
+
+
+@dataclass
+class Totals:
+    """What the reader has counted since it started, over all slots."""
+
+    chunks: int = 0
+    rows: int = 0
+    env_steps: int = 0
+    bytes: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    rows_lost: Counter[str] = field(default_factory=Counter)
+
+
+class Reader:
+    """Reads the chunks of known slots into a mirror. ``n`` and ``gamma`` shape the windows (replay/nstep.py)."""
+
+    def __init__(
+        self, log: ChunkLog, codec: Codec, mirror: Mirror, n: int, gamma: float, quarantine: Path | None = None
+    ) -> None:
+        """``quarantine``: the folder for the first few bad chunks; None keeps none."""
+        self._log, self._codec, self._mirror = log, codec, mirror
+        self._n, self._gamma = n, gamma
+        self._quarantine = quarantine
+        self._stored: deque[Stored] = deque()
+        self._backlog: deque[Entry] = deque()
+        self._trimmed: dict[int, ChunkId] = {}
+        self.slots: dict[int, Slot] = {}
+        self.totals = Totals()
+
+    def follow(self, slots: Iterable[int]) -> None:
+        """Read these slots too, each from its first chunk."""
+        for slot in slots:
+            self.slots.setdefault(slot, Slot())
+
+    def poll(self, max_bytes: int = 64 << 20, budget_s: float | None = None) -> int:
+        """Read once and take chunks in until ``budget_s`` is spent (the rest waits for the next poll).
+
+        Returns the env steps inserted. At least one chunk is taken where there is one.
+        """
+        if not self._backlog:
+            cursors = {slot: books.cursor for slot, books in self.slots.items()}
+            self._backlog.extend(self._log.read(cursors, max_bytes))
+        inserted = 0
+        deadline = None if budget_s is None else time.perf_counter() + budget_s
+        while self._backlog:
+            inserted += self._take(self._backlog.popleft())
+            if deadline is not None and time.perf_counter() > deadline:
+                break
+        return inserted
+
+    def trim(self) -> None:
+        """Let the log drop what the mirror no longer holds."""
+        while self._stored and self._stored[0].end <= self._mirror.start:
+            self._stored.popleft()
+        held: dict[int, ChunkId] = {}
+        for stored in self._stored:
+            held.setdefault(stored.slot, stored.id)
+        behind = {
+            slot: held.get(slot, ChunkId(books.cursor.incarnation, books.cursor.seq + 1))
+            for slot, books in self.slots.items()
+            if books.cursor > ChunkId()
+        }
+        changed = {slot: bound for slot, bound in behind.items() if self._trimmed.get(slot) != bound}
+        if changed:
+            self._log.trim(changed)
+            self._trimmed.update(changed)
+
+    def counters(self) -> Counters:
+        """What all actors have done, over all slots and incarnations, as far as their chunks arrived."""
+        total = Counters()
+        for books in self.slots.values():
+            total = total.plus(books.past).plus(books.counters)
+        return total
+
+    def _take(self, entry: Entry) -> int:
+        books = self.slots[entry.slot]
+        if entry.id <= books.cursor:
+            self.totals.refused["duplicate"] += 1
+            return 0
+        books.cursor = entry.id
+        try:
+            chunk = self._codec.decode(entry.data, entry.slot, *entry.id)
+            if chunk.rows > self._mirror.capacity_rows:
+                raise BadChunk("size", f"{chunk.rows} rows, the mirror holds {self._mirror.capacity_rows}")
+            lost = self._lost_before(books, entry.id, chunk)
+        except BadChunk as error:
+            self._refuse(entry, error)
+            return 0
+        follows = entry.id == (books.taken.incarnation, books.taken.seq + 1)
+        self._account(books, entry, chunk, lost)
+        self._insert(books, entry, chunk, follows)
+        return chunk.env_steps
+
+    def _refuse(self, entry: Entry, error: BadChunk) -> None:
+        """Count a bad chunk and keep the first few. Its rows show as a gap before the next good chunk."""
+        if self._quarantine is not None and sum(self.totals.refused.values()) < QUARANTINED:
+            self._quarantine.mkdir(parents=True, exist_ok=True)
+            (self._quarantine / f"{entry.slot}-{entry.id}.{error.reason}.chunk").write_bytes(entry.data)
+        self.totals.refused[error.reason] += 1
+
+    @staticmethod
+    def _lost_before(books: Slot, chunk_id: ChunkId, chunk: Chunk) -> int:
+        """Rows of this incarnation that were sent before this chunk and never read.
+
+        Raises BadChunk where the header's count cannot be: the conservation law holds for every chunk that is taken.
+        """
+        same = chunk_id.incarnation == books.taken.incarnation
+        before = books.counters.rows if same else 0
+        lost = chunk.counters.rows - chunk.rows - before
+        contiguous = chunk_id.seq == (books.taken.seq + 1 if same else 1)
+        if lost < 0 or (lost > 0 and contiguous):
+            raise BadChunk("counters", f"{chunk.counters.rows} rows counted, {before} before its own {chunk.rows}")
+        return lost
+
+    def _account(self, books: Slot, entry: Entry, chunk: Chunk, lost: int) -> None:
+        """Book a good chunk, and what was lost before it."""
+        if entry.id.incarnation > books.taken.incarnation:
+            books.past = books.past.plus(books.counters)
+            books.rows_read = books.rows_lost = 0
+        books.rows_read += chunk.rows
+        books.rows_lost += lost
+        books.taken, books.counters, books.weight_version = entry.id, chunk.counters, chunk.weight_version
+        if lost:
+            self.totals.rows_lost["gap"] += lost
+        self.totals.chunks += 1
+        self.totals.rows += chunk.rows
+        self.totals.env_steps += chunk.env_steps
+        self.totals.bytes += len(entry.data)
+
+    def _insert(self, books: Slot, entry: Entry, chunk: Chunk, follows: bool) -> None:
+        lanes = chunk.flags.shape[1]
+        if books.windows is not None and not (follows and lanes == books.lanes):
+            self._mirror.close(books.windows.break_lanes())
+            books.windows = None
+        if books.windows is None:
+            books.windows, books.lanes = LaneWindows(lanes, self._n, self._gamma), lanes
+        ids = self._mirror.add(chunk)
+        self._mirror.close(books.windows.extend(chunk.reward, chunk.flags, ids))
+        self._stored.append(Stored(entry.slot, entry.id, self._mirror.end))

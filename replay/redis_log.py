@@ -1,0 +1,216 @@
+"""The chunk log on Redis or Valkey (any server >= 7.0): one stream per slot, explicit ids, plain commands, no script.
+
+The server itself refuses a duplicate (a retry after a time-out) and a zombie of an older incarnation, because XADD
+takes an id only above the stream's last one, also after trimming has emptied the stream. See docs/data-path.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from replay.log import (
+    FENCE_SHIFT,
+    GATE_MS,
+    LEASE_MS,
+    WEIGHTS_HEADER_BYTES,
+    ChunkId,
+    Entry,
+    Fenced,
+    Full,
+    LogError,
+    Refused,
+    Status,
+    Unavailable,
+    WeightsHeader,
+)
+
+TIMEOUT_S = 5.0
+"""No call goes without progress for longer than this."""
+
+_STALE_ID = "equal or smaller than the target stream top item"
+_OPEN, _SHUT = b"open", b"shut"
+T = TypeVar("T")
+
+
+def public_url(url: str) -> str:
+    """``url`` without its password, for messages and files."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+
+
+class RedisLog:
+    """One run's log on one server. Not thread-safe: one object per thread."""
+
+    def __init__(self, url: str, run: str, max_chunks: int = 1 << 16, timeout_s: float = TIMEOUT_S) -> None:
+        """``max_chunks`` bounds each slot's stream as a backstop; the learner's trimming keeps it far below."""
+        self.url = public_url(url)
+        self._client: Any = redis.Redis.from_url(  # redis-py types every reply as a union of both protocols
+            url,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+            client_name="qherd",
+            socket_read_size=1 << 20,
+        )
+        self._client.set_response_callback("XREAD", lambda reply, **_: reply or [])
+        self._max_chunks = max_chunks
+        self._prefix = f"qherd:{run}:"
+        self.gate_key = f"{self._prefix}gate"
+        self.lease_key = f"{self._prefix}lease"
+        self.weights_key = f"{self._prefix}weights"
+        self.meta_key = f"{self._prefix}meta"
+
+    def chunks_key(self, slot: int) -> str:
+        """The stream of a slot."""
+        return f"{self._prefix}chunks:{slot}"
+
+    def append(self, slot: int, chunk_id: ChunkId, data: bytes) -> Status:
+        def send() -> list[Any]:
+            pipe = self._client.pipeline(transaction=False)
+            pipe.xadd(self.chunks_key(slot), {b"c": data}, id=str(chunk_id), maxlen=self._max_chunks)
+            self._ask_status(pipe)
+            replies: list[Any] = pipe.execute(raise_on_error=False)
+            return replies
+
+        added, *status = self._call(send)
+        if isinstance(added, redis.ResponseError) and _STALE_ID in str(added):
+            last = self.last_id(slot)
+            if last != chunk_id:
+                raise Fenced(f"slot {slot}: {chunk_id} is refused, the stream is at {last}")
+        elif isinstance(added, Exception):
+            raise self._translate(added) from added
+        return self._status(status)
+
+    def status(self) -> Status:
+        def ask() -> list[Any]:
+            replies: list[Any] = self._ask_status(self._client.pipeline(transaction=False)).execute(
+                raise_on_error=False
+            )
+            return replies
+
+        return self._status(self._call(ask))
+
+    def _ask_status(self, pipe: Any) -> Any:
+        return pipe.get(self.gate_key).getrange(self.weights_key, 0, WEIGHTS_HEADER_BYTES - 1)
+
+    def _status(self, replies: list[Any]) -> Status:
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise self._translate(reply) from reply
+        gate, header = replies
+        return Status(gate == _OPEN, WeightsHeader.unpack(header))
+
+    def fetch_weights(self) -> bytes | None:
+        weights: bytes | None = self._call(lambda: self._client.get(self.weights_key))
+        return weights
+
+    def read(self, cursors: Mapping[int, ChunkId], max_bytes: int, chunk_bytes: int = 1 << 16) -> list[Entry]:
+        """See ``ChunkLog``. XREAD counts entries per stream: ``chunk_bytes``, one entry's size, makes a count of bytes."""
+        if not cursors:
+            return []
+        slots = {self.chunks_key(slot).encode(): slot for slot in cursors}
+        count = max(1, max_bytes // (chunk_bytes * len(cursors)))
+        streams: dict[Any, Any] = {key: str(cursors[slot]) for key, slot in slots.items()}
+        reply = self._call(lambda: self._client.xread(streams, count=count))
+        return [
+            Entry(slots[key], _chunk_id(entry_id), fields[1] if fields else b"")
+            for key, entries in reply
+            for entry_id, fields in entries
+        ]
+
+    def last_id(self, slot: int) -> ChunkId:
+        try:
+            info = self._call(lambda: self._client.xinfo_stream(self.chunks_key(slot)))
+        except Refused as error:
+            if "no such key" in str(error):
+                return ChunkId()
+            raise
+        return _chunk_id(info["last-generated-id"])
+
+    def trim(self, oldest: Mapping[int, ChunkId]) -> None:
+        def send() -> None:
+            pipe = self._client.pipeline(transaction=False)
+            for slot, bound in oldest.items():
+                pipe.xtrim(self.chunks_key(slot), minid=str(bound), approximate=False)
+            pipe.execute()
+
+        self._call(send)
+
+    def claim(self, nonce: str) -> bool:
+        def ask() -> bool:
+            self._client.set(self.meta_key, nonce, nx=True)
+            held: bytes = self._client.get(self.meta_key)
+            return held == nonce.encode()
+
+        return self._call(ask)
+
+    def take_lease(self, fence: int) -> None:
+        self._call(lambda: self._under_lease(fence, lambda pipe: None))
+
+    def publish(self, fence: int, gate_open: bool, weights: bytes | None = None) -> None:
+        def write(pipe: Any) -> None:
+            pipe.set(self.gate_key, _OPEN if gate_open else _SHUT, px=GATE_MS)
+            if weights is not None:
+                pipe.set(self.weights_key, weights)
+
+        self._call(lambda: self._under_lease(fence, write))
+
+    def release_lease(self, fence: int) -> None:
+        def write(pipe: Any) -> None:
+            pipe.delete(self.gate_key, self.lease_key)
+
+        self._call(lambda: self._under_lease(fence, write))
+
+    def _under_lease(self, fence: int, write: Callable[[Any], None]) -> None:
+        """Do ``write`` in one MULTI with the lease's renewal, if no newer fence holds the lease or has published."""
+        with self._client.pipeline(transaction=True) as pipe:
+            pipe.watch(self.lease_key, self.weights_key)
+            holder = int(pipe.get(self.lease_key) or 0)
+            header = WeightsHeader.unpack(pipe.getrange(self.weights_key, 0, WEIGHTS_HEADER_BYTES - 1))
+            newest = max(holder, header.version >> FENCE_SHIFT if header else 0)
+            if newest > fence:
+                raise Fenced(f"fence {newest} has taken over from {fence}")
+            pipe.multi()
+            pipe.set(self.lease_key, fence, px=LEASE_MS)
+            write(pipe)
+            pipe.execute()
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _call(self, ask: Callable[[], T]) -> T:
+        try:
+            return ask()
+        except redis.RedisError as error:
+            raise self._translate(error) from error
+
+    def _translate(self, error: Exception) -> LogError:
+        """redis-py's exception as one of the log's, with the server's public URL."""
+        where = f"{self.url}: {error}"
+        if isinstance(error, redis.WatchError):
+            return Unavailable(f"{where} (another client wrote at the same time)")
+        if isinstance(error, redis.exceptions.OutOfMemoryError):
+            return Full(where)
+        if isinstance(error, redis.exceptions.AuthenticationError | redis.exceptions.NoPermissionError):
+            return Refused(where)
+        if isinstance(error, redis.exceptions.ReadOnlyError | redis.exceptions.BusyLoadingError):
+            return Unavailable(where)
+        if isinstance(error, redis.ResponseError):
+            return Refused(where)
+        return Unavailable(where)
+
+
+def _chunk_id(entry_id: bytes | str) -> ChunkId:
+    text = entry_id.decode() if isinstance(entry_id, bytes) else entry_id
+    incarnation, _, seq = text.partition("-")
+    return ChunkId(int(incarnation), int(seq))
