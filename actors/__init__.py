@@ -1,0 +1,1 @@
+"""The herd: vector environments, policies, rollouts, their Ray actors and the supervisor."""

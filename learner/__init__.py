@@ -1,0 +1,1 @@
+"""The learner: TD functions, networks, weights, checkpoints and the update loop."""
