@@ -16,15 +16,21 @@ from typing import NamedTuple, Protocol
 
 
 class LogError(Exception):
-    """What a log may raise."""
+    """What a log may raise. ``temporary``: the same call may succeed later."""
+
+    temporary = False
 
 
 class Unavailable(LogError):
     """No answer in time, or the server is loading, read-only or gone. An append is in doubt: repeat the same id."""
 
+    temporary = True
+
 
 class Full(LogError):
     """The server's memory bound is reached; nothing was stored. The learner has to trim."""
+
+    temporary = True
 
 
 class Fenced(LogError):

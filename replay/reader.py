@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from replay.chunk import BadChunk, Chunk, Codec, Counters
 from replay.log import ChunkId, ChunkLog, Entry
 from replay.mirror import Mirror
@@ -62,11 +64,19 @@ class Reader:
     """Reads the chunks of known slots into a mirror. ``n`` and ``gamma`` shape the windows (replay/nstep.py)."""
 
     def __init__(
-        self, log: ChunkLog, codec: Codec, mirror: Mirror, n: int, gamma: float, quarantine: Path | None = None
+        self,
+        log: ChunkLog,
+        codec: Codec,
+        mirror: Mirror,
+        n: int,
+        gamma: float,
+        reward_scale: float = 1.0,
+        quarantine: Path | None = None,
     ) -> None:
-        """``quarantine``: the folder for the first few bad chunks; None keeps none."""
+        """``quarantine``: the folder for the first few bad chunks; None keeps none. ``reward_scale`` is for training."""
         self._log, self._codec, self._mirror = log, codec, mirror
         self._n, self._gamma = n, gamma
+        self._reward_scale = np.float32(reward_scale)
         self._quarantine = quarantine
         self._stored: deque[Stored] = deque()
         self._backlog: deque[Entry] = deque()
@@ -182,5 +192,5 @@ class Reader:
         if books.windows is None:
             books.windows, books.lanes = LaneWindows(lanes, self._n, self._gamma), lanes
         ids = self._mirror.add(chunk)
-        self._mirror.close(books.windows.extend(chunk.reward, chunk.flags, ids))
+        self._mirror.close(books.windows.extend(chunk.reward * self._reward_scale, chunk.flags, ids))
         self._stored.append(Stored(entry.slot, entry.id, self._mirror.end))

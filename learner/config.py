@@ -1,0 +1,52 @@
+"""The learner's configuration. Field docs are the command line's help."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class NetworkConfig(BaseModel):
+    """The Q-network: a multi-layer perceptron with ReLU."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    hidden: tuple[int, ...] = (128, 128)
+    """Units of the hidden layers."""
+    dueling: bool = False
+    """Split the head into a value and advantages (arXiv 1511.06581)."""
+
+
+class LearnerConfig(BaseModel):
+    """TD learning."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    network: NetworkConfig = NetworkConfig()
+    lr: float = Field(5e-4, gt=0)
+    """Adam's learning rate."""
+    adam_eps: float = Field(1e-8, gt=0)
+    """Adam's epsilon."""
+    batch: int = Field(128, ge=1)
+    """Transitions of one update."""
+    gamma: float = Field(0.99, ge=0, le=1)
+    """Discount of one env step."""
+    n_step: int = Field(3, ge=1)
+    """Rewards summed before the bootstrap."""
+    double: bool = True
+    """Double Q-learning: the online network chooses the bootstrap action, the target network values it."""
+    huber_delta: float = Field(1.0, gt=0)
+    """|TD error| beyond which the loss is linear."""
+    reward_scale: float = Field(1.0, gt=0)
+    """Factor on the rewards that are trained on; reported returns stay the env's own."""
+    max_grad_norm: float = Field(10.0, gt=0)
+    """Global norm that gradients are clipped to."""
+    target_period_updates: int = Field(500, ge=1)
+    """Updates between two copies of the online network to the target network."""
+    target_tau: float = Field(1.0, gt=0, le=1)
+    """Share of the online network in each of these copies; below 1 the target is a Polyak average."""
+    publish_every_updates: int = Field(100, ge=1)
+    """Updates between two broadcasts of the weights, at most four a second."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
+    threads: int = Field(1, ge=1)
+    """torch's threads. Small networks are slower with more than one."""

@@ -1,0 +1,109 @@
+"""One update of deep Q-learning: batch in, parameters moved. No log, no clock, no process."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from learner.config import LearnerConfig
+from learner.networks import MlpQNetwork, flatten_parameters
+from learner.td import double_q_learning, huber, q_learning
+from replay.chunk import Schema
+from replay.mirror import Batch
+
+
+class Figures(NamedTuple):
+    """How learning went since the last reading: the mean loss, and of the last batch the mean |TD error|, the mean Q and
+    the gradient's norm before clipping."""
+
+    loss: float
+    td_error: float
+    q_mean: float
+    grad_norm: float
+
+
+class Learner:
+    """Online network, target network and Adam. ``updates`` counts gradient steps, the unit of every period."""
+
+    def __init__(self, config: LearnerConfig, schema: Schema, device: torch.device, seed: int) -> None:
+        self.config = config
+        self.device = device
+        torch.manual_seed(seed)
+        self.online = MlpQNetwork(schema, config.network).to(device)
+        self.target = MlpQNetwork(schema, config.network).to(device).requires_grad_(False)
+        self._parameters = flatten_parameters(self.online)
+        self._target_parameters = flatten_parameters(self.target).detach()
+        self._target_parameters.copy_(self._parameters.detach())
+        fused = device.type in ("cpu", "cuda")
+        self._adam = torch.optim.Adam([self._parameters], lr=config.lr, eps=config.adam_eps, fused=fused)
+        self.updates = 0
+        self._reset_figures()
+
+    def update(self, batch: Batch) -> None:
+        """One gradient step on a batch of transitions."""
+        s_tm1, a_tm1, r_t, discount_t, s_t = (self._to_device(column) for column in batch)
+        with torch.no_grad():
+            q_t = self.target(s_t)
+            q_t_selector = self.online(s_t) if self.config.double else None
+        q_tm1 = self.online(s_tm1)
+        if q_t_selector is None:
+            error = q_learning(q_tm1, a_tm1, r_t, discount_t, q_t)
+        else:
+            error = double_q_learning(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector)
+        loss = huber(error, self.config.huber_delta).mean()
+        self._step(loss)
+        self._record(loss.detach(), error.detach(), q_tm1.detach())
+
+    def _step(self, loss: Tensor) -> None:
+        gradient = self._parameters.grad
+        assert gradient is not None
+        gradient.zero_()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._grad_norm = torch.linalg.vector_norm(gradient)
+        gradient.mul_((self.config.max_grad_norm / (self._grad_norm + 1e-6)).clamp(max=1.0))
+        self._adam.step()
+        self.updates += 1
+        if self.updates % self.config.target_period_updates == 0:
+            self._target_parameters.lerp_(self._parameters.detach(), self.config.target_tau)
+
+    def _to_device(self, column: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(column).to(self.device, non_blocking=True)
+
+    def _record(self, loss: Tensor, error: Tensor, q_tm1: Tensor) -> None:
+        """Keep figures on the device: reading them would wait for it."""
+        self._loss_sum += loss
+        self._last_error, self._last_q = error, q_tm1
+        self._recorded += 1
+
+    def _reset_figures(self) -> None:
+        self._loss_sum = torch.zeros((), device=self.device)
+        self._last_error = self._last_q = self._grad_norm = self._loss_sum
+        self._recorded = 0
+
+    def figures(self) -> Figures | None:
+        """The figures since the last call (it waits for the device, so once per log interval); None without an update."""
+        if not self._recorded:
+            return None
+        tensors = (self._loss_sum / self._recorded, self._last_error.abs().mean(), self._last_q.mean(), self._grad_norm)
+        figures = Figures(*torch.stack(tensors).tolist())
+        self._reset_figures()
+        return figures
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The online network's parameters by name, on the host."""
+        return {name: tensor.cpu().numpy() for name, tensor in self.online.state_dict().items()}
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is a GPU if there is one. Raises ValueError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used here: {error}; try auto or cpu") from error
+    return device

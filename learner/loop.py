@@ -1,0 +1,170 @@
+"""The learner's process: ingest, update, publish, in slices. It wires and loops; the parts do the work."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from learner.config import LearnerConfig
+from learner.learner import Figures, Learner, choose_device
+from learner.publisher import Publisher
+from learner.weights import pack, version
+from replay.chunk import Codec, Schema
+from replay.config import ReplayConfig
+from replay.limiter import Limiter
+from replay.log import ChunkLog
+from replay.mirror import Mirror
+from replay.reader import Reader
+from replay.samplers import UniformSampler
+
+PUBLISH_MIN_S = 0.25
+TRIM_EVERY_S = 1.0
+IDLE_S = 0.002
+GATE_LATENCY_S = 0.1
+"""How long a shut gate takes to reach the actors (publisher, server, the actors' next chunk): sizes the limiter's band."""
+
+
+class Diverged(RuntimeError):
+    """The loss is no number any more."""
+
+
+class Report(NamedTuple):
+    """What the loop has done so far: totals, and rates over the last slice."""
+
+    figures: dict[str, float]
+    refused: dict[str, int]
+    rows_lost: dict[str, int]
+
+
+class LearnerLoop:
+    """One run's learner on one log."""
+
+    def __init__(
+        self,
+        run: str,
+        log: ChunkLog,
+        publisher: Publisher,
+        schema: Schema,
+        replay: ReplayConfig,
+        config: LearnerConfig,
+        *,
+        fence: int,
+        seed: int,
+        quarantine: Path | None = None,
+    ) -> None:
+        """``seed`` starts the network's and the sampler's random numbers; ``fence`` comes from the run directory."""
+        self._log, self._publisher, self._config, self._replay = log, publisher, config, replay
+        self._fence, self._published = fence, 0
+        network_seed, sample_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2, np.uint64) >> 1)
+        self.learner = Learner(config, schema, choose_device(config.device), network_seed)
+        self.mirror = Mirror(schema, replay.capacity_rows)
+        self.reader = Reader(
+            log, Codec(schema, run), self.mirror, config.n_step, config.gamma, config.reward_scale, quarantine
+        )
+        self.sampler = UniformSampler(self.mirror, np.random.default_rng(sample_seed))
+        self.limiter = Limiter(replay.samples_per_insert, replay.min_rows, replay.capacity_rows, config.batch)
+        self._wait_s = self._env_steps_per_s = self._updates_per_s = 0.0
+        self._last_publish_s = self._last_trim_s = -math.inf
+        self._rows_in_flight = 0
+        self._newest_figures: Figures | None = None
+        self.publish()
+
+    def expect(self, slots: Iterable[int], chunk_rows: int) -> None:
+        """Read these slots; each has at most one chunk of ``chunk_rows`` rows in flight."""
+        self.reader.follow(slots)
+        self._rows_in_flight = len(self.reader.slots) * chunk_rows
+        self.limiter.set_slack(self._rows_in_flight)
+
+    def train(self, seconds: float, max_env_steps: int | None = None) -> Report:
+        """Work for about ``seconds``, or until ``max_env_steps`` are inserted and learnt from; returns a report."""
+        started = time.perf_counter()
+        env_steps, updates = self.reader.totals.env_steps, self.learner.updates
+        while (now := time.perf_counter()) < started + seconds:
+            if not self.cycle(self._replay.ingest_budget_s):
+                if max_env_steps is not None and self.reader.totals.env_steps >= max_env_steps:
+                    break
+                time.sleep(IDLE_S)
+                self._wait_s += time.perf_counter() - now
+            self._publish_when_due(now)
+        elapsed = time.perf_counter() - started
+        self._env_steps_per_s = (self.reader.totals.env_steps - env_steps) / elapsed
+        self._updates_per_s = (self.learner.updates - updates) / elapsed
+        self._fit_band()
+        return self.report()
+
+    def cycle(self, ingest_budget_s: float | None = None) -> int:
+        """Take in what arrived, then update while the limiter allows, up to the next ingest; returns the updates done."""
+        self.limiter.inserts += self.reader.poll(budget_s=ingest_budget_s)
+        done = 0
+        batch = self._config.batch
+        while done < self._replay.ingest_every_updates and self.limiter.may_sample:
+            self.learner.update(self.mirror.gather(self.sampler.choose(batch)))
+            self.limiter.samples += batch
+            done += 1
+        self._publisher.set(self.limiter.gate_open)
+        return done
+
+    def publish(self) -> None:
+        """Broadcast the online network under the next version."""
+        self._published += 1
+        header = (version(self._fence, self._published), self.learner.updates, self.reader.totals.env_steps)
+        self._publisher.set(self.limiter.gate_open, pack(*header, self.learner.arrays()))
+        self._published_at_updates = self.learner.updates
+
+    def publish_if_due(self) -> bool:
+        """Publish where ``publish_every_updates`` updates were done since the last time."""
+        due = self.learner.updates - self._published_at_updates >= self._config.publish_every_updates
+        if due:
+            self.publish()
+        return due
+
+    def _publish_when_due(self, now: float) -> None:
+        if now - self._last_publish_s >= PUBLISH_MIN_S and self.publish_if_due():
+            self._last_publish_s = now
+        if now - self._last_trim_s >= TRIM_EVERY_S:
+            self.reader.trim()
+            self._last_trim_s = now
+
+    def _fit_band(self) -> None:
+        """Widen the limiter's band to what arrives between a decision and the actors' obeying it."""
+        while_closing = int(self._env_steps_per_s * GATE_LATENCY_S)
+        room = (self._replay.capacity_rows - self._replay.min_rows) // 2
+        self.limiter.set_slack(min(self._rows_in_flight + while_closing, room))
+
+    def report(self) -> Report:
+        """The figures of the live table and of Prometheus. Raises Diverged where the loss is not finite."""
+        self._newest_figures = self.learner.figures() or self._newest_figures
+        totals, counters = self.reader.totals, self.reader.counters()
+        newest = version(self._fence, self._published)
+        acted_with = [books.weight_version for books in self.reader.slots.values() if books.weight_version]
+        figures: dict[str, float] = {
+            "updates": self.learner.updates,
+            "env_steps": totals.env_steps,
+            "actor_env_steps": counters.env_steps,
+            "actor_episodes": counters.episodes,
+            "actor_returns": counters.return_sum,
+            "actor_gate_wait_seconds": counters.gate_wait_s,
+            "chunks": totals.chunks,
+            "chunk_bytes": totals.bytes,
+            "weights_published": self._publisher.published,
+            "weights_published_bytes": self._publisher.published_bytes,
+            "weight_version": newest,
+            "learner_wait_seconds": self._wait_s,
+            "replay_rows": self.mirror.rows,
+            "replay_capacity_rows": self.mirror.capacity_rows,
+            "samples_per_insert": self.limiter.realised,
+            "weight_staleness_versions": newest - min(acted_with) if acted_with else 0,
+            "gate_open": float(self.limiter.gate_open),
+            "env_steps_per_second": self._env_steps_per_s,
+            "updates_per_second": self._updates_per_s,
+        }
+        if self._newest_figures is not None:
+            if not math.isfinite(self._newest_figures.loss):
+                raise Diverged(f"the loss is {self._newest_figures.loss} after {self.learner.updates} updates")
+            figures |= self._newest_figures._asdict()
+        return Report(figures, dict(totals.refused), dict(totals.rows_lost))
