@@ -8,6 +8,9 @@ BIN := $(VENV)/bin
 # -qq: errors only. A failed install leaves no stamp, so the next make tries again.
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
+# A plain path instead of an import hook, so that type checkers see the packages from anywhere.
+EDITABLE := --config-settings editable_mode=compat -e
+
 VENV_STAMP := $(VENV)/.stamp-venv
 RUN_STAMP := $(VENV)/.stamp-run
 DEV_STAMP := $(VENV)/.stamp-dev
@@ -60,10 +63,10 @@ $(RUN_STAMP): $(INPUTS) | $(VENV_STAMP)
 	@echo "qherd: installing torch (once; the longest step)"
 	@$(PIP) torch
 	@echo "qherd: installing Ray, Valkey, Gymnasium and the rest (once)"
-	@$(PIP) -e .
+	@$(PIP) $(EDITABLE) .
 	@touch $@
 
 $(DEV_STAMP): $(RUN_STAMP)
 	@echo "qherd: installing the development tools (once)"
-	@$(PIP) -e '.[dev]'
+	@$(PIP) $(EDITABLE) '.[dev]'
 	@touch $@
