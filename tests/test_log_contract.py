@@ -1,0 +1,774 @@
+"""One contract suite for every chunk log (replay/log.py), then what only a real server can do to RedisLog."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+import redis
+
+from deploy.valkey import EmbeddedServer, acl_rules
+from replay.log import (
+    FENCE_SHIFT,
+    GATE_MS,
+    ChunkId,
+    ChunkLog,
+    Entry,
+    Fenced,
+    Full,
+    LogError,
+    MemoryLog,
+    Refused,
+    Unavailable,
+    WeightsHeader,
+)
+from replay.redis_log import RedisLog, public_url
+
+Connect = Callable[[], ChunkLog]
+PAGE = 64 << 20
+DEADLINE_S = 10.0
+FIRST = ChunkId(1, 1)
+
+
+def weights(fence: int, n: int, size: int = 100) -> bytes:
+    """A published value: header, then ``size`` bytes."""
+    return WeightsHeader((fence << FENCE_SHIFT) | n, n, 10 * n, 7).pack() + bytes([n]) * size
+
+
+def read_all(log: ChunkLog, slot: int = 0) -> list[Entry]:
+    """All of one slot, page by page."""
+    found: list[Entry] = []
+    while page := log.read({slot: found[-1].id if found else ChunkId()}, PAGE):
+        found += page
+    return found
+
+
+class LogContract:
+    """What every implementation promises. ``connect`` opens one more handle on the same log."""
+
+    @pytest.fixture
+    def log(self, connect: Connect) -> ChunkLog:
+        """One handle."""
+        return connect()
+
+    def test_chunks_come_back_as_they_were_stored(self, log: ChunkLog) -> None:
+        """Any bytes, in each slot's order, under their own ids."""
+        data = [bytes(range(256)) * 4, b"\x00", b"\r\n$-1\r\n", os.urandom(1 << 20)]
+        for seq, chunk in enumerate(data, start=1):
+            log.append(3, ChunkId(1, seq), chunk)
+        assert read_all(log, 3) == [Entry(3, ChunkId(1, seq), chunk) for seq, chunk in enumerate(data, start=1)]
+
+    def test_repeated_id_is_stored_once(self, log: ChunkLog) -> None:
+        """A retry after a time-out is no error and stores nothing."""
+        for _ in range(3):
+            log.append(0, FIRST, b"once")
+        assert read_all(log) == [Entry(0, FIRST, b"once")]
+
+    def test_repeat_of_the_last_id_is_stored_also_behind_a_trim(self, log: ChunkLog) -> None:
+        """The learner may have read and trimmed the chunk before the actor's retry: no error, and not stored."""
+        log.append(0, FIRST, b"once")
+        log.trim({0: ChunkId(1, 2)})
+        log.append(0, FIRST, b"once")
+        assert read_all(log) == []
+
+    @pytest.mark.parametrize("zombie", [ChunkId(1, 9), ChunkId(1, 10), ChunkId(2, 1)])
+    @pytest.mark.parametrize("trimmed", [False, True])
+    def test_older_id_is_fenced(self, log: ChunkLog, zombie: ChunkId, trimmed: bool) -> None:
+        """A zombie of an older incarnation, or an older chunk, is refused for ever, also by an emptied stream."""
+        log.append(0, ChunkId(1, 9), b"old")
+        log.append(0, ChunkId(2, 2), b"new")
+        if trimmed:
+            log.trim({0: ChunkId(2, 3)})
+        with pytest.raises(Fenced):
+            log.append(0, zombie, b"zombie")
+        assert [entry.data for entry in read_all(log)] == ([] if trimmed else [b"old", b"new"])
+
+    def test_ids_are_ordered_as_numbers(self, log: ChunkLog) -> None:
+        """10 comes behind 9, and incarnations before seqs; gaps are allowed; big numbers fit."""
+        ids = [ChunkId(1, 9), ChunkId(1, 10), ChunkId(2, 1), ChunkId(10, 1), ChunkId(1 << 40, 1 << 50)]
+        for chunk_id in ids:
+            log.append(0, chunk_id, b"x")
+        assert [entry.id for entry in read_all(log)] == ids
+
+    def test_any_order_of_ids_stores_the_running_maxima(self, log: ChunkLog) -> None:
+        """300 random ids: above the last is stored, equal is done already, below is fenced."""
+        rng = np.random.default_rng(1)
+        last, stored = ChunkId(), []
+        for number in range(300):
+            chunk_id = ChunkId(int(rng.integers(1, 2 + number // 10)), int(rng.integers(1, 6)))
+            if chunk_id < last:
+                with pytest.raises(Fenced):
+                    log.append(0, chunk_id, b"%d" % number)
+                continue
+            log.append(0, chunk_id, b"%d" % number)
+            if chunk_id > last:
+                stored.append(Entry(0, chunk_id, b"%d" % number))
+                last = chunk_id
+        assert read_all(log) == stored
+        assert log.last_id(0) == last
+
+    def test_slots_are_apart(self, log: ChunkLog) -> None:
+        """An id of one slot says nothing about another's."""
+        log.append(0, ChunkId(5, 5), b"a")
+        log.append(1, FIRST, b"b")
+        assert [entry.data for entry in read_all(log, 1)] == [b"b"]
+        assert sorted(log.read({0: ChunkId(), 1: ChunkId()}, PAGE)) == [
+            Entry(0, ChunkId(5, 5), b"a"),
+            Entry(1, FIRST, b"b"),
+        ]
+
+    def test_last_id_outlives_the_chunks(self, log: ChunkLog) -> None:
+        """The zero id for a slot that never wrote; the last one also when it is trimmed."""
+        assert log.last_id(0) == ChunkId()
+        log.append(0, ChunkId(3, 4), b"x")
+        assert log.last_id(0) == ChunkId(3, 4)
+        log.trim({0: ChunkId(3, 5)})
+        assert log.last_id(0) == ChunkId(3, 4)
+
+    def test_read_starts_behind_the_cursor(self, log: ChunkLog) -> None:
+        """Cursors may also lie between ids, or behind the end."""
+        for chunk_id in (ChunkId(1, 1), ChunkId(1, 3), ChunkId(2, 1)):
+            log.append(0, chunk_id, b"x")
+
+        def ids(cursor: ChunkId) -> list[ChunkId]:
+            return [entry.id for entry in log.read({0: cursor}, PAGE)][:1]
+
+        assert ids(ChunkId(1, 1)) == [ChunkId(1, 3)]
+        assert ids(ChunkId(1, 2)) == [ChunkId(1, 3)]
+        assert ids(ChunkId(1, 3)) == [ChunkId(2, 1)]
+        assert ids(ChunkId(2, 1)) == []
+        assert ids(ChunkId(9, 9)) == []
+
+    def test_reading_nothing_returns_nothing(self, log: ChunkLog) -> None:
+        """No slots, or slots that never wrote."""
+        assert log.read({}, PAGE) == []
+        assert log.read({0: ChunkId(), 7: ChunkId()}, PAGE) == []
+
+    @pytest.mark.parametrize("slots", [1, 3])
+    def test_pages_are_bounded_and_miss_nothing(self, log: ChunkLog, slots: int) -> None:
+        """A reply has little more than max_bytes (XREAD counts per stream), and reading on finds every chunk."""
+        size, max_bytes = 100_000, 1_000_000
+        for seq in range(1, 31):
+            for slot in range(slots):
+                log.append(slot, ChunkId(1, seq), bytes(size))
+        cursors = dict.fromkeys(range(slots), ChunkId())
+        found: list[Entry] = []
+        while page := log.read(cursors, max_bytes):
+            assert sum(len(entry.data) for entry in page) <= max_bytes + size
+            cursors.update({entry.slot: entry.id for entry in page})
+            found += page
+        ids = [(entry.slot, entry.id) for entry in found]
+        assert sorted(ids) == [(slot, ChunkId(1, seq)) for slot in range(slots) for seq in range(1, 31)]
+
+    def test_chunk_bigger_than_a_page_is_still_read(self, log: ChunkLog) -> None:
+        """Otherwise the reader would stand still for ever."""
+        log.append(0, FIRST, bytes(5000))
+        assert len(log.read({0: ChunkId()}, 1)) == 1
+
+    def test_trim_drops_what_is_before_the_bound_and_no_more(self, log: ChunkLog) -> None:
+        """Exact, per slot; an unknown slot is no error; writing goes on behind it."""
+        for seq in range(1, 301):
+            log.append(0, ChunkId(1, seq), b"x")
+        log.append(1, FIRST, b"other")
+        log.trim({0: ChunkId(1, 299), 5: ChunkId(4, 4)})
+        assert [entry.id.seq for entry in read_all(log)] == [299, 300]
+        assert len(read_all(log, 1)) == 1
+        log.trim({0: ChunkId(1, 301)})
+        log.append(0, ChunkId(1, 301), b"x")
+        assert [entry.id.seq for entry in read_all(log)] == [301]
+
+    def test_new_log_is_shut_and_has_no_weights(self, log: ChunkLog) -> None:
+        """Actors do not act before version 1 and while the gate is not open."""
+        assert log.status() == (False, None)
+        assert log.append(0, FIRST, b"x") == (False, None)
+        assert log.fetch_weights() is None
+
+    def test_append_brings_gate_and_weights_header(self, connect: Connect) -> None:
+        """What an actor has to know comes with each chunk, repeated ones included."""
+        learner, actor = connect(), connect()
+        learner.take_lease(3)
+        learner.publish(3, True, weights(3, 1))
+        status = actor.append(0, FIRST, b"x")
+        assert status == (True, WeightsHeader((3 << FENCE_SHIFT) | 1, 1, 10, 7))
+        assert actor.append(0, FIRST, b"x") == status == actor.status()
+        learner.publish(3, False)
+        assert actor.status() == (False, status.weights)
+
+    def test_weights_are_replaced_only_by_weights(self, log: ChunkLog) -> None:
+        """Renewing the gate keeps them."""
+        log.take_lease(1)
+        for n in (1, 2):
+            log.publish(1, True, weights(1, n))
+            log.publish(1, True)
+            assert log.fetch_weights() == weights(1, n)
+
+    def test_older_fence_can_neither_take_nor_publish(self, connect: Connect) -> None:
+        """All or nothing: neither weights nor gate of the newer learner change."""
+        new, old = connect(), connect()
+        old.take_lease(1)
+        old.publish(1, False, weights(1, 9))
+        new.take_lease(2)
+        with pytest.raises(Fenced):
+            old.publish(1, True, weights(1, 10))
+        assert new.fetch_weights() == weights(1, 9)
+        assert not new.status().gate_open
+        new.publish(2, True, weights(2, 1))
+        with pytest.raises(Fenced):
+            old.publish(1, False)
+        with pytest.raises(Fenced):
+            old.take_lease(1)
+        assert new.status().gate_open
+        assert new.fetch_weights() == weights(2, 1)
+
+    def test_older_fence_stays_out_when_the_newer_one_has_gone(self, connect: Connect) -> None:
+        """For ever, also if the newer one never published."""
+        new, old = connect(), connect()
+        new.take_lease(2)
+        new.release_lease(2)
+        with pytest.raises(Fenced):
+            old.take_lease(1)
+        with pytest.raises(Fenced):
+            old.publish(1, True, weights(1, 1))
+        assert old.fetch_weights() is None
+
+    def test_same_fence_takes_again(self, log: ChunkLog) -> None:
+        """A learner that was cut off for long goes on, if nobody took over."""
+        log.take_lease(2)
+        log.release_lease(2)
+        log.publish(2, True)
+        assert log.status().gate_open
+
+    def test_release_shuts_the_gate_but_only_the_own(self, connect: Connect) -> None:
+        """An old learner that stops must not stop the new one's actors."""
+        new, old = connect(), connect()
+        old.take_lease(1)
+        new.take_lease(2)
+        new.publish(2, True)
+        old.release_lease(1)
+        assert new.status().gate_open
+        new.release_lease(2)
+        assert not new.status().gate_open
+
+    def test_name_is_claimed_once(self, connect: Connect) -> None:
+        """Its own nonce claims again (resume); another's is refused."""
+        ours, theirs = connect(), connect()
+        assert ours.claim("nonce-a")
+        assert ours.claim("nonce-a")
+        assert not theirs.claim("nonce-b")
+        assert ours.claim("nonce-a")
+
+    def test_handles_see_the_same_log(self, connect: Connect) -> None:
+        """Actors write, the learner reads."""
+        actor, learner = connect(), connect()
+        actor.append(0, FIRST, b"x")
+        assert [entry.data for entry in read_all(learner)] == [b"x"]
+        learner.trim({0: ChunkId(1, 2)})
+        assert read_all(actor) == []
+
+
+class TestMemoryLog(LogContract):
+    """The in-process twin."""
+
+    @pytest.fixture
+    def connect(self) -> Connect:
+        """Every handle is the one object."""
+        log = MemoryLog()
+        return lambda: log
+
+
+@pytest.fixture
+def connect_redis(server_url: str, run_name: str) -> Iterator[Callable[[], RedisLog]]:
+    """Opens handles of one run on the session's server."""
+    with ExitStack() as stack:
+
+        def connect() -> RedisLog:
+            log = RedisLog(server_url, run_name)
+            stack.callback(log.close)
+            return log
+
+        yield connect
+
+
+class TestRedisLog(LogContract):
+    """Valkey and Redis."""
+
+    @pytest.fixture
+    def connect(self, connect_redis: Callable[[], RedisLog]) -> Connect:
+        """A connection each."""
+        return connect_redis
+
+
+# What follows needs a server.
+
+
+class Proxy:
+    """Between a client and the server's socket: counts round trips, loses replies, and acts at a given command."""
+
+    def __init__(self, server_url: str, folder: str) -> None:
+        parts = urlsplit(server_url)
+        self._server, path = parts.path, f"{folder}/proxy.sock"
+        self.url = server_url.replace(parts.path, path)
+        self.round_trips = 0
+        self.lose_replies = False
+        self.before: tuple[bytes, Callable[[], None]] | None = None
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(path)
+        self._listener.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Accept no more."""
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._pass_on, args=(client,), daemon=True).start()
+
+    def _pass_on(self, client: socket.socket) -> None:
+        with client, socket.socket(socket.AF_UNIX) as server:
+            server.connect(self._server)
+            asking = False
+            while True:
+                for ready in select.select([client, server], [], [])[0]:
+                    data = ready.recv(1 << 16)
+                    if not data:
+                        return
+                    if ready is server:
+                        asking = False
+                        if not self.lose_replies:
+                            client.sendall(data)
+                        continue
+                    self.round_trips += not asking
+                    asking = True
+                    if self.before and self.before[0] in data:
+                        act, self.before = self.before[1], None
+                        act()
+                    server.sendall(data)
+
+
+@pytest.fixture
+def proxy(server_url: str) -> Iterator[Proxy]:
+    """In front of the session's server."""
+    with tempfile.TemporaryDirectory(prefix="qherd-proxy-") as folder:
+        started = Proxy(server_url, folder)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def own_server(server_binary: Path) -> Iterator[EmbeddedServer]:
+    """A server that this module may freeze, restart and configure; each test leaves it as it was."""
+    with EmbeddedServer("tests", 64 << 20, binary=server_binary, roles={"admin": "~* &* +@all"}) as started:
+        yield started
+
+
+@pytest.fixture
+def raw(server_url: str) -> Iterator[Any]:
+    """A plain client on the session's server."""
+    with redis.Redis.from_url(server_url) as client:
+        yield client
+
+
+@contextmanager
+def frozen(server: EmbeddedServer) -> Iterator[None]:
+    """SIGSTOP until the block ends."""
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+
+
+def until(done: Callable[[], bool]) -> None:
+    """Poll ``done``; fails at the deadline."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not done():
+        assert time.monotonic() < deadline, "the deadline passed"
+        time.sleep(0.01)
+
+
+def test_append_is_one_round_trip(proxy: Proxy, run_name: str) -> None:
+    """XADD, gate and weights header travel together; so do the two GETs of status and all XTRIMs."""
+    log = RedisLog(proxy.url, run_name)
+    log.status()
+    calls: list[Callable[[], object]] = [
+        lambda: log.append(0, FIRST, bytes(1000)),
+        log.status,
+        lambda: log.read({0: ChunkId(), 1: ChunkId()}, PAGE),
+        lambda: log.trim({0: FIRST, 1: FIRST}),
+    ]
+    for call in calls:
+        before = proxy.round_trips
+        call()
+        assert proxy.round_trips == before + 1
+    log.close()
+
+
+def test_append_sends_three_commands(connect_redis: Callable[[], RedisLog], raw: Any) -> None:
+    """Nothing hidden: one XADD, one GET, one GETRANGE."""
+    log = connect_redis()
+    log.status()
+
+    def counts() -> dict[str, int]:
+        return {name: stats["calls"] for name, stats in raw.info("commandstats").items()}
+
+    before = counts()
+    log.append(0, FIRST, b"x")
+    after = counts()
+    changed = {name: after[name] - before.get(name, 0) for name in after if after[name] != before.get(name, 0)}
+    assert changed == {"cmdstat_xadd": 1, "cmdstat_get": 1, "cmdstat_getrange": 1, "cmdstat_info": 1}
+
+
+def test_chunk_whose_reply_was_lost_is_stored_once(proxy: Proxy, run_name: str) -> None:
+    """The chunk is in doubt, though stored: the same id again is no error, and the next one is not mixed up."""
+    log = RedisLog(proxy.url, run_name, timeout_s=0.2)
+    log.append(0, FIRST, b"first")
+    proxy.lose_replies = True
+    with pytest.raises(Unavailable):
+        log.append(0, ChunkId(1, 2), b"second")
+    proxy.lose_replies = False
+    log.append(0, ChunkId(1, 2), b"second")
+    log.append(0, ChunkId(1, 3), b"third")
+    assert [entry.data for entry in read_all(log)] == [b"first", b"second", b"third"]
+    log.close()
+
+
+def test_publish_that_loses_a_race_writes_nothing(
+    proxy: Proxy, connect_redis: Callable[[], RedisLog], run_name: str
+) -> None:
+    """A newer learner takes over between our check and our EXEC: nothing of ours is written, and we then learn why."""
+    old, new = RedisLog(proxy.url, run_name), connect_redis()
+    old.take_lease(1)
+    old.publish(1, False, weights(1, 1))
+    proxy.before = (b"MULTI", lambda: new.take_lease(2))
+    with pytest.raises(Unavailable, match="another client"):
+        old.publish(1, True, weights(1, 2))
+    assert new.fetch_weights() == weights(1, 1)
+    assert not new.status().gate_open
+    with pytest.raises(Fenced):
+        old.publish(1, True, weights(1, 2))
+    old.close()
+
+
+def test_gate_shuts_by_itself(connect_redis: Callable[[], RedisLog], raw: Any) -> None:
+    """A dead learner's gate has a short expiry of the server's, renewed by every publish."""
+    log = connect_redis()
+    log.take_lease(1)
+    log.publish(1, True)
+    assert 0 < raw.pttl(log.gate_key) <= GATE_MS
+    raw.pexpire(log.gate_key, 100)
+    log.publish(1, True)
+    assert raw.pttl(log.gate_key) > 100
+    raw.pexpire(log.gate_key, 20)
+    until(lambda: not log.status().gate_open)
+
+
+def test_only_the_gate_expires(connect_redis: Callable[[], RedisLog], raw: Any, run_name: str) -> None:
+    """A stream or fence that expired would let zombies back in."""
+    log = connect_redis()
+    log.claim("nonce")
+    log.append(0, FIRST, b"x")
+    log.take_lease(1)
+    log.publish(1, True, weights(1, 1))
+    expiring = {key for key in raw.scan_iter(match=f"qherd:{run_name}:*") if raw.ttl(key) != -1}
+    assert expiring == {log.gate_key.encode()}
+    assert raw.exists(log.chunks_key(0), log.weights_key, log.meta_key) == 3
+
+
+def test_runs_are_apart(server_url: str, run_name: str, connect_redis: Callable[[], RedisLog]) -> None:
+    """Two runs on one server share nothing."""
+    ours, theirs = connect_redis(), RedisLog(server_url, f"{run_name}:other")  # the prefix's keys are removed with ours
+    ours.append(0, ChunkId(5, 5), b"x")
+    theirs.append(0, FIRST, b"y")
+    assert [entry.data for entry in read_all(theirs)] == [b"y"]
+    assert theirs.claim("b")
+    assert ours.claim("a")
+    theirs.close()
+
+
+def test_entries_of_a_stranger_are_read_as_they_are(connect_redis: Callable[[], RedisLog], raw: Any) -> None:
+    """What somebody else put into the stream is the codec's to refuse; the log neither crashes nor stops at it."""
+    log = connect_redis()
+    raw.xadd(log.chunks_key(0), {"a": "1", "b": "2"}, id="1-1")
+    raw.xadd(log.chunks_key(0), {"": ""}, id="1-2")
+    log.append(0, ChunkId(1, 3), b"good")
+    entries = read_all(log)
+    assert [entry.id.seq for entry in entries] == [1, 2, 3]
+    assert entries[-1].data == b"good"
+
+
+def test_frozen_server_makes_every_call_unavailable_in_time(own_server: EmbeddedServer, run_name: str) -> None:
+    """No call blocks much beyond its timeout, warm or with a new connection; and the chunk in doubt is stored once."""
+    log = RedisLog(own_server.url("admin"), run_name, timeout_s=0.2)
+    log.append(0, FIRST, b"first")
+    log.take_lease(1)
+    second = ChunkId(1, 2)
+    calls: list[Callable[[], object]] = [
+        lambda: log.append(0, second, b"second"),
+        lambda: log.append(0, second, b"second"),
+        log.status,
+        log.fetch_weights,
+        lambda: log.read({0: ChunkId()}, PAGE),
+        lambda: log.last_id(0),
+        lambda: log.trim({0: FIRST}),
+        lambda: log.claim("nonce"),
+        lambda: log.take_lease(1),
+        lambda: log.publish(1, True, weights(1, 1)),
+        lambda: log.release_lease(1),
+    ]
+    with frozen(own_server):
+        for number, call in enumerate(calls):
+            started = time.monotonic()
+            with pytest.raises(Unavailable):
+                call()
+            assert time.monotonic() - started < 1.0, f"call {number}"
+    until(lambda: can(log.status))
+    log.append(0, second, b"second")
+    log.append(0, ChunkId(1, 3), b"third")
+    assert [entry.data for entry in read_all(log)] == [b"first", b"second", b"third"]
+    log.close()
+
+
+def test_server_frozen_within_a_publish(own_server: EmbeddedServer, run_name: str) -> None:
+    """The warm publishing connection too is bounded, and publishing goes on afterwards."""
+    log = RedisLog(own_server.url("admin"), run_name, timeout_s=0.2)
+    log.publish(1, True, weights(1, 1))
+    with frozen(own_server):
+        started = time.monotonic()
+        with pytest.raises(Unavailable):
+            log.publish(1, True, weights(1, 2))
+        assert time.monotonic() - started < 1.0
+    until(lambda: can(lambda: log.publish(1, True, weights(1, 3))))
+    assert log.fetch_weights() == weights(1, 3)
+    log.close()
+
+
+def can(call: Callable[[], object]) -> bool:
+    """Whether ``call`` gets an answer."""
+    try:
+        call()
+    except Unavailable:
+        return False
+    return True
+
+
+def test_server_restarted_empty_is_used_again(server_binary: Path, run_name: str) -> None:
+    """Gone means Unavailable at once; back and empty, the same handles and cursors go on (the log refills)."""
+    with EmbeddedServer("tests", 64 << 20, binary=server_binary, roles={"admin": "~* &* +@all"}) as server:
+        log = RedisLog(server.url("admin"), run_name, timeout_s=1.0)
+        log.append(0, FIRST, b"first")
+        log.publish(3, True, weights(3, 1))
+        os.kill(server.pid, signal.SIGKILL)
+        until(lambda: not server.alive())
+        with pytest.raises(Unavailable):
+            log.append(0, ChunkId(1, 2), b"second")
+        server.start()
+        log.append(0, ChunkId(1, 2), b"second")
+        log.publish(3, True, weights(3, 2))
+        assert log.read({0: FIRST}, PAGE) == [Entry(0, ChunkId(1, 2), b"second")]
+        assert log.status().gate_open
+        log.close()
+
+
+def test_full_server_stores_nothing_until_trimmed(server_binary: Path, run_name: str) -> None:
+    """maxmemory: Full for chunks and weights alike, all or nothing; once the learner trims, the same id is stored."""
+    with EmbeddedServer("tests", 16 << 20, binary=server_binary, roles={"admin": "~* &* +@all"}) as server:
+        log = RedisLog(server.url("admin"), run_name)
+        log.publish(1, False, weights(1, 1))
+        stored = 0
+        for size in (64 << 10, 1 << 10):
+            with pytest.raises(Full):  # noqa: PT012
+                while stored < 1000:
+                    log.append(0, ChunkId(1, stored + 1), bytes(size))
+                    stored += 1
+        assert log.last_id(0) == ChunkId(1, stored)
+        with pytest.raises(Full):
+            log.publish(1, True, weights(1, 2, 256 << 10))
+        assert log.fetch_weights() == weights(1, 1)
+        assert not log.status().gate_open
+        log.trim({0: ChunkId(1, stored - 10)})
+        log.append(0, ChunkId(1, stored + 1), bytes(64 << 10))
+        log.publish(1, True, weights(1, 2))
+        assert [entry.id.seq for entry in read_all(log)] == list(range(stored - 10, stored + 2))
+        log.close()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "mend"),
+    [
+        (["REPLICAOF 127.0.0.1 1"], ["REPLICAOF NO ONE"]),
+        (
+            ["CONFIG SET replica-serve-stale-data no", "REPLICAOF 127.0.0.1 1"],
+            ["REPLICAOF NO ONE", "CONFIG SET replica-serve-stale-data yes"],
+        ),
+        (["CONFIG SET min-replicas-to-write 1"], ["CONFIG SET min-replicas-to-write 0"]),
+    ],
+    ids=["read-only replica", "replica without its master", "too few replicas"],
+)
+def test_server_that_does_not_write_for_now_is_unavailable(
+    own_server: EmbeddedServer, run_name: str, spoil: list[str], mend: list[str]
+) -> None:
+    """A state that passes is no reason to stop: actors and learner wait, and the same id is stored afterwards."""
+    log = RedisLog(own_server.url("admin"), run_name)
+    log.append(0, FIRST, b"first")
+    with redis.Redis.from_url(own_server.url("admin")) as client:
+        for command in spoil:
+            client.execute_command(*command.split())
+        try:
+            for call in (
+                lambda: log.append(0, ChunkId(1, 2), b"second"),
+                lambda: log.publish(1, True, weights(1, 1)),
+                lambda: log.trim({0: ChunkId(1, 2)}),
+            ):
+                with pytest.raises(Unavailable):
+                    call()
+        finally:
+            for command in mend:
+                client.execute_command(*command.split())
+    log.append(0, ChunkId(1, 2), b"second")
+    assert [entry.data for entry in read_all(log)] == [b"first", b"second"]
+    log.close()
+
+
+def test_roles_can_do_their_part_and_no_more(server_binary: Path, run_name: str) -> None:
+    """With the embedded server's ACLs an actor cannot publish, read, trim, or touch another run."""
+    with EmbeddedServer(run_name, 64 << 20, binary=server_binary, roles=acl_rules(run_name)) as server:
+        learner, actor = (RedisLog(server.url(role), run_name) for role in ("learner", "actor"))
+        assert learner.claim("nonce")
+        learner.take_lease(1)
+        learner.publish(1, True, weights(1, 1))
+        assert actor.append(0, FIRST, b"x").gate_open
+        actor.append(0, FIRST, b"x")
+        assert actor.last_id(0) == FIRST
+        assert actor.fetch_weights() == weights(1, 1)
+        assert [entry.data for entry in read_all(learner)] == [b"x"]
+        other = RedisLog(server.url("actor"), "another-run")
+        for call in (
+            lambda: actor.publish(2, True, weights(2, 1)),
+            lambda: actor.take_lease(2),
+            lambda: actor.release_lease(2),
+            lambda: actor.trim({0: ChunkId(9, 9)}),
+            lambda: actor.read({0: ChunkId()}, PAGE),
+            lambda: actor.claim("mine"),
+            lambda: other.append(0, FIRST, b"x"),
+        ):
+            with pytest.raises(Refused):
+                call()
+        learner.trim({0: ChunkId(1, 2)})
+        learner.release_lease(1)
+        for log in (learner, actor, other):
+            log.close()
+
+
+# Secrets.
+
+SECRET = "s3cret"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://host:6379/0", "redis://host:6379/0"),
+        ("redis://:s3cret@host:6379/0", "redis://:***@host:6379/0"),
+        ("rediss://user:s3cret@host:6379", "rediss://user:***@host:6379"),
+        ("redis://user@host:6379", "redis://user@host:6379"),
+        ("unix://user:s3cret@/run/x.sock?db=1", "unix://user:***@/run/x.sock?db=1"),
+        ("redis://host:6379/0?password=s3cret", "redis://host:6379/0?password=***"),
+        ("redis://host:6379/0?db=1&password=s3cret&username=u", "redis://host:6379/0?db=1&password=***&username=u"),
+        ("unix:///run/x.sock?password=s3cret", "unix:///run/x.sock?password=***"),
+        ("unix:///run/x.sock?password=p@s3cret", "unix:///run/x.sock?password=***"),
+    ],
+)
+def test_public_url(url: str, shown: str) -> None:
+    """Where the server is, without how to get in."""
+    assert public_url(url) == shown
+
+
+SECRET_URLS = [
+    f"redis://:{SECRET}@127.0.0.1:1/0",
+    f"redis://user:{SECRET}@no.such.host.invalid:1/0",
+    f"redis://user:{SECRET}@{'a' * 70}.invalid:1/0",
+    f"redis://127.0.0.1:1/0?password={SECRET}",
+    f"redis://127.0.0.1:1/0?password=p@{SECRET}",
+    f"redis://:a/{SECRET}@127.0.0.1:1/0",
+    f"redis://:a#{SECRET}@127.0.0.1:1/0",
+    f"redis://:a?{SECRET}@127.0.0.1:1/0",
+    f"redis://:a@{SECRET}@127.0.0.1:1/0",
+    f"redis://:{SECRET}@127.0.0.1:port/0",
+    f"redis://:{SECRET}@[::1/0",
+    f"http://:{SECRET}@127.0.0.1:1/0",
+    f"unix://:{SECRET}@/no/such.sock",
+    f"unix:///no/such.sock?password={SECRET}",
+]
+
+
+@pytest.mark.parametrize("url", SECRET_URLS)
+def test_no_error_shows_the_password(url: str) -> None:
+    """Neither the message nor anything chained to it, also where the URL is malformed."""
+    caught: Exception | None = None
+    try:
+        log = RedisLog(url, "run", timeout_s=0.5)
+    except ValueError as error:
+        caught = error
+    else:
+        with pytest.raises(LogError) as raised:
+            log.append(0, FIRST, b"x")
+        caught = raised.value
+    assert SECRET not in "".join(traceback.format_exception(caught))
+    assert SECRET not in public_url(url)
+
+
+@pytest.mark.parametrize("credentials", ["admin:s3cret@", ":s3cret@", ""])
+def test_wrong_or_missing_password_is_refused(server: EmbeddedServer, credentials: str) -> None:
+    """Not Unavailable, which would be retried for ever; and the message says where, without the password."""
+    path = urlsplit(server.url("admin")).path
+    log = RedisLog(f"unix://{credentials}{path}", "run")
+    with pytest.raises(Refused) as caught:
+        log.append(0, FIRST, b"x")
+    text = "".join(traceback.format_exception(caught.value))
+    assert path in text
+    assert SECRET not in text
+    log.close()
+
+
+@pytest.mark.parametrize(
+    "greeting", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x00\x00\x12\x04\x00\x00\x00\x00\x00" * 3, b""]
+)
+def test_another_kind_of_server_is_a_log_error(greeting: bytes) -> None:
+    """A web server, Ray's GCS (HTTP/2) or one that hangs up at once: a clear error of the log's own."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            while True:
+                try:
+                    client, _ = listener.accept()
+                except OSError:
+                    return
+                with client:
+                    client.recv(1 << 16)
+                    client.sendall(greeting)
+
+        threading.Thread(target=answer, daemon=True).start()
+        log = RedisLog(f"redis://127.0.0.1:{listener.getsockname()[1]}/0", "run", timeout_s=1.0)
+        with pytest.raises(LogError) as caught:
+            log.status()
+        assert isinstance(caught.value, Refused if greeting else Unavailable)
+        listener.shutdown(socket.SHUT_RDWR)
+        log.close()

@@ -1,0 +1,436 @@
+"""The reader: nothing is trained on twice, nothing bad at all, and what is missing is counted, row by row."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from chunk_makers import CODEC, RUN, SCHEMA, FakeActor, append, chunk_id, spoilt
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replay.chunk import Chunk, Codec, Counters, encode
+from replay.log import ChunkId, ChunkLog, Entry, MemoryLog, Unavailable
+from replay.mirror import Mirror
+from replay.reader import QUARANTINED, Reader
+
+
+def make(
+    log: ChunkLog, slots: int = 1, capacity: int = 1000, quarantine: Path | None = None, reward_scale: float = 1.0
+) -> tuple[Reader, Mirror]:
+    """A reader of the first ``slots`` slots, n = 1, and its mirror."""
+    mirror = Mirror(SCHEMA, capacity)
+    reader = Reader(log, CODEC, mirror, n=1, gamma=0.9, quarantine=quarantine, reward_scale=reward_scale)
+    reader.follow(range(slots))
+    return reader, mirror
+
+
+def names(mirror: Mirror) -> set[int]:
+    """The rows that can be sampled, and those that they bootstrap from, by their observations."""
+    ids = np.arange(mirror.start, mirror.end)
+    batch = mirror.gather(ids[mirror.sampleable(ids)])
+    return set(np.concatenate((batch.s_tm1, batch.s_t)).ravel().astype(int).tolist())
+
+
+def observations(chunk: Chunk) -> set[int]:
+    """A chunk's rows."""
+    return set(chunk.obs.ravel().astype(int).tolist())
+
+
+class TellsTwice(MemoryLog):
+    """A log that repeats everything that it ever held."""
+
+    def read(self, cursors: Mapping[int, ChunkId], max_bytes: int) -> list[Entry]:
+        return super().read(dict.fromkeys(cursors, ChunkId()), max_bytes)
+
+
+def test_all_rows_of_all_slots_arrive_once() -> None:
+    """And the books say so; env steps exclude boundary rows."""
+    log = MemoryLog()
+    reader, mirror = make(log, slots=2)
+    chunks = [actor.send(log) for actor in (FakeActor(0), FakeActor(1, lanes=2)) for _ in range(3)]
+    inserted = reader.poll()
+    rows, env_steps = sum(chunk.rows for chunk in chunks), sum(chunk.env_steps for chunk in chunks)
+    assert mirror.end == reader.totals.rows == rows == 36
+    assert inserted == reader.totals.env_steps == env_steps < rows
+    assert reader.totals.chunks == 6
+    assert reader.totals.bytes == sum(len(encode(chunk, SCHEMA, RUN)) for chunk in chunks)
+    assert not reader.totals.refused
+    assert not reader.totals.rows_lost
+    assert reader.poll() == 0
+
+
+def test_repeated_ids_are_ignored() -> None:
+    """No id is ingested twice, whatever the log says."""
+    log = TellsTwice()
+    reader, mirror = make(log)
+    actor = FakeActor()
+    actor.send(log)
+    reader.poll()
+    actor.send(log)
+    assert reader.poll() > 0
+    assert mirror.end == 8
+    assert reader.totals.refused == {"duplicate": 1}
+    assert reader.slots[0].rows_read == reader.slots[0].counters.rows == 8
+
+
+def test_gap_is_counted_to_the_row() -> None:
+    """Two chunks of 4 and 6 rows never arrive: 10 rows are lost, known from the next header's cumulative count."""
+    log = MemoryLog()
+    reader, _ = make(log)
+    actor = FakeActor(lanes=2)
+    actor.send(log, 1)
+    actor.chunk(2)
+    actor.chunk(3)
+    actor.send(log, 4)
+    reader.poll()
+    assert sum(reader.totals.rows_lost.values()) == 10
+    books = reader.slots[0]
+    assert (books.rows_read, books.rows_lost, books.counters.rows) == (10, 10, 20)
+
+
+def test_missing_first_chunk_is_a_gap() -> None:
+    """A reader that comes late, or a first chunk that was lost."""
+    log = MemoryLog()
+    reader, _ = make(log)
+    actor = FakeActor()
+    actor.chunk(3)
+    actor.send(log, 2)
+    reader.poll()
+    assert sum(reader.totals.rows_lost.values()) == 3
+
+
+@settings(max_examples=100, derandomize=True, deadline=None)
+@given(
+    seed=st.integers(0, 1 << 16),
+    fates=st.lists(st.sampled_from(["arrives", "arrives", "lost", "spoilt", "restart"]), max_size=25),
+)
+def test_conservation_law(seed: int, fates: list[str]) -> None:
+    """Per incarnation, after every chunk: rows read + rows lost in gaps = cumulative rows of the last good header."""
+    log = MemoryLog()
+    reader, mirror = make(log)
+    actor, rng = FakeActor(seed=seed), random.Random(seed)
+    sent = arrived = 0
+    for fate in fates:
+        if fate == "restart":
+            actor.restart()
+            sent = arrived = 0
+        chunk = actor.chunk(rng.randint(1, 5))
+        sent += chunk.rows
+        if fate != "lost":
+            append(log, chunk, spoilt(chunk) if fate == "spoilt" else None)
+        reader.poll()
+        books = reader.slots[0]
+        assert books.rows_read + books.rows_lost == books.counters.rows
+        if fate in ("arrives", "restart"):
+            arrived += chunk.rows
+            assert (books.rows_read, books.counters.rows) == (arrived, sent)
+    assert mirror.end == reader.totals.rows
+
+
+@pytest.mark.parametrize("difference", [-1, 1, 1 << 40])
+def test_count_that_cannot_be_is_refused(difference: int) -> None:
+    """Without a gap the header's count has to be exact."""
+    log = MemoryLog()
+    reader, mirror = make(log)
+    actor = FakeActor()
+    actor.send(log)
+    chunk = actor.chunk()
+    append(log, replace(chunk, counters=chunk.counters._replace(rows=chunk.counters.rows + difference)))
+    reader.poll()
+    assert reader.totals.refused == {"counters": 1}
+    assert mirror.end == 4
+
+
+def test_count_too_big_for_its_gap_does_not_poison_the_slot() -> None:
+    """One lie of 2^62 rows behind a gap would otherwise have every later, honest chunk refused."""
+    log = MemoryLog()
+    reader, _ = make(log)
+    actor = FakeActor()
+    actor.send(log)
+    actor.chunk()
+    liar = actor.chunk()
+    append(log, replace(liar, counters=liar.counters._replace(rows=1 << 62)))
+    honest = actor.send(log)
+    reader.poll()
+    assert reader.totals.refused == {"counters": 1}
+    assert reader.slots[0].taken == chunk_id(honest)
+    assert sum(reader.totals.rows_lost.values()) == 8
+
+
+def test_bad_chunks_are_counted_by_reason_and_never_sampled() -> None:
+    """Each kind leaves the stream flowing; no row of theirs is in a batch, none bootstraps from them."""
+    log = MemoryLog()
+    reader, mirror = make(log, capacity=40)
+    actor = FakeActor(p_end=0.0)
+    good, bad = [actor.send(log)], []
+
+    def spoil(data: bytes | None = None, **changes: object) -> None:
+        chunk = actor.chunk()
+        bad.append(chunk)
+        append(log, replace(chunk, **changes) if changes else chunk, data)  # type: ignore[arg-type]
+        good.append(actor.send(log))
+
+    spoil(data=b"")
+    spoil(data=b"GET / HTTP/1.1\r\n" * 20)
+    chunk = actor.chunk()
+    bad.append(chunk)
+    append(log, chunk, spoilt(chunk))
+    good.append(actor.send(log))
+    spoil(reward=np.full((4, 1), np.nan, np.float32))
+    spoil(action=np.full((4, 1), 99, np.int32))
+    spoil(counters=Counters(rows=1))
+    huge = actor.chunk(41)
+    bad.append(huge)
+    append(log, huge)
+    good.append(actor.send(log))
+    reader.poll()
+    assert reader.totals.refused == {
+        "short": 1, "magic": 1, "crc": 1, "value": 1, "action": 1, "counters": 1, "size": 1,
+    }  # fmt: skip
+    assert sum(reader.totals.rows_lost.values()) == 6 * 4 + 41
+    assert reader.totals.chunks == len(good)
+    seen = names(mirror)
+    assert not seen & set[int]().union(*map(observations, bad))
+    assert seen == set[int]().union(*map(observations, good))
+
+
+def test_chunk_of_another_run_or_stored_under_another_id_is_refused() -> None:
+    """Somebody copied a stream."""
+    log = MemoryLog()
+    reader, mirror = make(log, slots=2)
+    chunk = FakeActor().chunk()
+    log.append(0, ChunkId(1, 1), encode(chunk, SCHEMA, "another-run"))
+    log.append(1, ChunkId(1, 1), encode(chunk, SCHEMA, RUN))
+    reader.poll()
+    assert reader.totals.refused == {"run": 1, "identity": 1}
+    assert mirror.end == 0
+
+
+def test_first_few_bad_chunks_are_kept_for_inspection(tmp_path: Path) -> None:
+    """As they came, named by slot, id and reason; not more, so that the disk does not fill."""
+    folder = tmp_path / "made" / "when needed"
+    log = MemoryLog()
+    reader, _ = make(log, quarantine=folder)
+    actor = FakeActor()
+    actor.send(log)
+    reader.poll()
+    assert not folder.exists()
+    for _ in range(QUARANTINED + 3):
+        chunk = actor.chunk()
+        append(log, chunk, spoilt(chunk))
+    reader.poll()
+    assert reader.totals.refused == {"crc": QUARANTINED + 3}
+    assert sorted(path.name for path in folder.iterdir()) == [f"0-1-{seq}.crc.chunk" for seq in range(2, 7)]
+    assert (folder / "0-1-6.crc.chunk").stat().st_size == len(encode(chunk, SCHEMA, RUN))
+
+
+def test_duplicates_do_not_use_up_the_quarantine(tmp_path: Path) -> None:
+    """A repeated id is not a bad chunk."""
+    log = TellsTwice()
+    reader, _ = make(log, quarantine=tmp_path / "q")
+    actor = FakeActor()
+    for _ in range(5):
+        actor.send(log)
+        reader.poll()
+    chunk = actor.chunk()
+    append(log, chunk, spoilt(chunk))
+    reader.poll()
+    assert [path.name for path in (tmp_path / "q").iterdir()] == ["0-1-6.crc.chunk"]
+
+
+def test_quarantine_that_cannot_be_written_does_not_stop_the_reader(tmp_path: Path) -> None:
+    """A full or read-only disk must not end the run because of a bad chunk."""
+    (tmp_path / "file").touch()
+    log = MemoryLog()
+    reader, _ = make(log, quarantine=tmp_path / "file" / "folder")
+    actor = FakeActor()
+    chunk = actor.chunk()
+    append(log, chunk, spoilt(chunk))
+    actor.send(log)
+    assert reader.poll() > 0
+    assert reader.totals.refused == {"crc": 1}
+
+
+def test_budget_leaves_a_backlog_for_the_next_poll() -> None:
+    """One chunk at least per poll; nothing is lost or read twice; the log is asked again when the backlog is empty."""
+    log = MemoryLog()
+    reader, mirror = make(log)
+    actor = FakeActor()
+    for _ in range(5):
+        actor.send(log)
+    for polls in range(1, 6):
+        assert reader.poll(budget_s=0.0) > 0
+        assert mirror.end == 4 * polls
+    assert reader.poll(budget_s=0.0) == 0
+    actor.send(log)
+    assert reader.poll(budget_s=10.0) > 0
+    assert not reader.totals.refused
+
+
+def test_budget_counts_what_is_taken_not_what_is_left() -> None:
+    """A trim between two polls must not trim what still waits in the backlog, nor confuse the cursor."""
+    log = MemoryLog()
+    reader, _ = make(log)
+    actor = FakeActor()
+    for _ in range(3):
+        actor.send(log)
+    reader.poll(budget_s=0.0)
+    assert reader.slots[0].cursor == ChunkId(1, 1)
+    reader.trim()
+    again, _ = make(log)
+    assert again.poll() > 0
+    assert again.totals.chunks == 3
+
+
+def test_trim_follows_the_mirror() -> None:
+    """The log keeps exactly the chunks of which the mirror still holds a row, per slot; a new reader finds those."""
+    log = MemoryLog()
+    reader, mirror = make(log, slots=2, capacity=18)
+    actors = [FakeActor(0), FakeActor(1)]
+    sent: list[Chunk] = []
+    for step in range(12):
+        sent.append(actors[step % 3 == 2].send(log))
+        reader.poll()
+        reader.trim()
+        alive = {(chunk.slot, chunk_id(chunk)) for chunk in sent[-5:]}  # 18 rows reach into the fifth
+        held = {(entry.slot, entry.id) for entry in log.read({0: ChunkId(), 1: ChunkId()}, 1 << 30)}
+        assert held == alive
+    assert mirror.rows == 18
+
+
+def test_slot_of_which_nothing_is_held_is_trimmed_to_empty() -> None:
+    """A slot that left leaves no chunks in the server; its last id stays known."""
+    log = MemoryLog()
+    reader, _ = make(log, slots=2, capacity=8)
+    FakeActor(0).send(log)
+    busy = FakeActor(1)
+    for _ in range(3):
+        busy.send(log)
+        reader.poll()
+    reader.trim()
+    assert log.read({0: ChunkId()}, 1 << 30) == []
+    assert log.last_id(0) == ChunkId(1, 1)
+
+
+def test_trim_never_drops_what_was_not_read() -> None:
+    """Also behind a bad chunk, which the mirror does not hold."""
+    log = MemoryLog()
+    reader, _ = make(log)
+    actor = FakeActor()
+    chunk = actor.chunk()
+    append(log, chunk, spoilt(chunk))
+    reader.poll()
+    actor.send(log)
+    reader.trim()
+    assert [entry.id.seq for entry in log.read({0: ChunkId()}, 1 << 30)] == [2]
+    assert reader.poll() > 0
+
+
+def test_trim_that_failed_is_repeated() -> None:
+    """A server that was away for a moment must not keep the chunks for ever."""
+    log = MemoryLog()
+    reader, _ = make(log, capacity=8)
+    actor = FakeActor()
+    for _ in range(4):
+        actor.send(log)
+    reader.poll()
+    working, log.trim = log.trim, lambda oldest: (_ for _ in ()).throw(Unavailable("away"))  # type: ignore[method-assign]
+    with pytest.raises(Unavailable):
+        reader.trim()
+    log.trim = working  # type: ignore[method-assign]
+    reader.trim()
+    assert [entry.id.seq for entry in log.read({0: ChunkId()}, 1 << 30)] == [3, 4]
+
+
+def test_read_that_failed_moves_nothing() -> None:
+    """Unavailable goes to the caller; the next poll goes on where this one would have."""
+    log = MemoryLog()
+    reader, mirror = make(log)
+    FakeActor().send(log)
+    working, log.read = log.read, lambda cursors, max_bytes: (_ for _ in ()).throw(Unavailable("away"))  # type: ignore
+    with pytest.raises(Unavailable):
+        reader.poll()
+    log.read = working  # type: ignore[method-assign]
+    assert reader.poll() > 0
+    assert mirror.end == 4
+
+
+@pytest.mark.parametrize("what", ["restart", "gap", "other lanes"])
+def test_lanes_break_where_the_next_chunk_is_not_the_next(what: str) -> None:
+    """No transition reaches from one side of a break to the other; the last row before it is only bootstrapped from."""
+    log = MemoryLog()
+    reader, mirror = make(log)
+    actor = FakeActor(p_end=0.0)
+    actor.send(log, 3)  # rows 0, 1, 2
+    if what == "restart":
+        actor.restart()
+        actor.send(log, 3)
+    elif what == "gap":
+        actor.chunk(1)
+        actor.send(log, 3)
+    else:
+        wide = actor.chunk(4)
+        wide = replace(wide, obs=wide.obs[:3])
+        append(log, replace(wide, **{
+            name: getattr(wide, name)[:4].reshape(2, 2) for name in ("action", "reward", "q_taken", "q_max", "flags")
+        }, obs=np.arange(3, 7, dtype=np.float32).reshape(2, 2, 1)))  # fmt: skip
+    reader.poll()
+    ids = np.arange(mirror.start, mirror.end)
+    batch = mirror.gather(ids[mirror.sampleable(ids)])
+    pairs = set(zip(batch.s_tm1.ravel().astype(int).tolist(), batch.s_t.ravel().astype(int).tolist(), strict=True))
+    after = {"restart": {(3, 4), (4, 5)}, "gap": {(4, 5), (5, 6)}, "other lanes": {(3, 5), (4, 6)}}
+    assert pairs == {(0, 1), (1, 2)} | after[what]
+
+
+def test_counters_go_on_over_incarnations() -> None:
+    """A restart adds to what its slot did before; two slots are summed."""
+    log = MemoryLog()
+    reader, _ = make(log, slots=2)
+    actor, other = FakeActor(0), FakeActor(1)
+    expected = Counters()
+    for _ in range(3):
+        actor.send(log)
+        expected = expected.plus(actor.send(log).counters)
+        actor.restart()
+    expected = expected.plus(other.send(log).counters)
+    reader.poll()
+    assert reader.counters() == expected
+    assert expected.rows == 28
+
+
+def test_reward_scale_is_for_training_only() -> None:
+    """The mirror's rewards are scaled; the chunk's own are not touched (it may be shared)."""
+    log = MemoryLog()
+    reader, mirror = make(log, reward_scale=0.5)
+    chunk = FakeActor(p_end=0.0).send(log)
+    reader.poll()
+    np.testing.assert_allclose(mirror.gather(np.arange(3)).r_t, 0.5 * chunk.reward[:3, 0], rtol=1e-6)
+
+
+def test_only_followed_slots_are_read() -> None:
+    """Following later starts at the slot's first chunk; following twice changes nothing."""
+    log = MemoryLog()
+    reader, mirror = make(log, slots=1)
+    FakeActor(1).send(log)
+    assert reader.poll() == 0
+    reader.follow([0, 1])
+    reader.poll()
+    reader.follow([1])
+    assert reader.poll() == 0
+    assert mirror.end == 4
+
+
+def test_reader_uses_the_codecs_bound() -> None:
+    """A chunk above max_rows is refused although the mirror could hold it."""
+    log = MemoryLog()
+    mirror = Mirror(SCHEMA, 1000)
+    reader = Reader(log, Codec(SCHEMA, RUN, max_rows=3), mirror, n=1, gamma=0.9)
+    reader.follow([0])
+    FakeActor().send(log)
+    reader.poll()
+    assert reader.totals.refused == {"size": 1}
