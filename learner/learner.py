@@ -26,7 +26,10 @@ class Figures(NamedTuple):
 
 
 class Learner:
-    """Online network, target network and Adam. ``updates`` counts gradient steps, the unit of every period."""
+    """Online network, target network, the running average that is evaluated, and Adam.
+
+    ``updates`` counts gradient steps, the unit of every period.
+    """
 
     def __init__(self, config: LearnerConfig, schema: Schema, device: torch.device, seed: int) -> None:
         self.config = config
@@ -36,7 +39,10 @@ class Learner:
         self.target = MlpQNetwork(schema, config.network).to(device).requires_grad_(False)
         self._parameters = flatten_parameters(self.online)
         self._target_parameters = flatten_parameters(self.target).detach()
-        self._target_parameters.copy_(self._parameters.detach())
+        self.average = MlpQNetwork(schema, config.network).to(device).requires_grad_(False)
+        self._average_parameters = flatten_parameters(self.average).detach()
+        for copy in (self._target_parameters, self._average_parameters):
+            copy.copy_(self._parameters.detach())
         fused = device.type in ("cpu", "cuda")
         self._adam = torch.optim.Adam([self._parameters], lr=config.lr, eps=config.adam_eps, fused=fused)
         self.updates = 0
@@ -68,6 +74,7 @@ class Learner:
         self.updates += 1
         if self.updates % self.config.target_period_updates == 0:
             self._target_parameters.lerp_(self._parameters.detach(), self.config.target_tau)
+        self._average_parameters.lerp_(self._parameters.detach(), self.config.average_tau)
 
     def _to_device(self, column: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(column).to(self.device, non_blocking=True)
@@ -92,9 +99,10 @@ class Learner:
         self._reset_figures()
         return figures
 
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The online network's parameters by name, on the host."""
-        return {name: tensor.cpu().numpy() for name, tensor in self.online.state_dict().items()}
+
+def host_arrays(network: MlpQNetwork) -> dict[str, npt.NDArray[Any]]:
+    """A network's parameters by name, on the host."""
+    return {name: tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
 
 
 def choose_device(name: str) -> torch.device:

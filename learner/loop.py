@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from learner.config import LearnerConfig
-from learner.learner import Figures, Learner, choose_device
+from learner.learner import Figures, Learner, choose_device, host_arrays
 from learner.publisher import Publisher
 from learner.weights import pack, version
 from replay.chunk import Codec, Schema
@@ -80,14 +80,12 @@ class LearnerLoop:
         self._rows_in_flight = len(self.reader.slots) * chunk_rows
         self.limiter.set_slack(self._rows_in_flight)
 
-    def train(self, seconds: float, max_env_steps: int | None = None) -> Report:
-        """Work for about ``seconds``, or until ``max_env_steps`` are inserted and learnt from; returns a report."""
+    def train(self, seconds: float) -> Report:
+        """Work for about ``seconds``; returns a report."""
         started = time.perf_counter()
         env_steps, updates = self.reader.totals.env_steps, self.learner.updates
         while (now := time.perf_counter()) < started + seconds:
             if not self.cycle(self._replay.ingest_budget_s):
-                if max_env_steps is not None and self.reader.totals.env_steps >= max_env_steps:
-                    break
                 time.sleep(IDLE_S)
                 self._wait_s += time.perf_counter() - now
             self._publish_when_due(now)
@@ -113,8 +111,13 @@ class LearnerLoop:
         """Broadcast the online network under the next version."""
         self._published += 1
         header = (version(self._fence, self._published), self.learner.updates, self.reader.totals.env_steps)
-        self._publisher.set(self.limiter.gate_open, pack(*header, self.learner.arrays()))
+        self._publisher.set(self.limiter.gate_open, pack(*header, host_arrays(self.learner.online)))
         self._published_at_updates = self.learner.updates
+
+    def candidate(self) -> bytes:
+        """The averaged policy for the evaluator, packed like published weights."""
+        header = (version(self._fence, self._published), self.learner.updates, self.reader.totals.env_steps)
+        return pack(*header, host_arrays(self.learner.average))
 
     def publish_if_due(self) -> bool:
         """Publish where ``publish_every_updates`` updates were done since the last time."""
@@ -133,7 +136,7 @@ class LearnerLoop:
     def _fit_band(self) -> None:
         """Widen the limiter's band to what arrives between a decision and the actors' obeying it."""
         while_closing = int(self._env_steps_per_s * GATE_LATENCY_S)
-        room = (self._replay.capacity_rows - self._replay.min_rows) // 2
+        room = (self._replay.capacity_rows - self._replay.min_rows) // 4
         self.limiter.set_slack(min(self._rows_in_flight + while_closing, room))
 
     def report(self) -> Report:

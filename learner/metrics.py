@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry, Gauge, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from learner.loop import Report
 
 GAUGES = {
     "replay_rows": "Rows alive in the mirror, boundary rows included.",
@@ -76,3 +78,24 @@ class RunMetrics(Collector):
                 counter.add_metric([self._run, value], count)
             metrics.append(counter)
         return metrics
+
+
+class MetricsServer:
+    """The run's metrics, and where an address is given the HTTP endpoint /metrics."""
+
+    def __init__(self, run: str, version: str, address: tuple[str, int] | None) -> None:
+        """``address``: host and port; None serves nothing. Raises OSError where the port is taken."""
+        registry = CollectorRegistry()
+        self._metrics = RunMetrics(registry, run, version)
+        self._server = start_http_server(address[1], address[0], registry=registry)[0] if address else None
+
+    def show(self, report: Report, driver_figures: Mapping[str, float]) -> None:
+        """Show this report, and the driver's figures beside it, from the next scrape on."""
+        labelled = {"chunks_refused": report.refused, "rows_lost": report.rows_lost}
+        self._metrics.update({**report.figures, **driver_figures}, labelled)
+
+    def close(self) -> None:
+        """Give the port up."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()

@@ -145,7 +145,7 @@ class Codec:
     def __init__(self, schema: Schema, run: str, max_rows: int = 1 << 20) -> None:
         self.schema = schema
         self._run = digest64(run)
-        self._max_rows = max_rows
+        self.max_rows = max_rows
         self._float_obs = np.dtype(schema.obs_dtype).kind == "f"
 
     def decode(self, data: bytes, slot: int, incarnation: int, seq: int) -> Chunk:
@@ -193,8 +193,8 @@ class Codec:
             stored = f"{slot}/{incarnation}-{seq}"
             raise BadChunk("identity", f"the header says {c_slot}/{c_incarnation}-{c_seq}, it is stored as {stored}")
         rows = time_steps * lanes
-        if not 1 <= rows <= self._max_rows:
-            raise BadChunk("size", f"{time_steps} x {lanes} rows, the bound is 1..{self._max_rows}")
+        if not 1 <= rows <= self.max_rows:
+            raise BadChunk("size", f"{time_steps} x {lanes} rows, the bound is 1..{self.max_rows}")
         expected = HEADER_BYTES + rows * self.schema.row_bytes
         if len(data) != expected:
             raise BadChunk("length", f"{len(data)} bytes, {rows} rows have {expected}")

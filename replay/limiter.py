@@ -10,6 +10,7 @@ waits when a batch would bring it below, the gate shuts when it is above.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -39,13 +40,15 @@ class Limiter:
     def set_slack(self, slack_rows: int) -> None:
         """Set the band from the rows that arrive before the gate is obeyed: live actors x chunk rows, and the rows of
         one gate refresh. Refuses a slack that could overrun the mirror before it was sampled once."""
-        if self.min_rows + 2 * slack_rows > self.capacity_rows:
+        half_band = max(2.0 * self.samples_per_insert * slack_rows, float(self.batch), self.samples_per_insert)
+        needed = self.min_rows + math.ceil(half_band / self.samples_per_insert) + slack_rows
+        if needed > self.capacity_rows:
             raise ValueError(
                 f"a capacity of {self.capacity_rows} rows is too small for min_rows {self.min_rows} and {slack_rows} "
-                f"rows in flight: at least {self.min_rows + 2 * slack_rows} are needed; raise replay.capacity_rows, "
-                "or lower actors.count, actors.lanes or actors.chunk_steps"
+                f"rows in flight: at least {needed} are needed; raise replay.capacity_rows, or lower actors.count, "
+                "actors.lanes or actors.chunk_steps"
             )
-        self.half_band = max(2.0 * self.samples_per_insert * slack_rows, float(self.batch), self.samples_per_insert)
+        self.half_band = half_band
 
     @property
     def error(self) -> float:

@@ -5,7 +5,7 @@ Four promises, which one contract suite (tests/test_log_contract.py) holds every
 * a chunk is stored under the explicit id (incarnation, seq); an id at or below a slot's last one is never stored again;
 * what ``append`` raises says what is known: ``Unavailable`` leaves the chunk in doubt, the caller repeats the *same* id;
 * weights and their header are one value: no reader sees half of two;
-* nothing is published by a learner whose fence is older than the newest one that took the lease.
+* nothing is published by a learner whose fence is older than the newest one that took the lease, for ever.
 """
 
 from __future__ import annotations
@@ -114,26 +114,27 @@ class ChunkLog(Protocol):
         """Claim the run's name for ``nonce``; False where another holds it."""
 
     def take_lease(self, fence: int) -> None:
-        """Become the learner. Raises Fenced where a newer fence holds the lease or published."""
+        """Become the learner. Raises Fenced where a newer fence did already, whether it still runs or not."""
 
     def publish(self, fence: int, gate_open: bool, weights: bytes | None = None) -> None:
-        """Renew lease and gate, and publish weights (header included) with them, all or nothing.
+        """Renew the gate, and publish weights (header included) with it, all or nothing.
 
-        Raises Fenced where a newer learner took over. A lapsed lease that nobody took is taken again.
+        Raises Fenced where a newer fence took the lease.
         """
 
     def release_lease(self, fence: int) -> None:
-        """Shut the gate and give the lease up, if this fence still holds it."""
+        """Shut the gate, unless a newer fence took the lease."""
 
     def close(self) -> None:
         """Give up connections."""
 
 
-LEASE_MS, GATE_MS = 15_000, 5_000
+GATE_MS = 5_000
+"""An open gate shuts by itself where no learner renews it."""
 
 
 class MemoryLog:
-    """The in-process twin, for the inline mode and for tests: same contract, no server, leases without a clock."""
+    """The in-process twin, for the inline mode and for tests: same contract, no server, no clock."""
 
     def __init__(self, max_chunks: int = 1 << 16) -> None:
         self._chunks: dict[int, dict[ChunkId, bytes]] = {}

@@ -6,6 +6,7 @@ incarnation: rows read + rows lost in gaps = the cumulative rows of the last hea
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -77,7 +78,7 @@ class Reader:
         self._log, self._codec, self._mirror = log, codec, mirror
         self._n, self._gamma = n, gamma
         self._reward_scale = np.float32(reward_scale)
-        self._quarantine = quarantine
+        self._quarantine, self._quarantined = quarantine, 0
         self._stored: deque[Stored] = deque()
         self._backlog: deque[Entry] = deque()
         self._trimmed: dict[int, ChunkId] = {}
@@ -150,13 +151,15 @@ class Reader:
 
     def _refuse(self, entry: Entry, error: BadChunk) -> None:
         """Count a bad chunk and keep the first few. Its rows show as a gap before the next good chunk."""
-        if self._quarantine is not None and sum(self.totals.refused.values()) < QUARANTINED:
+        self.totals.refused[error.reason] += 1
+        if self._quarantine is None or self._quarantined >= QUARANTINED:
+            return
+        self._quarantined += 1
+        with contextlib.suppress(OSError):  # a full disk must not stop the learner
             self._quarantine.mkdir(parents=True, exist_ok=True)
             (self._quarantine / f"{entry.slot}-{entry.id}.{error.reason}.chunk").write_bytes(entry.data)
-        self.totals.refused[error.reason] += 1
 
-    @staticmethod
-    def _lost_before(books: Slot, chunk_id: ChunkId, chunk: Chunk) -> int:
+    def _lost_before(self, books: Slot, chunk_id: ChunkId, chunk: Chunk) -> int:
         """Rows of this incarnation that were sent before this chunk and never read.
 
         Raises BadChunk where the header's count cannot be: the conservation law holds for every chunk that is taken.
@@ -164,8 +167,8 @@ class Reader:
         same = chunk_id.incarnation == books.taken.incarnation
         before = books.counters.rows if same else 0
         lost = chunk.counters.rows - chunk.rows - before
-        contiguous = chunk_id.seq == (books.taken.seq + 1 if same else 1)
-        if lost < 0 or (lost > 0 and contiguous):
+        missing = chunk_id.seq - (books.taken.seq + 1 if same else 1)
+        if not 0 <= lost <= missing * self._codec.max_rows:
             raise BadChunk("counters", f"{chunk.counters.rows} rows counted, {before} before its own {chunk.rows}")
         return lost
 

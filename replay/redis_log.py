@@ -6,18 +6,17 @@ takes an id only above the stream's last one, also after trimming has emptied th
 
 from __future__ import annotations
 
+import re
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from replay.log import (
-    FENCE_SHIFT,
     GATE_MS,
-    LEASE_MS,
     WEIGHTS_HEADER_BYTES,
     ChunkId,
     Entry,
@@ -33,18 +32,19 @@ from replay.log import (
 TIMEOUT_S = 5.0
 """No call goes without progress for longer than this."""
 
+MIN_SERVER = 7
 _STALE_ID = "equal or smaller than the target stream top item"
+_PASSING_TYPES = (redis.exceptions.ReadOnlyError, redis.exceptions.BusyLoadingError, redis.exceptions.ClusterError)
+_PASSING_CODE = re.compile(r"\b(NOREPLICAS|MISCONF|MASTERDOWN|BUSY|CLUSTERDOWN|TRYAGAIN|READONLY|LOADING)\b")
+"""Error replies of a server in a state that passes; redis-py has a class for some and keeps the code of others."""
 _OPEN, _SHUT = b"open", b"shut"
 T = TypeVar("T")
 
 
 def public_url(url: str) -> str:
-    """``url`` without its password, for messages and files."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+    """``url`` without its password, for messages and files, also where the password has characters that split a URL."""
+    masked = re.sub(r"([?&]password=)[^&]*", r"\1***", url)
+    return re.sub(r"^(\w+://[^:/@]*):.*@", r"\1:***@", masked)
 
 
 class RedisLog:
@@ -53,22 +53,32 @@ class RedisLog:
     def __init__(self, url: str, run: str, max_chunks: int = 1 << 16, timeout_s: float = TIMEOUT_S) -> None:
         """``max_chunks`` bounds each slot's stream as a backstop; the learner's trimming keeps it far below."""
         self.url = public_url(url)
-        self._client: Any = redis.Redis.from_url(  # redis-py types every reply as a union of both protocols
-            url,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-            client_name="qherd",
-            socket_read_size=1 << 20,
-        )
+        # redis-py types every reply as a union of both protocols, hence Any
+        self._client: Any = _connect(url, timeout_s)
         self._client.set_response_callback("XREAD", lambda reply, **_: reply or [])
         self._max_chunks = max_chunks
+        self._biggest_entry_bytes = 0
         self._prefix = f"qherd:{run}:"
         self.gate_key = f"{self._prefix}gate"
-        self.lease_key = f"{self._prefix}lease"
+        self.fence_key = f"{self._prefix}fence"
         self.weights_key = f"{self._prefix}weights"
         self.meta_key = f"{self._prefix}meta"
+
+    def check(self) -> None:
+        """Raises Refused where this server must not hold a run: too old, or it evicts keys when its memory is full."""
+        try:
+            info = self._call(self._client.info)
+        except Unavailable as error:
+            raise Unavailable(f"{error}{_who_answers(self._client)}") from error
+        version = str(info.get("redis_version", "0"))
+        if int(version.partition(".")[0]) < MIN_SERVER:
+            raise Refused(f"{self.url} runs version {version}; qherd needs Redis or Valkey {MIN_SERVER}.0 or newer")
+        policy = info.get("maxmemory_policy")
+        if policy != "noeviction":
+            raise Refused(
+                f"{self.url} has maxmemory-policy {policy}: it would evict chunks and weights in silence; "
+                "set it to noeviction (CONFIG SET maxmemory-policy noeviction)"
+            )
 
     def chunks_key(self, slot: int) -> str:
         """The stream of a slot."""
@@ -114,19 +124,23 @@ class RedisLog:
         weights: bytes | None = self._call(lambda: self._client.get(self.weights_key))
         return weights
 
-    def read(self, cursors: Mapping[int, ChunkId], max_bytes: int, chunk_bytes: int = 1 << 16) -> list[Entry]:
-        """See ``ChunkLog``. XREAD counts entries per stream: ``chunk_bytes``, one entry's size, makes a count of bytes."""
+    def read(self, cursors: Mapping[int, ChunkId], max_bytes: int) -> list[Entry]:
+        """See ``ChunkLog``. XREAD counts entries per stream: the biggest entry so far turns bytes into a count, and the
+        first read asks for one of each stream."""
         if not cursors:
             return []
         slots = {self.chunks_key(slot).encode(): slot for slot in cursors}
-        count = max(1, max_bytes // (chunk_bytes * len(cursors)))
+        biggest = self._biggest_entry_bytes or max_bytes
+        count = max(1, max_bytes // (biggest * len(cursors)))
         streams: dict[Any, Any] = {key: str(cursors[slot]) for key, slot in slots.items()}
         reply = self._call(lambda: self._client.xread(streams, count=count))
-        return [
+        entries = [
             Entry(slots[key], _chunk_id(entry_id), fields[1] if fields else b"")
-            for key, entries in reply
-            for entry_id, fields in entries
+            for key, stream in reply
+            for entry_id, fields in stream
         ]
+        self._biggest_entry_bytes = max([self._biggest_entry_bytes, *(len(entry.data) for entry in entries)])
+        return entries
 
     def last_id(self, slot: int) -> ChunkId:
         try:
@@ -155,7 +169,7 @@ class RedisLog:
         return self._call(ask)
 
     def take_lease(self, fence: int) -> None:
-        self._call(lambda: self._under_lease(fence, lambda pipe: None))
+        self._call(lambda: self._fenced(fence, lambda pipe: None))
 
     def publish(self, fence: int, gate_open: bool, weights: bytes | None = None) -> None:
         def write(pipe: Any) -> None:
@@ -163,25 +177,23 @@ class RedisLog:
             if weights is not None:
                 pipe.set(self.weights_key, weights)
 
-        self._call(lambda: self._under_lease(fence, write))
+        self._call(lambda: self._fenced(fence, write))
 
     def release_lease(self, fence: int) -> None:
-        def write(pipe: Any) -> None:
-            pipe.delete(self.gate_key, self.lease_key)
+        try:
+            self._call(lambda: self._fenced(fence, lambda pipe: pipe.delete(self.gate_key)))
+        except Fenced:
+            return
 
-        self._call(lambda: self._under_lease(fence, write))
-
-    def _under_lease(self, fence: int, write: Callable[[Any], None]) -> None:
-        """Do ``write`` in one MULTI with the lease's renewal, if no newer fence holds the lease or has published."""
+    def _fenced(self, fence: int, write: Callable[[Any], Any]) -> None:
+        """Do ``write`` and note ``fence`` as the newest, in one MULTI, if no newer fence was noted before."""
         with self._client.pipeline(transaction=True) as pipe:
-            pipe.watch(self.lease_key, self.weights_key)
-            holder = int(pipe.get(self.lease_key) or 0)
-            header = WeightsHeader.unpack(pipe.getrange(self.weights_key, 0, WEIGHTS_HEADER_BYTES - 1))
-            newest = max(holder, header.version >> FENCE_SHIFT if header else 0)
+            pipe.watch(self.fence_key)
+            newest = int(pipe.get(self.fence_key) or 0)
             if newest > fence:
                 raise Fenced(f"fence {newest} has taken over from {fence}")
             pipe.multi()
-            pipe.set(self.lease_key, fence, px=LEASE_MS)
+            pipe.set(self.fence_key, fence)
             write(pipe)
             pipe.execute()
 
@@ -203,7 +215,7 @@ class RedisLog:
             return Full(where)
         if isinstance(error, redis.exceptions.AuthenticationError | redis.exceptions.NoPermissionError):
             return Refused(where)
-        if isinstance(error, redis.exceptions.ReadOnlyError | redis.exceptions.BusyLoadingError):
+        if isinstance(error, _PASSING_TYPES) or _PASSING_CODE.search(str(error)):
             return Unavailable(where)
         if isinstance(error, redis.ResponseError):
             return Refused(where)
@@ -214,3 +226,43 @@ def _chunk_id(entry_id: bytes | str) -> ChunkId:
     text = entry_id.decode() if isinstance(entry_id, bytes) else entry_id
     incarnation, _, seq = text.partition("-")
     return ChunkId(int(incarnation), int(seq))
+
+
+def _connect(url: str, timeout_s: float) -> Any:
+    """A client whose every wait is bounded and which retries nothing by itself."""
+    try:
+        return redis.Redis.from_url(
+            url,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+            client_name="qherd",
+            socket_read_size=1 << 20,
+        )
+    except ValueError:  # its text may hold a part of the password
+        raise ValueError(
+            f"{public_url(url)} is no Redis URL: it wants redis://, rediss:// or unix://, a numeric port, and special "
+            "characters of the password percent-encoded"
+        ) from None
+
+
+def _who_answers(client: Any) -> str:
+    """A hint where the port speaks gRPC: Ray's GCS sits on Redis' own port 6379 by default."""
+    place = client.connection_pool.connection_kwargs
+    if "host" not in place:
+        return ""
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+    try:
+        with socket.create_connection((place["host"], int(place.get("port", 6379))), timeout=2) as probe:
+            probe.settimeout(2)
+            probe.sendall(preface)
+            frame = probe.recv(9)
+    except OSError:
+        return ""
+    settings_frame = len(frame) == 9 and frame[3] == 4
+    return (
+        "; this port answers as gRPC, as Ray's GCS does: start Ray with --port=6380, or give the server's own port"
+        if settings_frame
+        else ""
+    )

@@ -1,0 +1,67 @@
+"""The actors' configuration. Field docs are the command line's help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class EnvConfig(BaseModel):
+    """The environment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = "LunarLander-v3"
+    """A registered Gymnasium environment, or module:EnvId, whose module every worker imports first."""
+    path: Path | None = None
+    """A folder to find that module in."""
+    kwargs: dict[str, Any] = {}
+    """Arguments of the environment (in YAML)."""
+    max_episode_steps: int | None = Field(None, ge=1)
+    """Env steps after which a training episode is truncated; the evaluation keeps the environment's own limit."""
+
+
+class ActorConfig(BaseModel):
+    """Actors: processes that step environments."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    count: int = Field(2, ge=1)
+    """Actors."""
+    lanes: int = Field(16, ge=1)
+    """Environments of each actor, stepped together."""
+    chunk_steps: int = Field(16, ge=1)
+    """Time steps of a chunk, which has up to this times lanes rows."""
+    flush_s: float = Field(1.0, gt=0)
+    """Seconds after which a chunk is sent though it is not full (slow environments)."""
+    fetch_every_s: float = Field(0.25, ge=0)
+    """Seconds between two fetches of new weights, at the least."""
+    epsilon: float = Field(0.4, ge=0, le=1)
+    """Base of the epsilon ladder over the lanes: the exploration rate of the first lane."""
+    epsilon_alpha: float = Field(7.0, ge=0)
+    """How steep the ladder is: the last lane explores with epsilon^(1 + alpha)."""
+    epsilon_anneal_env_steps: int = Field(20_000, ge=0)
+    """Env steps of the run over which every lane goes from random to its place on the ladder."""
+    restarts: int = Field(5, ge=0)
+    """Restarts that one actor may need within ten minutes before the run fails."""
+    cpus: float = Field(0.0, ge=0)
+    """CPUs that each actor asks Ray for. 0 on one machine; on a cluster it spreads the actors."""
+
+
+class EvalConfig(BaseModel):
+    """The greedy evaluator, and when a policy counts as having solved the environment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    screen_episodes: int = Field(20, ge=1)
+    """Greedy episodes that screen a candidate."""
+    confirm_episodes: int = Field(100, ge=2)
+    """Further greedy episodes, with unused seeds, that decide on a candidate that passed the screen."""
+    threshold: float | None = None
+    """Return that solves: the confirming mean less 2 standard errors has to reach it. None: the run does not end by it."""
+    every_updates: int = Field(2_000, ge=1)
+    """Updates between two screens in the inline mode, which knows no seconds."""
+    cpu_share: float = Field(0.1, gt=0, le=1)
+    """Share of one core that screening may take in the other modes."""

@@ -1,0 +1,91 @@
+"""Gymnasium environments as lanes: NEXT_STEP autoreset, one-hot for discrete observations, clear refusals."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from actors.config import EnvConfig
+from replay.chunk import DTYPES, Schema
+
+NARROWED = {"float64": "float32", "int64": "int32", "bool": "uint8"}
+"""Dtypes that are narrowed once, here; all others are stored as they are."""
+
+
+class EnvError(ValueError):
+    """An environment that cannot be used, or that misbehaved; the text says what to do."""
+
+
+def make_env(config: EnvConfig, *, training: bool, render_mode: str | None = None) -> gym.Env[Any, Any]:
+    """One environment with storable observations. ``training`` applies ``env.max_episode_steps``."""
+    if config.path is not None and str(config.path) not in sys.path:
+        sys.path.append(str(config.path))
+    limit = {"max_episode_steps": config.max_episode_steps} if training and config.max_episode_steps else {}
+    try:
+        env = gym.make(config.id, render_mode=render_mode, disable_env_checker=True, **limit, **config.kwargs)
+    except gym.error.Error as error:
+        raise EnvError(f"environment {config.id!r} cannot be made: {error}{_nearest(config.id)}") from error
+    except (ImportError, TypeError) as error:
+        hint = "; for a module of your own give its folder with --env.path" if ":" in config.id else ""
+        raise EnvError(f"environment {config.id!r} cannot be made: {error}{hint}") from error
+    if isinstance(env.observation_space, gym.spaces.Discrete):
+        env = _one_hot(env)
+    elif isinstance(env.observation_space, gym.spaces.Box) and env.observation_space.dtype.name in NARROWED:
+        env = _narrow(env)
+    return env
+
+
+def schema_of(env: gym.Env[Any, Any]) -> Schema:
+    """The schema of the rows that this environment leaves. Raises EnvError for spaces that qherd does not learn."""
+    name = env.spec.id if env.spec else str(env)
+    actions, observations = env.action_space, env.observation_space
+    if not isinstance(actions, gym.spaces.Discrete):
+        raise EnvError(f"{name} has the action space {actions}; Q-learning needs Discrete actions")
+    if actions.start != 0:
+        raise EnvError(f"{name} numbers its actions from {actions.start}; qherd needs Discrete actions from 0")
+    if not isinstance(observations, gym.spaces.Box):
+        raise EnvError(f"{name} has the observation space {observations}; qherd takes Box and Discrete observations")
+    dtype = np.dtype(observations.dtype).name
+    if dtype not in DTYPES:
+        raise EnvError(f"{name} has observations of dtype {dtype}; qherd stores {', '.join((*DTYPES, *NARROWED))}")
+    return Schema(tuple(observations.shape), dtype, int(actions.n))
+
+
+def make_lanes(config: EnvConfig, lanes: int) -> SyncVectorEnv:
+    """``lanes`` environments stepped together; the step after an end resets and leaves a boundary row."""
+    return SyncVectorEnv(
+        [lambda: make_env(config, training=True)] * lanes, copy=False, autoreset_mode=AutoresetMode.NEXT_STEP
+    )
+
+
+def _one_hot(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    space = env.observation_space
+    assert isinstance(space, gym.spaces.Discrete)
+    eye, start = np.eye(int(space.n), dtype=np.float32), int(space.start)
+    box = gym.spaces.Box(0.0, 1.0, (int(space.n),), np.float32)
+    return gym.wrappers.TransformObservation(env, lambda state: eye[int(state) - start], box)
+
+
+def _narrow(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    space = env.observation_space
+    assert isinstance(space, gym.spaces.Box)
+    dtype = np.dtype(NARROWED[space.dtype.name]).type
+    with np.errstate(over="ignore"):  # float64's largest bound is float32's infinity
+        low, high = np.asarray(space.low).astype(dtype), np.asarray(space.high).astype(dtype)
+    box = gym.spaces.Box(low, high, space.shape, dtype)
+    return gym.wrappers.TransformObservation(env, lambda obs: np.asarray(obs, dtype), box)
+
+
+def _nearest(env_id: str) -> str:
+    """A hint at registered names like ``env_id``."""
+    near = difflib.get_close_matches(env_id, gym.registry, n=3, cutoff=0.6)
+    return (
+        f"; did you mean {' or '.join(near)}?"
+        if near
+        else "; see the ids with python -c 'import gymnasium as g; g.pprint_registry()'"
+    )

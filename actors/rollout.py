@@ -1,0 +1,247 @@
+"""One actor's work without its process: step the lanes, write rows, send chunks, obey the gate, take new weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from actors.config import ActorConfig
+from actors.envs import EnvError
+from actors.epsilon import annealed, ladder
+from actors.policy import NumpyMlp, choose
+from learner.weights import unpack
+from replay.chunk import BOUNDARY, FIRST, TERMINATED, TRUNCATED, Chunk, Counters, Schema, encode
+from replay.log import ChunkId, ChunkLog, Full, Status, Unavailable
+
+POLL_MIN_S, POLL_MAX_S = 0.05, 0.5
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which actor this is: its slot of ``slots``, its incarnation, and the run's name and seed."""
+
+    run: str
+    seed: int
+    slot: int
+    slots: int
+    incarnation: int
+
+    def seeds(self, lanes: int) -> tuple[list[int | None], np.random.Generator]:
+        """A seed per lane, and the generator of the actions. Each restart has new ones, logged by the supervisor."""
+        root = np.random.SeedSequence(self.seed, spawn_key=(self.slot, self.incarnation))
+        actions, *per_lane = root.spawn(lanes + 1)
+        return [int(s.generate_state(1)[0]) for s in per_lane], np.random.default_rng(actions)
+
+
+class Rows:
+    """The arrays of the chunk that is being filled: T time steps of E lanes."""
+
+    def __init__(self, steps: int, lanes: int, schema: Schema) -> None:
+        self.obs = np.zeros((steps, lanes, *schema.obs_shape), schema.obs_dtype)
+        self.action = np.zeros((steps, lanes), np.int32)
+        self.reward = np.zeros((steps, lanes), np.float32)
+        self.q_taken = np.zeros((steps, lanes), np.float32)
+        self.q_max = np.zeros((steps, lanes), np.float32)
+        self.flags = np.zeros((steps, lanes), np.uint8)
+
+
+class Rollout:
+    """Steps lanes epsilon-greedily and sends what they leave, one chunk in flight.
+
+    ``log`` has to be this thread's own. While a chunk is in doubt (Unavailable, Full) nothing is stepped and nothing is
+    dropped: the same id is sent again.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        envs: SyncVectorEnv,
+        schema: Schema,
+        policy: NumpyMlp,
+        log: ChunkLog,
+        config: ActorConfig,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Raises EnvError for lanes whose autoreset mode is not NEXT_STEP: their rows would be read wrongly."""
+        if envs.metadata.get("autoreset_mode") != AutoresetMode.NEXT_STEP:
+            raise EnvError(f"autoreset mode {envs.metadata.get('autoreset_mode')}; only NEXT_STEP marks boundary rows")
+        self._place, self._envs, self._schema, self._policy = place, envs, schema, policy
+        self._log, self._config, self._clock = log, config, clock
+        lane_seeds, self._rng = place.seeds(envs.num_envs)
+        lanes = place.slot * envs.num_envs + np.arange(envs.num_envs)
+        self._floor = ladder(lanes, place.slots * envs.num_envs, config.epsilon, config.epsilon_alpha)
+        self._epsilon = annealed(self._floor, 0, config.epsilon_anneal_env_steps)
+        self._obs = np.asarray(envs.reset(seed=lane_seeds)[0])
+        self._rows = Rows(config.chunk_steps, envs.num_envs, schema)
+        self._filled = 0
+        self._ended = np.zeros(envs.num_envs, np.bool_)
+        self._fresh = np.ones(envs.num_envs, np.bool_)
+        self._returns = np.zeros(envs.num_envs, np.float64)
+        self._pending: bytes | None = None
+        self._seq = 1
+        self._status = Status(False, None)
+        self._asked_s = self._fetched_s = self._opened_s = -np.inf
+        self._poll_s = POLL_MIN_S
+        self.weight_version = 0
+        self.counters = Counters()
+        self.unavailable = 0
+
+    def collect(self, seconds: float) -> Counters:
+        """Work for about ``seconds``: chunks where the gate is open, polls where it is not."""
+        end = self._clock() + seconds
+        while self._clock() < end:
+            if not self.ready():
+                self._wait(min(self._poll_s * self._rng.uniform(0.8, 1.2), max(0.0, end - self._clock())))
+                self._poll_s = min(POLL_MAX_S, self._poll_s * 1.5)
+                continue
+            self._poll_s = POLL_MIN_S
+            self.fill()
+            self.send()
+        return self.counters
+
+    def ready(self) -> bool:
+        """Whether the next chunk may be collected: nothing in doubt, gate open, weights there. Asks the log if not."""
+        if self._pending is not None:
+            return self.send() and self._may_act()
+        if not self._may_act():
+            self._ask(self._log.status)
+        return self._may_act()
+
+    def fill(self) -> None:
+        """Collect rows until the chunk is full or ``flush_s`` is over, and encode it."""
+        deadline = self._clock() + self._config.flush_s
+        while self._filled < self._config.chunk_steps:
+            self.step()
+            if self._clock() > deadline:
+                break
+        self._encode()
+
+    def step(self) -> None:
+        """One env step of every lane, written as one time step of rows."""
+        q = self._policy(self._obs)
+        action = choose(q, self._epsilon, self._rng)
+        self._write(q, action)
+        obs, reward, terminated, truncated, _ = self._envs.step(action)
+        rows, t = self._rows, self._filled
+        rows.reward[t] = reward
+        rows.flags[t] |= np.where(terminated, TERMINATED, 0).astype(np.uint8)
+        rows.flags[t] |= np.where(truncated, TRUNCATED, 0).astype(np.uint8)
+        if not np.isfinite(reward).all():
+            raise EnvError(f"the environment returned the reward {reward[~np.isfinite(reward)][0]}")
+        self._filled += 1
+        self._count(reward, terminated | truncated)
+        self._obs = obs
+
+    def _write(self, q: Array, action: Array) -> None:
+        """Write what is known before the envs step. Where an episode has just ended this is its boundary row."""
+        rows, t = self._rows, self._filled
+        rows.obs[t] = self._obs
+        rows.action[t] = action
+        rows.q_max[t] = q.max(1)
+        rows.q_taken[t] = np.where(self._ended, 0, q[np.arange(len(q)), action])
+        rows.flags[t] = np.where(self._ended, BOUNDARY, np.where(self._fresh, FIRST, 0))
+
+    def _count(self, reward: Array, ended: Array) -> None:
+        stepped = len(ended) - int(np.count_nonzero(self._ended))
+        self._returns += reward
+        done = self.counters
+        finished = int(np.count_nonzero(ended))
+        if finished:
+            done = done._replace(
+                episodes=done.episodes + finished, return_sum=done.return_sum + float(self._returns[ended].sum())
+            )
+            self._returns[ended] = 0
+        self.counters = done._replace(env_steps=done.env_steps + stepped, rows=done.rows + len(ended))
+        self._fresh, self._ended = self._ended, ended
+
+    def _encode(self) -> None:
+        rows, t = self._rows, self._filled
+        if rows.obs.dtype.kind == "f" and not np.isfinite(rows.obs[:t]).all():
+            raise EnvError("the environment returned an observation that is not finite")
+        chunk = Chunk(
+            self._place.slot,
+            self._place.incarnation,
+            self._seq,
+            self.weight_version,
+            self.counters,
+            *(getattr(rows, name)[:t] for name in ("obs", "action", "reward", "q_taken", "q_max", "flags")),
+        )
+        self._pending = encode(chunk, self._schema, self._place.run)
+        self._filled = 0
+
+    def send(self) -> bool:
+        """Send the chunk in hand; False leaves it in doubt, to be sent again under the same id. Raises Fenced."""
+        chunk, chunk_id = self._pending, ChunkId(self._place.incarnation, self._seq)
+        assert chunk is not None
+        if not self._ask(lambda: self._log.append(self._place.slot, chunk_id, chunk)):
+            return False
+        self._pending = None
+        self._seq += 1
+        return True
+
+    def _ask(self, call: Callable[[], Status]) -> bool:
+        """Do one call on the log and act on the status it returns; False where the log is away."""
+        try:
+            self._status = call()
+            self._take_weights()
+        except (Unavailable, Full):
+            self.unavailable += 1
+            self._status = Status(False, None)
+            return False
+        return True
+
+    def _may_act(self) -> bool:
+        return self._status.gate_open and self.weight_version > 0
+
+    def _take_weights(self) -> None:
+        """Fetch newer weights, at most every ``fetch_every_s``; the run's env steps in their header anneal epsilon."""
+        header, now = self._status.weights, self._clock()
+        if header is None or header.version <= self.weight_version:
+            return
+        if now - self._fetched_s < self._config.fetch_every_s:
+            return
+        value = self._log.fetch_weights()
+        if value is not None:
+            fetched, arrays = unpack(value)
+            self._policy.load(arrays)
+            self.weight_version = fetched.version
+            self._epsilon = annealed(self._floor, fetched.env_steps, self._config.epsilon_anneal_env_steps)
+            self._fetched_s = now
+
+    def _wait(self, seconds: float) -> None:
+        time.sleep(seconds)
+        self.counters = self.counters._replace(gate_wait_s=self.counters.gate_wait_s + seconds)
+
+    def flush(self, deadline_s: float) -> bool:
+        """Close every lane with a boundary row and send what is in hand, within ``deadline_s``; True where all is stored."""
+        end = self._clock() + deadline_s
+        while self._pending is not None and not self.send():
+            if self._clock() > end:
+                return False
+            time.sleep(POLL_MIN_S)
+        if self.weight_version == 0 or self.counters.rows == 0:
+            return True
+        self._close_lanes()
+        self._encode()
+        while not self.send():
+            if self._clock() > end:
+                return False
+            time.sleep(POLL_MIN_S)
+        return True
+
+    def _close_lanes(self) -> None:
+        """Write the observation that each lane stands at as a boundary row."""
+        q = self._policy(self._obs)
+        self._write(q, np.zeros(len(q), np.int64))
+        self._rows.q_taken[self._filled] = 0
+        self._rows.reward[self._filled] = 0
+        self._rows.flags[self._filled] = BOUNDARY
+        self._filled += 1
+        self.counters = self.counters._replace(rows=self.counters.rows + len(q))

@@ -1,0 +1,173 @@
+"""Keeps the slots' actors at work: two calls in flight each, restarts within a budget, an orderly end.
+
+Ray restarts nothing here (max_restarts=0): a restarted actor needs a new incarnation, which only the run directory
+hands out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from actors.evaluator import Verdict
+
+COLLECT_S = 1.0
+IN_FLIGHT = 2
+BUDGET_WINDOW_S = 600.0
+BACKOFF_S = 0.5
+
+
+class CrashLoopError(RuntimeError):
+    """A worker died more often than its budget allows; the text has its last error."""
+
+
+@dataclass
+class Restarts:
+    """A budget of restarts within ``BUDGET_WINDOW_S``, and when the next may happen."""
+
+    name: str
+    budget: int
+    deaths: deque[float] = field(default_factory=deque)
+    total: int = 0
+
+    def died(self, error: str) -> float:
+        """Book a death; returns the seconds to wait before the restart. Raises CrashLoopError beyond the budget."""
+        now = time.monotonic()
+        self.deaths.append(now)
+        while self.deaths[0] < now - BUDGET_WINDOW_S:
+            self.deaths.popleft()
+        if len(self.deaths) > self.budget:
+            raise CrashLoopError(
+                f"{self.name} died {len(self.deaths)} times within {BUDGET_WINDOW_S:.0f} s (actors.restarts allows "
+                f"{self.budget}); the last time of: {error}"
+            )
+        self.total += 1
+        return float(BACKOFF_S * 2 ** (len(self.deaths) - 1))
+
+
+@dataclass
+class _Slot:
+    handle: Any
+    calls: list[Any]
+    restarts: Restarts
+    restart_at_s: float | None = None
+    answered: bool = False
+
+
+class Supervisor:
+    """The actors of all slots. ``start(slot)`` starts a slot's actor under a new incarnation and returns its handle."""
+
+    def __init__(self, start: Callable[[int], Any], slots: int, restarts: int, say: Callable[[str], None]) -> None:
+        self._start, self._say = start, say
+        self._slots = [_Slot(start(slot), [], Restarts(f"actor {slot}", restarts)) for slot in range(slots)]
+        for slot in self._slots:
+            self._refill(slot)
+
+    @property
+    def alive(self) -> int:
+        """Actors that have answered and did not die since."""
+        return sum(slot.answered and slot.restart_at_s is None for slot in self._slots)
+
+    @property
+    def restarts(self) -> int:
+        """Restarts so far, over all slots."""
+        return sum(slot.restarts.total for slot in self._slots)
+
+    def tick(self) -> None:
+        """Take the answers that are there, ask again, restart who died. Does not wait."""
+        for index, slot in enumerate(self._slots):
+            if slot.restart_at_s is not None:
+                if time.monotonic() >= slot.restart_at_s:
+                    slot.handle, slot.calls, slot.restart_at_s = self._start(index), [], None
+                    self._refill(slot)
+                continue
+            done, _ = ray.wait(slot.calls, num_returns=len(slot.calls), timeout=0)
+            for call in done:
+                slot.calls.remove(call)
+                try:
+                    ray.get(call)
+                except ray.exceptions.RayError as error:
+                    self._bury(index, slot, error)
+                    break
+                slot.answered = True
+            else:
+                self._refill(slot)
+
+    def stop(self, deadline_s: float) -> None:
+        """Flush all actors within one deadline, then end them."""
+        flushes = [slot.handle.flush.remote(deadline_s / 2) for slot in self._slots if slot.restart_at_s is None]
+        if flushes:
+            ray.wait(flushes, num_returns=len(flushes), timeout=deadline_s)
+        for slot in self._slots:
+            ray.kill(slot.handle)
+
+    def _refill(self, slot: _Slot) -> None:
+        while len(slot.calls) < IN_FLIGHT:
+            slot.calls.append(slot.handle.collect.remote(COLLECT_S))
+
+    def _bury(self, index: int, slot: _Slot, error: Exception) -> None:
+        slot.answered = False
+        reason = cause(error)
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.kill(slot.handle)
+        wait_s = slot.restarts.died(reason)
+        slot.restart_at_s = time.monotonic() + wait_s
+        self._say(f"actor {index} died ({reason}); it restarts in {wait_s:.1f} s")
+
+
+class Screening:
+    """Asks the evaluator for verdicts, so that screening takes no more than ``cpu_share`` of one core."""
+
+    def __init__(
+        self, start: Callable[[], Any], candidate: Callable[[], Any], cpu_share: float, restarts: int,
+        say: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        """``candidate`` returns a reference to the packed policy to play next."""
+        self._start, self._candidate, self._cpu_share, self._say = start, candidate, cpu_share, say
+        self._handle = start()
+        self._call: Any = None
+        self._not_before_s = 0.0
+        self._budget = Restarts("the evaluator", restarts)
+
+    @property
+    def restarts(self) -> int:
+        """Restarts so far."""
+        return self._budget.total
+
+    def tick(self, learning: bool) -> Verdict | None:
+        """A verdict, if one has come in; asks for the next when ``learning`` and its share allow. Does not wait."""
+        verdict = None
+        if self._call is not None and ray.wait([self._call], timeout=0)[0]:
+            call, self._call = self._call, None
+            try:
+                verdict = ray.get(call)
+            except ray.exceptions.RayError as error:
+                reason = cause(error)
+                self._not_before_s = time.monotonic() + self._budget.died(reason)
+                self._say(f"the evaluator died ({reason}); it restarts")
+                with contextlib.suppress(ray.exceptions.RayError):
+                    ray.kill(self._handle)
+                self._handle = self._start()
+            else:
+                pause_s = verdict.seconds * (1 / self._cpu_share - 1) if verdict.confirmed is None else 0.0
+                self._not_before_s = time.monotonic() + pause_s
+        if self._call is None and learning and time.monotonic() >= self._not_before_s:
+            self._call = self._handle.screen.remote(self._candidate())
+        return verdict
+
+    def stop(self) -> None:
+        """End the evaluator."""
+        ray.kill(self._handle)
+
+
+def cause(error: Exception) -> str:
+    """The innermost reason of a Ray error, in one line."""
+    inner = getattr(error, "cause", None) or error
+    lines = str(inner).strip().splitlines() or [type(inner).__name__]
+    return f"{type(inner).__name__}: {lines[-1] if isinstance(inner, ray.exceptions.RayError) else lines[0]}"

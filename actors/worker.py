@@ -1,0 +1,62 @@
+"""The Ray actors of this part: thin shells around Rollout and Evaluator. Ray imports this module in every worker."""
+
+from __future__ import annotations
+
+import os
+
+import ray
+
+from actors.config import ActorConfig, EnvConfig, EvalConfig
+from actors.envs import make_lanes, schema_of
+from actors.evaluator import Evaluator, Verdict
+from actors.policy import NumpyMlp
+from actors.rollout import Place, Rollout
+from replay.chunk import Counters
+from replay.identity import Identity
+from replay.redis_log import RedisLog
+
+
+@ray.remote(max_restarts=0, max_task_retries=0)
+class ActorWorker:
+    """One slot's actor. The supervisor calls ``collect`` again and again: its return is heartbeat and counters."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        url: str,
+        place: Place,
+        env: EnvConfig,
+        config: ActorConfig,
+        dueling: bool,
+        chunks: int,
+    ) -> None:
+        """``url`` has the actor's own password: it comes as an argument since Ray logs a runtime_env in clear."""
+        identity.check()
+        envs = make_lanes(env, config.lanes)
+        log = RedisLog(url, place.run, max_chunks=chunks)
+        self._rollout = Rollout(place, envs, schema_of(envs.envs[0]), NumpyMlp(dueling), log, config)
+
+    def pid(self) -> int:
+        """This worker's process id."""
+        return os.getpid()
+
+    def collect(self, seconds: float) -> Counters:
+        """See ``Rollout.collect``."""
+        return self._rollout.collect(seconds)
+
+    def flush(self, deadline_s: float) -> bool:
+        """See ``Rollout.flush``."""
+        return self._rollout.flush(deadline_s)
+
+
+@ray.remote(max_restarts=0, max_task_retries=0)
+class EvaluatorWorker:
+    """The greedy evaluator in a process of its own."""
+
+    def __init__(self, identity: Identity, env: EnvConfig, config: EvalConfig, dueling: bool, seed: int) -> None:
+        identity.check()
+        self._evaluator = Evaluator(env, config, dueling, seed)
+
+    def screen(self, candidate: bytes) -> Verdict:
+        """See ``Evaluator.screen``."""
+        return self._evaluator.screen(candidate)

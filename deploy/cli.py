@@ -1,0 +1,156 @@
+"""The command ``qherd``. Exit codes: 0 done, 1 the run failed, 2 the call or its surroundings are wrong, 130 interrupted."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from deploy import __version__
+from deploy.config import ConfigError, RunConfig, compose, dump, explain
+
+USAGE = """qherd: a herd of actors, one learner, deep Q-learning.
+
+  qherd train [ENV]    train; LunarLander-v3 where no ENV is given
+  qherd eval RUN       play a run's best policy greedily
+  qherd record RUN     write a video of it
+  qherd --version
+
+Each command explains itself: qherd train --help. An example:
+
+  qherd train CartPole-v1 --learner.lr 1e-3 --actors.count 4 --budget.seconds 120
+"""
+
+
+class Launch(BaseModel):
+    """What comes before the options."""
+
+    model_config = ConfigDict(frozen=True)
+
+    preset: str | None = None
+    """Start from these values: cartpole, lunarlander or tutorial. The default goes by the environment."""
+    config: Path | None = None
+    """A YAML file of options, over the preset."""
+    dry_run: bool = False
+    """Print the resolved configuration and stop."""
+
+
+class Train(Launch):
+    """Train a Q-network with actors, a replay server and a learner. ENV, if given, comes first: a Gymnasium environment,
+    or module:EnvId for one of your own.
+
+    Options by dotted name come on top of the environment variables (QHERD_LEARNER_LR=5e-4), these on top of --config,
+    this on top of the preset.
+    """
+
+    options: Annotated[RunConfig, tyro.conf.arg(name="")] = RunConfig()
+
+
+class Eval(BaseModel):
+    """Play a run's best policy greedily."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's directory."""
+    episodes: int = Field(100, ge=1)
+    """Greedy episodes to play."""
+    seed: int = Field(1_000_000, ge=0)
+    """Seed of the first episode; each further one has the next."""
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print JSON."""
+
+
+class Record(BaseModel):
+    """Write a video of a run's best policy."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's directory."""
+    out: Path | None = None
+    """The file to write, .mp4 or .gif. The default is best.mp4 in the run's directory."""
+    seed: int = Field(1_000_000, ge=0)
+    """Seed of the episode."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command; every failure that a user can cause is one message on stderr and exit code 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    sys.exit(_guarded(lambda: _dispatch(arguments)))
+
+
+def _dispatch(arguments: list[str]) -> int:
+    commands: dict[str, Callable[[list[str]], int]] = {"train": _train, "eval": _eval, "record": _record}
+    command, *rest = arguments or ["--help"]
+    if command in commands:
+        return commands[command](rest)
+    if command == "--version":
+        print(f"qherd {__version__}")
+        return 0
+    if command in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    raise ConfigError(f"there is no command {command!r}\n\n{USAGE}".rstrip())
+
+
+def _train(arguments: list[str]) -> int:
+    env_id = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
+    launch, _ = tyro.cli(Launch, args=arguments, return_unknown_args=True, add_help=False)
+    base = compose(env_id, launch.preset, launch.config)
+    full = tyro.cli(Train, args=arguments, default=Train(options=base), prog="qherd train [ENV]")
+    config = full.options
+    if full.dry_run:
+        print(yaml.safe_dump(dump(config), sort_keys=False), end="")
+        return 0
+    from deploy.train import train
+
+    return train(config)
+
+
+def _eval(arguments: list[str]) -> int:
+    call = tyro.cli(Eval, args=arguments, prog="qherd eval")
+    from deploy.playback import evaluate
+
+    return evaluate(call.run, call.episodes, call.seed, as_json=call.as_json)
+
+
+def _record(arguments: list[str]) -> int:
+    call = tyro.cli(Record, args=arguments, prog="qherd record")
+    from deploy.playback import record
+
+    return record(call.run, call.out, call.seed)
+
+
+def _guarded(run: Callable[[], int]) -> int:
+    """Turn what a user can cause into a message; let what is a defect show its traceback."""
+    from actors.envs import EnvError
+    from deploy.run_dir import RunDirError
+    from deploy.valkey import ServerError
+    from replay.log import LogError
+
+    try:
+        return run()
+    except ValidationError as error:
+        message = explain(error, "command line")
+    except (ConfigError, EnvError, RunDirError, ServerError, LogError) as error:
+        message = str(error)
+    except ValueError as error:
+        if not error.args:
+            raise
+        message = str(error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+            raise
+        message = f"{error.filename or 'a file'}: {error.strerror}"
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    print(f"qherd: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

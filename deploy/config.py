@@ -1,0 +1,207 @@
+"""The run's configuration: each part owns its own, this composes them. Layers, later ones win: defaults, preset, YAML file,
+environment (QHERD_...), command line."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from actors.config import ActorConfig, EnvConfig, EvalConfig
+from learner.config import LearnerConfig
+from replay.config import ReplayConfig
+
+PRESETS = Path(__file__).parent / "presets"
+PREFIX = "QHERD_"
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the text names the value and the remedy."""
+
+
+class BudgetConfig(BaseModel):
+    """When a run ends that did not solve its environment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    env_steps: int | None = Field(None, ge=1)
+    """Env steps, over all actors."""
+    seconds: float | None = Field(None, gt=0)
+    """Wall-clock seconds of training."""
+
+
+class RedisConfig(BaseModel):
+    """The chunk log's server."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str | None = None
+    """Redis or Valkey >= 7.0 of the cluster mode (redis://, rediss://, unix://). Its password is never written down."""
+    timeout_s: float = Field(5.0, gt=0)
+    """Seconds without an answer after which the server counts as away."""
+
+
+class RayConfig(BaseModel):
+    """Ray."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    address: str | None = None
+    """The existing Ray cluster of the cluster mode: host:port, or auto."""
+
+
+class MetricsConfig(BaseModel):
+    """Prometheus."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    port: int | None = Field(None, ge=1, le=65535)
+    """Serve /metrics of the run on this port."""
+    host: str = "127.0.0.1"
+    """The address to serve it on."""
+
+
+class RunConfig(BaseModel):
+    """All that a run depends on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """The run's name and folder. The default is unique; a name that exists is refused."""
+    runs_dir: Path = Path("runs")
+    """Where the folders of runs are."""
+    seed: int = Field(0, ge=0)
+    """Seed of everything random: networks, sampling, exploration, environments, evaluation."""
+    mode: Literal["inline", "local", "cluster"] = "local"
+    """inline: one process, reproducible to the bit; local: Ray and an embedded Valkey on this machine; cluster: an existing
+    Ray and Redis."""
+    env: EnvConfig = EnvConfig()
+    actors: ActorConfig = ActorConfig()
+    replay: ReplayConfig = ReplayConfig()
+    learner: LearnerConfig = LearnerConfig()
+    eval: EvalConfig = EvalConfig()
+    budget: BudgetConfig = BudgetConfig()
+    redis: RedisConfig = RedisConfig()
+    ray: RayConfig = RayConfig()
+    metrics: MetricsConfig = MetricsConfig()
+
+
+def preset_names() -> list[str]:
+    """The presets that come with qherd."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def preset_for(env_id: str) -> str | None:
+    """The default preset of an environment."""
+    for name in preset_names():
+        if _read_yaml(PRESETS / f"{name}.yaml").get("default_for") == env_id:
+            return name
+    return None
+
+
+def compose(
+    env_id: str | None, preset: str | None, file: Path | None, environ: Mapping[str, str] = os.environ
+) -> RunConfig:
+    """Defaults, preset, file and environment as one config; the command line comes on top of it.
+
+    Raises ConfigError where any of them names something unknown or a value out of its bounds.
+    """
+    values: dict[str, Any] = {}
+    file_values = _read_yaml(file) if file else {}
+    name = preset or preset_for(env_id or _get(file_values, "env.id") or EnvConfig().id)
+    if name is not None:
+        if name not in preset_names():
+            raise ConfigError(f"preset {name!r} does not exist; one of {', '.join(preset_names())} does")
+        preset_values = _read_yaml(PRESETS / f"{name}.yaml")
+        preset_values.pop("default_for", None)
+        _merge(values, preset_values)
+    _merge(values, file_values)
+    _merge(values, _from_environment(environ))
+    if env_id is not None:
+        _merge(values, {"env": {"id": env_id}})
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(explain(error, "preset, file or environment")) from error
+
+
+def explain(error: ValidationError, where: str) -> str:
+    """pydantic's findings, a line each, with the nearest name for one that is unknown."""
+    lines = []
+    for finding in error.errors(include_url=False):
+        path = ".".join(map(str, finding["loc"]))
+        if finding["type"] == "extra_forbidden":
+            lines.append(f"{path}: there is no such option{_nearest(path)}")
+        else:
+            lines.append(f"{path}: {finding['msg']}, got {finding['input']!r}")
+    return f"configuration ({where}):\n  " + "\n  ".join(lines)
+
+
+def option_paths(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
+    """The dotted names of all options."""
+    for name, info in model.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from option_paths(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def dump(config: RunConfig) -> dict[str, Any]:
+    """The config as plain values, without the password of ``redis.url``."""
+    from replay.redis_log import public_url
+
+    values = config.model_dump(mode="json")
+    if config.redis.url:
+        values["redis"]["url"] = public_url(config.redis.url)
+    return values
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """QHERD_LEARNER_LR=5e-4 is learner.lr; values are read as YAML."""
+    known = {PREFIX + path.upper().replace(".", "_"): path for path in option_paths()}
+    values: dict[str, Any] = {}
+    for variable, text in environ.items():
+        if variable in known:
+            *parents, leaf = known[variable].split(".")
+            place = values
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            place[leaf] = yaml.safe_load(text)
+    return values
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"config file {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} is no YAML: {error}") from error
+    if values is not None and not isinstance(values, dict):
+        raise ConfigError(f"config file {path} holds {type(values).__name__}, not options")
+    return values or {}
+
+
+def _merge(values: dict[str, Any], over: Mapping[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(values.get(key), dict) and key != "kwargs":
+            _merge(values[key], value)
+        else:
+            values[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _get(values: Mapping[str, Any], path: str) -> Any:
+    for key in path.split("."):
+        values = values.get(key) if isinstance(values, Mapping) else None  # type: ignore[assignment]
+    return values
+
+
+def _nearest(path: str) -> str:
+    near = difflib.get_close_matches(path, list(option_paths()), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,0 +1,113 @@
+"""What a run shows while it works: a live table on a terminal, a plain line every 5 s elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from deploy.config import RunConfig
+
+LINE_EVERY_S = 5.0
+ROWS: tuple[tuple[str, Callable[[Mapping[str, float]], str]], ...] = (
+    ("greedy return", lambda f: f"{f['greedy_return']:.1f}" if "greedy_return" in f else "not yet"),
+    ("exploring return", lambda f: f"{f['exploring_return']:.1f}" if "exploring_return" in f else "not yet"),
+    ("env steps", lambda f: f"{f.get('env_steps', 0):,.0f}  ({f.get('env_steps_per_second', 0):,.0f}/s)"),
+    ("updates", lambda f: f"{f.get('updates', 0):,.0f}  ({f.get('updates_per_second', 0):,.0f}/s)"),
+    ("replay fill", lambda f: f"{f.get('replay_rows', 0) / max(1, f.get('replay_capacity_rows', 1)):.0%}"),
+    ("samples per insert", lambda f: f"{f.get('samples_per_insert', 0):.2f}"),
+    ("staleness (versions)", lambda f: f"{f.get('weight_staleness_versions', 0):.0f}"),
+    ("actors alive", lambda f: f"{f.get('actors_alive', 0):.0f}"),
+)
+
+
+class Display:
+    """Shows a run's figures. A context manager: what it draws ends with it."""
+
+    def __init__(self, run: str, config: RunConfig) -> None:
+        self._run, self._config = run, config
+        self._console = Console(stderr=False)
+        self._fancy = self._console.is_terminal and not os.environ.get("CI")
+        self._messages: list[str] = []
+        self._figures: Mapping[str, float] = {}
+        self._live: Live | None = None
+        self._last_line_s = -LINE_EVERY_S
+        self._started_s = time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[shown]}"),
+            TimeElapsedColumn(),
+        )
+        goal = "solved" if config.eval.threshold is not None else "budget"
+        self._task = self._bar.add_task(goal, total=1.0, shown="")
+
+    def __enter__(self) -> Self:
+        if self._fancy:
+            self._live = Live(self._drawing(), console=self._console, refresh_per_second=4)
+            self._live.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.__exit__(kind, error, at)
+
+    def say(self, message: str) -> None:
+        """A message: what the run waits for, or what went wrong and is being mended."""
+        if self._live is None:
+            self._print(message)
+        else:
+            self._messages = [*self._messages[-4:], f"{self._seconds():6.1f} s  {message}"]
+            self._live.update(self._drawing())
+
+    def update(self, figures: Mapping[str, float]) -> None:
+        """Show new figures."""
+        self._figures = figures
+        if self._live is not None:
+            self._live.update(self._drawing())
+        elif time.monotonic() - self._last_line_s >= LINE_EVERY_S:
+            self._last_line_s = time.monotonic()
+            self._print("  ".join(f"{name} {show(figures)}" for name, show in ROWS))
+
+    def _print(self, text: str) -> None:
+        print(f"{self._seconds():6.1f} s  {text}", file=sys.stdout, flush=True)
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self._started_s
+
+    def _drawing(self) -> Group:
+        table = Table.grid(padding=(0, 3))
+        for name, show in ROWS:
+            table.add_row(f"[dim]{name}[/]", show(self._figures))
+        self._bar.update(self._task, completed=self._share(), shown=self._goal())
+        title = f"qherd  {self._config.env.id}  [dim]{self._run}[/]"
+        return Group(Panel(Group(table, self._bar), title=title, title_align="left"), *self._messages)
+
+    def _share(self) -> float:
+        """How far the run is: towards the threshold from the first return seen, or through its budget."""
+        threshold = self._config.eval.threshold
+        if threshold is not None:
+            newest = self._figures.get("greedy_return")
+            first = self._figures.get("first_greedy_return")
+            if newest is None or first is None or first >= threshold:
+                return 0.0
+            return min(1.0, max(0.0, (newest - first) / (threshold - first)))
+        env_steps, seconds = self._config.budget.env_steps, self._config.budget.seconds
+        shares = [self._figures.get("env_steps", 0) / env_steps] if env_steps else []
+        return min(1.0, max([*shares, self._seconds() / seconds if seconds else 0.0]))
+
+    def _goal(self) -> str:
+        threshold = self._config.eval.threshold
+        if threshold is None:
+            return ""
+        newest = self._figures.get("greedy_return")
+        return f"{newest:.0f} of {threshold:g}" if newest is not None else f"goal {threshold:g}"

@@ -1,0 +1,383 @@
+"""The three modes as one kind of session: build the log, the learner and the actors, then advance them together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from actors.envs import make_env, schema_of
+from actors.evaluator import Evaluator, Verdict
+from deploy import __version__
+from deploy.config import ConfigError, RunConfig
+from deploy.run_dir import RunDirectory, env_of
+from deploy.valkey import EmbeddedServer
+from replay.chunk import HEADER_BYTES, Schema
+from replay.identity import Identity
+from replay.log import LogError, MemoryLog, Refused
+from replay.redis_log import RedisLog
+
+SLICE_S = 0.5
+READY_S = 120.0
+"""Seconds after which a learner that has not answered counts as hung."""
+Say = Callable[[str], None]
+
+
+class Progress(NamedTuple):
+    """What one advance brought: the newest figures by name, labelled counts, and a verdict with its policy if one came in."""
+
+    figures: dict[str, float]
+    refused: dict[str, int]
+    rows_lost: dict[str, int]
+    verdict: Verdict | None
+    policy: bytes | None
+
+
+class Session(Protocol):
+    """A run at work, in whichever mode."""
+
+    def advance(self) -> Progress:
+        """Let the run go on for about half a second."""
+
+    def stop(self, deadline_s: float) -> Progress | None:
+        """Flush, take in what was flushed, and end everything that this session started."""
+
+
+def start_session(config: RunConfig, directory: RunDirectory, schema: Schema, say: Say) -> Session:
+    """The session of ``config.mode``."""
+    if config.mode == "inline":
+        return InlineSession(config, directory, schema)
+    return RaySession(config, directory, schema, say)
+
+
+def probe_env(config: RunConfig) -> Schema:
+    """The schema of the run's environment. Raises EnvError where it cannot be used."""
+    env = make_env(env_of(config), training=True)
+    schema = schema_of(env)
+    env.close()
+    return schema
+
+
+def chunk_rows(config: RunConfig) -> int:
+    """Rows of a full chunk."""
+    return config.actors.lanes * config.actors.chunk_steps
+
+
+def backstop_chunks(config: RunConfig) -> int:
+    """MAXLEN of a slot's stream: it never cuts what the mirror may still need, if all rows came from one slot."""
+    return 2 * (config.replay.capacity_rows // config.actors.lanes + 1)
+
+
+def server_bytes(config: RunConfig, schema: Schema) -> int:
+    """Memory planned for the embedded server: the log as far as the mirror reaches, what is in flight, two copies of
+    the weights (8 MB at the least), and a quarter more."""
+    chunk = chunk_rows(config)
+    rows = config.replay.capacity_rows + 4 * config.actors.count * chunk
+    log = rows * schema.row_bytes + (rows // config.actors.lanes + 1) * (HEADER_BYTES + 200)
+    return int(1.25 * log) + (64 << 20)
+
+
+class InlineSession:
+    """One process, in lock-step, reproducible to the bit: every cadence is in updates or env steps."""
+
+    def __init__(self, config: RunConfig, directory: RunDirectory, schema: Schema) -> None:
+        import torch
+
+        from actors.envs import make_lanes
+        from actors.policy import NumpyMlp
+        from actors.rollout import Place, Rollout
+        from learner.loop import LearnerLoop
+        from learner.metrics import MetricsServer
+        from learner.publisher import Publisher
+
+        torch.set_num_threads(config.learner.threads)
+        torch.set_flush_denormal(True)
+        torch.use_deterministic_algorithms(True)
+        self._config = config
+        run, count = directory.run, config.actors.count
+        address = (config.metrics.host, config.metrics.port) if config.metrics.port else None
+        self._metrics = MetricsServer(run, __version__, address)
+        log, fence = MemoryLog(backstop_chunks(config)), directory.next_fence()
+        self.loop = LearnerLoop(
+            run,
+            log,
+            Publisher(log, fence),
+            schema,
+            config.replay,
+            config.learner,
+            fence=fence,
+            seed=config.seed,
+            quarantine=directory.quarantine,
+        )
+        self.loop.expect(range(count), chunk_rows(config))
+        env, dueling = env_of(config), config.learner.network.dueling
+        untimed = config.actors.model_copy(update={"fetch_every_s": 0.0})
+        self._rollouts = [
+            Rollout(
+                Place(run, config.seed, slot, count, directory.next_incarnation(slot)),
+                make_lanes(env, config.actors.lanes),
+                schema,
+                NumpyMlp(dueling),
+                log,
+                untimed,
+                clock=lambda: 0.0,
+            )
+            for slot in range(count)
+        ]
+        self._evaluator = Evaluator(env, config.eval, dueling, config.seed)
+        self._screened_at = 0
+
+    def advance(self) -> Progress:
+        until = self.loop.learner.updates + 200
+        started, before = time.perf_counter(), (self.loop.learner.updates, self.loop.reader.totals.env_steps)
+        for _ in range(200):
+            for rollout in self._rollouts:
+                if rollout.ready():
+                    rollout.fill()
+                    rollout.send()
+            while self.loop.cycle():
+                self.loop.publish_if_due()
+            if self.loop.learner.updates >= until:
+                break
+        self.loop.reader.trim()
+        elapsed = time.perf_counter() - started
+        verdict, policy = self._screen()
+        report = self.loop.report()
+        figures = report.figures | {
+            "actors_alive": len(self._rollouts),
+            "actor_restarts": 0,
+            "updates_per_second": (self.loop.learner.updates - before[0]) / elapsed,
+            "env_steps_per_second": (self.loop.reader.totals.env_steps - before[1]) / elapsed,
+        }
+        if verdict is not None:
+            figures["greedy_return"] = verdict.screen.mean
+        self._metrics.show(report, figures)
+        return Progress(figures, report.refused, report.rows_lost, verdict, policy)
+
+    def _screen(self) -> tuple[Verdict | None, bytes | None]:
+        updates = self.loop.learner.updates
+        if updates - self._screened_at < self._config.eval.every_updates:
+            return None, None
+        self._screened_at = updates
+        policy = self.loop.candidate()
+        return self._evaluator.screen(policy), policy
+
+    def stop(self, deadline_s: float) -> Progress | None:
+        del deadline_s
+        self._metrics.close()
+        return None
+
+
+class RaySession:
+    """``local``: Ray and an embedded server on this machine; ``cluster``: those that are there."""
+
+    def __init__(self, config: RunConfig, directory: RunDirectory, schema: Schema, say: Say) -> None:
+        self._config, self._directory, self._schema, self._say = config, directory, schema, say
+        self._cleanup = contextlib.ExitStack()
+        self._figures: dict[str, float] = {}
+        self._driver_figures: dict[str, float] = {"actors_alive": 0, "actor_restarts": 0}
+        try:
+            self._start()
+        except BaseException:
+            self._cleanup.close()
+            raise
+
+    def _start(self) -> None:
+        config = self._config
+        _check_port(config)
+        urls = self._start_server()
+        self._log = self._cleanup.enter_context(contextlib.closing(RedisLog(urls["learner"], self._directory.run)))
+        _check_server(self._log, self._directory)
+        self._say(f"starting Ray ({'on this machine' if config.mode == 'local' else config.ray.address})")
+        _start_ray(config, self._cleanup)
+
+        from actors.supervisor import Screening, Supervisor
+
+        identity = Identity.here()
+        self._say("starting the learner, the evaluator and the actors")
+        self._learner = self._start_learner(identity, urls["learner"])
+        self._train: Any = self._learner.train.remote(0.0, {})
+        self._asked_s = time.monotonic()
+        self._supervisor = Supervisor(
+            self._actor_starter(identity, urls["actor"]), config.actors.count, config.actors.restarts, self._say
+        )
+        self._policies: list[Any] = []
+        self._screening = Screening(
+            self._evaluator_starter(identity), self._candidate, config.eval.cpu_share, config.actors.restarts, self._say
+        )
+
+    def _start_server(self) -> dict[str, str]:
+        """URLs by role, of the embedded server or of the cluster's."""
+        config = self._config
+        if config.mode == "cluster":
+            if config.redis.url is None:
+                raise ConfigError("the cluster mode needs a server: give --redis.url or QHERD_REDIS_URL")
+            return {"learner": config.redis.url, "actor": config.redis.url}
+        planned = server_bytes(config, self._schema)
+        self._say(f"starting the replay server (at most {planned >> 20} MB)")
+        self._server = self._cleanup.enter_context(EmbeddedServer(self._directory.run, planned))
+        return {role: self._server.url(role) for role in ("learner", "actor")}
+
+    def _start_learner(self, identity: Identity, url: str) -> Any:
+        from learner.worker import LearnerWorker
+
+        config = self._config
+        local = config.mode == "local"
+        return LearnerWorker.options(num_cpus=0 if local else 1, num_gpus=_gpus(config)).remote(
+            identity,
+            url,
+            self._directory.run,
+            self._schema,
+            config.replay,
+            config.learner,
+            fence=self._directory.next_fence(),
+            seed=config.seed,
+            slots=config.actors.count,
+            chunk_rows=chunk_rows(config),
+            quarantine=self._directory.quarantine.resolve() if local else None,
+            metrics_address=(config.metrics.host, config.metrics.port) if config.metrics.port else None,
+            version=__version__,
+        )
+
+    def _actor_starter(self, identity: Identity, url: str) -> Callable[[int], Any]:
+        from actors.rollout import Place
+        from actors.worker import ActorWorker
+
+        config = self._config
+        run, env, dueling = self._directory.run, env_of(config), config.learner.network.dueling
+
+        def start(slot: int) -> Any:
+            incarnation = self._directory.next_incarnation(slot, self._log.last_id(slot).incarnation)
+            place = Place(run, config.seed, slot, config.actors.count, incarnation)
+            return ActorWorker.options(num_cpus=config.actors.cpus).remote(  # type: ignore[attr-defined]
+                identity, url, place, env, config.actors, dueling, backstop_chunks(config)
+            )
+
+        return start
+
+    def _evaluator_starter(self, identity: Identity) -> Callable[[], Any]:
+        from actors.worker import EvaluatorWorker
+
+        config = self._config
+        env, dueling = env_of(config), config.learner.network.dueling
+        return lambda: EvaluatorWorker.options(num_cpus=0).remote(  # type: ignore[attr-defined]
+            identity, env, config.eval, dueling, config.seed
+        )
+
+    def _candidate(self) -> Any:
+        policy = self._learner.candidate.remote()
+        self._policies = [policy]
+        return policy
+
+    def advance(self) -> Progress:
+        import ray
+
+        done, _ = ray.wait([self._train], timeout=SLICE_S)
+        if done:
+            report = ray.get(self._train)
+            self._figures, self._refused, self._rows_lost = report
+            self._train = self._learner.train.remote(SLICE_S, self._driver_figures)
+            self._asked_s = time.monotonic()
+        elif time.monotonic() - self._asked_s > READY_S:
+            raise RuntimeError(f"the learner has not answered for {READY_S:.0f} s")
+        self._supervisor.tick()
+        verdict = self._screening.tick(learning=self._figures.get("updates", 0) > 0)
+        policy = ray.get(self._policies[0]) if verdict else None
+        if verdict is not None:
+            self._driver_figures["greedy_return"] = verdict.screen.mean
+        self._driver_figures["actors_alive"] = self._supervisor.alive
+        self._driver_figures["actor_restarts"] = self._supervisor.restarts + self._screening.restarts
+        return self._progress(verdict, policy)
+
+    def _progress(self, verdict: Verdict | None, policy: bytes | None) -> Progress:
+        if not self._figures:
+            return Progress(dict(self._driver_figures), {}, {}, verdict, policy)
+        return Progress(self._figures | self._driver_figures, self._refused, self._rows_lost, verdict, policy)
+
+    def stop(self, deadline_s: float) -> Progress | None:
+        import ray
+
+        try:
+            with contextlib.suppress(ray.exceptions.RayError, LogError):
+                self._supervisor.stop(deadline_s / 2)
+                self._screening.stop()
+                self._figures, self._refused, self._rows_lost = ray.get(
+                    self._learner.drain.remote(), timeout=deadline_s / 2
+                )
+            return self._progress(None, None)
+        finally:
+            self._cleanup.close()
+
+
+def _check_port(config: RunConfig) -> None:
+    """Find a busy metrics port before anything is started."""
+    if config.metrics.port is None or config.mode == "cluster":
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.metrics.host, config.metrics.port))
+        except OSError as error:
+            raise ConfigError(
+                f"metrics port {config.metrics.host}:{config.metrics.port} cannot be used: {error.strerror}; "
+                "choose another --metrics.port"
+            ) from error
+
+
+def _check_server(log: RedisLog, directory: RunDirectory) -> None:
+    """Reach the server, check that it evicts nothing, and claim the run's name on it."""
+    try:
+        log.check()
+        claimed = log.claim(directory.nonce)
+    except Refused as error:
+        raise ConfigError(str(error)) from error
+    except LogError as error:
+        raise ConfigError(f"no answer from {error}") from error
+    if not claimed:
+        raise ConfigError(f"another run {directory.run!r} has its keys on {log.url}: choose another --run")
+
+
+def _start_ray(config: RunConfig, cleanup: contextlib.ExitStack) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    if config.mode == "cluster" and config.ray.address is None:
+        raise ConfigError("the cluster mode needs a Ray cluster: give --ray.address (host:port, or auto)")
+    if config.mode == "local":
+        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
+    import ray
+
+    folder = Path(tempfile.mkdtemp(prefix="qherd-ray-"))
+    cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+    cleanup.callback(ray.shutdown)
+    (folder / "empty").mkdir()
+    # Ray puts the driver's working directory first on the workers' sys.path: give it one without packages.
+    with contextlib.chdir(folder / "empty"):
+        if config.mode == "cluster":
+            ray.init(address=config.ray.address, log_to_driver=False, configure_logging=False)
+        else:
+            ray.init(
+                include_dashboard=False,
+                object_store_memory=256 << 20,
+                log_to_driver=False,
+                configure_logging=False,
+                _temp_dir=str(folder),
+                _node_ip_address="127.0.0.1",
+            )
+
+
+def _gpus(config: RunConfig) -> float:
+    """GPUs that the learner asks for: one where the cluster has any and the config does not say otherwise."""
+    import ray
+
+    wanted = config.learner.device
+    if wanted.startswith("cuda"):
+        return 1
+    return 1 if wanted == "auto" and ray.cluster_resources().get("GPU", 0) >= 1 else 0

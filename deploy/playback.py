@@ -1,0 +1,85 @@
+"""Playing a run's best policy: figures, or a video."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gymnasium as gym
+
+from actors.envs import make_env
+from actors.evaluator import LANES, play
+from actors.policy import NumpyMlp
+from deploy.config import ConfigError
+from deploy.run_dir import RunDirectory, env_of
+
+
+def evaluate(run: Path, episodes: int, seed: int, *, as_json: bool) -> int:
+    """Play ``episodes`` greedy episodes and print mean, std, min and max of the returns, and the lengths."""
+    directory = RunDirectory.open(run)
+    policy, manifest = _best(directory)
+    envs = [make_env(env_of(directory.config), training=False) for _ in range(min(LANES, episodes))]
+    played = play(envs, lambda obs: policy(obs).argmax(1), range(seed, seed + episodes))
+    figures = {
+        "run": directory.run,
+        "env": directory.config.env.id,
+        "updates": manifest["updates"],
+        "episodes": episodes,
+        "seed": seed,
+        "mean": played.mean,
+        "std": played.std,
+        "min": float(played.returns.min()),
+        "max": float(played.returns.max()),
+        "length_mean": float(played.lengths.mean()),
+        "lengths": played.lengths.tolist(),
+    }
+    if as_json:
+        print(json.dumps(figures))
+    else:
+        print(
+            f"{figures['env']}, {episodes} greedy episodes: mean {played.mean:.1f} ± {played.std:.1f}, "
+            f"min {figures['min']:.1f}, max {figures['max']:.1f}, mean length {figures['length_mean']:.0f} env steps"
+        )
+    return 0
+
+
+def record(run: Path, out: Path | None, seed: int) -> int:
+    """Play one greedy episode and write it as MP4 or GIF."""
+    directory = RunDirectory.open(run)
+    out = out or directory.path / "best.mp4"
+    if out.suffix not in (".mp4", ".gif"):
+        raise ConfigError(f"--out {out}: the video's name has to end in .mp4 or .gif")
+    if out.exists():
+        raise ConfigError(f"--out {out} exists already: choose another name")
+    policy, _ = _best(directory)
+    env = make_env(env_of(directory.config), training=False, render_mode="rgb_array")
+    frames = []
+
+    class Filmed(gym.Wrapper):  # type: ignore[type-arg]
+        def step(self, action: object) -> tuple[object, object, bool, bool, dict[str, object]]:
+            result = self.env.step(action)
+            frames.append(self.env.render())
+            return result  # type: ignore[return-value]
+
+    played = play([Filmed(env)], lambda obs: policy(obs).argmax(1), [seed])
+    _write_video(out, frames, fps=int(env.metadata.get("render_fps", 30)))
+    print(f"{out}: return {played.mean:.1f} in {len(frames)} env steps")
+    return 0
+
+
+def _write_video(out: Path, frames: list[object], fps: int) -> None:
+    import imageio.v3 as iio
+
+    if out.suffix == ".gif":
+        iio.imwrite(out, frames[::2], duration=2000 / fps, loop=0)
+    else:
+        from gymnasium.utils.save_video import ImageSequenceClip  # type: ignore[attr-defined]
+
+        ImageSequenceClip(frames, fps=fps).write_videofile(str(out), logger=None)
+
+
+def _best(directory: RunDirectory) -> tuple[NumpyMlp, dict[str, object]]:
+    arrays, manifest = directory.load_best()
+    policy = NumpyMlp(directory.config.learner.network.dueling)
+    policy.load(arrays)
+    return policy, manifest

@@ -1,0 +1,197 @@
+"""A run's directory: what is written once, what grows, and the counts that survive everything.
+
+runs/<run>/config.yaml  metrics.jsonl  tb/  checkpoints/best.*  summary.json  fences.json  quarantine/
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy.typing as npt
+import yaml
+
+from actors.config import EnvConfig
+from deploy import __version__
+from deploy.config import RunConfig, dump
+from learner.weights import unpack
+
+
+class RunDirError(ValueError):
+    """A run directory that is there already, is not there, or is damaged; the text says which and what to do."""
+
+
+class RunDirectory:
+    """The directory of one run. ``create`` makes a new one, ``open`` an existing one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.run = path.name
+        self._metrics: IO[str] | None = None
+        self._events: Any = None
+
+    @classmethod
+    def create(cls, config: RunConfig) -> RunDirectory:
+        """A new directory with config.yaml in it. Raises RunDirError where the name exists."""
+        name = (
+            config.run
+            or f"{config.env.id.split(':')[-1].lower()}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        )
+        path = config.runs_dir / name.replace("/", "-")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            raise RunDirError(
+                f"{path} exists already, and a run is never overwritten: choose another --run, or leave it out for a unique one"
+            ) from None
+        directory = cls(path)
+        (path / "checkpoints").mkdir()
+        header = {"qherd": __version__, "git": _git_revision(), "versions": _versions()}
+        directory._write("config.yaml", yaml.safe_dump({**header, "config": dump(config)}, sort_keys=False).encode())
+        directory._write(
+            "fences.json", json.dumps({"fence": 0, "incarnations": {}, "nonce": secrets.token_hex(16)}).encode()
+        )
+        return directory
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """An existing directory. Raises RunDirError where it is none."""
+        if not (path / "config.yaml").is_file():
+            raise RunDirError(f"{path} is no run: it has no config.yaml")
+        return cls(path)
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's resolved configuration (without the Redis password)."""
+        return RunConfig.model_validate(yaml.safe_load((self.path / "config.yaml").read_text())["config"])
+
+    @property
+    def nonce(self) -> str:
+        """What this directory claims its run's name on the server with."""
+        return str(self._counts()["nonce"])
+
+    @property
+    def quarantine(self) -> Path:
+        """Where refused chunks go."""
+        return self.path / "quarantine"
+
+    def next_fence(self) -> int:
+        """The next learner's fence: on disk before it is used, so that no two learners ever share one."""
+        counts = self._counts()
+        counts["fence"] += 1
+        self._write("fences.json", json.dumps(counts).encode())
+        return int(counts["fence"])
+
+    def next_incarnation(self, slot: int, at_least: int = 0) -> int:
+        """The next incarnation of a slot, above ``at_least``; on disk before it is used."""
+        counts = self._counts()
+        known = counts["incarnations"].get(str(slot), 0)
+        counts["incarnations"][str(slot)] = max(known, at_least) + 1
+        self._write("fences.json", json.dumps(counts).encode())
+        return int(counts["incarnations"][str(slot)])
+
+    def log(self, figures: Mapping[str, float]) -> None:
+        """Append one row to metrics.jsonl and to the TensorBoard events, at the step ``env_steps``."""
+        if self._metrics is None:
+            self._metrics = (self.path / "metrics.jsonl").open("a")
+            self._events = _event_writer(self.path / "tb")
+        self._metrics.write(json.dumps({key: _rounded(value) for key, value in figures.items()}) + "\n")
+        self._metrics.flush()
+        _write_scalars(self._events, figures)
+
+    def save_best(self, policy: bytes, about: Mapping[str, Any]) -> None:
+        """Keep a packed policy as the best one: weights first, then the manifest with their sha256."""
+        self._write("checkpoints/best.weights", policy)
+        manifest = {**about, "sha256": hashlib.sha256(policy).hexdigest()}
+        self._write("checkpoints/best.json", json.dumps(manifest, indent=2).encode())
+
+    def load_best(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+        """The best policy's arrays and its manifest. Raises RunDirError where there is none or it is damaged."""
+        try:
+            manifest = json.loads((self.path / "checkpoints/best.json").read_text())
+            policy = (self.path / "checkpoints/best.weights").read_bytes()
+        except FileNotFoundError:
+            raise RunDirError(f"{self.path} has no best policy yet: no evaluation was finished") from None
+        if hashlib.sha256(policy).hexdigest() != manifest["sha256"]:
+            raise RunDirError(
+                f"{self.path}/checkpoints/best.weights does not match the sha256 in best.json: it is damaged"
+            )
+        return unpack(policy)[1], manifest
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json."""
+        self._write("summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+
+    def close(self) -> None:
+        """Close what is open."""
+        if self._metrics is not None:
+            self._metrics.close()
+            self._events.close()
+            self._metrics = None
+
+    def _counts(self) -> dict[str, Any]:
+        counts: dict[str, Any] = json.loads((self.path / "fences.json").read_text())
+        return counts
+
+    def _write(self, name: str, data: bytes) -> None:
+        """Replace a file in one step: temporary file, fsync, rename."""
+        path = self.path / name
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+
+def env_of(config: RunConfig) -> EnvConfig:
+    """The run's environment, with its folder made absolute: workers have another working directory."""
+    path = config.env.path
+    return config.env if path is None else config.env.model_copy(update={"path": path.resolve()})
+
+
+def _event_writer(folder: Path) -> Any:
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    return EventFileWriter(str(folder))
+
+
+def _write_scalars(writer: Any, figures: Mapping[str, float]) -> None:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    values = [Summary.Value(tag=f"qherd/{name}", simple_value=value) for name, value in figures.items()]
+    event = Event(wall_time=time.time(), step=int(figures.get("env_steps", 0)), summary=Summary(value=values))
+    writer.add_event(event)
+
+
+def _rounded(value: float) -> float:
+    return value if isinstance(value, int) else float(f"{value:.6g}")
+
+
+def _git_revision() -> str | None:
+    """The revision of qherd's own checkout, if it runs from one."""
+    folder = Path(__file__).parent
+    try:
+        shown = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=5, check=False
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return shown.stdout.strip() or None
+
+
+def _versions() -> dict[str, str]:
+    """The versions of what a run's result depends on."""
+    import platform
+    from importlib.metadata import version
+
+    names = ("torch", "numpy", "gymnasium", "ray", "redis")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}

@@ -1,0 +1,197 @@
+"""One training, from an empty directory to its summary, in any mode."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from actors.evaluator import Verdict
+from deploy.config import RunConfig
+from deploy.display import Display
+from deploy.launch import Progress, Session, probe_env, start_session
+from deploy.run_dir import RunDirectory
+
+STOP_S = 20.0
+LOG_EVERY_S = 1.0
+
+
+@dataclass
+class Outcome:
+    """How a run went so far; becomes summary.json."""
+
+    reason: str = "running"
+    solved_s: float | None = None
+    solved_env_steps: int | None = None
+    best: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
+    rows_lost: dict[str, int] = field(default_factory=dict)
+
+    def summary(self, config: RunConfig, run: str, wall_s: float) -> dict[str, Any]:
+        """The fields of summary.json."""
+        figures = self.figures
+        refused = sum(self.refused.values())
+        return {
+            "run": run,
+            "env": config.env.id,
+            "seed": config.seed,
+            "mode": config.mode,
+            "exit_reason": self.reason,
+            "wall_s": round(wall_s, 2),
+            "solved_s": self.solved_s and round(self.solved_s, 2),
+            "solved_env_steps": self.solved_env_steps,
+            "env_steps": int(figures.get("env_steps", 0)),
+            "updates": int(figures.get("updates", 0)),
+            "episodes": int(figures.get("actor_episodes", 0)),
+            "eval_mean": self.best.get("mean"),
+            "eval_std": self.best.get("std"),
+            "eval_episodes": self.best.get("episodes"),
+            "chunks_sent": int(figures.get("chunks", 0)) + refused,
+            "chunks_stored": int(figures.get("chunks", 0)),
+            "chunks_refused": self.refused,
+            "rows_lost": self.rows_lost,
+            "samples_per_insert": figures.get("samples_per_insert", 0.0),
+            "actor_restarts": int(figures.get("actor_restarts", 0)),
+        }
+
+
+class Stop:
+    """Ctrl-C or SIGTERM: the first asks for an orderly end, the second ends at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listen while the block runs."""
+        before = {number: signal.signal(number, self._heard) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _heard(self, number: int, _: object) -> None:
+        if self.signal is not None:
+            os._exit(128 + number)
+        self.signal = number
+
+
+def train(config: RunConfig) -> int:
+    """Train until solved, out of budget or interrupted; returns the exit code. Raises what makes a run fail."""
+    started = time.monotonic()
+    schema = probe_env(config)
+    directory = RunDirectory.create(config)
+    outcome, stop = Outcome(), Stop()
+    with contextlib.closing(directory), stop.listening(), Display(directory.run, config) as display:
+        display.say(f"run {directory.path}")
+        try:
+            session = start_session(config, directory, schema, display.say)
+            display.say("waiting for the first experience")
+            try:
+                _advance_until_over(config, directory, session, display, outcome, stop, started)
+            finally:
+                display.say("stopping")
+                _note(outcome, session.stop(STOP_S))
+        except BaseException as error:
+            outcome.reason = f"failed: {error}" if str(error) else f"failed: {type(error).__name__}"
+            raise
+        finally:
+            directory.write_summary(outcome.summary(config, directory.run, time.monotonic() - started))
+    print(_farewell(directory, outcome))
+    return 130 if outcome.reason == "interrupted" else 0
+
+
+def _advance_until_over(
+    config: RunConfig, directory: RunDirectory, session: Session, display: Display, outcome: Outcome, stop: Stop, started: float
+) -> None:  # fmt: skip
+    logged_s = 0.0
+    while outcome.reason == "running":
+        progress = session.advance()
+        _note(outcome, progress)
+        if progress.verdict is not None and progress.policy is not None:
+            _judge(config, directory, outcome, progress.verdict, progress.policy, time.monotonic() - started)
+        elapsed = time.monotonic() - started
+        figures = _shown(outcome, elapsed)
+        display.update(figures)
+        if figures.get("env_steps") and (elapsed - logged_s >= LOG_EVERY_S or progress.verdict):
+            directory.log(figures)
+            logged_s = elapsed
+        if outcome.reason == "running":
+            outcome.reason = _over(config, outcome, stop, elapsed)
+
+
+def _note(outcome: Outcome, progress: Progress | None) -> None:
+    if progress is not None:
+        outcome.figures |= progress.figures
+        outcome.refused, outcome.rows_lost = (
+            progress.refused or outcome.refused,
+            progress.rows_lost or outcome.rows_lost,
+        )
+
+
+def _shown(outcome: Outcome, elapsed: float) -> dict[str, float]:
+    """The figures with what follows from them: the exploring mixture's mean return since the row before."""
+    figures = outcome.figures
+    episodes, returns = figures.get("actor_episodes", 0), figures.get("actor_returns", 0.0)
+    before = figures.get("_episodes", 0), figures.get("_returns", 0.0)
+    if episodes > before[0]:
+        figures["exploring_return"] = (returns - before[1]) / (episodes - before[0])
+        figures["_episodes"], figures["_returns"] = episodes, returns
+    return {"wall_s": elapsed} | {name: value for name, value in figures.items() if not name.startswith("_")}
+
+
+def _judge(
+    config: RunConfig, directory: RunDirectory, outcome: Outcome, verdict: Verdict, policy: bytes, elapsed: float
+) -> None:
+    """Keep the policy if it is the best so far, by the mean of its most thorough evaluation; note a solution."""
+    episodes = verdict.confirmed or verdict.screen
+    outcome.figures.setdefault("first_greedy_return", verdict.screen.mean)
+    outcome.figures["greedy_return"] = episodes.mean
+    rank = [verdict.solved, verdict.confirmed is not None, episodes.mean]
+    if rank > outcome.best.get("rank", [False, False, float("-inf")]):
+        outcome.best = {
+            "version": verdict.version,
+            "updates": verdict.updates,
+            "episodes": len(episodes.returns),
+            "mean": episodes.mean,
+            "std": episodes.std,
+            "lower": episodes.lower,
+            "threshold": config.eval.threshold,
+            "solved": verdict.solved,
+            "rank": rank,
+        }
+        directory.save_best(policy, outcome.best)
+    if verdict.solved:
+        outcome.reason = "solved"
+        outcome.solved_s = elapsed
+        outcome.solved_env_steps = int(outcome.figures.get("env_steps", 0))
+
+
+def _over(config: RunConfig, outcome: Outcome, stop: Stop, elapsed: float) -> str:
+    if stop.signal is not None:
+        return "interrupted"
+    if config.budget.env_steps and outcome.figures.get("env_steps", 0) >= config.budget.env_steps:
+        return "budget of env steps"
+    if config.budget.seconds and elapsed >= config.budget.seconds:
+        return "budget of seconds"
+    return "running"
+
+
+def _farewell(directory: RunDirectory, outcome: Outcome) -> str:
+    best = outcome.best
+    lines = [f"{outcome.reason}: {directory.path}"]
+    if outcome.solved_s is not None:
+        lines[0] = f"solved after {outcome.solved_s:.1f} s and {outcome.solved_env_steps:,} env steps: {directory.path}"
+    if best:
+        lines.append(
+            f"best policy: {best['mean']:.1f} ± {best['std']:.1f} over {best['episodes']} greedy episodes "
+            f"(mean - 2 standard errors: {best['lower']:.1f})"
+        )
+        lines.append(f"look at it: qherd eval {directory.path}    qherd record {directory.path}")
+    return "\n".join(lines)

@@ -1,0 +1,77 @@
+"""The learner's Ray actor: a thin shell around LearnerLoop, with the run's /metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ray
+
+from learner.config import LearnerConfig
+from replay.chunk import Schema
+from replay.config import ReplayConfig
+from replay.identity import Identity
+from replay.redis_log import RedisLog
+
+if TYPE_CHECKING:
+    from learner.loop import Report
+
+
+@ray.remote(max_restarts=0, max_task_retries=0)
+class LearnerWorker:
+    """One run's learner. The driver calls ``train`` again and again: its return is heartbeat and report."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        url: str,
+        run: str,
+        schema: Schema,
+        replay: ReplayConfig,
+        config: LearnerConfig,
+        *,
+        fence: int,
+        seed: int,
+        slots: int,
+        chunk_rows: int,
+        quarantine: Path | None,
+        metrics_address: tuple[str, int] | None,
+        version: str,
+    ) -> None:
+        """``url`` has the learner's own password: it comes as an argument since Ray logs a runtime_env in clear."""
+        identity.check()
+        import torch
+
+        from learner.loop import LearnerLoop
+        from learner.metrics import MetricsServer
+        from learner.publisher import Publisher
+
+        torch.set_num_threads(config.threads)
+        torch.set_flush_denormal(True)
+        self._metrics = MetricsServer(run, version, metrics_address)
+        publisher = Publisher(RedisLog(url, run), fence)
+        publisher.start()
+        self._publisher = publisher
+        log = RedisLog(url, run)
+        self._loop = LearnerLoop(
+            run, log, publisher, schema, replay, config, fence=fence, seed=seed, quarantine=quarantine
+        )
+        self._loop.expect(range(slots), chunk_rows)
+
+    def train(self, seconds: float, driver_figures: Mapping[str, float]) -> Report:
+        """See ``LearnerLoop.train``. ``driver_figures`` are shown on /metrics beside the learner's own."""
+        report = self._loop.train(seconds)
+        self._metrics.show(report, driver_figures)
+        return report
+
+    def candidate(self) -> bytes:
+        """See ``LearnerLoop.candidate``."""
+        return self._loop.candidate()
+
+    def drain(self) -> Report:
+        """Shut the gate and take in what the actors have flushed; the last report."""
+        self._publisher.stop()
+        while self._loop.reader.poll():
+            pass
+        return self._loop.report()
