@@ -290,17 +290,17 @@ def test_budget_counts_what_is_taken_not_what_is_left() -> None:
 def test_trim_follows_the_mirror() -> None:
     """The log keeps exactly the chunks of which the mirror still holds a row, per slot; a new reader finds those."""
     log = MemoryLog()
-    reader, mirror = make(log, slots=2, capacity=18)
+    reader, mirror = make(log, slots=2, capacity=17)
     actors = [FakeActor(0), FakeActor(1)]
     sent: list[Chunk] = []
     for step in range(12):
         sent.append(actors[step % 3 == 2].send(log))
         reader.poll()
         reader.trim()
-        alive = {(chunk.slot, chunk_id(chunk)) for chunk in sent[-5:]}  # 18 rows reach into the fifth
+        alive = {(chunk.slot, chunk_id(chunk)) for chunk in sent[-5:]}  # 17 rows reach into the fifth by one
         held = {(entry.slot, entry.id) for entry in log.read({0: ChunkId(), 1: ChunkId()}, 1 << 30)}
         assert held == alive
-    assert mirror.rows == 18
+    assert mirror.rows == 17
 
 
 def test_slot_of_which_nothing_is_held_is_trimmed_to_empty() -> None:
@@ -345,6 +345,23 @@ def test_trim_that_failed_is_repeated() -> None:
     log.trim = working  # type: ignore[method-assign]
     reader.trim()
     assert [entry.id.seq for entry in log.read({0: ChunkId()}, 1 << 30)] == [3, 4]
+
+
+def test_trim_asks_the_log_only_where_something_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Called after every ingest, it must not cost a round trip each time."""
+    log = MemoryLog()
+    reader, _ = make(log, slots=2, capacity=8)
+    asked: list[Mapping[int, ChunkId]] = []
+    monkeypatch.setattr(log, "trim", asked.append)
+    reader.trim()
+    assert asked == []
+    actor = FakeActor()
+    for _ in range(3):
+        actor.send(log)
+    reader.poll()
+    reader.trim()
+    reader.trim()
+    assert asked == [{0: ChunkId(1, 2)}]
 
 
 def test_read_that_failed_moves_nothing() -> None:

@@ -18,7 +18,7 @@ CAPACITY = 101
 def filled(rows_at_least: int) -> tuple[Mirror, dict[int, int]]:
     """A mirror that an actor with many episode ends filled through the reader; and all rows' flags by observation."""
     log, mirror, actor = MemoryLog(), Mirror(SCHEMA, CAPACITY), FakeActor(lanes=2, seed=3, p_end=0.25)
-    reader = Reader(log, CODEC, mirror, n=3, gamma=0.9)
+    reader = Reader(log, CODEC, mirror, n=1, gamma=0.9)
     reader.follow([0])
     flags: dict[int, int] = {}
     while mirror.end < rows_at_least:
