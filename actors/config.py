@@ -60,7 +60,7 @@ class EvalConfig(BaseModel):
     confirm_episodes: int = Field(100, ge=2)
     """Further greedy episodes, with unused seeds, that decide on a candidate that passed the screen."""
     threshold: float | None = None
-    """Return that solves: the confirming mean less 2 standard errors has to reach it. None: the run does not end by it."""
+    """Return that the confirming mean less 2 standard errors has to reach. None: the run does not end by it."""
     every_updates: int = Field(2_000, ge=1)
     """Updates between two screens in the inline mode, which knows no seconds."""
     cpu_share: float = Field(0.1, gt=0, le=1)

@@ -65,13 +65,13 @@ def play(envs: Sequence[gym.Env[Any, Any]], act: Callable[[Array], Array], seeds
             obs, reward, terminated, truncated, _ = env.step(action)
             returns[index] += float(reward)
             lengths[index] += 1
-            if terminated or truncated:
-                if not waiting:
-                    continue
-                index, seed = waiting.pop()
-                obs = env.reset(seed=seed)[0]
-            still.append((env, index))
-            observed.append(obs)
+            if not (terminated or truncated):
+                still.append((env, index))
+                observed.append(obs)
+            elif waiting:
+                following, seed = waiting.pop()
+                still.append((env, following))
+                observed.append(env.reset(seed=seed)[0])
         playing, observations = still, observed
     return Episodes(returns, lengths)
 

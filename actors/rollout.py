@@ -220,7 +220,7 @@ class Rollout:
         self.counters = self.counters._replace(gate_wait_s=self.counters.gate_wait_s + seconds)
 
     def flush(self, deadline_s: float) -> bool:
-        """Close every lane with a boundary row and send what is in hand, within ``deadline_s``; True where all is stored."""
+        """Close every lane with a boundary row and send what is in hand; True where all is stored in ``deadline_s``."""
         end = self._clock() + deadline_s
         while self._pending is not None and not self.send():
             if self._clock() > end:

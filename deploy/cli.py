@@ -1,4 +1,4 @@
-"""The command ``qherd``. Exit codes: 0 done, 1 the run failed, 2 the call or its surroundings are wrong, 130 interrupted."""
+"""The command ``qherd``. Exit codes: 0 done, 1 the run failed, 2 the call or its needs are wrong, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Launch(BaseModel):
 
 
 class Train(Launch):
-    """Train a Q-network with actors, a replay server and a learner. ENV, if given, comes first: a Gymnasium environment,
-    or module:EnvId for one of your own.
+    """Train a Q-network with actors, a replay server and a learner. ENV, if given, comes first: a Gymnasium
+    environment, or module:EnvId for one of your own.
 
     Options by dotted name come on top of the environment variables (QHERD_LEARNER_LR=5e-4), these on top of --config,
     this on top of the preset.

@@ -1,5 +1,7 @@
-"""The run's configuration: each part owns its own, this composes them. Layers, later ones win: defaults, preset, YAML file,
-environment (QHERD_...), command line."""
+"""The run's configuration: each part owns its own, this composes them.
+
+Layers, later ones win: defaults, preset, YAML file, environment (QHERD_...), command line.
+"""
 
 from __future__ import annotations
 
@@ -78,8 +80,8 @@ class RunConfig(BaseModel):
     seed: int = Field(0, ge=0)
     """Seed of everything random: networks, sampling, exploration, environments, evaluation."""
     mode: Literal["inline", "local", "cluster"] = "local"
-    """inline: one process, reproducible to the bit; local: Ray and an embedded Valkey on this machine; cluster: an existing
-    Ray and Redis."""
+    """inline: one process, reproducible to the bit; local: Ray and an embedded Valkey on this machine; cluster: an
+    existing Ray and Redis."""
     env: EnvConfig = EnvConfig()
     actors: ActorConfig = ActorConfig()
     replay: ReplayConfig = ReplayConfig()

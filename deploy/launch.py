@@ -31,7 +31,7 @@ Say = Callable[[str], None]
 
 
 class Progress(NamedTuple):
-    """What one advance brought: the newest figures by name, labelled counts, and a verdict with its policy if one came in."""
+    """What one advance brought: the newest figures, counts by label, and a verdict with its policy if one came in."""
 
     figures: dict[str, float]
     refused: dict[str, int]
@@ -230,7 +230,9 @@ class RaySession:
 
         config = self._config
         local = config.mode == "local"
-        return LearnerWorker.options(num_cpus=0 if local else 1, num_gpus=_gpus(config)).remote(
+        return LearnerWorker.options(  # type: ignore[attr-defined]
+            num_cpus=0 if local else 1, num_gpus=_gpus(config)
+        ).remote(
             identity,
             url,
             self._directory.run,
@@ -380,4 +382,5 @@ def _gpus(config: RunConfig) -> float:
     wanted = config.learner.device
     if wanted.startswith("cuda"):
         return 1
-    return 1 if wanted == "auto" and ray.cluster_resources().get("GPU", 0) >= 1 else 0
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return 1 if wanted == "auto" and resources.get("GPU", 0) >= 1 else 0

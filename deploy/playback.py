@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import gymnasium as gym
@@ -52,30 +53,21 @@ def record(run: Path, out: Path | None, seed: int) -> int:
     if out.exists():
         raise ConfigError(f"--out {out} exists already: choose another name")
     policy, _ = _best(directory)
-    env = make_env(env_of(directory.config), training=False, render_mode="rgb_array")
-    frames = []
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws into memory, also without a screen
+    from moviepy import ImageSequenceClip
 
-    class Filmed(gym.Wrapper):  # type: ignore[type-arg]
-        def step(self, action: object) -> tuple[object, object, bool, bool, dict[str, object]]:
-            result = self.env.step(action)
-            frames.append(self.env.render())
-            return result  # type: ignore[return-value]
-
-    played = play([Filmed(env)], lambda obs: policy(obs).argmax(1), [seed])
-    _write_video(out, frames, fps=int(env.metadata.get("render_fps", 30)))
-    print(f"{out}: return {played.mean:.1f} in {len(frames)} env steps")
-    return 0
-
-
-def _write_video(out: Path, frames: list[object], fps: int) -> None:
-    import imageio.v3 as iio
-
+    filmed = gym.wrappers.RenderCollection(
+        make_env(env_of(directory.config), training=False, render_mode="rgb_array"), pop_frames=False
+    )
+    played = play([filmed], lambda obs: policy(obs).argmax(1), [seed])
+    clip = ImageSequenceClip(filmed.render(), fps=int(filmed.metadata.get("render_fps", 30)))
     if out.suffix == ".gif":
-        iio.imwrite(out, frames[::2], duration=2000 / fps, loop=0)
+        clip.write_gif(str(out), fps=15, logger=None)
     else:
-        from gymnasium.utils.save_video import ImageSequenceClip  # type: ignore[attr-defined]
-
-        ImageSequenceClip(frames, fps=fps).write_videofile(str(out), logger=None)
+        clip.write_videofile(str(out), logger=None)
+    filmed.close()
+    print(f"{out}: return {played.mean:.1f} in {played.lengths[0]} env steps")
+    return 0
 
 
 def _best(directory: RunDirectory) -> tuple[NumpyMlp, dict[str, object]]:

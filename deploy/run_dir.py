@@ -49,7 +49,8 @@ class RunDirectory:
             path.mkdir(parents=True)
         except FileExistsError:
             raise RunDirError(
-                f"{path} exists already, and a run is never overwritten: choose another --run, or leave it out for a unique one"
+                f"{path} exists already, and a run is never overwritten: choose another --run, or leave it out "
+                "for a unique one"
             ) from None
         directory = cls(path)
         (path / "checkpoints").mkdir()
@@ -180,9 +181,8 @@ def _git_revision() -> str | None:
     """The revision of qherd's own checkout, if it runs from one."""
     folder = Path(__file__).parent
     try:
-        shown = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=5, check=False
-        )  # fmt: skip
+        command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return shown.stdout.strip() or None

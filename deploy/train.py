@@ -108,8 +108,14 @@ def train(config: RunConfig) -> int:
 
 
 def _advance_until_over(
-    config: RunConfig, directory: RunDirectory, session: Session, display: Display, outcome: Outcome, stop: Stop, started: float
-) -> None:  # fmt: skip
+    config: RunConfig,
+    directory: RunDirectory,
+    session: Session,
+    display: Display,
+    outcome: Outcome,
+    stop: Stop,
+    started: float,
+) -> None:
     logged_s = 0.0
     while outcome.reason == "running":
         progress = session.advance()

@@ -16,8 +16,8 @@ from replay.mirror import Batch
 
 
 class Figures(NamedTuple):
-    """How learning went since the last reading: the mean loss, and of the last batch the mean |TD error|, the mean Q and
-    the gradient's norm before clipping."""
+    """How learning went since the last reading: the mean loss, and of the last batch the mean |TD error|, the mean Q
+    and the gradient's norm before clipping."""
 
     loss: float
     td_error: float
@@ -91,7 +91,7 @@ class Learner:
         self._recorded = 0
 
     def figures(self) -> Figures | None:
-        """The figures since the last call (it waits for the device, so once per log interval); None without an update."""
+        """The figures since the last call (it waits for the device: once per log interval); None without an update."""
         if not self._recorded:
             return None
         tensors = (self._loss_sum / self._recorded, self._last_error.abs().mean(), self._last_q.mean(), self._grad_norm)

@@ -26,7 +26,7 @@ PUBLISH_MIN_S = 0.25
 TRIM_EVERY_S = 1.0
 IDLE_S = 0.002
 GATE_LATENCY_S = 0.1
-"""How long a shut gate takes to reach the actors (publisher, server, the actors' next chunk): sizes the limiter's band."""
+"""How long a shut gate takes to reach the actors (publisher, server, their next chunk): sizes the limiter's band."""
 
 
 class Diverged(RuntimeError):
@@ -96,7 +96,7 @@ class LearnerLoop:
         return self.report()
 
     def cycle(self, ingest_budget_s: float | None = None) -> int:
-        """Take in what arrived, then update while the limiter allows, up to the next ingest; returns the updates done."""
+        """Take in what arrived, then update while the limiter allows, up to the next ingest; the updates done."""
         self.limiter.inserts += self.reader.poll(budget_s=ingest_budget_s)
         done = 0
         batch = self._config.batch

@@ -14,7 +14,7 @@ GAUGES = {
     "replay_rows": "Rows alive in the mirror, boundary rows included.",
     "replay_capacity_rows": "Rows that the mirror can hold.",
     "samples_per_insert": "Transitions trained on per env step, realised.",
-    "weight_staleness_versions": "Versions between the newest weights and those that the newest chunks were acted with.",
+    "weight_staleness_versions": "Versions from the newest chunks' weights to the newest weights.",
     "gate_open": "1 while actors may insert.",
     "loss": "Mean loss since the last report.",
     "td_error": "Mean absolute TD error of the last batch.",

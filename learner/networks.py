@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ class MlpQNetwork(nn.Module):
         self._dueling = config.dueling
         outputs = schema.num_actions + (1 if config.dueling else 0)
         sizes = [math.prod(schema.obs_shape), *config.hidden, outputs]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
 
     def forward(self, obs: Tensor) -> Tensor:
         """obs <obs_dtype>[B, *obs_shape] to Q values <float32>[B, A]."""

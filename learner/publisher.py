@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 from replay.log import ChunkLog, LogError
@@ -13,8 +14,8 @@ REFRESH_S = 0.5
 class Publisher:
     """The one writer of gate, lease and weights, on a log (a connection) of its own.
 
-    Without ``start`` each ``set`` writes at once, in the caller: the inline mode. After ``start`` a thread writes, at each
-    change and every REFRESH_S; only the newest weights are kept for it, so a slow server never makes the learner wait.
+    Without ``start`` each ``set`` writes at once, in the caller: the inline mode. After ``start`` a thread writes, at
+    each change and every REFRESH_S; it keeps only the newest weights: a slow server never makes the learner wait.
     """
 
     def __init__(self, log: ChunkLog, fence: int) -> None:
@@ -56,10 +57,8 @@ class Publisher:
             self._state.notify()
         if self._thread is not None:
             self._thread.join(timeout=10)
-        try:
+        with contextlib.suppress(LogError):  # it lapses by itself
             self._log.release_lease(self._fence)
-        except LogError:
-            pass  # it lapses by itself
 
     def _run(self) -> None:
         while True:

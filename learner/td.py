@@ -1,7 +1,7 @@
 """Temporal-difference errors. One equation, one function; loss and weighting are the caller's.
 
-Subscripts name time, as in rlax: ``a_tm1`` was taken in ``s_tm1``, ``r_t`` and ``discount_t`` came of it, ``q_t`` are the
-values of ``s_t``. Terminal is ``discount_t = 0``; truncation keeps the discount.
+Subscripts name time, as in rlax: ``a_tm1`` was taken in ``s_tm1``, ``r_t`` and ``discount_t`` came of it, ``q_t`` are
+the values of ``s_t``. Terminal is ``discount_t = 0``; truncation keeps the discount.
 """
 
 from __future__ import annotations

@@ -212,9 +212,9 @@ class Codec:
             raise BadChunk("value", "a counter is not finite")
         if chunk.action.min() < 0 or chunk.action.max() >= self.schema.num_actions:
             raise BadChunk("action", f"outside 0..{self.schema.num_actions - 1}")
-        ends = (chunk.flags & (TERMINATED | TRUNCATED)) != 0
-        if (
-            chunk.flags.max() > (TERMINATED | TRUNCATED | BOUNDARY | FIRST)
-            or (ends & ((chunk.flags & BOUNDARY) != 0)).any()
-        ):
-            raise BadChunk("flags", "an unknown flag, or a boundary row that ends an episode")
+        ends, boundary = (chunk.flags & (TERMINATED | TRUNCATED)) != 0, (chunk.flags & BOUNDARY) != 0
+        unknown = chunk.flags.max() > (TERMINATED | TRUNCATED | BOUNDARY | FIRST)
+        if unknown or (ends & boundary).any() or (ends[:-1] & ~boundary[1:]).any():
+            raise BadChunk(
+                "flags", "an unknown flag, a boundary row that ends an episode, or an end without its boundary row"
+            )

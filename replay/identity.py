@@ -35,8 +35,8 @@ class Identity:
             own_path, own_digest = _package(name)
             if own_digest != digest:
                 raise WrongCodeError(
-                    f"package {name!r} is {own_path} in this worker, and differs from the driver's {path}: install the same "
-                    "qherd on every node, and keep folders of that name out of the working directory"
+                    f"package {name!r} is {own_path} in this worker, and differs from the driver's {path}: install the "
+                    "same qherd on every node, and keep folders of that name out of the working directory"
                 )
 
 

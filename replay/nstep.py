@@ -67,7 +67,6 @@ class LaneWindows:
     def break_lanes(self) -> Closed:
         """End every lane here: its last row serves as its boundary row. Returns what that closed."""
         self._flags[-1] |= BOUNDARY
-        self._done[-1] = True
         closed = self._close(self._reward, self._flags, self._row, self._done)
         self.__init__(self._flags.shape[1], self._n, self._gamma)  # type: ignore[misc]
         return closed

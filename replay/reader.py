@@ -34,6 +34,13 @@ class Stored(NamedTuple):
     end: int
 
 
+class Gap(NamedTuple):
+    """Chunks of an incarnation that were not taken before the present one, and their rows."""
+
+    chunks: int
+    rows: int
+
+
 @dataclass
 class Slot:
     """The books of one slot: ``cursor`` is the last chunk seen, ``taken`` the last that was not refused."""
@@ -44,6 +51,7 @@ class Slot:
     past: Counters = NOTHING
     rows_read: int = 0
     rows_lost: int = 0
+    refused_since: int = 0
     weight_version: int = 0
     windows: LaneWindows | None = None
     lanes: int = 0
@@ -74,7 +82,7 @@ class Reader:
         reward_scale: float = 1.0,
         quarantine: Path | None = None,
     ) -> None:
-        """``quarantine``: the folder for the first few bad chunks; None keeps none. ``reward_scale`` is for training."""
+        """``quarantine``: the folder for the first few bad chunks; None keeps none. ``reward_scale``: for training."""
         self._log, self._codec, self._mirror = log, codec, mirror
         self._n, self._gamma = n, gamma
         self._reward_scale = np.float32(reward_scale)
@@ -140,12 +148,13 @@ class Reader:
             chunk = self._codec.decode(entry.data, entry.slot, *entry.id)
             if chunk.rows > self._mirror.capacity_rows:
                 raise BadChunk("size", f"{chunk.rows} rows, the mirror holds {self._mirror.capacity_rows}")
-            lost = self._lost_before(books, entry.id, chunk)
+            gap = self._gap_before(books, entry.id, chunk)
         except BadChunk as error:
+            books.refused_since += 1
             self._refuse(entry, error)
             return 0
-        follows = entry.id == (books.taken.incarnation, books.taken.seq + 1)
-        self._account(books, entry, chunk, lost)
+        follows = gap.chunks == 0 and entry.id.incarnation == books.taken.incarnation
+        self._account(books, entry, chunk, gap)
         self._insert(books, entry, chunk, follows)
         return chunk.env_steps
 
@@ -159,29 +168,30 @@ class Reader:
             self._quarantine.mkdir(parents=True, exist_ok=True)
             (self._quarantine / f"{entry.slot}-{entry.id}.{error.reason}.chunk").write_bytes(entry.data)
 
-    def _lost_before(self, books: Slot, chunk_id: ChunkId, chunk: Chunk) -> int:
-        """Rows of this incarnation that were sent before this chunk and never read.
+    def _gap_before(self, books: Slot, chunk_id: ChunkId, chunk: Chunk) -> Gap:
+        """What this incarnation sent before this chunk and was never taken.
 
         Raises BadChunk where the header's count cannot be: the conservation law holds for every chunk that is taken.
         """
         same = chunk_id.incarnation == books.taken.incarnation
         before = books.counters.rows if same else 0
-        lost = chunk.counters.rows - chunk.rows - before
-        missing = chunk_id.seq - (books.taken.seq + 1 if same else 1)
-        if not 0 <= lost <= missing * self._codec.max_rows:
+        rows = chunk.counters.rows - chunk.rows - before
+        chunks = chunk_id.seq - (books.taken.seq + 1 if same else 1)
+        if not 0 <= rows <= chunks * self._codec.max_rows:
             raise BadChunk("counters", f"{chunk.counters.rows} rows counted, {before} before its own {chunk.rows}")
-        return lost
+        return Gap(chunks, rows)
 
-    def _account(self, books: Slot, entry: Entry, chunk: Chunk, lost: int) -> None:
+    def _account(self, books: Slot, entry: Entry, chunk: Chunk, gap: Gap) -> None:
         """Book a good chunk, and what was lost before it."""
         if entry.id.incarnation > books.taken.incarnation:
             books.past = books.past.plus(books.counters)
             books.rows_read = books.rows_lost = 0
         books.rows_read += chunk.rows
-        books.rows_lost += lost
+        books.rows_lost += gap.rows
         books.taken, books.counters, books.weight_version = entry.id, chunk.counters, chunk.weight_version
-        if lost:
-            self.totals.rows_lost["gap"] += lost
+        if gap.rows:
+            self.totals.rows_lost["refused" if books.refused_since == gap.chunks else "gap"] += gap.rows
+        books.refused_since = 0
         self.totals.chunks += 1
         self.totals.rows += chunk.rows
         self.totals.env_steps += chunk.env_steps

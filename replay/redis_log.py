@@ -68,8 +68,8 @@ class RedisLog:
         """Raises Refused where this server must not hold a run: too old, or it evicts keys when its memory is full."""
         try:
             info = self._call(self._client.info)
-        except Unavailable as error:
-            raise Unavailable(f"{error}{_who_answers(self._client)}") from error
+        except LogError as error:
+            raise type(error)(f"{error}{_who_answers(self._client)}") from error
         version = str(info.get("redis_version", "0"))
         if int(version.partition(".")[0]) < MIN_SERVER:
             raise Refused(f"{self.url} runs version {version}; qherd needs Redis or Valkey {MIN_SERVER}.0 or newer")
@@ -203,7 +203,7 @@ class RedisLog:
     def _call(self, ask: Callable[[], T]) -> T:
         try:
             return ask()
-        except redis.RedisError as error:
+        except (redis.RedisError, UnicodeError) as error:  # UnicodeError: a host name that is none
             raise self._translate(error) from error
 
     def _translate(self, error: Exception) -> LogError:
@@ -211,13 +211,15 @@ class RedisLog:
         where = f"{self.url}: {error}"
         if isinstance(error, redis.WatchError):
             return Unavailable(f"{where} (another client wrote at the same time)")
+        if isinstance(error, redis.exceptions.ExecAbortError):
+            return Unavailable(f"{where} (nothing was written)")
         if isinstance(error, redis.exceptions.OutOfMemoryError):
             return Full(where)
         if isinstance(error, redis.exceptions.AuthenticationError | redis.exceptions.NoPermissionError):
             return Refused(where)
         if isinstance(error, _PASSING_TYPES) or _PASSING_CODE.search(str(error)):
             return Unavailable(where)
-        if isinstance(error, redis.ResponseError):
+        if isinstance(error, redis.ResponseError | redis.InvalidResponse | UnicodeError):
             return Refused(where)
         return Unavailable(where)
 

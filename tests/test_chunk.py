@@ -52,6 +52,14 @@ REASONS = {
 }
 
 
+def episode_flags(rng: np.random.Generator, grid: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Random flags in which, as in every real lane, the row after an end is its boundary row."""
+    flags = rng.choice([0, FIRST, TERMINATED, TRUNCATED, TERMINATED | TRUNCATED, BOUNDARY], grid).astype(np.uint8)
+    for t in range(1, grid[0]):
+        flags[t, (flags[t - 1] & (TERMINATED | TRUNCATED)) != 0] = BOUNDARY
+    return flags
+
+
 def make(schema: Schema = SCHEMA, time_steps: int = 3, lanes: int = 2, seed: int = 0) -> Chunk:
     """A well-formed chunk of random rows."""
     rng = np.random.default_rng(seed)
@@ -69,7 +77,7 @@ def make(schema: Schema = SCHEMA, time_steps: int = 3, lanes: int = 2, seed: int
         reward=reward,
         q_taken=q_taken,
         q_max=q_max,
-        flags=rng.choice([0, FIRST, TERMINATED, TRUNCATED, TERMINATED | TRUNCATED, BOUNDARY], grid).astype(np.uint8),
+        flags=episode_flags(rng, grid),
     )
 
 
@@ -120,6 +128,7 @@ def test_round_trip(dtype: str, shape: tuple[int, ...], grid: tuple[int, int]) -
 def test_arrays_that_are_not_contiguous_are_sent_as_they_read() -> None:
     """An actor may send views; the wire is C-contiguous."""
     chunk = make(time_steps=6)
+    chunk = replace(chunk, flags=np.zeros_like(chunk.flags))
     half = replace(
         chunk, **{name: getattr(chunk, name)[::2] for name in ("obs", "action", "reward", "q_taken", "q_max", "flags")}
     )
@@ -272,6 +281,17 @@ def test_action_out_of_range_is_refused(bad: int) -> None:
     action = chunk.action.copy()
     action[2, 1] = bad
     assert refusal(encode(replace(chunk, action=action), SCHEMA, RUN)) == "action"
+
+
+@pytest.mark.parametrize("end", [TERMINATED, TRUNCATED])
+def test_an_end_without_its_boundary_row_is_refused(end: int) -> None:
+    """Otherwise a window would run across the episode's end."""
+    chunk = make()
+    flags = np.zeros_like(chunk.flags)
+    flags[0, 0] = end
+    assert refusal(encode(replace(chunk, flags=flags), SCHEMA, RUN)) == "flags"
+    flags[1, 0] = BOUNDARY
+    decode(encode(replace(chunk, flags=flags), SCHEMA, RUN))
 
 
 @pytest.mark.parametrize("bad", [16, 128, BOUNDARY | TERMINATED, BOUNDARY | TRUNCATED])

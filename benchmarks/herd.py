@@ -1,0 +1,64 @@
+"""Processes that stand in for the rest of the herd, so that one part is measured in its real surroundings."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing as mp
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from actors.config import ActorConfig, EnvConfig
+from replay.log import LogError
+
+WEIGHTS_EVERY_S = 0.25
+"""As often as the learner publishes at the most (learner/loop.py)."""
+
+
+@contextlib.contextmanager
+def beside(work: Callable[..., None], *arguments: Any) -> Iterator[None]:
+    """Run ``work`` in a fresh process while the block runs."""
+    process = mp.get_context("spawn").Process(target=work, args=arguments, daemon=True)
+    process.start()
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.join()
+
+
+def publish_weights(url: str, run: str, sizes: tuple[int, ...]) -> None:
+    """What an actor sees of a learner: an open gate, and new weights of an MLP with these layer sizes all the time.
+
+    The run's env steps in their header stay 0: the actors' epsilon stays 1, so that they fly like random ones.
+    """
+    from learner.publisher import Publisher
+    from learner.weights import pack
+    from replay.redis_log import RedisLog
+
+    rng = np.random.default_rng(0)
+    arrays: dict[str, Any] = {}
+    for layer, (inputs, outputs) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        weight = rng.normal(size=(outputs, inputs)) / np.sqrt(inputs)
+        arrays |= {f"layers.{layer}.weight": weight.astype(np.float32), f"layers.{layer}.bias": np.zeros(outputs, "f4")}
+    publisher = Publisher(RedisLog(url, run), fence=1)
+    for count in range(1, 1 << 30):
+        publisher.set(True, pack(count, 0, 0, arrays))
+        time.sleep(WEIGHTS_EVERY_S)
+
+
+def act(url: str, run: str, slot: int, slots: int, env: EnvConfig, config: ActorConfig) -> None:
+    """One real actor, until it is terminated."""
+    from actors.envs import make_lanes, schema_of
+    from actors.policy import NumpyMlp
+    from actors.rollout import Place, Rollout
+    from replay.redis_log import RedisLog
+
+    lanes = make_lanes(env, config.lanes)
+    place = Place(run, 0, slot, slots, 1)
+    rollout = Rollout(place, lanes, schema_of(lanes.envs[0]), NumpyMlp(False), RedisLog(url, run), config)
+    with contextlib.suppress(LogError):  # the server ends first
+        while True:
+            rollout.collect(1.0)
