@@ -61,6 +61,8 @@ class EvalConfig(BaseModel):
     """Further greedy episodes, with unused seeds, that decide on a candidate that passed the screen."""
     threshold: float | None = None
     """Return that the confirming mean less 2 standard errors has to reach. None: the run does not end by it."""
+    max_episode_steps: int = Field(27_000, ge=1)
+    """Env steps after which an evaluation episode ends, in environments without a limit of their own."""
     every_updates: int = Field(2_000, ge=1)
     """Updates between two screens in the inline mode, which knows no seconds."""
     cpu_share: float = Field(0.1, gt=0, le=1)

@@ -13,8 +13,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from actors.config import EnvConfig
 from replay.chunk import DTYPES, Schema
 
-NARROWED = {"float64": "float32", "int64": "int32", "bool": "uint8"}
-"""Dtypes that are narrowed once, here; all others are stored as they are."""
+NARROWED = {"float64": "float32", "int64": "float32", "uint32": "float32", "uint64": "float32", "bool": "int8"}
+"""Dtypes that are narrowed once, here; all others are stored as they are. float32 holds whole numbers to 2^24."""
 
 
 class EnvError(ValueError):
@@ -26,8 +26,9 @@ def make_env(config: EnvConfig, *, training: bool, render_mode: str | None = Non
     if config.path is not None and str(config.path) not in sys.path:
         sys.path.append(str(config.path))
     limit = {"max_episode_steps": config.max_episode_steps} if training and config.max_episode_steps else {}
+    rendered = {"render_mode": render_mode} if render_mode else {}
     try:
-        env = gym.make(config.id, render_mode=render_mode, disable_env_checker=True, **limit, **config.kwargs)
+        env = gym.make(config.id, disable_env_checker=True, **limit, **rendered, **config.kwargs)
     except gym.error.Error as error:
         raise EnvError(f"environment {config.id!r} cannot be made: {error}{_nearest(config.id)}") from error
     except (ImportError, TypeError) as error:

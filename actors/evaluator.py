@@ -45,10 +45,16 @@ class Episodes(NamedTuple):
         return self.mean - 2 * self.std / math.sqrt(len(self.returns))
 
 
-def play(envs: Sequence[gym.Env[Any, Any]], act: Callable[[Array], Array], seeds: Sequence[int]) -> Episodes:
+def play(
+    envs: Sequence[gym.Env[Any, Any]],
+    act: Callable[[Array], Array],
+    seeds: Sequence[int],
+    max_episode_steps: int = 27_000,
+) -> Episodes:
     """One whole episode per seed, so that short episodes are not favoured. ``act`` maps [K, *obs_shape] to actions [K].
 
-    An environment that has finished its episode takes the next seed, until none is left.
+    An environment that has finished its episode takes the next seed, until none is left. ``max_episode_steps`` bounds
+    the episodes of environments without a limit of their own, where a greedy policy may walk in circles for ever.
     """
     waiting = list(enumerate(seeds))[::-1]
     returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
@@ -65,7 +71,7 @@ def play(envs: Sequence[gym.Env[Any, Any]], act: Callable[[Array], Array], seeds
             obs, reward, terminated, truncated, _ = env.step(action)
             returns[index] += float(reward)
             lengths[index] += 1
-            if not (terminated or truncated):
+            if not (terminated or truncated or lengths[index] >= max_episode_steps):
                 still.append((env, index))
                 observed.append(obs)
             elif waiting:
@@ -86,15 +92,21 @@ class Verdict(NamedTuple):
     solved: bool
     seconds: float
 
+    @property
+    def episodes(self) -> Episodes:
+        """The most thorough evaluation: the confirming episodes where there are any."""
+        return self.confirmed or self.screen
+
 
 class Evaluator:
     """Screens candidates and confirms those that pass, never on a seed twice."""
 
-    def __init__(self, env: EnvConfig, config: EvalConfig, dueling: bool, seed: int) -> None:
+    def __init__(self, env: EnvConfig, config: EvalConfig, dueling: bool, seed: int, restart: int = 0) -> None:
+        """``restart`` counts the evaluators of this run before this one, whose seeds are not played again."""
         self._config = config
         self._envs = [make_env(env, training=False) for _ in range(min(LANES, config.confirm_episodes))]
         self._policy = NumpyMlp(dueling)
-        self._next_seed = SEEDS_FROM + (seed << 20)
+        self._next_seed = SEEDS_FROM + (seed << 24) + (restart << 20)
 
     def screen(self, candidate: bytes) -> Verdict:
         """Play a packed policy: the screen, and where its mean reaches the threshold the confirming episodes."""
@@ -113,4 +125,4 @@ class Evaluator:
     def _play(self, episodes: int) -> Episodes:
         seeds = range(self._next_seed, self._next_seed + episodes)
         self._next_seed += episodes
-        return play(self._envs, lambda obs: self._policy(obs).argmax(1), seeds)
+        return play(self._envs, lambda obs: self._policy(obs).argmax(1), seeds, self._config.max_episode_steps)

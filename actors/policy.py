@@ -27,9 +27,8 @@ class NumpyMlp:
 
     def __call__(self, obs: Array) -> npt.NDArray[np.float32]:
         """obs <obs_dtype>[E, *obs_shape] to Q values <float32>[E, A]."""
-        integer = obs.dtype.kind != "f"
         x = obs.reshape(len(obs), -1).astype(np.float32, copy=False)
-        if integer:
+        if obs.dtype == np.uint8:
             x = x / np.float32(255)
         *hidden, (weight, bias) = self._layers
         for hidden_weight, hidden_bias in hidden:

@@ -68,12 +68,13 @@ class Rollout:
         log: ChunkLog,
         config: ActorConfig,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """Raises EnvError for lanes whose autoreset mode is not NEXT_STEP: their rows would be read wrongly."""
         if envs.metadata.get("autoreset_mode") != AutoresetMode.NEXT_STEP:
             raise EnvError(f"autoreset mode {envs.metadata.get('autoreset_mode')}; only NEXT_STEP marks boundary rows")
         self._place, self._envs, self._schema, self._policy = place, envs, schema, policy
-        self._log, self._config, self._clock = log, config, clock
+        self._log, self._config, self._clock, self._sleep = log, config, clock, sleep
         lane_seeds, self._rng = place.seeds(envs.num_envs)
         lanes = place.slot * envs.num_envs + np.arange(envs.num_envs)
         self._floor = ladder(lanes, place.slots * envs.num_envs, config.epsilon, config.epsilon_alpha)
@@ -87,11 +88,11 @@ class Rollout:
         self._pending: bytes | None = None
         self._seq = 1
         self._status = Status(False, None)
-        self._asked_s = self._fetched_s = self._opened_s = -np.inf
+        self._fetched_s = -np.inf
+        self._away = False
         self._poll_s = POLL_MIN_S
         self.weight_version = 0
         self.counters = Counters()
-        self.unavailable = 0
 
     def collect(self, seconds: float) -> Counters:
         """Work for about ``seconds``: chunks where the gate is open, polls where it is not."""
@@ -130,11 +131,13 @@ class Rollout:
         self._write(q, action)
         obs, reward, terminated, truncated, _ = self._envs.step(action)
         rows, t = self._rows, self._filled
-        rows.reward[t] = reward
+        with np.errstate(over="ignore"):
+            rows.reward[t] = reward
         rows.flags[t] |= np.where(terminated, TERMINATED, 0).astype(np.uint8)
         rows.flags[t] |= np.where(truncated, TRUNCATED, 0).astype(np.uint8)
-        if not np.isfinite(reward).all():
-            raise EnvError(f"the environment returned the reward {reward[~np.isfinite(reward)][0]}")
+        if not np.isfinite(rows.reward[t]).all():
+            bad = reward[~np.isfinite(rows.reward[t])][0]
+            raise EnvError(f"the environment returned the reward {bad} at env step {self.counters.env_steps}")
         self._filled += 1
         self._count(reward, terminated | truncated)
         self._obs = obs
@@ -164,7 +167,7 @@ class Rollout:
     def _encode(self) -> None:
         rows, t = self._rows, self._filled
         if rows.obs.dtype.kind == "f" and not np.isfinite(rows.obs[:t]).all():
-            raise EnvError("the environment returned an observation that is not finite")
+            raise EnvError(f"the environment returned a non-finite observation near env step {self.counters.env_steps}")
         chunk = Chunk(
             self._place.slot,
             self._place.incarnation,
@@ -191,9 +194,10 @@ class Rollout:
         try:
             self._status = call()
             self._take_weights()
+            self._away = False
         except (Unavailable, Full):
-            self.unavailable += 1
-            self._status = Status(False, None)
+            self.counters = self.counters._replace(refusals=self.counters.refusals + 1)
+            self._status, self._away = Status(False, None), True
             return False
         return True
 
@@ -216,8 +220,9 @@ class Rollout:
             self._fetched_s = now
 
     def _wait(self, seconds: float) -> None:
-        time.sleep(seconds)
-        self.counters = self.counters._replace(gate_wait_s=self.counters.gate_wait_s + seconds)
+        self._sleep(seconds)
+        if not self._away and self.weight_version:
+            self.counters = self.counters._replace(gate_wait_s=self.counters.gate_wait_s + seconds)
 
     def flush(self, deadline_s: float) -> bool:
         """Close every lane with a boundary row and send what is in hand; True where all is stored in ``deadline_s``."""
@@ -225,7 +230,7 @@ class Rollout:
         while self._pending is not None and not self.send():
             if self._clock() > end:
                 return False
-            time.sleep(POLL_MIN_S)
+            self._sleep(POLL_MIN_S)
         if self.weight_version == 0 or self.counters.rows == 0:
             return True
         self._close_lanes()
@@ -233,7 +238,7 @@ class Rollout:
         while not self.send():
             if self._clock() > end:
                 return False
-            time.sleep(POLL_MIN_S)
+            self._sleep(POLL_MIN_S)
         return True
 
     def _close_lanes(self) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import ray
 
 from actors.evaluator import Verdict
+from replay.log import LogError
 
 COLLECT_S = 1.0
 IN_FLIGHT = 2
@@ -24,7 +25,11 @@ BACKOFF_S = 0.5
 
 
 class CrashLoopError(RuntimeError):
-    """A worker died more often than its budget allows; the text has its last error."""
+    """A worker died more often than its budget allows; the text has its last error, ``details`` its traceback."""
+
+    def __init__(self, message: str, details: str) -> None:
+        super().__init__(message)
+        self.details = details
 
 
 @dataclass
@@ -36,7 +41,7 @@ class Restarts:
     deaths: deque[float] = field(default_factory=deque)
     total: int = 0
 
-    def died(self, error: str) -> float:
+    def died(self, error: Exception) -> float:
         """Book a death; returns the seconds to wait before the restart. Raises CrashLoopError beyond the budget."""
         now = time.monotonic()
         self.deaths.append(now)
@@ -45,7 +50,8 @@ class Restarts:
         if len(self.deaths) > self.budget:
             raise CrashLoopError(
                 f"{self.name} died {len(self.deaths)} times within {BUDGET_WINDOW_S:.0f} s (actors.restarts allows "
-                f"{self.budget}); the last time of: {error}"
+                f"{self.budget}); the last time of {cause(error)}",
+                str(error),
             )
         self.total += 1
         return float(BACKOFF_S * 2 ** (len(self.deaths) - 1))
@@ -84,8 +90,7 @@ class Supervisor:
         for index, slot in enumerate(self._slots):
             if slot.restart_at_s is not None:
                 if time.monotonic() >= slot.restart_at_s:
-                    slot.handle, slot.calls, slot.restart_at_s = self._start(index), [], None
-                    self._refill(slot)
+                    self._restart(index, slot)
                 continue
             done, _ = ray.wait(slot.calls, num_returns=len(slot.calls), timeout=0)
             for call in done:
@@ -111,14 +116,24 @@ class Supervisor:
         while len(slot.calls) < IN_FLIGHT:
             slot.calls.append(slot.handle.collect.remote(COLLECT_S))
 
+    def _restart(self, index: int, slot: _Slot) -> None:
+        try:
+            slot.handle = self._start(index)
+        except LogError as error:  # the next incarnation's number depends on the server, which may be away
+            if not error.temporary:
+                raise
+            slot.restart_at_s = time.monotonic() + BACKOFF_S
+            return
+        slot.calls, slot.restart_at_s = [], None
+        self._refill(slot)
+
     def _bury(self, index: int, slot: _Slot, error: Exception) -> None:
         slot.answered = False
-        reason = cause(error)
         with contextlib.suppress(ray.exceptions.RayError):
             ray.kill(slot.handle)
-        wait_s = slot.restarts.died(reason)
+        wait_s = slot.restarts.died(error)
         slot.restart_at_s = time.monotonic() + wait_s
-        self._say(f"actor {index} died ({reason}); it restarts in {wait_s:.1f} s")
+        self._say(f"actor {index} died ({cause(error)}); it restarts in {wait_s:.1f} s")
 
 
 class Screening:
@@ -128,10 +143,10 @@ class Screening:
         self, start: Callable[[], Any], candidate: Callable[[], Any], cpu_share: float, restarts: int,
         say: Callable[[str], None],
     ) -> None:  # fmt: skip
-        """``candidate`` returns a reference to the packed policy to play next."""
+        """``start(restart)`` starts the evaluator, ``candidate`` returns a reference to the packed policy to play next."""
         self._start, self._candidate, self._cpu_share, self._say = start, candidate, cpu_share, say
-        self._handle = start()
-        self._call: Any = None
+        self._handle = start(0)
+        self._screening: tuple[Any, Any] | None = None
         self._not_before_s = 0.0
         self._budget = Restarts("the evaluator", restarts)
 
@@ -140,26 +155,28 @@ class Screening:
         """Restarts so far."""
         return self._budget.total
 
-    def tick(self, learning: bool) -> Verdict | None:
-        """A verdict, if one has come in; asks for the next when ``learning`` and its share allow. Does not wait."""
-        verdict = None
-        if self._call is not None and ray.wait([self._call], timeout=0)[0]:
-            call, self._call = self._call, None
+    def tick(self, learning: bool) -> tuple[Verdict, Any] | None:
+        """A verdict and the reference to the policy it is about, if one has come in; asks for the next when ``learning``
+        and its share allow. Does not wait."""
+        result = None
+        if self._screening is not None and ray.wait([self._screening[0]], timeout=0)[0]:
+            (call, policy), self._screening = self._screening, None
             try:
-                verdict = ray.get(call)
+                verdict: Verdict = ray.get(call)
             except ray.exceptions.RayError as error:
-                reason = cause(error)
-                self._not_before_s = time.monotonic() + self._budget.died(reason)
-                self._say(f"the evaluator died ({reason}); it restarts")
+                self._not_before_s = time.monotonic() + self._budget.died(error)
+                self._say(f"the evaluator died ({cause(error)}); it restarts")
                 with contextlib.suppress(ray.exceptions.RayError):
                     ray.kill(self._handle)
-                self._handle = self._start()
+                self._handle = self._start(self._budget.total)
             else:
                 pause_s = verdict.seconds * (1 / self._cpu_share - 1) if verdict.confirmed is None else 0.0
                 self._not_before_s = time.monotonic() + pause_s
-        if self._call is None and learning and time.monotonic() >= self._not_before_s:
-            self._call = self._handle.screen.remote(self._candidate())
-        return verdict
+                result = verdict, policy
+        if self._screening is None and learning and time.monotonic() >= self._not_before_s:
+            policy = self._candidate()
+            self._screening = self._handle.screen.remote(policy), policy
+        return result
 
     def stop(self) -> None:
         """End the evaluator."""

@@ -53,9 +53,11 @@ class ActorWorker:
 class EvaluatorWorker:
     """The greedy evaluator in a process of its own."""
 
-    def __init__(self, identity: Identity, env: EnvConfig, config: EvalConfig, dueling: bool, seed: int) -> None:
+    def __init__(
+        self, identity: Identity, env: EnvConfig, config: EvalConfig, dueling: bool, seed: int, restart: int
+    ) -> None:
         identity.check()
-        self._evaluator = Evaluator(env, config, dueling, seed)
+        self._evaluator = Evaluator(env, config, dueling, seed, restart)
 
     def screen(self, candidate: bytes) -> Verdict:
         """See ``Evaluator.screen``."""

@@ -127,6 +127,7 @@ def _record(arguments: list[str]) -> int:
 def _guarded(run: Callable[[], int]) -> int:
     """Turn what a user can cause into a message; let what is a defect show its traceback."""
     from actors.envs import EnvError
+    from deploy.launch import RunFailedError
     from deploy.run_dir import RunDirError
     from deploy.valkey import ServerError
     from replay.log import LogError
@@ -145,6 +146,9 @@ def _guarded(run: Callable[[], int]) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
             raise
         message = f"{error.filename or 'a file'}: {error.strerror}"
+    except RunFailedError as error:
+        print(f"qherd: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

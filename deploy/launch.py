@@ -21,13 +21,22 @@ from deploy.run_dir import RunDirectory, env_of
 from deploy.valkey import EmbeddedServer
 from replay.chunk import HEADER_BYTES, Schema
 from replay.identity import Identity
-from replay.log import LogError, MemoryLog, Refused
-from replay.redis_log import RedisLog
+from replay.limiter import Limiter
+from replay.log import LogError, MemoryLog, Unavailable
+from replay.redis_log import TIMEOUT_S, RedisLog
 
 SLICE_S = 0.5
 READY_S = 120.0
 """Seconds after which a learner that has not answered counts as hung."""
 Say = Callable[[str], None]
+
+
+class RunFailedError(RuntimeError):
+    """A run that cannot go on; the text says which part failed of what. ``details`` is that part's own traceback."""
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details
 
 
 class Progress(NamedTuple):
@@ -63,6 +72,22 @@ def probe_env(config: RunConfig) -> Schema:
     schema = schema_of(env)
     env.close()
     return schema
+
+
+def check(config: RunConfig) -> None:
+    """Raises ConfigError or ValueError for what cannot work, before anything is made or started."""
+    limits = config.replay
+    limiter = Limiter(limits.samples_per_insert, limits.min_rows, limits.capacity_rows, config.learner.batch)
+    limiter.set_slack(config.actors.count * chunk_rows(config))
+    _check_port(config)
+    if config.mode != "cluster":
+        return
+    if config.redis.url is None:
+        raise ConfigError("the cluster mode needs a server: give --redis.url or QHERD_REDIS_URL")
+    if config.ray.address is None:
+        raise ConfigError("the cluster mode needs a Ray cluster: give --ray.address (host:port, or auto)")
+    with contextlib.closing(RedisLog(config.redis.url, "check")) as log:
+        _check_server(log)
 
 
 def chunk_rows(config: RunConfig) -> int:
@@ -157,7 +182,7 @@ class InlineSession:
             "env_steps_per_second": (self.loop.reader.totals.env_steps - before[1]) / elapsed,
         }
         if verdict is not None:
-            figures["greedy_return"] = verdict.screen.mean
+            figures["greedy_return"] = verdict.episodes.mean
         self._metrics.show(report, figures)
         return Progress(figures, report.refused, report.rows_lost, verdict, policy)
 
@@ -191,10 +216,12 @@ class RaySession:
 
     def _start(self) -> None:
         config = self._config
-        _check_port(config)
         urls = self._start_server()
         self._log = self._cleanup.enter_context(contextlib.closing(RedisLog(urls["learner"], self._directory.run)))
-        _check_server(self._log, self._directory)
+        if not self._log.claim(self._directory.nonce):
+            raise ConfigError(
+                f"another run {self._directory.run!r} has its keys on {self._log.url}: choose another --run"
+            )
         self._say(f"starting Ray ({'on this machine' if config.mode == 'local' else config.ray.address})")
         _start_ray(config, self._cleanup)
 
@@ -208,17 +235,19 @@ class RaySession:
         self._supervisor = Supervisor(
             self._actor_starter(identity, urls["actor"]), config.actors.count, config.actors.restarts, self._say
         )
-        self._policies: list[Any] = []
         self._screening = Screening(
-            self._evaluator_starter(identity), self._candidate, config.eval.cpu_share, config.actors.restarts, self._say
+            self._evaluator_starter(identity),
+            self._learner.candidate.remote,
+            config.eval.cpu_share,
+            config.actors.restarts,
+            self._say,
         )
 
     def _start_server(self) -> dict[str, str]:
         """URLs by role, of the embedded server or of the cluster's."""
         config = self._config
         if config.mode == "cluster":
-            if config.redis.url is None:
-                raise ConfigError("the cluster mode needs a server: give --redis.url or QHERD_REDIS_URL")
+            assert config.redis.url is not None  # check() has seen to it
             return {"learner": config.redis.url, "actor": config.redis.url}
         planned = server_bytes(config, self._schema)
         self._say(f"starting the replay server (at most {planned >> 20} MB)")
@@ -264,36 +293,38 @@ class RaySession:
 
         return start
 
-    def _evaluator_starter(self, identity: Identity) -> Callable[[], Any]:
+    def _evaluator_starter(self, identity: Identity) -> Callable[[int], Any]:
         from actors.worker import EvaluatorWorker
 
         config = self._config
         env, dueling = env_of(config), config.learner.network.dueling
-        return lambda: EvaluatorWorker.options(num_cpus=0).remote(  # type: ignore[attr-defined]
-            identity, env, config.eval, dueling, config.seed
+        return lambda restart: EvaluatorWorker.options(num_cpus=0).remote(  # type: ignore[attr-defined]
+            identity, env, config.eval, dueling, config.seed, restart
         )
-
-    def _candidate(self) -> Any:
-        policy = self._learner.candidate.remote()
-        self._policies = [policy]
-        return policy
 
     def advance(self) -> Progress:
         import ray
 
+        from actors.supervisor import CrashLoopError, cause
+
         done, _ = ray.wait([self._train], timeout=SLICE_S)
         if done:
-            report = ray.get(self._train)
-            self._figures, self._refused, self._rows_lost = report
+            try:
+                self._figures, self._refused, self._rows_lost = ray.get(self._train)
+            except ray.exceptions.RayError as error:
+                raise RunFailedError(f"the learner failed: {cause(error)}", str(error)) from None
             self._train = self._learner.train.remote(SLICE_S, self._driver_figures)
             self._asked_s = time.monotonic()
         elif time.monotonic() - self._asked_s > READY_S:
-            raise RuntimeError(f"the learner has not answered for {READY_S:.0f} s")
-        self._supervisor.tick()
-        verdict = self._screening.tick(learning=self._figures.get("updates", 0) > 0)
-        policy = ray.get(self._policies[0]) if verdict else None
+            raise RunFailedError(f"the learner has not answered for {READY_S:.0f} s")
+        try:
+            self._supervisor.tick()
+            result = self._screening.tick(learning=self._figures.get("updates", 0) > 0)
+        except CrashLoopError as error:
+            raise RunFailedError(str(error), error.details) from None
+        verdict, policy = (result[0], ray.get(result[1])) if result else (None, None)
         if verdict is not None:
-            self._driver_figures["greedy_return"] = verdict.screen.mean
+            self._driver_figures["greedy_return"] = verdict.episodes.mean
         self._driver_figures["actors_alive"] = self._supervisor.alive
         self._driver_figures["actor_restarts"] = self._supervisor.restarts + self._screening.restarts
         return self._progress(verdict, policy)
@@ -333,25 +364,18 @@ def _check_port(config: RunConfig) -> None:
             ) from error
 
 
-def _check_server(log: RedisLog, directory: RunDirectory) -> None:
-    """Reach the server, check that it evicts nothing, and claim the run's name on it."""
+def _check_server(log: RedisLog) -> None:
+    """Reach the server, and check that it evicts nothing."""
     try:
         log.check()
-        claimed = log.claim(directory.nonce)
-    except Refused as error:
-        raise ConfigError(str(error)) from error
-    except LogError as error:
-        raise ConfigError(f"no answer from {error}") from error
-    if not claimed:
-        raise ConfigError(f"another run {directory.run!r} has its keys on {log.url}: choose another --run")
+    except Unavailable as error:
+        raise ConfigError(f"no answer within {TIMEOUT_S:g} s from {error}") from error
 
 
 def _start_ray(config: RunConfig, cleanup: contextlib.ExitStack) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("RAY_worker_niceness", "0")
-    if config.mode == "cluster" and config.ray.address is None:
-        raise ConfigError("the cluster mode needs a Ray cluster: give --ray.address (host:port, or auto)")
     if config.mode == "local":
         os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
     import ray

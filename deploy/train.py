@@ -13,7 +13,7 @@ from typing import Any
 from actors.evaluator import Verdict
 from deploy.config import RunConfig
 from deploy.display import Display
-from deploy.launch import Progress, Session, probe_env, start_session
+from deploy.launch import Progress, RunFailedError, Session, check, probe_env, start_session
 from deploy.run_dir import RunDirectory
 
 STOP_S = 20.0
@@ -85,6 +85,7 @@ class Stop:
 def train(config: RunConfig) -> int:
     """Train until solved, out of budget or interrupted; returns the exit code. Raises what makes a run fail."""
     started = time.monotonic()
+    check(config)
     schema = probe_env(config)
     directory = RunDirectory.create(config)
     outcome, stop = Outcome(), Stop()
@@ -99,6 +100,9 @@ def train(config: RunConfig) -> int:
                 display.say("stopping")
                 _note(outcome, session.stop(STOP_S))
         except BaseException as error:
+            if isinstance(error, RunFailedError) and error.details:
+                (directory.path / "failure.txt").write_text(error.details)
+                display.say(f"the part's own traceback: {directory.path}/failure.txt")
             outcome.reason = f"failed: {error}" if str(error) else f"failed: {type(error).__name__}"
             raise
         finally:
@@ -123,7 +127,7 @@ def _advance_until_over(
         if progress.verdict is not None and progress.policy is not None:
             _judge(config, directory, outcome, progress.verdict, progress.policy, time.monotonic() - started)
         elapsed = time.monotonic() - started
-        figures = _shown(outcome, elapsed)
+        figures = {"wall_s": elapsed} | outcome.figures
         display.update(figures)
         if figures.get("env_steps") and (elapsed - logged_s >= LOG_EVERY_S or progress.verdict):
             directory.log(figures)
@@ -141,24 +145,12 @@ def _note(outcome: Outcome, progress: Progress | None) -> None:
         )
 
 
-def _shown(outcome: Outcome, elapsed: float) -> dict[str, float]:
-    """The figures with what follows from them: the exploring mixture's mean return since the row before."""
-    figures = outcome.figures
-    episodes, returns = figures.get("actor_episodes", 0), figures.get("actor_returns", 0.0)
-    before = figures.get("_episodes", 0), figures.get("_returns", 0.0)
-    if episodes > before[0]:
-        figures["exploring_return"] = (returns - before[1]) / (episodes - before[0])
-        figures["_episodes"], figures["_returns"] = episodes, returns
-    return {"wall_s": elapsed} | {name: value for name, value in figures.items() if not name.startswith("_")}
-
-
 def _judge(
     config: RunConfig, directory: RunDirectory, outcome: Outcome, verdict: Verdict, policy: bytes, elapsed: float
 ) -> None:
     """Keep the policy if it is the best so far, by the mean of its most thorough evaluation; note a solution."""
-    episodes = verdict.confirmed or verdict.screen
+    episodes = verdict.episodes
     outcome.figures.setdefault("first_greedy_return", verdict.screen.mean)
-    outcome.figures["greedy_return"] = episodes.mean
     rank = [verdict.solved, verdict.confirmed is not None, episodes.mean]
     if rank > outcome.best.get("rank", [False, False, float("-inf")]):
         outcome.best = {

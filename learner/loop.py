@@ -14,7 +14,7 @@ from learner.config import LearnerConfig
 from learner.learner import Figures, Learner, choose_device, host_arrays
 from learner.publisher import Publisher
 from learner.weights import pack, version
-from replay.chunk import Codec, Schema
+from replay.chunk import Codec, Counters, Schema
 from replay.config import ReplayConfig
 from replay.limiter import Limiter
 from replay.log import ChunkLog
@@ -72,6 +72,8 @@ class LearnerLoop:
         self._last_publish_s = self._last_trim_s = -math.inf
         self._rows_in_flight = 0
         self._newest_figures: Figures | None = None
+        self._noted = Counters()
+        self._exploring_return: float | None = None
         self.publish()
 
     def expect(self, slots: Iterable[int], chunk_rows: int) -> None:
@@ -139,18 +141,26 @@ class LearnerLoop:
         room = (self._replay.capacity_rows - self._replay.min_rows) // 4
         self.limiter.set_slack(min(self._rows_in_flight + while_closing, room))
 
+    def _note_exploring_return(self, counters: Counters) -> None:
+        """The mean return of the episodes that ended since this was last noted."""
+        episodes = counters.episodes - self._noted.episodes
+        if episodes > 0:
+            self._exploring_return = (counters.return_sum - self._noted.return_sum) / episodes
+            self._noted = counters
+
     def report(self) -> Report:
         """The figures of the live table and of Prometheus. Raises Diverged where the loss is not finite."""
         self._newest_figures = self.learner.figures() or self._newest_figures
         totals, counters = self.reader.totals, self.reader.counters()
         newest = version(self._fence, self._published)
         acted_with = [books.weight_version for books in self.reader.slots.values() if books.weight_version]
+        self._note_exploring_return(counters)
         figures: dict[str, float] = {
             "updates": self.learner.updates,
             "env_steps": totals.env_steps,
             "actor_env_steps": counters.env_steps,
             "actor_episodes": counters.episodes,
-            "actor_returns": counters.return_sum,
+            "actor_returns_sum": counters.return_sum,
             "actor_gate_wait_seconds": counters.gate_wait_s,
             "chunks": totals.chunks,
             "chunk_bytes": totals.bytes,
@@ -166,6 +176,8 @@ class LearnerLoop:
             "env_steps_per_second": self._env_steps_per_s,
             "updates_per_second": self._updates_per_s,
         }
+        if self._exploring_return is not None:
+            figures["exploring_return"] = self._exploring_return
         if self._newest_figures is not None:
             if not math.isfinite(self._newest_figures.loss):
                 raise Diverged(f"the loss is {self._newest_figures.loss} after {self.learner.updates} updates")

@@ -24,13 +24,14 @@ GAUGES = {
     "updates_per_second": "Gradient steps per second.",
     "actors_alive": "Actors that answer.",
     "greedy_return": "Mean return of the newest greedy evaluation.",
+    "exploring_return": "Mean return of the exploring actors' newest episodes.",
+    "actor_returns_sum": "Sum of the returns of all episodes of the exploring actors; it falls where returns are negative.",
 }
 COUNTERS = {
     "updates": "Gradient steps.",
     "env_steps": "Env steps inserted into the mirror.",
     "actor_env_steps": "Env steps that the actors took, over all incarnations.",
     "actor_episodes": "Episodes that the exploring actors finished.",
-    "actor_returns": "Sum of the returns of these episodes (of the exploring mixture, not of the greedy policy).",
     "actor_gate_wait_seconds": "Seconds that actors waited at the gate.",
     "chunks": "Chunks ingested.",
     "chunk_bytes": "Bytes of the chunks ingested.",

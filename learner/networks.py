@@ -15,7 +15,7 @@ from replay.chunk import Schema
 class MlpQNetwork(nn.Module):
     """Linear layers with ReLU between them; a dueling head is one layer of 1 + A outputs.
 
-    Observations of any shape are flattened; integer ones are scaled by 1/255 as they arrive on the device.
+    Observations of any shape are flattened; uint8 ones (pixels) are scaled by 1/255 as they arrive on the device.
     """
 
     def __init__(self, schema: Schema, config: NetworkConfig) -> None:
@@ -27,8 +27,9 @@ class MlpQNetwork(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         """obs <obs_dtype>[B, *obs_shape] to Q values <float32>[B, A]."""
-        x: Tensor = obs.flatten(1)
-        x = x.to(torch.float32) if x.is_floating_point() else x.to(torch.float32) / 255
+        x = obs.reshape(len(obs), -1).to(torch.float32)
+        if obs.dtype == torch.uint8:
+            x = x / 255
         *hidden, head = self.layers
         for layer in hidden:
             x = torch.relu(layer(x))

@@ -72,6 +72,5 @@ class LearnerWorker:
     def drain(self) -> Report:
         """Shut the gate and take in what the actors have flushed; the last report."""
         self._publisher.stop()
-        while self._loop.reader.poll():
-            pass
+        self._loop.reader.drain()
         return self._loop.report()

@@ -114,6 +114,12 @@ class Reader:
                 break
         return inserted
 
+    def drain(self) -> None:
+        """Take in all that the log has."""
+        seen = None
+        while seen != (seen := [books.cursor for books in self.slots.values()]):
+            self.poll()
+
     def trim(self) -> None:
         """Let the log drop what the mirror no longer holds."""
         while self._stored and self._stored[0].end <= self._mirror.start:
