@@ -36,7 +36,7 @@ class ActorConfig(BaseModel):
     """Time steps of a chunk, which has up to this times lanes rows."""
     flush_s: float = Field(1.0, gt=0)
     """Seconds after which a chunk is sent though it is not full (slow environments)."""
-    fetch_every_s: float = Field(0.25, ge=0)
+    fetch_every_s: float = Field(1.0, ge=0)
     """Seconds between two fetches of new weights, at the least."""
     epsilon: float = Field(0.4, ge=0, le=1)
     """Base of the epsilon ladder over the lanes: the exploration rate of the first lane."""

@@ -26,7 +26,7 @@ def make_env(config: EnvConfig, *, training: bool, render_mode: str | None = Non
     if config.path is not None and str(config.path) not in sys.path:
         sys.path.append(str(config.path))
     limit = {"max_episode_steps": config.max_episode_steps} if training and config.max_episode_steps else {}
-    rendered = {"render_mode": render_mode} if render_mode else {}
+    rendered: dict[str, Any] = {"render_mode": render_mode} if render_mode else {}
     try:
         env = gym.make(config.id, disable_env_checker=True, **limit, **rendered, **config.kwargs)
     except gym.error.Error as error:

@@ -140,10 +140,14 @@ class Screening:
     """Asks the evaluator for verdicts, so that screening takes no more than ``cpu_share`` of one core."""
 
     def __init__(
-        self, start: Callable[[], Any], candidate: Callable[[], Any], cpu_share: float, restarts: int,
+        self,
+        start: Callable[[int], Any],
+        candidate: Callable[[], Any],
+        cpu_share: float,
+        restarts: int,
         say: Callable[[str], None],
-    ) -> None:  # fmt: skip
-        """``start(restart)`` starts the evaluator, ``candidate`` returns a reference to the packed policy to play next."""
+    ) -> None:
+        """``start(restart)`` starts the evaluator; ``candidate()`` is a reference to the packed policy to play next."""
         self._start, self._candidate, self._cpu_share, self._say = start, candidate, cpu_share, say
         self._handle = start(0)
         self._screening: tuple[Any, Any] | None = None
@@ -156,8 +160,10 @@ class Screening:
         return self._budget.total
 
     def tick(self, learning: bool) -> tuple[Verdict, Any] | None:
-        """A verdict and the reference to the policy it is about, if one has come in; asks for the next when ``learning``
-        and its share allow. Does not wait."""
+        """A verdict and the reference to the policy it is about, if one has come in. Does not wait.
+
+        Asks for the next when ``learning`` and the evaluator's share allow.
+        """
         result = None
         if self._screening is not None and ray.wait([self._screening[0]], timeout=0)[0]:
             (call, policy), self._screening = self._screening, None

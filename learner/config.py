@@ -48,7 +48,7 @@ class LearnerConfig(BaseModel):
     """Share of the online network that each update adds to the running average, which is the policy that is evaluated
     and saved. 1: the online network itself."""
     publish_every_updates: int = Field(100, ge=1)
-    """Updates between two broadcasts of the weights, at most four a second."""
+    """Updates between two broadcasts of the weights, at most ten a second."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
     threads: int = Field(1, ge=1)

@@ -22,7 +22,7 @@ from replay.mirror import Mirror
 from replay.reader import Reader
 from replay.samplers import UniformSampler
 
-PUBLISH_MIN_S = 0.25
+PUBLISH_MIN_S = 0.1
 TRIM_EVERY_S = 1.0
 IDLE_S = 0.002
 GATE_LATENCY_S = 0.1

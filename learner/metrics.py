@@ -25,7 +25,7 @@ GAUGES = {
     "actors_alive": "Actors that answer.",
     "greedy_return": "Mean return of the newest greedy evaluation.",
     "exploring_return": "Mean return of the exploring actors' newest episodes.",
-    "actor_returns_sum": "Sum of the returns of all episodes of the exploring actors; it falls where returns are negative.",
+    "actor_returns_sum": "Sum of the returns of the exploring actors' episodes; falls where they are negative.",
 }
 COUNTERS = {
     "updates": "Gradient steps.",

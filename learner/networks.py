@@ -27,7 +27,7 @@ class MlpQNetwork(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         """obs <obs_dtype>[B, *obs_shape] to Q values <float32>[B, A]."""
-        x = obs.reshape(len(obs), -1).to(torch.float32)
+        x: Tensor = obs.reshape(len(obs), -1).to(torch.float32)
         if obs.dtype == torch.uint8:
             x = x / 255
         *hidden, head = self.layers

@@ -34,7 +34,14 @@ TIMEOUT_S = 5.0
 
 MIN_SERVER = 7
 _STALE_ID = "equal or smaller than the target stream top item"
-_PASSING_TYPES = (redis.exceptions.ReadOnlyError, redis.exceptions.BusyLoadingError, redis.exceptions.ClusterError)
+_FINAL_TYPES = (redis.ResponseError, redis.exceptions.AuthenticationError, redis.InvalidResponse, UnicodeError)
+"""Errors that stay: a missing right or key, a wrong password, another kind of server, a host name that is none."""
+_PASSING_TYPES = (
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.BusyLoadingError,
+    redis.exceptions.ClusterError,
+    redis.exceptions.ExecAbortError,
+)
 _PASSING_CODE = re.compile(r"\b(NOREPLICAS|MISCONF|MASTERDOWN|BUSY|CLUSTERDOWN|TRYAGAIN|READONLY|LOADING)\b")
 """Error replies of a server in a state that passes; redis-py has a class for some and keeps the code of others."""
 _OPEN, _SHUT = b"open", b"shut"
@@ -211,17 +218,11 @@ class RedisLog:
         where = f"{self.url}: {error}"
         if isinstance(error, redis.WatchError):
             return Unavailable(f"{where} (another client wrote at the same time)")
-        if isinstance(error, redis.exceptions.ExecAbortError):
-            return Unavailable(f"{where} (nothing was written)")
         if isinstance(error, redis.exceptions.OutOfMemoryError):
             return Full(where)
-        if isinstance(error, redis.exceptions.AuthenticationError | redis.exceptions.NoPermissionError):
-            return Refused(where)
-        if isinstance(error, _PASSING_TYPES) or _PASSING_CODE.search(str(error)):
-            return Unavailable(where)
-        if isinstance(error, redis.ResponseError | redis.InvalidResponse | UnicodeError):
-            return Refused(where)
-        return Unavailable(where)
+        passing = isinstance(error, _PASSING_TYPES) or _PASSING_CODE.search(str(error))
+        final = isinstance(error, _FINAL_TYPES) and not passing
+        return Refused(where) if final else Unavailable(where)
 
 
 def _chunk_id(entry_id: bytes | str) -> ChunkId:
