@@ -43,8 +43,11 @@ class NumpyMlp:
         return dueling
 
 
-def choose(q: Array, epsilon: Array, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """epsilon-greedy actions <int64>[E] from Q values <float32>[E, A]: one coin per lane, epsilon <float64>[E]."""
-    explore = rng.random(len(q)) < epsilon
-    chosen: npt.NDArray[np.int64] = np.where(explore, rng.integers(0, q.shape[1], len(q)), q.argmax(1))
-    return chosen
+def explore(epsilon: Array, steps: int, num_actions: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """When to explore, and how: random actions <int64>[T, E] where a coin says so, -1 where the lane acts greedily.
+
+    One coin per time step and lane, epsilon <float64>[E]; drawn for a whole chunk, since each call costs microseconds.
+    """
+    grid = (steps, len(epsilon))
+    planned: npt.NDArray[np.int64] = np.where(rng.random(grid) < epsilon, rng.integers(0, num_actions, grid), -1)
+    return planned

@@ -14,9 +14,10 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from actors.config import ActorConfig
 from actors.envs import EnvError
 from actors.epsilon import annealed, ladder
-from actors.policy import NumpyMlp, choose
+from actors.policy import NumpyMlp, explore
+from actors.rows import Columns, Rows
 from learner.weights import unpack
-from replay.chunk import BOUNDARY, FIRST, TERMINATED, TRUNCATED, Chunk, Counters, Schema, encode
+from replay.chunk import Chunk, Counters, Schema, encode
 from replay.log import ChunkId, ChunkLog, Full, Status, Unavailable
 
 POLL_MIN_S, POLL_MAX_S = 0.05, 0.5
@@ -38,18 +39,6 @@ class Place:
         root = np.random.SeedSequence(self.seed, spawn_key=(self.slot, self.incarnation))
         actions, *per_lane = root.spawn(lanes + 1)
         return [int(s.generate_state(1)[0]) for s in per_lane], np.random.default_rng(actions)
-
-
-class Rows:
-    """The arrays of the chunk that is being filled: T time steps of E lanes."""
-
-    def __init__(self, steps: int, lanes: int, schema: Schema) -> None:
-        self.obs = np.zeros((steps, lanes, *schema.obs_shape), schema.obs_dtype)
-        self.action = np.zeros((steps, lanes), np.int32)
-        self.reward = np.zeros((steps, lanes), np.float32)
-        self.q_taken = np.zeros((steps, lanes), np.float32)
-        self.q_max = np.zeros((steps, lanes), np.float32)
-        self.flags = np.zeros((steps, lanes), np.uint8)
 
 
 class Rollout:
@@ -81,10 +70,6 @@ class Rollout:
         self._epsilon = annealed(self._floor, 0, config.epsilon_anneal_env_steps)
         self._obs = np.asarray(envs.reset(seed=lane_seeds)[0])
         self._rows = Rows(config.chunk_steps, envs.num_envs, schema)
-        self._filled = 0
-        self._ended = np.zeros(envs.num_envs, np.bool_)
-        self._fresh = np.ones(envs.num_envs, np.bool_)
-        self._returns = np.zeros(envs.num_envs, np.float64)
         self._pending: bytes | None = None
         self._seq = 1
         self._status = Status(False, None)
@@ -118,66 +103,26 @@ class Rollout:
     def fill(self) -> None:
         """Collect rows until the chunk is full or ``flush_s`` is over, and encode it."""
         deadline = self._clock() + self._config.flush_s
-        while self._filled < self._config.chunk_steps:
-            self.step()
+        rows, steps = self._rows, 0
+        plan = explore(self._epsilon, self._config.chunk_steps, self._schema.num_actions, self._rng)
+        for steps, planned in enumerate(plan, start=1):
+            self._step(rows, steps - 1, planned)
             if self._clock() > deadline:
                 break
-        self._encode()
+        self._encode(*rows.close(steps, self.counters))
 
-    def step(self) -> None:
-        """One env step of every lane, written as one time step of rows."""
+    def _step(self, rows: Rows, t: int, planned: Array) -> None:
+        """One env step of every lane into time step ``t``: the hot path."""
         q = self._policy(self._obs)
-        action = choose(q, self._epsilon, self._rng)
-        self._write(q, action)
-        obs, reward, terminated, truncated, _ = self._envs.step(action)
-        rows, t = self._rows, self._filled
-        with np.errstate(over="ignore"):
-            rows.reward[t] = reward
-        rows.flags[t] |= np.where(terminated, TERMINATED, 0).astype(np.uint8)
-        rows.flags[t] |= np.where(truncated, TRUNCATED, 0).astype(np.uint8)
-        if not np.isfinite(rows.reward[t]).all():
-            bad = reward[~np.isfinite(rows.reward[t])][0]
-            raise EnvError(f"the environment returned the reward {bad} at env step {self.counters.env_steps}")
-        self._filled += 1
-        self._count(reward, terminated | truncated)
-        self._obs = obs
+        action = np.where(planned < 0, q.argmax(1), planned)
+        rows.obs[t], rows.q[t], rows.action[t] = self._obs, q, action
+        self._obs, rows.reward[t], rows.terminated[t], rows.truncated[t], _ = self._envs.step(action)
 
-    def _write(self, q: Array, action: Array) -> None:
-        """Write what is known before the envs step. Where an episode has just ended this is its boundary row."""
-        rows, t = self._rows, self._filled
-        rows.obs[t] = self._obs
-        rows.action[t] = action
-        rows.q_max[t] = q.max(1)
-        rows.q_taken[t] = np.where(self._ended, 0, q[np.arange(len(q)), action])
-        rows.flags[t] = np.where(self._ended, BOUNDARY, np.where(self._fresh, FIRST, 0))
-
-    def _count(self, reward: Array, ended: Array) -> None:
-        stepped = len(ended) - int(np.count_nonzero(self._ended))
-        self._returns += reward
-        done = self.counters
-        finished = int(np.count_nonzero(ended))
-        if finished:
-            done = done._replace(
-                episodes=done.episodes + finished, return_sum=done.return_sum + float(self._returns[ended].sum())
-            )
-            self._returns[ended] = 0
-        self.counters = done._replace(env_steps=done.env_steps + stepped, rows=done.rows + len(ended))
-        self._fresh, self._ended = self._ended, ended
-
-    def _encode(self) -> None:
-        rows, t = self._rows, self._filled
-        if rows.obs.dtype.kind == "f" and not np.isfinite(rows.obs[:t]).all():
-            raise EnvError(f"the environment returned a non-finite observation near env step {self.counters.env_steps}")
-        chunk = Chunk(
-            self._place.slot,
-            self._place.incarnation,
-            self._seq,
-            self.weight_version,
-            self.counters,
-            *(getattr(rows, name)[:t] for name in ("obs", "action", "reward", "q_taken", "q_max", "flags")),
-        )
-        self._pending = encode(chunk, self._schema, self._place.run)
-        self._filled = 0
+    def _encode(self, columns: Columns, counters: Counters) -> None:
+        self.counters = counters
+        place = self._place
+        chunk = Chunk(place.slot, place.incarnation, self._seq, self.weight_version, counters, *columns)
+        self._pending = encode(chunk, self._schema, place.run)
 
     def send(self) -> bool:
         """Send the chunk in hand; False leaves it in doubt, to be sent again under the same id. Raises Fenced."""
@@ -233,20 +178,9 @@ class Rollout:
             self._sleep(POLL_MIN_S)
         if self.weight_version == 0 or self.counters.rows == 0:
             return True
-        self._close_lanes()
-        self._encode()
+        self._encode(*self._rows.boundary(self._obs, self._policy(self._obs), self.counters))
         while not self.send():
             if self._clock() > end:
                 return False
             self._sleep(POLL_MIN_S)
         return True
-
-    def _close_lanes(self) -> None:
-        """Write the observation that each lane stands at as a boundary row."""
-        q = self._policy(self._obs)
-        self._write(q, np.zeros(len(q), np.int64))
-        self._rows.q_taken[self._filled] = 0
-        self._rows.reward[self._filled] = 0
-        self._rows.flags[self._filled] = BOUNDARY
-        self._filled += 1
-        self.counters = self.counters._replace(rows=self.counters.rows + len(q))

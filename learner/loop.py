@@ -18,7 +18,7 @@ from replay.chunk import Codec, Counters, Schema
 from replay.config import ReplayConfig
 from replay.limiter import Limiter
 from replay.log import ChunkLog
-from replay.mirror import Mirror
+from replay.mirror import Batch, Mirror
 from replay.reader import Reader
 from replay.samplers import UniformSampler
 
@@ -100,14 +100,16 @@ class LearnerLoop:
     def cycle(self, ingest_budget_s: float | None = None) -> int:
         """Take in what arrived, then update while the limiter allows, up to the next ingest; the updates done."""
         self.limiter.inserts += self.reader.poll(budget_s=ingest_budget_s)
-        done = 0
-        batch = self._config.batch
-        while done < self._replay.ingest_every_updates and self.limiter.may_sample:
-            self.learner.update(self.mirror.gather(self.sampler.choose(batch)))
+        batch, updates = self._config.batch, 0
+        while updates < self._replay.ingest_every_updates and self.limiter.may_sample:
             self.limiter.samples += batch
-            done += 1
+            updates += 1
+        if updates:  # one choice and one gather for all of them: the mirror does not change meanwhile
+            gathered = self.mirror.gather(self.sampler.choose(updates * batch))
+            for start in range(0, updates * batch, batch):
+                self.learner.update(Batch(*(column[start : start + batch] for column in gathered)))
         self._publisher.set(self.limiter.gate_open)
-        return done
+        return updates
 
     def publish(self) -> None:
         """Broadcast the online network under the next version."""

@@ -16,7 +16,7 @@ class ReplayConfig(BaseModel):
     """Env steps to collect before the first update."""
     samples_per_insert: float = Field(64.0, gt=0)
     """How often each env step is trained on, on average: batch / this = env steps per update."""
-    ingest_every_updates: int = Field(8, ge=1)
-    """Updates between two reads of the chunk log."""
+    ingest_every_updates: int = Field(16, ge=1)
+    """Updates between two reads of the chunk log; their batches are chosen together."""
     ingest_budget_s: float = Field(0.02, gt=0)
     """Seconds that one read may keep the learner from its updates (not in the inline mode)."""

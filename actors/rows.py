@@ -1,0 +1,109 @@
+"""From env steps to rows: what the steps of a chunk left, booked once per chunk instead of once per step.
+
+A step is on the actor's hot path, where every numpy call costs microseconds; all that can wait until the chunk closes
+(flags, Q values, episode returns, counters) is done then, for [T, E] at once (measured in docs/performance.md).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from actors.envs import EnvError
+from replay.chunk import BOUNDARY, FIRST, TERMINATED, TRUNCATED, Counters, Schema
+
+Array = npt.NDArray[Any]
+
+
+class Columns(NamedTuple):
+    """The arrays of a chunk, as ``replay.chunk.Chunk`` has them."""
+
+    obs: Array
+    action: Array
+    reward: Array
+    q_taken: Array
+    q_max: Array
+    flags: Array
+
+
+class Rows:
+    """What T time steps of E lanes leave, and where each lane stands between two chunks.
+
+    ``obs``, ``q``, ``action``, ``reward``, ``terminated`` and ``truncated`` are [T, E, ...]; the steps write them.
+    """
+
+    def __init__(self, steps: int, lanes: int, schema: Schema) -> None:
+        self.obs = np.zeros((steps, lanes, *schema.obs_shape), schema.obs_dtype)
+        self.q = np.zeros((steps, lanes, schema.num_actions), np.float32)
+        self.action = np.zeros((steps, lanes), np.int32)
+        self.reward = np.zeros((steps, lanes), np.float64)
+        self.terminated = np.zeros((steps, lanes), np.bool_)
+        self.truncated = np.zeros((steps, lanes), np.bool_)
+        self._ended = np.zeros((1, lanes), np.bool_)
+        self._fresh = np.ones((1, lanes), np.bool_)
+        self._returns = np.zeros(lanes, np.float64)
+
+    def close(self, steps: int, counters: Counters) -> tuple[Columns, Counters]:
+        """The first ``steps`` time steps as columns, and the counters with them.
+
+        The step after an episode's end is its boundary row: it has the terminal observation and an ignored action.
+        Raises EnvError where an observation or a reward is not finite.
+        """
+        self._check_finite(steps, counters)
+        ended = self.terminated[:steps] | self.truncated[:steps]
+        boundary = np.concatenate((self._ended, ended[:-1]))
+        first = np.concatenate((self._fresh, boundary[:-1]))
+        flags = (
+            self.terminated[:steps] * np.uint8(TERMINATED)
+            | self.truncated[:steps] * np.uint8(TRUNCATED)
+            | boundary * np.uint8(BOUNDARY)
+            | first * np.uint8(FIRST)
+        )
+        q, action = self.q[:steps], self.action[:steps]
+        q_taken = np.take_along_axis(q, action[..., None], 2)[..., 0]
+        q_taken[boundary] = 0
+        columns = Columns(
+            self.obs[:steps], action, self.reward[:steps].astype(np.float32), q_taken, q.max(2), flags
+        )  # fmt: skip
+        episodes, return_sum = self._finish_episodes(self.reward[:steps], ended)
+        self._ended, self._fresh = ended[-1:].copy(), boundary[-1:].copy()
+        booked = counters._replace(
+            env_steps=counters.env_steps + int(np.count_nonzero(~boundary)),
+            rows=counters.rows + boundary.size,
+            episodes=counters.episodes + episodes,
+            return_sum=counters.return_sum + return_sum,
+        )
+        return columns, booked
+
+    def boundary(self, obs: Array, q: Array, counters: Counters) -> tuple[Columns, Counters]:
+        """One boundary row per lane at the observations <obs_dtype>[E, ...] where the lanes stand."""
+        grid = (1, len(obs))
+        zeros = np.zeros(grid, np.float32)
+        columns = Columns(
+            obs[None], np.zeros(grid, np.int32), zeros, zeros, q.max(1)[None], np.full(grid, BOUNDARY, np.uint8)
+        )
+        return columns, counters._replace(rows=counters.rows + len(obs))
+
+    def _finish_episodes(self, reward: Array, ended: Array) -> tuple[int, float]:
+        """How many episodes ended, and the sum of their returns; carries the others' on."""
+        episodes, return_sum, start = 0, 0.0, 0
+        for t in np.flatnonzero(ended.any(1)).tolist():
+            self._returns += reward[start : t + 1].sum(0)
+            start = t + 1
+            episodes += int(np.count_nonzero(ended[t]))
+            return_sum += float(self._returns[ended[t]].sum())
+            self._returns[ended[t]] = 0
+        self._returns += reward[start:].sum(0)
+        return episodes, return_sum
+
+    def _check_finite(self, steps: int, counters: Counters) -> None:
+        """Refuse what the learner would have to refuse, while the environment can still be named."""
+        where = f"after env step {counters.env_steps} of this actor"
+        reward = self.reward[:steps]
+        if not (np.abs(reward) <= np.finfo(np.float32).max).all():
+            bad = reward[~(np.abs(reward) <= np.finfo(np.float32).max)][0]
+            raise EnvError(f"the environment returned the reward {bad} {where}; float32 has to hold it")
+        if self.obs.dtype.kind == "f" and not np.isfinite(self.obs[:steps]).all():
+            raise EnvError(f"the environment returned an observation that is not finite {where}")
