@@ -1,0 +1,183 @@
+"""The publisher: gate and weights under the fence, from a thread that outlives a server that is away."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.valkey import EmbeddedServer
+from learner.publisher import Publisher
+from learner.weights import pack
+from replay.log import Fenced, LogError, MemoryLog, Refused, Status, Unavailable
+from replay.redis_log import RedisLog
+
+DEADLINE_S = 20.0
+
+
+def weights(version: int) -> bytes:
+    return pack(version, 0, 0, {})
+
+
+def until(true: Callable[[], bool], what: str) -> None:
+    """Wait until ``true()``; fails at the deadline."""
+    end = time.monotonic() + DEADLINE_S
+    while not true():
+        assert time.monotonic() < end, f"not within {DEADLINE_S:.0f} s: {what}"
+        time.sleep(0.01)
+
+
+def keep_setting(publisher: Publisher, gate_open: bool, value: bytes | None = None) -> None:
+    """Set again and again, as the learner does, until it raises or the deadline."""
+    end = time.monotonic() + DEADLINE_S
+    while time.monotonic() < end:
+        publisher.set(gate_open, value)
+        time.sleep(0.01)
+
+
+def version_on(log: RedisLog | MemoryLog) -> int:
+    header = log.status().weights
+    return header.version if header else 0
+
+
+class Scripted(MemoryLog):
+    """A log whose publishing fails as often as it is told, and that counts the calls."""
+
+    def __init__(self, *failures: LogError) -> None:
+        super().__init__()
+        self.failures, self.calls = list(failures), 0
+
+    def publish(self, fence: int, gate_open: bool, weights: bytes | None = None) -> None:
+        self.calls += 1
+        if self.failures:
+            raise self.failures.pop(0)
+        super().publish(fence, gate_open, weights)
+
+
+@pytest.fixture
+def publisher() -> Iterator[Callable[..., Publisher]]:
+    """Makes publishers with a thread; they are stopped afterwards."""
+    made = []
+
+    def make(log: RedisLog | MemoryLog, fence: int = 1) -> Publisher:
+        made.append(Publisher(log, fence))
+        made[-1].start()
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.stop()
+
+
+def test_inline_writes_at_once_and_only_what_changed() -> None:
+    """Without a thread each change is on the log when set returns."""
+    log = Scripted()
+    inline = Publisher(log, 1)
+    inline.set(True, weights(1))
+    assert log.status() == Status(True, log.status().weights)
+    assert version_on(log) == 1
+    inline.set(True)
+    assert log.calls == 1
+    inline.set(False)
+    assert not log.status().gate_open
+    assert version_on(log) == 1
+    assert (inline.published, inline.published_bytes) == (1, len(weights(1)))
+
+
+def test_the_thread_renews_the_gate_of_a_real_server(
+    server_url: str, run_name: str, publisher: Callable[..., Publisher]
+) -> None:
+    """The gate's lease would lapse while the learner is busy: nobody calls set here, and it is renewed all the same."""
+    log, actor = RedisLog(server_url, run_name), RedisLog(server_url, run_name)
+    publisher(log).set(True, weights(1))
+    until(lambda: actor.status().gate_open, "the gate opens")
+    assert version_on(actor) == 1
+    admin = RedisLog(server_url, run_name)._client
+    for _ in range(3):
+        admin.pexpire(log.gate_key, 2_000)
+        until(lambda: admin.pttl(log.gate_key) > 2_000, "the gate is renewed")
+    assert actor.status().gate_open
+    assert version_on(actor) == 1
+
+
+def test_stopping_shuts_the_gate_at_once(server_url: str, run_name: str) -> None:
+    """Actors pause without waiting for the gate to lapse; the weights stay for evaluators."""
+    tested, actor = Publisher(RedisLog(server_url, run_name), 1), RedisLog(server_url, run_name)
+    tested.start()
+    tested.set(True, weights(1))
+    until(lambda: actor.status().gate_open, "the gate opens")
+    tested.stop()
+    assert not actor.status().gate_open
+    assert version_on(actor) == 1
+
+
+def test_a_fenced_publisher_raises_and_changes_nothing(
+    server_url: str, run_name: str, publisher: Callable[..., Publisher]
+) -> None:
+    """A newer learner has taken over: the older one hears of it in its next set, and its stop leaves the gate alone."""
+    old = publisher(RedisLog(server_url, run_name), 1)
+    old.set(True, weights(1))
+    new = publisher(RedisLog(server_url, run_name), 2)
+    new.set(True, weights(100))
+    actor = RedisLog(server_url, run_name)
+    until(lambda: version_on(actor) == 100, "the newer learner publishes")
+    with pytest.raises(Fenced, match="fence 2 has taken over from 1"):
+        keep_setting(old, False, weights(2))
+    old.stop()
+    assert version_on(actor) == 100
+    assert actor.status().gate_open
+
+
+def test_nobody_becomes_the_learner_behind_a_newer_fence(server_url: str, run_name: str) -> None:
+    Publisher(RedisLog(server_url, run_name), 2)
+    with pytest.raises(Fenced):
+        Publisher(RedisLog(server_url, run_name), 1)
+
+
+def test_a_refusal_ends_the_thread_and_is_raised(publisher: Callable[..., Publisher]) -> None:
+    """A wrong password does not mend itself."""
+    tested = publisher(Scripted(Refused("NOPERM")))
+    tested.set(True, weights(1))
+    with pytest.raises(Refused, match="NOPERM"):
+        keep_setting(tested, True)
+
+
+def test_a_failed_write_keeps_the_weights(publisher: Callable[..., Publisher]) -> None:
+    """Also when only the gate is set meanwhile; nothing is counted as published that was not."""
+    log = Scripted(Unavailable("away"), Unavailable("away"))
+    tested = publisher(log)
+    tested.set(False, weights(1))
+    until(lambda: log.calls > 0, "the first attempt")
+    tested.set(True)
+    until(lambda: version_on(log) == 1, "the weights arrive")
+    assert log.status().gate_open
+    assert (tested.unavailable, tested.published) == (2, 1)
+
+
+def test_a_frozen_server_gets_the_newest_weights_when_it_thaws(
+    server_binary: Path, run_name: str, publisher: Callable[..., Publisher]
+) -> None:
+    """set never waits for it, and versions between are dropped."""
+    with EmbeddedServer("away", 64 << 20, binary=server_binary, roles={"admin": "~* &* +@all"}) as frozen:
+        url = frozen.url("admin")
+        tested = publisher(RedisLog(url, run_name, timeout_s=0.2))
+        tested.set(True, weights(1))
+        actor = RedisLog(url, run_name)
+        until(lambda: version_on(actor) == 1, "the first version")
+        os.kill(frozen.pid, signal.SIGSTOP)
+        try:
+            started = time.monotonic()
+            for version in range(2, 50):
+                tested.set(True, weights(version))
+            assert time.monotonic() - started < 0.2
+            until(lambda: tested.unavailable >= 2, "it notices that the server is away, and tries again")
+            tested.set(False, weights(50))
+        finally:
+            os.kill(frozen.pid, signal.SIGCONT)
+        until(lambda: version_on(actor) == 50, "the newest version")
+        assert not actor.status().gate_open
+        tested.stop()
