@@ -18,7 +18,7 @@ class EnvConfig(BaseModel):
     path: Path | None = None
     """A folder to find that module in."""
     kwargs: dict[str, Any] = {}
-    """Arguments of the environment (in YAML)."""
+    """Arguments of the environment: in a file, or as QHERD_ENV_KWARGS='{name: value}'."""
     max_episode_steps: int | None = Field(None, ge=1)
     """Env steps after which a training episode is truncated; the evaluation keeps the environment's own limit."""
 

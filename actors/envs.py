@@ -30,10 +30,12 @@ def make_env(config: EnvConfig, *, training: bool, render_mode: str | None = Non
     try:
         env = gym.make(config.id, disable_env_checker=True, **limit, **rendered, **config.kwargs)
     except gym.error.Error as error:
-        raise EnvError(f"environment {config.id!r} cannot be made: {error}{_nearest(config.id)}") from error
-    except (ImportError, TypeError) as error:
+        reason = str(error).rstrip(". ")
+        raise EnvError(f"environment {config.id!r} cannot be made: {reason}{_nearest(config.id)}") from error
+    except Exception as error:  # a user's module or constructor may raise anything
+        reason = f"{type(error).__name__}: {error}"
         hint = "; for a module of your own give its folder with --env.path" if ":" in config.id else ""
-        raise EnvError(f"environment {config.id!r} cannot be made: {error}{hint}") from error
+        raise EnvError(f"environment {config.id!r} cannot be made: {reason}{hint}") from error
     if isinstance(env.observation_space, gym.spaces.Discrete):
         env = _one_hot(env)
     elif isinstance(env.observation_space, gym.spaces.Box) and env.observation_space.dtype.name in NARROWED:

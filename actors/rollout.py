@@ -85,7 +85,7 @@ class Rollout:
         while self._clock() < end:
             if not self.ready():
                 self._wait(min(self._poll_s * self._rng.uniform(0.8, 1.2), max(0.0, end - self._clock())))
-                self._poll_s = min(POLL_MAX_S, self._poll_s * 1.5)
+                self._poll_s = min(POLL_MAX_S, self._poll_s * 1.5) if self.weight_version else POLL_MIN_S
                 continue
             self._poll_s = POLL_MIN_S
             self.fill()

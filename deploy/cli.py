@@ -138,10 +138,6 @@ def _guarded(run: Callable[[], int]) -> int:
         message = explain(error, "command line")
     except (ConfigError, EnvError, RunDirError, ServerError, LogError) as error:
         message = str(error)
-    except ValueError as error:
-        if not error.args:
-            raise
-        message = str(error)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
             raise

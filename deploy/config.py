@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,8 @@ from replay.config import ReplayConfig
 
 PRESETS = Path(__file__).parent / "presets"
 PREFIX = "QHERD_"
+_KUBERNETES = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT|_PORT(_\d+_\w+)?$")
+"""Variables that Kubernetes sets in every pod beside a service called qherd-something."""
 
 
 class ConfigError(ValueError):
@@ -44,8 +47,6 @@ class RedisConfig(BaseModel):
 
     url: str | None = None
     """Redis or Valkey >= 7.0 of the cluster mode (redis://, rediss://, unix://). Its password is never written down."""
-    timeout_s: float = Field(5.0, gt=0)
-    """Seconds without an answer after which the server counts as away."""
 
 
 class RayConfig(BaseModel):
@@ -113,23 +114,34 @@ def compose(
 
     Raises ConfigError where any of them names something unknown or a value out of its bounds.
     """
-    values: dict[str, Any] = {}
-    file_values = _read_yaml(file) if file else {}
-    name = preset or preset_for(env_id or _get(file_values, "env.id") or EnvConfig().id)
-    if name is not None:
-        if name not in preset_names():
-            raise ConfigError(f"preset {name!r} does not exist; one of {', '.join(preset_names())} does")
-        preset_values = _read_yaml(PRESETS / f"{name}.yaml")
-        preset_values.pop("default_for", None)
-        _merge(values, preset_values)
-    _merge(values, file_values)
-    _merge(values, _from_environment(environ))
+    layers = []
+    if file is not None:
+        contents = _read_yaml(file)
+        # a run's own config.yaml has its options below "config"
+        layers.append((f"file {file}", contents.get("config", contents) if "versions" in contents else contents))
+    layers.append(("environment", _from_environment(environ)))
     if env_id is not None:
-        _merge(values, {"env": {"id": env_id}})
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(explain(error, "preset, file or environment")) from error
+        layers.append(("command line", {"env": {"id": env_id}}))
+    given = [_get(layer, "env.id") for _, layer in reversed(layers)]
+    name = preset or preset_for(next((known for known in given if known), EnvConfig().id))
+    if name is not None:
+        layers.insert(0, (f"preset {name}", _preset(name)))
+    values: dict[str, Any] = {}
+    for where, layer in layers:
+        try:
+            RunConfig.model_validate(layer)
+        except ValidationError as error:
+            raise ConfigError(explain(error, where)) from None
+        _merge(values, layer)
+    return RunConfig.model_validate(values)
+
+
+def _preset(name: str) -> dict[str, Any]:
+    if name not in preset_names():
+        raise ConfigError(f"preset {name!r} does not exist; one of {', '.join(preset_names())} does")
+    values = _read_yaml(PRESETS / f"{name}.yaml")
+    values.pop("default_for", None)
+    return values
 
 
 def explain(error: ValidationError, where: str) -> str:
@@ -140,7 +152,8 @@ def explain(error: ValidationError, where: str) -> str:
         if finding["type"] == "extra_forbidden":
             lines.append(f"{path}: there is no such option{_nearest(path)}")
         else:
-            lines.append(f"{path}: {finding['msg']}, got {finding['input']!r}")
+            shown = "" if path.startswith("redis") else f", got {finding['input']!r}"  # it may hold a password
+            lines.append(f"{path}: {finding['msg']}{shown}")
     return f"configuration ({where}):\n  " + "\n  ".join(lines)
 
 
@@ -169,12 +182,20 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     known = {PREFIX + path.upper().replace(".", "_"): path for path in option_paths()}
     values: dict[str, Any] = {}
     for variable, text in environ.items():
-        if variable in known:
-            *parents, leaf = known[variable].split(".")
-            place = values
-            for parent in parents:
-                place = place.setdefault(parent, {})
+        if not variable.startswith(PREFIX) or (variable not in known and _KUBERNETES.search(variable)):
+            continue
+        if variable not in known:
+            near = difflib.get_close_matches(variable, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"environment variable {variable}: there is no such option{hint}")
+        *parents, leaf = known[variable].split(".")
+        place = values
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        try:
             place[leaf] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"environment variable {variable} is no YAML value: {text!r}") from error
     return values
 
 

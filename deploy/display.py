@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from deploy.config import RunConfig
 
@@ -48,7 +49,7 @@ class Display:
             TextColumn("{task.fields[shown]}"),
             TimeElapsedColumn(),
         )
-        goal = "solved" if config.eval.threshold is not None else "budget"
+        goal = "to solved" if config.eval.threshold is not None else "budget"
         self._task = self._bar.add_task(goal, total=1.0, shown="")
 
     def __enter__(self) -> Self:
@@ -90,7 +91,7 @@ class Display:
             table.add_row(f"[dim]{name}[/]", show(self._figures))
         self._bar.update(self._task, completed=self._share(), shown=self._goal())
         title = f"qherd  {self._config.env.id}  [dim]{self._run}[/]"
-        return Group(Panel(Group(table, self._bar), title=title, title_align="left"), *self._messages)
+        return Group(Panel(Group(table, self._bar), title=title, title_align="left"), *map(Text, self._messages))
 
     def _share(self) -> float:
         """How far the run is: towards the threshold from the first return seen, or through its budget."""

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 import socket
-import tempfile
 import time
+import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from actors.envs import make_env, schema_of
@@ -18,7 +16,7 @@ from actors.evaluator import Evaluator, Verdict
 from deploy import __version__
 from deploy.config import ConfigError, RunConfig
 from deploy.run_dir import RunDirectory, env_of
-from deploy.valkey import EmbeddedServer
+from deploy.valkey import EmbeddedServer, PrivateDir
 from replay.chunk import HEADER_BYTES, Schema
 from replay.identity import Identity
 from replay.limiter import Limiter
@@ -78,7 +76,14 @@ def check(config: RunConfig) -> None:
     """Raises ConfigError or ValueError for what cannot work, before anything is made or started."""
     limits = config.replay
     limiter = Limiter(limits.samples_per_insert, limits.min_rows, limits.capacity_rows, config.learner.batch)
-    limiter.set_slack(config.actors.count * chunk_rows(config))
+    try:
+        limiter.set_slack(config.actors.count * chunk_rows(config))
+        if config.mode == "inline":
+            from learner.learner import choose_device
+
+            choose_device(config.learner.device)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     _check_port(config)
     if config.mode != "cluster":
         return
@@ -86,8 +91,13 @@ def check(config: RunConfig) -> None:
         raise ConfigError("the cluster mode needs a server: give --redis.url or QHERD_REDIS_URL")
     if config.ray.address is None:
         raise ConfigError("the cluster mode needs a Ray cluster: give --ray.address (host:port, or auto)")
-    with contextlib.closing(RedisLog(config.redis.url, "check")) as log:
-        _check_server(log)
+    try:
+        with contextlib.closing(RedisLog(config.redis.url, "check")) as log:
+            log.check()
+    except Unavailable as error:
+        raise ConfigError(f"no answer within {TIMEOUT_S:g} s from {error}") from error
+    except (LogError, ValueError) as error:
+        raise ConfigError(str(error)) from error
 
 
 def chunk_rows(config: RunConfig) -> int:
@@ -163,10 +173,14 @@ class InlineSession:
         until = self.loop.learner.updates + 200
         started, before = time.perf_counter(), (self.loop.learner.updates, self.loop.reader.totals.env_steps)
         for _ in range(200):
-            for rollout in self._rollouts:
-                if rollout.ready():
-                    rollout.fill()
-                    rollout.send()
+            for slot, rollout in enumerate(self._rollouts):
+                try:
+                    if rollout.ready():
+                        rollout.fill()
+                        rollout.send()
+                except Exception as error:  # whatever the environment raised
+                    message = f"actor {slot} failed: {type(error).__name__}: {error}"
+                    raise RunFailedError(message, traceback.format_exc()) from error
             while self.loop.cycle():
                 self.loop.publish_if_due()
             if self.loop.learner.updates >= until:
@@ -364,25 +378,20 @@ def _check_port(config: RunConfig) -> None:
             ) from error
 
 
-def _check_server(log: RedisLog) -> None:
-    """Reach the server, and check that it evicts nothing."""
-    try:
-        log.check()
-    except Unavailable as error:
-        raise ConfigError(f"no answer within {TIMEOUT_S:g} s from {error}") from error
-
-
 def _start_ray(config: RunConfig, cleanup: contextlib.ExitStack) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("RAY_worker_niceness", "0")
     if config.mode == "local":
+        # Ray reads this when it is imported: "0" has every part of it listen on loopback only.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
     import ray
 
-    folder = Path(tempfile.mkdtemp(prefix="qherd-ray-"))
-    cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+    home = PrivateDir()
+    cleanup.callback(home.remove)
     cleanup.callback(ray.shutdown)
+    folder = home.path
     (folder / "empty").mkdir()
     # Ray puts the driver's working directory first on the workers' sys.path: give it one without packages.
     with contextlib.chdir(folder / "empty"):

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import time
 from collections.abc import Mapping
@@ -45,13 +46,25 @@ class RunDirectory:
             or f"{config.env.id.split(':')[-1].lower()}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         )
         path = config.runs_dir / name.replace("/", "-")
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
+        if path.exists():
             raise RunDirError(
                 f"{path} exists already, and a run is never overwritten: choose another --run, or leave it out "
                 "for a unique one"
-            ) from None
+            )
+        made = False
+        try:
+            path.mkdir(parents=True)
+            made = True
+            return cls._furnish(path, config)
+        except OSError as error:
+            if made:  # by this call, and still without any data
+                shutil.rmtree(path, ignore_errors=True)
+            raise RunDirError(
+                f"{path} cannot be made: {error.strerror}; make room or choose another --runs-dir"
+            ) from error
+
+    @classmethod
+    def _furnish(cls, path: Path, config: RunConfig) -> RunDirectory:
         directory = cls(path)
         (path / "checkpoints").mkdir()
         header = {"qherd": __version__, "git": _git_revision(), "versions": _versions()}

@@ -129,7 +129,8 @@ def _advance_until_over(
         elapsed = time.monotonic() - started
         figures = {"wall_s": elapsed} | outcome.figures
         display.update(figures)
-        if figures.get("env_steps") and (elapsed - logged_s >= LOG_EVERY_S or progress.verdict):
+        due = config.mode == "inline" or elapsed - logged_s >= LOG_EVERY_S or progress.verdict is not None
+        if figures.get("env_steps") and due:
             directory.log(figures)
             logged_s = elapsed
         if outcome.reason == "running":
