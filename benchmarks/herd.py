@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing as mp
 import time
 from collections.abc import Callable, Iterator
@@ -40,7 +41,7 @@ def publish_weights(url: str, run: str, sizes: tuple[int, ...]) -> None:
 
     rng = np.random.default_rng(0)
     arrays: dict[str, Any] = {}
-    for layer, (inputs, outputs) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for layer, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
         weight = rng.normal(size=(outputs, inputs)) / np.sqrt(inputs)
         arrays |= {f"layers.{layer}.weight": weight.astype(np.float32), f"layers.{layer}.bias": np.zeros(outputs, "f4")}
     publisher = Publisher(RedisLog(url, run), fence=1)
@@ -49,8 +50,8 @@ def publish_weights(url: str, run: str, sizes: tuple[int, ...]) -> None:
         time.sleep(WEIGHTS_EVERY_S)
 
 
-def act(url: str, run: str, slot: int, slots: int, env: EnvConfig, config: ActorConfig) -> None:
-    """One real actor, until it is terminated."""
+def act(url: str, run: str, slot: int, slots: int, env: EnvConfig, config: ActorConfig, chunks: int) -> None:
+    """One real actor, until it is terminated; its stream holds at most ``chunks``."""
     from actors.envs import make_lanes, schema_of
     from actors.policy import NumpyMlp
     from actors.rollout import Place, Rollout
@@ -58,7 +59,7 @@ def act(url: str, run: str, slot: int, slots: int, env: EnvConfig, config: Actor
 
     lanes = make_lanes(env, config.lanes)
     place = Place(run, 0, slot, slots, 1)
-    rollout = Rollout(place, lanes, schema_of(lanes.envs[0]), NumpyMlp(False), RedisLog(url, run), config)
+    rollout = Rollout(place, lanes, schema_of(lanes.envs[0]), NumpyMlp(False), RedisLog(url, run, chunks), config)
     with contextlib.suppress(LogError):  # the server ends first
         while True:
             rollout.collect(1.0)

@@ -53,6 +53,9 @@ def _version(package: str) -> str:
 
 
 def _revision() -> str:
-    folder = str(Path(__file__).parent)
-    shown = subprocess.run(["git", "-C", folder, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)  # fmt: skip
-    return shown.stdout.strip() or _version("qherd")
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        shown = ""
+    return shown or _version("qherd")

@@ -1,4 +1,4 @@
-"""What a benchmark found: two sides that alternated in one run, their medians, the ratio, and whether the target is met."""
+"""What a benchmark found: two sides that alternated in one run, medians, the ratio, and whether the target is met."""
 
 from __future__ import annotations
 
@@ -65,13 +65,10 @@ class Result:
             yield f"    {self.other_name}: {_figure(self.other_value)} {self.unit} ({_span(self.other)})"
             yield f"    ratio: {self.ratio:.3g} ({_span(self.ratios)})"
         if self.target is not None:
-            what = "ratio" if self.other else "median"
             bound = "at most" if self.at_most and not self.other else "at least"
-            yield f"    target: {what} {bound} {_figure(self.target)} {'' if self.other else self.unit}: {self._verdict()}"
+            what, unit = ("ratio", "") if self.other else ("median", f" {self.unit}")
+            yield f"    target: {what} {bound} {_figure(self.target)}{unit}: {'met' if self.met else 'NOT MET'}"
         yield from (f"    {note}" for note in self.notes)
-
-    def _verdict(self) -> str:
-        return "met" if self.met else "NOT MET"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

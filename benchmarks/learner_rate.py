@@ -1,0 +1,121 @@
+"""Learner rate: the running loop against a bare loop of the same update on one batch, in updates per CPU second."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+
+from benchmarks.herd import act, beside
+from benchmarks.result import Result
+from deploy.config import RunConfig, compose
+from deploy.launch import backstop_chunks, chunk_rows, probe_env, server_bytes
+from deploy.valkey import EmbeddedServer
+from learner.learner import Learner
+from learner.loop import LearnerLoop
+from learner.publisher import Publisher
+from replay.mirror import Batch
+from replay.redis_log import RedisLog
+
+RUN = "learner-rate"
+TARGET = 0.85
+WARM_UP_UPDATES = 500
+SLICE_S = 0.1
+
+
+def measure(quick: bool) -> list[Result]:
+    """The loop runs LunarLander's preset on a real server, with the preset's real actors in processes of their own.
+
+    The two sides take turns of SLICE_S, shorter than the actors notice, so that both run beside equally busy actors.
+    CPU time is the process's: the publisher's thread is in it.
+    """
+    slices, repetitions = (5, 5) if quick else (30, 15)
+    config = compose("LunarLander-v3", None, None)
+    with _running_herd(config) as loop:
+        before = loop.report().figures
+        ours, others = [], []
+        running, bare = Side(_running_loop(loop)), Side(_bare_loop(config, loop))
+        for _ in range(repetitions):
+            for _ in range(slices):
+                running.turn()
+                bare.turn()
+            ours.append(running.rate())
+            others.append(bare.rate())
+        figures = loop.report().figures
+    waited = figures["learner_wait_seconds"] - before["learner_wait_seconds"]
+    share = waited / (SLICE_S * slices * repetitions)
+    preset = f"preset lunarlander: batches of {config.learner.batch}, {config.actors.count} actors"
+    notes = (
+        f"{preset}, {figures['samples_per_insert']:.1f} samples per insert realised",
+        f"the loop waited for actors in {share:.0%} of its time, polling meanwhile",
+    )
+    other = "bare update, one fixed batch"
+    return [Result("learner rate", "updates/CPU s", tuple(ours), other, tuple(others), TARGET, notes=notes)]
+
+
+class Side:
+    """One of the two loops, and what it did since its rate was asked for."""
+
+    def __init__(self, work: Callable[[float], int]) -> None:
+        """``work`` runs for some seconds and returns its updates."""
+        self._work = work
+        self._updates, self._cpu_s = 0, 0.0
+
+    def turn(self) -> None:
+        """Run for SLICE_S."""
+        started = time.process_time()
+        self._updates += self._work(SLICE_S)
+        self._cpu_s += time.process_time() - started
+
+    def rate(self) -> float:
+        """Updates per CPU second since the last call."""
+        rate = self._updates / self._cpu_s
+        self._updates, self._cpu_s = 0, 0.0
+        return rate
+
+
+@contextlib.contextmanager
+def _running_herd(config: RunConfig) -> Iterator[LearnerLoop]:
+    """A learner loop in this process, past its first updates, with server and actors beside it."""
+    schema, count = probe_env(config), config.actors.count
+    torch.set_num_threads(config.learner.threads)
+    torch.set_flush_denormal(True)
+    with EmbeddedServer(RUN, server_bytes(config, schema)) as server, contextlib.ExitStack() as herd:
+        url = server.url("learner")
+        publisher = Publisher(RedisLog(url, RUN), fence=1)
+        publisher.start()
+        herd.callback(publisher.stop)
+        log = RedisLog(url, RUN)
+        loop = LearnerLoop(RUN, log, publisher, schema, config.replay, config.learner, fence=1, seed=config.seed)
+        loop.expect(range(count), chunk_rows(config))
+        place = (server.url("actor"), RUN)
+        for slot in range(count):
+            herd.enter_context(beside(act, *place, slot, count, config.env, config.actors, backstop_chunks(config)))
+        while loop.learner.updates < WARM_UP_UPDATES:
+            loop.train(0.5)
+        yield loop
+
+
+def _running_loop(loop: LearnerLoop) -> Callable[[float], int]:
+    def work(seconds: float) -> int:
+        before = loop.learner.updates
+        loop.train(seconds)
+        return loop.learner.updates - before
+
+    return work
+
+
+def _bare_loop(config: RunConfig, running: LearnerLoop) -> Callable[[float], int]:
+    """Another learner of the same configuration, on a batch of the running one's rows."""
+    learner = Learner(config.learner, running.mirror.schema, running.learner.device, config.seed)
+    batch: Batch = running.mirror.gather(running.sampler.choose(config.learner.batch))
+
+    def work(seconds: float) -> int:
+        before, end = learner.updates, time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            learner.update(batch)
+        return learner.updates - before
+
+    return work

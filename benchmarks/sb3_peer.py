@@ -1,0 +1,112 @@
+"""The peer of solve.py: Stable-Baselines3's DQN on LunarLander-v3, with qherd's own evaluator and rule of solved.
+
+Runs in a venv of its own (requirements-sb3.txt) with this repository on PYTHONPATH. Prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any
+
+import gymnasium as gym
+import torch
+from stable_baselines3 import DQN  # type: ignore[import-not-found, unused-ignore]
+from stable_baselines3.common.callbacks import BaseCallback  # type: ignore[import-not-found, unused-ignore]
+
+from actors.config import EnvConfig, EvalConfig
+from actors.evaluator import Evaluator, Verdict
+from learner.weights import pack
+
+ZOO_ENV_STEPS = 100_000
+HORIZONS = 100
+"""Training goes on to this many times the zoo's env steps, if need be, with the same settings."""
+ZOO: dict[str, Any] = {
+    "learning_rate": 6.3e-4,
+    "batch_size": 128,
+    "buffer_size": 50_000,
+    "learning_starts": 0,
+    "gamma": 0.99,
+    "target_update_interval": 250,
+    "train_freq": 4,
+    "gradient_steps": -1,
+    "exploration_fraction": 0.12 / HORIZONS,
+    "exploration_final_eps": 0.1,
+    "policy_kwargs": {"net_arch": [256, 256]},
+}
+"""RL-Zoo's hyperparams/dqn.yml, LunarLander-v2 (commit ce95481b041f); epsilon ends after the same 12,000 env steps."""
+
+
+class UntilSolved(BaseCallback):  # type: ignore[misc, unused-ignore]
+    """Screens the greedy policy with at most ``cpu_share`` of the time; stops at a solution or after ``seconds``.
+
+    A screen is paid back by training before the next one; what a confirmation costs is not held against the peer.
+    """
+
+    def __init__(self, seed: int, seconds: float) -> None:
+        super().__init__()
+        self._config = EvalConfig(threshold=200)
+        self._evaluator = Evaluator(EnvConfig(id="LunarLander-v3"), self._config, False, seed)
+        self._end_s = time.perf_counter() + seconds
+        self._next_screen_s = time.perf_counter()
+        self.verdict: Verdict | None = None
+
+    def _on_step(self) -> bool:
+        now = time.perf_counter()
+        if now > self._end_s:
+            return False
+        if now < self._next_screen_s or self.model._n_updates == 0:
+            return True
+        self.verdict = self._evaluator.screen(self._policy())
+        screen_s = (time.perf_counter() - now) * _screen_share(self.verdict)
+        self._next_screen_s = time.perf_counter() + screen_s * (1 / self._config.cpu_share - 1)
+        return not self.verdict.solved
+
+    def _policy(self) -> bytes:
+        """SB3's Q-network, which is the same function as qherd's MLP, in qherd's packing."""
+        linear = [layer for layer in self.model.q_net.q_net if isinstance(layer, torch.nn.Linear)]
+        arrays = {}
+        for index, layer in enumerate(linear):
+            arrays[f"layers.{index}.weight"] = layer.weight.detach().numpy()
+            arrays[f"layers.{index}.bias"] = layer.bias.detach().numpy()
+        return pack(1, self.model._n_updates, self.num_timesteps, arrays)
+
+
+def _screen_share(verdict: Verdict) -> float:
+    """The screen's part of an evaluation, by env steps."""
+    if verdict.confirmed is None:
+        return 1.0
+    screen, confirmed = int(verdict.screen.lengths.sum()), int(verdict.confirmed.lengths.sum())
+    return screen / (screen + confirmed)
+
+
+def main() -> None:
+    """Train until solved."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=900.0)
+    options = parser.parse_args()
+    started = time.perf_counter()
+    torch.set_num_threads(options.threads)
+    model = DQN("MlpPolicy", gym.make("LunarLander-v3"), seed=options.seed, device="cpu", **ZOO)
+    until = UntilSolved(options.seed, options.seconds)
+    model.learn(HORIZONS * ZOO_ENV_STEPS, callback=until)
+    verdict, seconds = until.verdict, time.perf_counter() - started
+    decided = verdict and (verdict.confirmed or verdict.screen)
+    outcome = {
+        "solved": bool(verdict and verdict.solved),
+        "seconds": round(seconds, 2),
+        "env_steps": model.num_timesteps,
+        "updates": model._n_updates,
+        "updates_per_s": round(model._n_updates / seconds, 1),
+        "mean": decided.mean if decided else None,
+        "std": decided.std if decided else None,
+        "threads": options.threads,
+    }
+    print(json.dumps(outcome))
+
+
+if __name__ == "__main__":
+    main()
