@@ -9,6 +9,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
 from actors.envs import make_env, schema_of
@@ -84,13 +85,25 @@ def check(config: RunConfig) -> None:
             choose_device(config.learner.device)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if config.env.path is not None and not config.env.path.is_dir():
+        raise ConfigError(f"--env.path {config.env.path}: there is no such folder")
     _check_port(config)
-    if config.mode != "cluster":
-        return
+    if config.mode == "cluster":
+        _check_cluster(config)
+
+
+def _check_cluster(config: RunConfig) -> None:
+    """Raises ConfigError where Redis or Ray does not answer, or cannot hold a run."""
     if config.redis.url is None:
         raise ConfigError("the cluster mode needs a server: give --redis.url or QHERD_REDIS_URL")
     if config.ray.address is None:
         raise ConfigError("the cluster mode needs a Ray cluster: give --ray.address (host:port, or auto)")
+    host, _, port = config.ray.address.rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=TIMEOUT_S).close()
+        except OSError as error:
+            raise ConfigError(f"no Ray cluster answers at {config.ray.address}: {error}; see ray status") from error
     try:
         with contextlib.closing(RedisLog(config.redis.url, "check")) as log:
             log.check()
@@ -237,7 +250,10 @@ class RaySession:
                 f"another run {self._directory.run!r} has its keys on {self._log.url}: choose another --run"
             )
         self._say(f"starting Ray ({'on this machine' if config.mode == 'local' else config.ray.address})")
-        _start_ray(config, self._cleanup)
+        with ThreadPoolExecutor(1) as meanwhile:
+            opened = meanwhile.submit(self._directory.open_files)
+            _start_ray(config, self._cleanup)
+        opened.result()
 
         from actors.supervisor import Screening, Supervisor
 

@@ -5,6 +5,7 @@ runs/<run>/config.yaml  metrics.jsonl  tb/  checkpoints/best.*  summary.json  fe
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -111,14 +112,21 @@ class RunDirectory:
         self._write("fences.json", json.dumps(counts).encode())
         return int(counts["incarnations"][str(slot)])
 
+    def open_files(self) -> None:
+        """Open metrics.jsonl and the TensorBoard events (whose import takes a while: do it while Ray starts)."""
+        with self._disk(self.path / "metrics.jsonl"):
+            self._metrics = (self.path / "metrics.jsonl").open("a")
+            self._events = _event_writer(self.path / "tb")
+
     def log(self, figures: Mapping[str, float]) -> None:
         """Append one row to metrics.jsonl and to the TensorBoard events, at the step ``env_steps``."""
         if self._metrics is None:
-            self._metrics = (self.path / "metrics.jsonl").open("a")
-            self._events = _event_writer(self.path / "tb")
-        self._metrics.write(json.dumps({key: _rounded(value) for key, value in figures.items()}) + "\n")
-        self._metrics.flush()
-        _write_scalars(self._events, figures)
+            self.open_files()
+        assert self._metrics is not None
+        with self._disk(self.path / "metrics.jsonl"):
+            self._metrics.write(json.dumps({key: _rounded(value) for key, value in figures.items()}) + "\n")
+            self._metrics.flush()
+            _write_scalars(self._events, figures)
 
     def save_best(self, policy: bytes, about: Mapping[str, Any]) -> None:
         """Keep a packed policy as the best one: weights first, then the manifest with their sha256."""
@@ -158,11 +166,20 @@ class RunDirectory:
         """Replace a file in one step: temporary file, fsync, rename."""
         path = self.path / name
         temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with self._disk(path):
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+
+    @contextlib.contextmanager
+    def _disk(self, path: Path) -> Iterator[None]:
+        """Name the file where the disk refuses: a failed write's own error does not."""
+        try:
+            yield
+        except OSError as error:
+            raise RunDirError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def env_of(config: RunConfig) -> EnvConfig:

@@ -6,13 +6,13 @@ import math
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from learner.config import LearnerConfig
 from learner.learner import Figures, Learner, choose_device, host_arrays
 from learner.publisher import Publisher
+from learner.report import Report
 from learner.weights import pack, version
 from replay.chunk import Codec, Counters, Schema
 from replay.config import ReplayConfig
@@ -31,14 +31,6 @@ GATE_LATENCY_S = 0.1
 
 class Diverged(RuntimeError):
     """The loss is no number any more."""
-
-
-class Report(NamedTuple):
-    """What the loop has done so far: totals, and rates over the last slice."""
-
-    figures: dict[str, float]
-    refused: dict[str, int]
-    rows_lost: dict[str, int]
 
 
 class LearnerLoop:

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Gauge, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from learner.loop import Report
+from learner.report import Report
 
 GAUGES = {
     "replay_rows": "Rows alive in the mirror, boundary rows included.",

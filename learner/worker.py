@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import ray
 
 from learner.config import LearnerConfig
+from learner.report import Report
 from replay.chunk import Schema
 from replay.config import ReplayConfig
 from replay.identity import Identity
 from replay.redis_log import RedisLog
-
-if TYPE_CHECKING:
-    from learner.loop import Report
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
