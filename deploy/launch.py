@@ -302,7 +302,7 @@ class RaySession:
             seed=config.seed,
             slots=config.actors.count,
             chunk_rows=chunk_rows(config),
-            quarantine=self._directory.quarantine.resolve() if local else None,
+            quarantine=self._directory.quarantine if local else None,
             metrics_address=(config.metrics.host, config.metrics.port) if config.metrics.port else None,
             version=__version__,
         )

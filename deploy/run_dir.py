@@ -34,7 +34,8 @@ class RunDirectory:
     """The directory of one run. ``create`` makes a new one, ``open`` an existing one."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.shown = path  # as the user named it
+        self.path = path.absolute()  # the working directory changes while Ray starts
         self.run = path.name
         self._metrics: IO[str] | None = None
         self._events: Any = None

@@ -90,7 +90,7 @@ def train(config: RunConfig) -> int:
     directory = RunDirectory.create(config)
     outcome, stop = Outcome(), Stop()
     with contextlib.closing(directory), stop.listening(), Display(directory.run, config) as display:
-        display.say(f"run {directory.path}")
+        display.say(f"run {directory.shown}")
         try:
             session = start_session(config, directory, schema, display.say)
             display.say("waiting for the first experience")
@@ -102,7 +102,7 @@ def train(config: RunConfig) -> int:
         except BaseException as error:
             if isinstance(error, RunFailedError) and error.details:
                 (directory.path / "failure.txt").write_text(error.details)
-                display.say(f"the part's own traceback: {directory.path}/failure.txt")
+                display.say(f"the part's own traceback: {directory.shown}/failure.txt")
             outcome.reason = f"failed: {error}" if str(error) else f"failed: {type(error).__name__}"
             raise
         finally:
@@ -184,13 +184,15 @@ def _over(config: RunConfig, outcome: Outcome, stop: Stop, elapsed: float) -> st
 
 def _farewell(directory: RunDirectory, outcome: Outcome) -> str:
     best = outcome.best
-    lines = [f"{outcome.reason}: {directory.path}"]
+    lines = [f"{outcome.reason}: {directory.shown}"]
     if outcome.solved_s is not None:
-        lines[0] = f"solved after {outcome.solved_s:.1f} s and {outcome.solved_env_steps:,} env steps: {directory.path}"
+        lines[0] = (
+            f"solved after {outcome.solved_s:.1f} s and {outcome.solved_env_steps:,} env steps: {directory.shown}"
+        )
     if best:
         lines.append(
             f"best policy: {best['mean']:.1f} ± {best['std']:.1f} over {best['episodes']} greedy episodes "
             f"(mean - 2 standard errors: {best['lower']:.1f})"
         )
-        lines.append(f"look at it: qherd eval {directory.path}    qherd record {directory.path}")
+        lines.append(f"look at it: qherd eval {directory.shown}    qherd record {directory.shown}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What the learner reports. Free of torch: the driver reads it, and would otherwise import torch for it (2 s, 175 MB)."""
+"""What the learner reports. Free of torch: the driver reads it, and would import torch for it (2 s, 175 MB)."""
 
 from __future__ import annotations
 
