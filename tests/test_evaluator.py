@@ -1,0 +1,190 @@
+"""The greedy evaluator: one whole episode per seed, fresh seeds, and what counts as solved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import scripted_env
+from numpy.testing import assert_allclose, assert_array_equal
+
+from actors.config import EnvConfig, EvalConfig
+from actors.envs import make_env
+from actors.evaluator import SEEDS_FROM, Episodes, Evaluator, Verdict, play
+from learner.weights import pack
+
+Array = npt.NDArray[Any]
+FIXED = EnvConfig(id="scripted_env:Scripted-v0", kwargs={"lengths": (4,)})
+
+
+class LuckEnv(scripted_env.ScriptedEnv):
+    """The seed decides an episode's length, 1 to 40; each env step is worth 1, and an unseeded reset is an error."""
+
+    played: list[int]
+
+    def __init__(self, played: list[int]) -> None:
+        super().__init__()
+        self.played = played
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        assert seed is not None
+        self.played.append(seed)
+        self._lengths = (1 + seed * 7919 % 40,)
+        return super().reset(seed=seed)
+
+    def step(self, action: np.int64) -> Any:
+        obs, _, *rest = super().step(action)
+        return (obs, 1.0, *rest)
+
+
+def length_of(seed: int) -> int:
+    return 1 + seed * 7919 % 40
+
+
+def zeros(obs: Array) -> Array:
+    return np.zeros(len(obs), np.int64)
+
+
+@pytest.mark.parametrize(("envs", "episodes"), [(1, 5), (4, 30), (8, 3), (20, 20)])
+def test_exactly_one_whole_episode_per_seed(envs: int, episodes: int) -> None:
+    """In the seeds' order, however many environments share the work: what finishes early does not count more often."""
+    played: list[int] = []
+    seeds = range(100, 100 + episodes)
+    result = play([LuckEnv(played) for _ in range(envs)], zeros, seeds)
+    assert sorted(played) == list(seeds)
+    assert_array_equal(result.lengths, [length_of(seed) for seed in seeds])
+    assert_array_equal(result.returns, result.lengths)
+
+
+def test_actions_reach_their_environment() -> None:
+    """Rewards are negative for action 1: the policy sees which environment is which, also when some have finished."""
+    seeds, seen = [5, 6, 7], set()
+
+    def act(obs: Array) -> Array:
+        seen.add(len(obs))
+        return np.asarray(obs[:, 0] == 6).astype(np.int64)
+
+    lengths = {5: 2, 6: 4, 7: 3}
+    envs = [scripted_env.ScriptedEnv(lengths=(lengths[seed],)) for seed in seeds]
+    result = play(envs, act, seeds)
+    assert_array_equal(result.returns, [0 + 1, -(0 + 1 + 2 + 3), 0 + 1 + 2])
+    assert_array_equal(result.lengths, [2, 4, 3])
+    assert seen == {3, 2, 1}
+
+
+def test_an_endless_episode_is_cut() -> None:
+    """A greedy policy may walk in circles for ever."""
+    result = play([scripted_env.ScriptedEnv(lengths=(10**9,))], zeros, [1, 2], max_episode_steps=50)
+    assert_array_equal(result.lengths, [50, 50])
+
+
+def test_mean_std_and_lower_bound_by_hand() -> None:
+    """Of 2, 4, 6: mean 4, standard deviation 2, lower 4 - 2 * 2 / sqrt(3)."""
+    episodes = Episodes(np.array([2.0, 4.0, 6.0]), np.array([1, 1, 1]))
+    assert (episodes.mean, episodes.std) == (4, 2)
+    assert episodes.lower == pytest.approx(4 - 4 / math.sqrt(3))
+    assert Episodes(np.array([3.0]), np.array([1])).lower == 3
+
+
+def policy(version: int = 9, updates: int = 77, action: int = 0) -> bytes:
+    """Always the same action."""
+    bias = np.eye(2, dtype=np.float32)[action]
+    return pack(version, updates, 0, {"layers.0.weight": np.zeros((2, 3), np.float32), "layers.0.bias": bias})
+
+
+Scripted = Callable[[list[list[float]], float | None], tuple[Verdict, list[list[int]]]]
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    """Screens one policy where play returns the given returns; the verdict, and the seeds that were played."""
+
+    def screen(returns: list[list[float]], threshold: float | None) -> tuple[Verdict, list[list[int]]]:
+        seeds_played = []
+
+        def fake(envs: Any, act: Any, seeds: Any, *_: Any) -> Episodes:
+            seeds_played.append(list(seeds))
+            values = np.resize(returns[len(seeds_played) - 1], len(seeds))
+            return Episodes(values, np.ones(len(seeds), np.int64))
+
+        monkeypatch.setattr("actors.evaluator.play", fake)
+        config = EvalConfig(screen_episodes=20, confirm_episodes=100, threshold=threshold)
+        return Evaluator(FIXED, config, False, 0).screen(policy()), seeds_played
+
+    return screen
+
+
+def test_a_failed_screen_costs_no_confirmation(scripted: Scripted) -> None:
+    verdict, seeds = scripted([[199.0]], 200)
+    assert (verdict.confirmed, verdict.solved, len(seeds)) == (None, False, 1)
+    assert verdict.episodes is verdict.screen
+    assert (verdict.version, verdict.updates) == (9, 77)
+
+
+def test_a_lucky_mean_does_not_solve(scripted: Scripted) -> None:
+    """The confirming mean is 205 >= 200, its lower bound 205 - 2 * s / 10 is below."""
+    verdict, seeds = scripted([[250.0], [165.0, 245.0]], 200)
+    assert verdict.confirmed is not None
+    assert verdict.confirmed.mean == 205
+    assert verdict.confirmed.lower == pytest.approx(205 - 2 * 40 * math.sqrt(100 / 99) / 10)
+    assert not verdict.solved
+    assert [len(each) for each in seeds] == [20, 100]
+    assert not set(seeds[0]) & set(seeds[1])
+    assert verdict.episodes is verdict.confirmed
+
+
+def test_solved_is_the_lower_bound_at_the_threshold(scripted: Scripted) -> None:
+    verdict, _ = scripted([[200.0], [190.0, 230.0]], 200)
+    assert verdict.confirmed is not None
+    assert verdict.confirmed.lower >= 200
+    assert verdict.solved
+
+
+def test_without_a_threshold_nothing_is_solved(scripted: Scripted) -> None:
+    verdict, seeds = scripted([[1e9]], None)
+    assert (verdict.confirmed, verdict.solved, len(seeds)) == (None, False, 1)
+
+
+def test_no_seed_is_played_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by the same evaluator, nor after its restart, nor in training, whose seeds have 32 bits."""
+    played: list[int] = []
+
+    def fake(envs: Any, act: Any, seeds: Any, *_: Any) -> Episodes:
+        played.extend(seeds)
+        return Episodes(np.zeros(len(seeds)), np.ones(len(seeds), np.int64))
+
+    monkeypatch.setattr("actors.evaluator.play", fake)
+    for seed in (0, 1):
+        for restart in (0, 1, 2):
+            evaluator = Evaluator(FIXED, EvalConfig(threshold=0.0), False, seed, restart)
+            for _ in range(50):
+                evaluator.screen(policy())
+    assert len(set(played)) == len(played) == 2 * 3 * 50 * 120
+    assert min(played) >= SEEDS_FROM > 2**32 - 1
+
+
+def test_a_real_evaluation_is_greedy() -> None:
+    """Four env steps of the first scripted episodes, the chosen action in each; the time it took is counted."""
+    evaluator = Evaluator(FIXED, EvalConfig(screen_episodes=1, confirm_episodes=2), False, 0)
+    worse, better = evaluator.screen(policy(action=1)), evaluator.screen(policy(action=0))
+    assert worse.screen.returns.tolist() == [-(0 + 1 + 2 + 3)]
+    assert better.screen.returns.tolist() == [400 + 1 + 2 + 3]
+    assert better.screen.lengths.tolist() == [4]
+    assert 0 <= better.seconds < 5
+
+
+def test_training_limits_do_not_shorten_the_evaluation() -> None:
+    config = FIXED.model_copy(update={"max_episode_steps": 2})
+    verdict = Evaluator(config, EvalConfig(screen_episodes=1), False, 0).screen(policy())
+    assert verdict.screen.lengths.tolist() == [4]
+
+
+def test_the_same_seeds_give_the_same_returns() -> None:
+    envs = [make_env(EnvConfig(id="CartPole-v1"), training=False) for _ in range(3)]
+    first, again = (play(envs, zeros, range(6)) for _ in range(2))
+    assert_allclose(first.returns, again.returns)
+    assert len(set(first.returns.tolist())) > 1

@@ -1,0 +1,153 @@
+"""The whole pipeline on an MDP whose Q* is known from value iteration: actors, log, mirror, n-step, learner, weights.
+
+One-hot states and a linear network are a table, so nothing but a mistake keeps Q from Q*.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grid_env
+import numpy as np
+import numpy.typing as npt
+import pytest
+from grid_env import ACTIONS, GOAL, STATES, move
+
+from deploy.config import RunConfig
+from deploy.launch import InlineSession, Progress, RaySession, probe_env
+from deploy.run_dir import RunDirectory
+from learner.weights import unpack
+
+Array = npt.NDArray[Any]
+GAMMA = 0.9
+TOLERANCE = 1e-3
+"""Of each of the 32 values between -0.6 and 1. Runs end within 1e-5; a truncation that is taken for a termination moves
+values by up to 0.9."""
+
+
+def value_iteration() -> Array:
+    """Q* <float64>[STATES - 1, ACTIONS] of all states but the goal. A time limit changes nothing: truncation is not
+    part of the MDP."""
+    q = np.zeros((STATES, ACTIONS))
+    for _ in range(200):
+        for state in range(GOAL):
+            for action in range(ACTIONS):
+                following, reward, terminated = move(state, action)
+                q[state, action] = reward + (0 if terminated else GAMMA * q[following].max())
+    return q[:GOAL]
+
+
+def learned(policy: bytes) -> Array:
+    """The table in a packed linear network."""
+    _, arrays = unpack(policy)
+    table: Array = arrays["layers.0.weight"].T + arrays["layers.0.bias"]
+    return table[:GOAL]
+
+
+def config(folder: Path, **changes: Any) -> RunConfig:
+    values: dict[str, Any] = {
+        "runs_dir": folder / "runs",
+        "run": "grid",
+        "mode": "inline",
+        "env": {"id": "grid_env:Grid-v0", "path": Path(grid_env.__file__).parent},
+        "actors": {
+            "count": 2, "lanes": 4, "chunk_steps": 8, "epsilon": 0.9, "epsilon_alpha": 0.5,
+            "epsilon_anneal_env_steps": 0,
+        },
+        "replay": {"capacity_rows": 4000, "min_rows": 500, "samples_per_insert": 16},
+        "learner": {
+            "network": {"hidden": ()}, "lr": 0.01, "batch": 128, "gamma": GAMMA, "n_step": 1,
+            "target_period_updates": 20, "average_tau": 0.01, "publish_every_updates": 20, "device": "cpu",
+        },
+        "eval": {"screen_episodes": 1, "confirm_episodes": 2, "every_updates": 10**9},
+    }  # fmt: skip
+    for path, value in changes.items():
+        part, _, leaf = path.partition("__")
+        values[part] = values[part] | {leaf: value} if leaf else value
+    return RunConfig.model_validate(values)
+
+
+def run_inline(tmp_path: Path, updates: int, **changes: Any) -> Array:
+    run = config(tmp_path, **changes)
+    session = InlineSession(run, RunDirectory.create(run), probe_env(run))
+    while session.loop.learner.updates < updates:
+        progress = session.advance()
+    assert not progress.refused
+    assert not progress.rows_lost
+    policy = session.loop.candidate()
+    session.stop(1.0)
+    return learned(policy)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"learner__double": False}, {"env__max_episode_steps": 3}],
+    ids=["terminations", "max target", "truncations after 3 env steps"],
+)
+def test_inline_reaches_value_iteration(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """With ends of both kinds; where most episodes are cut short after 3 env steps Q* is the same."""
+    q = run_inline(tmp_path, 3000, **changes)
+    np.testing.assert_allclose(q, value_iteration(), rtol=0, atol=TOLERANCE)
+
+
+def test_inline_is_reproducible_to_the_bit(tmp_path: Path) -> None:
+    """The same seed, the same table; another seed, another one."""
+    first, again, other = (
+        run_inline(tmp_path, 100, run=name, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert first.tobytes() == again.tobytes()
+    assert first.tobytes() != other.tobytes()
+
+
+def test_local_reaches_value_iteration_though_an_actor_is_killed(tmp_path: Path) -> None:
+    """Ray, an embedded Valkey, two actors of which one is killed; see ``local_run``. In a process of its own, since Ray
+    reads how to authenticate when it is imported."""
+    program = f"from pathlib import Path; from test_known_answer import local_run; local_run(Path({str(tmp_path)!r}))"
+    folder = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def local_run(folder: Path) -> None:
+    """A new incarnation goes on, nothing that was sent is lost, and the policy that comes with the evaluator's verdict
+    is the optimal table, also where truncations abound."""
+    run = config(folder, mode="local", env__max_episode_steps=3, eval__cpu_share=1.0, actors__fetch_every_s=0.05)
+    directory = RunDirectory.create(run)
+    said: list[str] = []
+    session = RaySession(run, directory, probe_env(run), said.append)
+    import ray
+
+    try:
+        progress = advance_until(session, lambda p: p.figures.get("updates", 0) > 500)
+        assert progress.figures["actors_alive"] == 2
+        os.kill(ray.get(session._supervisor._slots[0].handle.pid.remote()), signal.SIGKILL)
+        advance_until(session, lambda p: p.figures["actor_restarts"] == 1 and p.figures["actors_alive"] == 2)
+        progress = advance_until(session, lambda p: p.verdict is not None and p.verdict.updates > 4000)
+    finally:
+        last = session.stop(20.0)
+    assert progress.policy is not None
+    np.testing.assert_allclose(learned(progress.policy), value_iteration(), rtol=0, atol=TOLERANCE)
+    assert any("actor 0 died" in line for line in said)
+    assert directory.next_incarnation(0) == 3
+    assert last is not None
+    assert not last.refused
+    assert not last.rows_lost
+    assert last.figures["env_steps"] == last.figures["actor_env_steps"] > 1000
+    assert not ray.is_initialized()
+
+
+def advance_until(session: RaySession, over: Callable[[Progress], bool]) -> Progress:
+    """Advance until ``over``; fails after 60 s."""
+    end = time.monotonic() + 60
+    while not over(progress := session.advance()):
+        assert time.monotonic() < end, progress.figures
+    return progress

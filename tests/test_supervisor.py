@@ -1,0 +1,313 @@
+"""The supervisor with handles of its own making: calls in flight, restarts, budgets and an orderly end.
+
+A real actor is killed in test_known_answer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from actors import supervisor
+from actors.evaluator import Episodes, Verdict
+from actors.supervisor import CrashLoopError, Restarts, Screening, Supervisor, cause
+from replay.log import Refused, Unavailable
+
+DIED = ray.exceptions.ActorDiedError()
+
+
+class Call:
+    """A reference: open until ``answer`` is set, which may be an exception."""
+
+    def __init__(self, argument: Any) -> None:
+        self.argument, self.done, self.answer = argument, False, None
+
+    def finish(self, answer: Any = None) -> None:
+        self.done, self.answer = True, answer
+
+
+class Method:
+    """A remote method that notes its calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+
+    def remote(self, argument: Any) -> Call:
+        self.calls.append(Call(argument))
+        return self.calls[-1]
+
+
+class Handle:
+    """An actor's handle, for any of the three methods that are called."""
+
+    def __init__(self) -> None:
+        self.collect, self.flush, self.screen = Method(), Method(), Method()
+
+
+class FakeRay:
+    """Ray's three functions on these calls, and a clock."""
+
+    exceptions = ray.exceptions
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.killed: list[Handle] = []
+        self.waits: list[float | None] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wait(self, calls: list[Call], num_returns: int = 1, timeout: float | None = None) -> tuple[Any, Any]:
+        self.waits.append(timeout)
+        done = [call for call in calls if call.done][:num_returns]
+        return done, [call for call in calls if call not in done]
+
+    def get(self, call: Call) -> Any:
+        assert call.done
+        if isinstance(call.answer, Exception):
+            raise call.answer
+        return call.answer
+
+    def kill(self, handle: Handle) -> None:
+        self.killed.append(handle)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
+    made = FakeRay()
+    monkeypatch.setattr(supervisor, "ray", made)
+    monkeypatch.setattr(supervisor, "time", made)
+    return made
+
+
+class Herd:
+    """A supervisor with its handles in the order they were started."""
+
+    def __init__(self, slots: int = 2, restarts: int = 3) -> None:
+        self.started: list[tuple[int, Handle]] = []
+        self.said: list[str] = []
+        self.failures: list[Exception] = []
+        self.supervisor = Supervisor(self.start, slots, restarts, self.said.append)
+
+    def start(self, slot: int) -> Handle:
+        if self.failures:
+            raise self.failures.pop()
+        self.started.append((slot, Handle()))
+        return self.started[-1][1]
+
+
+def test_two_calls_are_in_flight(fake: FakeRay) -> None:
+    """An answered call is replaced by another, an open one is left alone; tick never waits."""
+    herd = Herd()
+    (_, first), (_, second) = herd.started
+    assert [len(handle.collect.calls) for handle in (first, second)] == [2, 2]
+    assert herd.supervisor.alive == 0
+    first.collect.calls[0].finish()
+    herd.supervisor.tick()
+    assert [len(handle.collect.calls) for handle in (first, second)] == [3, 2]
+    assert herd.supervisor.alive == 1
+    for call in first.collect.calls:
+        call.finish()
+    herd.supervisor.tick()
+    assert len(first.collect.calls) == 5
+    assert set(fake.waits) == {0}
+
+
+def test_a_dead_actor_restarts_after_a_pause(fake: FakeRay) -> None:
+    """Its slot only, as a new actor, with the old one killed for good; the text says who died of what."""
+    herd = Herd()
+    for _, handle in herd.started:
+        handle.collect.calls[0].finish()
+    herd.supervisor.tick()
+    herd.started[1][1].collect.calls[1].finish(DIED)
+    herd.supervisor.tick()
+    assert herd.supervisor.alive == 1
+    assert fake.killed == [herd.started[1][1]]
+    assert "actor 1 died" in herd.said[0]
+    herd.supervisor.tick()
+    assert len(herd.started) == 2
+    fake.now += 1
+    herd.supervisor.tick()
+    assert [slot for slot, _ in herd.started] == [0, 1, 1]
+    assert herd.supervisor.restarts == 1
+    assert herd.supervisor.alive == 1
+    herd.started[2][1].collect.calls[0].finish()
+    herd.supervisor.tick()
+    assert herd.supervisor.alive == 2
+
+
+def test_both_calls_of_a_dead_actor_are_one_death(fake: FakeRay) -> None:
+    herd = Herd(slots=1)
+    for call in herd.started[0][1].collect.calls:
+        call.finish(DIED)
+    herd.supervisor.tick()
+    herd.supervisor.tick()
+    assert herd.supervisor.restarts == 1
+    assert len(herd.said) == 1
+
+
+def test_a_crash_loop_ends_the_run_loudly(fake: FakeRay) -> None:
+    """Beyond its budget, with the reason; the pauses grow meanwhile."""
+    herd = Herd(slots=1, restarts=2)
+    for pause_s in (0.5, 1.0):
+        herd.started[-1][1].collect.calls[0].finish(DIED)
+        herd.supervisor.tick()
+        count = len(herd.started)
+        fake.now += pause_s - 0.01
+        herd.supervisor.tick()
+        assert len(herd.started) == count
+        fake.now += 0.02
+        herd.supervisor.tick()
+        assert len(herd.started) == count + 1
+    herd.started[-1][1].collect.calls[0].finish(ray.exceptions.RayError("the moon"))
+    with pytest.raises(CrashLoopError, match=r"actor 0 died 3 times .*actors\.restarts allows 2.*the moon"):
+        herd.supervisor.tick()
+
+
+def test_old_deaths_are_forgotten(fake: FakeRay) -> None:
+    """The budget is per ten minutes, the total is not."""
+    restarts = Restarts("actor 0", 1)
+    for _ in range(5):
+        assert restarts.died(DIED) == 0.5
+        fake.now += 601
+    assert restarts.total == 5
+    restarts.died(DIED)
+    with pytest.raises(CrashLoopError):
+        restarts.died(DIED)
+
+
+def test_a_server_that_is_away_delays_a_restart(fake: FakeRay) -> None:
+    """The next incarnation's number depends on it; that is no death of the actor's."""
+    herd = Herd(slots=1, restarts=1)
+    herd.started[0][1].collect.calls[0].finish(DIED)
+    herd.supervisor.tick()
+    herd.failures = [Unavailable("frozen")] * 20
+    for _ in range(100):
+        fake.now += 0.5
+        herd.supervisor.tick()
+    assert len(herd.started) == 2
+    assert herd.supervisor.restarts == 1
+    herd.started[1][1].collect.calls[0].finish()
+    herd.supervisor.tick()
+    assert herd.supervisor.alive == 1
+
+
+def test_a_server_that_refuses_ends_the_run(fake: FakeRay) -> None:
+    herd = Herd(slots=1)
+    herd.started[0][1].collect.calls[0].finish(DIED)
+    herd.supervisor.tick()
+    fake.now += 10
+    herd.failures = [Refused("NOAUTH")]
+    with pytest.raises(Refused):
+        herd.supervisor.tick()
+
+
+def test_stop_flushes_the_living_and_kills_all(fake: FakeRay) -> None:
+    """Within one deadline; the dead are not asked, no new calls are made."""
+    herd = Herd()
+    herd.started[1][1].collect.calls[0].finish(DIED)
+    herd.supervisor.tick()
+    calls = len(herd.started[0][1].collect.calls)
+    fake.waits.clear()
+    herd.supervisor.stop(8.0)
+    assert len(herd.started[0][1].flush.calls) == 1
+    assert herd.started[0][1].flush.calls[0].argument <= 8
+    assert herd.started[1][1].flush.calls == []
+    assert fake.waits == [8.0]
+    assert set(fake.killed) == {handle for _, handle in herd.started}
+    assert len(herd.started[0][1].collect.calls) == calls
+
+
+class Screens:
+    """A Screening with its evaluators, and candidates named by number."""
+
+    def __init__(self, share: float = 0.1, restarts: int = 1) -> None:
+        self.started: list[tuple[int, Handle]] = []
+        self.candidates, self.said = 0, list[str]()
+        self.screening = Screening(self.start, self.candidate, share, restarts, self.said.append)
+
+    def start(self, restart: int) -> Handle:
+        self.started.append((restart, Handle()))
+        return self.started[-1][1]
+
+    def candidate(self) -> str:
+        self.candidates += 1
+        return f"policy {self.candidates}"
+
+    @property
+    def calls(self) -> list[Call]:
+        return self.started[-1][1].screen.calls
+
+
+def verdict(seconds: float, *, confirmed: bool = False) -> Verdict:
+    episodes = Episodes(np.zeros(2), np.ones(2, np.int64))
+    return Verdict(1, 1, episodes, episodes if confirmed else None, False, seconds)
+
+
+def test_nothing_is_screened_before_something_was_learned(fake: FakeRay) -> None:
+    tested = Screens()
+    assert tested.screening.tick(learning=False) is None
+    assert tested.calls == []
+    tested.screening.tick(learning=True)
+    tested.screening.tick(learning=True)
+    assert [call.argument for call in tested.calls] == ["policy 1"]
+
+
+def test_screening_keeps_to_its_share(fake: FakeRay) -> None:
+    """A screen of 2 CPU seconds at a share of 10 %: the next starts 18 s later."""
+    tested = Screens(share=0.1)
+    tested.screening.tick(learning=True)
+    given = verdict(2.0)
+    tested.calls[0].finish(given)
+    assert tested.screening.tick(learning=True) == (given, "policy 1")
+    fake.now += 17.9
+    assert tested.screening.tick(learning=True) is None
+    assert len(tested.calls) == 1
+    fake.now += 0.2
+    tested.screening.tick(learning=True)
+    assert [call.argument for call in tested.calls] == ["policy 1", "policy 2"]
+
+
+def test_a_verdict_comes_with_the_policy_it_is_about(fake: FakeRay) -> None:
+    """After a confirmation the next candidate is asked for at once: it must not be taken for the judged one."""
+    tested = Screens()
+    for number in (1, 2, 3):
+        tested.screening.tick(learning=True)
+        given = verdict(5.0, confirmed=True)
+        tested.calls[-1].finish(given)
+        assert tested.screening.tick(learning=True) == (given, f"policy {number}")
+
+
+def test_a_dead_evaluator_restarts_within_its_budget(fake: FakeRay) -> None:
+    """It is told its number, so that it plays new seeds."""
+    tested = Screens(restarts=1)
+    tested.screening.tick(learning=True)
+    tested.calls[0].finish(DIED)
+    assert tested.screening.tick(learning=True) is None
+    assert [restart for restart, _ in tested.started] == [0, 1]
+    assert tested.screening.restarts == 1
+    fake.now += 10
+    tested.screening.tick(learning=True)
+    tested.calls[0].finish(DIED)
+    with pytest.raises(CrashLoopError, match="the evaluator"):
+        tested.screening.tick(learning=True)
+
+
+def raised_in_an_actor(error: Exception) -> ray.exceptions.RayTaskError:
+    return ray.exceptions.RayTaskError("collect", "Traceback ...\n  many lines", error)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (raised_in_an_actor(ValueError("the moon\nand more")), "ValueError: the moon"),
+        (raised_in_an_actor(KeyError()), "KeyError: KeyError"),
+    ],
+    ids=["message", "none"],
+)
+def test_the_reason_of_a_death_is_one_line(error: Exception, text: str) -> None:
+    """The error that was raised in the actor, not Ray's wrapping."""
+    assert cause(error) == text
