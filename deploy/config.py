@@ -81,8 +81,7 @@ class RunConfig(BaseModel):
     seed: int = Field(0, ge=0)
     """Seed of everything random: networks, sampling, exploration, environments, evaluation."""
     mode: Literal["inline", "local", "cluster"] = "local"
-    """inline: one process, reproducible to the bit; local: Ray and an embedded Valkey on this machine; cluster: an
-    existing Ray and Redis."""
+    """inline: one process, reproducible to the bit; local: Ray and Valkey on this machine; cluster: existing ones."""
     env: EnvConfig = EnvConfig()
     actors: ActorConfig = ActorConfig()
     replay: ReplayConfig = ReplayConfig()

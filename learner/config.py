@@ -45,8 +45,7 @@ class LearnerConfig(BaseModel):
     target_tau: float = Field(1.0, gt=0, le=1)
     """Share of the online network in each of these copies; below 1 the target is a Polyak average."""
     average_tau: float = Field(1.0, gt=0, le=1)
-    """Share of the online network that each update adds to the running average, which is the policy that is evaluated
-    and saved. 1: the online network itself."""
+    """Share of the online network in each update of the running average, the policy that is evaluated and saved."""
     publish_every_updates: int = Field(100, ge=1)
     """Updates between two broadcasts of the weights, at most ten a second."""
     device: str = "auto"
