@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 import socket
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 from actors.envs import make_env, schema_of
@@ -22,9 +25,11 @@ from replay.chunk import HEADER_BYTES, Schema
 from replay.identity import Identity
 from replay.limiter import Limiter
 from replay.log import LogError, MemoryLog, Unavailable
+from replay.mirror import Mirror
 from replay.redis_log import TIMEOUT_S, RedisLog
 
-SLICE_S = 0.5
+SLICE_S = 0.25
+"""Seconds of one call of the learner."""
 READY_S = 120.0
 """Seconds after which a learner that has not answered counts as hung."""
 Say = Callable[[str], None]
@@ -52,7 +57,7 @@ class Session(Protocol):
     """A run at work, in whichever mode."""
 
     def advance(self) -> Progress:
-        """Let the run go on for about half a second."""
+        """Let the run go on for a moment."""
 
     def stop(self, deadline_s: float) -> Progress | None:
         """Flush, take in what was flushed, and end everything that this session started."""
@@ -124,12 +129,13 @@ def backstop_chunks(config: RunConfig) -> int:
 
 
 def server_bytes(config: RunConfig, schema: Schema) -> int:
-    """Memory planned for the embedded server: the log as far as the mirror reaches, what is in flight, two copies of
-    the weights (8 MB at the least), and a quarter more."""
-    chunk = chunk_rows(config)
-    rows = config.replay.capacity_rows + 4 * config.actors.count * chunk
+    """Memory planned for the embedded server: the log as far as the mirror reaches, what is in flight, a quarter more,
+    three copies of the weights, and 32 MB for itself and its connections."""
+    rows = config.replay.capacity_rows + 4 * config.actors.count * chunk_rows(config)
     log = rows * schema.row_bytes + (rows // config.actors.lanes + 1) * (HEADER_BYTES + 200)
-    return int(1.25 * log) + (64 << 20)
+    sizes = config.learner.network.layer_sizes(math.prod(schema.obs_shape), schema.num_actions)
+    weights = 4 * sum((inputs + 1) * outputs for inputs, outputs in pairwise(sizes))
+    return int(1.25 * log) + 3 * weights + (32 << 20)
 
 
 class InlineSession:
@@ -183,6 +189,8 @@ class InlineSession:
         self._screened_at = 0
 
     def advance(self) -> Progress:
+        from learner.loop import Diverged
+
         until = self.loop.learner.updates + 200
         started, before = time.perf_counter(), (self.loop.learner.updates, self.loop.reader.totals.env_steps)
         for _ in range(200):
@@ -201,7 +209,10 @@ class InlineSession:
         self.loop.reader.trim()
         elapsed = time.perf_counter() - started
         verdict, policy = self._screen()
-        report = self.loop.report()
+        try:
+            report = self.loop.report()
+        except Diverged as error:
+            raise RunFailedError(str(error)) from None
         figures = report.figures | {
             "actors_alive": len(self._rollouts),
             "actor_restarts": 0,
@@ -260,7 +271,8 @@ class RaySession:
         identity = Identity.here()
         self._say("starting the learner, the evaluator and the actors")
         self._learner = self._start_learner(identity, urls["learner"])
-        self._train: Any = self._learner.train.remote(0.0, {})
+        self._slices: deque[Any] = deque()
+        self._ask_slice()
         self._asked_s = time.monotonic()
         self._supervisor = Supervisor(
             self._actor_starter(identity, urls["actor"]), config.actors.count, config.actors.restarts, self._say
@@ -280,7 +292,11 @@ class RaySession:
             assert config.redis.url is not None  # check() has seen to it
             return {"learner": config.redis.url, "actor": config.redis.url}
         planned = server_bytes(config, self._schema)
-        self._say(f"starting the replay server (at most {planned >> 20} MB)")
+        mirror = Mirror.planned_bytes(self._schema, config.replay.capacity_rows)
+        self._say(
+            f"replay of {config.replay.capacity_rows:,} rows: {mirror >> 20} MB in the learner, "
+            f"starting a server of at most {planned >> 20} MB"
+        )
         self._server = self._cleanup.enter_context(EmbeddedServer(self._directory.run, planned))
         return {role: self._server.url(role) for role in ("learner", "actor")}
 
@@ -337,13 +353,14 @@ class RaySession:
 
         from actors.supervisor import CrashLoopError, cause
 
-        done, _ = ray.wait([self._train], timeout=SLICE_S)
+        done, _ = ray.wait([self._slices[0]], timeout=SLICE_S)
         if done:
             try:
-                self._figures, self._refused, self._rows_lost = ray.get(self._train)
+                self._figures, self._refused, self._rows_lost = ray.get(self._slices.popleft())
             except ray.exceptions.RayError as error:
                 raise RunFailedError(f"the learner failed: {cause(error)}", str(error)) from None
-            self._train = self._learner.train.remote(SLICE_S, self._driver_figures)
+            while len(self._slices) < 2:  # so that the learner never waits for the driver
+                self._ask_slice()
             self._asked_s = time.monotonic()
         elif time.monotonic() - self._asked_s > READY_S:
             raise RunFailedError(f"the learner has not answered for {READY_S:.0f} s")
@@ -358,6 +375,9 @@ class RaySession:
         self._driver_figures["actors_alive"] = self._supervisor.alive
         self._driver_figures["actor_restarts"] = self._supervisor.restarts + self._screening.restarts
         return self._progress(verdict, policy)
+
+    def _ask_slice(self) -> None:
+        self._slices.append(self._learner.train.remote(SLICE_S, self._driver_figures))
 
     def _progress(self, verdict: Verdict | None, policy: bytes | None) -> Progress:
         if not self._figures:

@@ -15,6 +15,10 @@ class NetworkConfig(BaseModel):
     dueling: bool = False
     """Split the head into a value and advantages (arXiv 1511.06581)."""
 
+    def layer_sizes(self, inputs: int, num_actions: int) -> list[int]:
+        """Units from the input to the output; a dueling head has one output more, the value."""
+        return [inputs, *self.hidden, num_actions + int(self.dueling)]
+
 
 class LearnerConfig(BaseModel):
     """TD learning."""

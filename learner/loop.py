@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from learner.weights import pack, version
 from replay.chunk import Codec, Counters, Schema
 from replay.config import ReplayConfig
 from replay.limiter import Limiter
-from replay.log import ChunkLog
+from replay.log import ChunkLog, LogError
 from replay.mirror import Batch, Mirror
 from replay.reader import Reader
 from replay.samplers import UniformSampler
@@ -62,7 +63,7 @@ class LearnerLoop:
         self.limiter = Limiter(replay.samples_per_insert, replay.min_rows, replay.capacity_rows, config.batch)
         self._wait_s = self._env_steps_per_s = self._updates_per_s = 0.0
         self._last_publish_s = self._last_trim_s = -math.inf
-        self._rows_in_flight = 0
+        self._rows_in_flight = self._log_unavailable = 0
         self._newest_figures: Figures | None = None
         self._noted = Counters()
         self._exploring_return: float | None = None
@@ -91,7 +92,8 @@ class LearnerLoop:
 
     def cycle(self, ingest_budget_s: float | None = None) -> int:
         """Take in what arrived, then update while the limiter allows, up to the next ingest; the updates done."""
-        self.limiter.inserts += self.reader.poll(budget_s=ingest_budget_s)
+        with self._server_may_be_away():
+            self.limiter.inserts += self.reader.poll(budget_s=ingest_budget_s)
         batch, updates = self._config.batch, 0
         while updates < self._replay.ingest_every_updates and self.limiter.may_sample:
             self.limiter.samples += batch
@@ -102,6 +104,16 @@ class LearnerLoop:
                 self.learner.update(Batch(*(column[start : start + batch] for column in gathered)))
         self._publisher.set(self.limiter.gate_open)
         return updates
+
+    @contextlib.contextmanager
+    def _server_may_be_away(self) -> Iterator[None]:
+        """Go on with what the mirror has while the server does not answer; count it."""
+        try:
+            yield
+        except LogError as error:
+            if not error.temporary:
+                raise
+            self._log_unavailable += 1
 
     def publish(self) -> None:
         """Broadcast the online network under the next version."""
@@ -126,8 +138,9 @@ class LearnerLoop:
         if now - self._last_publish_s >= PUBLISH_MIN_S and self.publish_if_due():
             self._last_publish_s = now
         if now - self._last_trim_s >= TRIM_EVERY_S:
-            self.reader.trim()
             self._last_trim_s = now
+            with self._server_may_be_away():
+                self.reader.trim()
 
     def _fit_band(self) -> None:
         """Widen the limiter's band to what arrives between a decision and the actors' obeying it."""
@@ -161,6 +174,7 @@ class LearnerLoop:
             "weights_published": self._publisher.published,
             "weights_published_bytes": self._publisher.published_bytes,
             "weight_version": newest,
+            "log_unavailable": self._log_unavailable + self._publisher.unavailable,
             "learner_wait_seconds": self._wait_s,
             "replay_rows": self.mirror.rows,
             "replay_capacity_rows": self.mirror.capacity_rows,

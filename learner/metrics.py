@@ -37,6 +37,7 @@ COUNTERS = {
     "chunk_bytes": "Bytes of the chunks ingested.",
     "weights_published": "Weights published.",
     "weights_published_bytes": "Bytes of the weights published.",
+    "log_unavailable": "Calls of the learner that the server did not answer, or not now.",
     "learner_wait_seconds": "Seconds that the learner waited for rows.",
     "actor_restarts": "Restarts of actors and evaluator.",
 }

@@ -21,8 +21,7 @@ class MlpQNetwork(nn.Module):
     def __init__(self, schema: Schema, config: NetworkConfig) -> None:
         super().__init__()
         self._dueling = config.dueling
-        outputs = schema.num_actions + (1 if config.dueling else 0)
-        sizes = [math.prod(schema.obs_shape), *config.hidden, outputs]
+        sizes = config.layer_sizes(math.prod(schema.obs_shape), schema.num_actions)
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
 
     def forward(self, obs: Tensor) -> Tensor:
