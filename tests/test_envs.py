@@ -134,18 +134,18 @@ def test_an_environment_may_do_without_render_mode() -> None:
 
 
 def test_a_module_of_the_users_own(tmp_path: Path) -> None:
-    """Imported from --env.path, behind everything that is installed: a folder ``replay`` there shadows nothing."""
+    """Imported from --env.path, behind everything that is installed: a folder ``learner`` there shadows nothing."""
     source = Path(scripted_env.__file__).read_text().replace("Scripted-v0", "Mine-v0")
     (tmp_path / "my_env.py").write_text(source)
-    (tmp_path / "replay").mkdir()
-    (tmp_path / "replay" / "__init__.py").write_text("raise RuntimeError('shadowed')\n")
+    (tmp_path / "learner").mkdir()
+    (tmp_path / "learner" / "__init__.py").write_text("raise RuntimeError('shadowed')\n")
     program = f"""
 from pathlib import Path
 from actors.config import EnvConfig
 from actors.envs import make_env, make_lanes, schema_of
 config = EnvConfig(id="my_env:Mine-v0", path=Path({str(tmp_path)!r}))
 print(schema_of(make_env(config, training=False)).num_actions, make_lanes(config, 3).num_envs)
-import replay.mirror
+import learner.weights
 """
     done = subprocess.run(
         [sys.executable, "-c", program], cwd="/", capture_output=True, text=True, timeout=60, check=True

@@ -50,10 +50,12 @@ class Scripted(MemoryLog):
     def __init__(self, *failures: LogError) -> None:
         super().__init__()
         self.failures, self.calls = list(failures), 0
+        self.during: Callable[[], None] = lambda: None
 
     def publish(self, fence: int, gate_open: bool, weights: bytes | None = None) -> None:
         self.calls += 1
         if self.failures:
+            self.during()
             raise self.failures.pop(0)
         super().publish(fence, gate_open, weights)
 
@@ -156,6 +158,16 @@ def test_a_failed_write_keeps_the_weights(publisher: Callable[..., Publisher]) -
     until(lambda: version_on(log) == 1, "the weights arrive")
     assert log.status().gate_open
     assert (tested.unavailable, tested.published) == (2, 1)
+
+
+def test_weights_set_while_an_older_write_fails_win(publisher: Callable[..., Publisher]) -> None:
+    """The failed write's own weights must not come back over them."""
+    log = Scripted(Unavailable("away"))
+    log.during = lambda: tested.set(True, weights(2))
+    tested = publisher(log)
+    tested.set(True, weights(1))
+    until(lambda: version_on(log) == 2, "the newer weights")
+    assert tested.published == 1
 
 
 def test_a_frozen_server_gets_the_newest_weights_when_it_thaws(
