@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,8 +16,8 @@ class EnvConfig(BaseModel):
     """A registered Gymnasium environment, or module:EnvId, whose module every worker imports first."""
     path: Path | None = None
     """A folder to find that module in."""
-    kwargs: dict[str, Any] = {}
-    """Arguments of the environment: in a file, or as QHERD_ENV_KWARGS='{name: value}'."""
+    kwargs: dict[str, bool | int | float | str] = {}
+    """Arguments of the environment: name value name value ..."""
     max_episode_steps: int | None = Field(None, ge=1)
     """Env steps after which a training episode is truncated; the evaluation keeps the environment's own limit."""
 

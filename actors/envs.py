@@ -25,10 +25,13 @@ def make_env(config: EnvConfig, *, training: bool, render_mode: str | None = Non
     """One environment with storable observations. ``training`` applies ``env.max_episode_steps``."""
     if config.path is not None and str(config.path) not in sys.path:
         sys.path.append(str(config.path))
-    limit = {"max_episode_steps": config.max_episode_steps} if training and config.max_episode_steps else {}
-    rendered: dict[str, Any] = {"render_mode": render_mode} if render_mode else {}
+    arguments: dict[str, Any] = dict(config.kwargs)
+    if training and config.max_episode_steps:
+        arguments["max_episode_steps"] = config.max_episode_steps
+    if render_mode:
+        arguments["render_mode"] = render_mode
     try:
-        env = gym.make(config.id, disable_env_checker=True, **limit, **rendered, **config.kwargs)
+        env = gym.make(config.id, disable_env_checker=True, **arguments)
     except gym.error.Error as error:
         reason = str(error).rstrip(". ")
         raise EnvError(f"environment {config.id!r} cannot be made: {reason}{_nearest(config.id)}") from error

@@ -7,6 +7,7 @@ import math
 import os
 import secrets
 import socket
+import sys
 import time
 import traceback
 from collections import deque
@@ -420,6 +421,8 @@ def _start_ray(config: RunConfig, cleanup: contextlib.ExitStack) -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     if config.mode == "local":
         # Ray reads this when it is imported: "0" has every part of it listen on loopback only.
+        if "ray" in sys.modules:
+            raise RunFailedError("ray was imported before the run; its loopback and token settings are read at import")
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
     import ray
