@@ -1,0 +1,223 @@
+"""The cluster mode against a real Ray cluster and a real, password-protected server on TCP, both started here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import redis
+from cli_runs import MARK, ROOT, Finished, qherd, running, summary
+
+from deploy.valkey import find_server
+from replay.identity import PACKAGES
+
+PASSWORD = "s3cr3t"
+START_S = 60.0
+RAY = Path(sys.executable).with_name("ray")
+
+
+@dataclass
+class Cluster:
+    ray_port: int
+    redis_port: int
+    client: redis.Redis
+    secrets: dict[str, str]
+
+    @property
+    def options(self) -> list[str]:
+        url = f"redis://:{PASSWORD}@127.0.0.1:{self.redis_port}/0"
+        return ["--mode", "cluster", "--ray.address", f"127.0.0.1:{self.ray_port}", "--redis.url", url]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
+
+
+def wait_for(condition: Callable[[], bool], deadline_s: float, what: str) -> None:
+    end = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end, f"no {what} within {deadline_s} s"
+        time.sleep(0.05)
+
+
+def answers(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def process(command: list[str | Path], env: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command in a session of its own; afterwards end that session and what it has marked."""
+    mark = uuid.uuid4().hex
+    with log.open("wb") as out:
+        started = subprocess.Popen(command, env={**env, MARK: mark}, stdout=out, stderr=out, start_new_session=True)
+    try:
+        yield started
+    finally:
+        started.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            started.wait(15)
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if entry.name.isdigit() and mark.encode() in (entry / "environ").read_bytes():
+                    os.kill(int(entry.name), signal.SIGKILL)
+        started.wait(5)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """``ray start --block`` (never ``ray stop``, which ends every Ray of this machine) and a server."""
+    secrets = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex * 2, "RAY_USAGE_STATS_ENABLED": "0"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "QHERD_"))}
+    ray_port, redis_port = free_port(), free_port()
+    ray_command: list[str | Path] = [
+        RAY,
+        "start",
+        "--head",
+        "--block",
+        f"--port={ray_port}",
+        "--node-ip-address=127.0.0.1",
+    ]
+    ray_command += ["--num-cpus=2", "--object-store-memory=100000000", "--include-dashboard=false"]
+    server_command: list[str | Path] = [
+        shutil.which("redis-server") or find_server(),
+        "--port",
+        str(redis_port),
+        "--bind",
+        "127.0.0.1",
+    ]
+    server_command += ["--requirepass", PASSWORD, "--save", "", "--dir", "/tmp"]
+    with contextlib.ExitStack() as stack:
+        tmp = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True)))
+        stack.enter_context(process(server_command, kept, tmp / "redis.log"))
+        ray_command.append(f"--temp-dir={tmp}")
+        head = stack.enter_context(process(ray_command, {**kept, **secrets}, tmp / "ray.log"))
+        client = stack.enter_context(redis.Redis(port=redis_port, password=PASSWORD, socket_timeout=5))
+        wait_for(lambda: answers(redis_port) and client.ping(), 10, "answer of the server")
+        wait_for(lambda: "started" in (tmp / "ray.log").read_text() or head.poll() is not None, START_S, "Ray")
+        wait_for(lambda: answers(ray_port), START_S, f"GCS: {(tmp / 'ray.log').read_text()}")
+        yield Cluster(ray_port, redis_port, client, secrets)
+
+
+@dataclass
+class Ran:
+    folder: Path
+    done: Finished
+    before: dict[bytes, object]
+
+
+OTHERS = {b"qherd:other:weights": b"theirs", b"qherd:r2:chunks:0": b"theirs", b"app:session": b"theirs"}
+
+
+@pytest.fixture(scope="module")
+def ran(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    cwd = tmp_path_factory.mktemp("cluster")
+    for key, value in OTHERS.items():
+        cluster.client.set(key, value)
+    arguments = ["train", "CartPole-v1", "--run", "r", "--budget.env-steps", "20000", "--actors.count", "2"]
+    with running(*arguments, *cluster.options, cwd=cwd, env=cluster.secrets) as run:
+        run.until(lambda: run.figure("r", "actors_alive") == 2, START_S, "two actors")
+        done = run.finish(90)
+    return Ran(cwd, done, {key: cluster.client.get(key) for key in OTHERS})
+
+
+@pytest.mark.timeout(240)
+def test_it_trains_on_the_cluster(ran: Ran) -> None:
+    assert ran.done.code == 0, ran.done
+    assert ran.done.err == ""
+    written = summary(ran.folder / "runs" / "r")
+    assert (written["mode"], written["exit_reason"]) == ("cluster", "budget of env steps")
+    assert written["chunks_stored"] > 0
+    assert written["updates"] > 0
+    assert (written["rows_lost"], written["chunks_refused"]) == ({}, {})
+
+
+def test_only_keys_of_the_run_are_touched(cluster: Cluster, ran: Ran) -> None:
+    assert ran.before == OTHERS
+    keys = set(cluster.client.scan_iter()) - set(OTHERS)
+    assert [key for key in keys if not key.startswith(b"qherd:r:")] == []
+    assert b"qherd:r:meta" in keys
+    assert cluster.client.xlen("qherd:r:chunks:0") < 20_000 / 8, "the learner trims"
+
+
+def test_no_file_and_no_message_has_a_secret(cluster: Cluster, ran: Ran) -> None:
+    files = [path for path in ran.folder.rglob("*") if path.is_file()]
+    for secret in (PASSWORD, cluster.secrets["RAY_AUTH_TOKEN"]):
+        assert [path for path in files if secret.encode() in path.read_bytes()] == []
+        assert secret not in ran.done.out + ran.done.err
+    assert files
+
+
+def test_the_cluster_lives_on_and_nothing_of_the_run_does(cluster: Cluster, ran: Ran) -> None:
+    assert ran.done.leftovers == []
+    assert answers(cluster.ray_port)
+    wait_for(
+        lambda: not [c for c in cluster.client.client_list() if c["name"] == "qherd"], 10, "end of all connections"
+    )
+
+
+def test_a_second_run_of_that_name_on_the_server_is_refused(cluster: Cluster, ran: Ran, tmp_path: Path) -> None:
+    assert ran.done.code == 0
+    before = {key: cluster.client.dump(key) for key in cluster.client.scan_iter("qherd:r:*")}
+    done = qherd("train", "CartPole-v1", "--run", "r", *cluster.options, cwd=tmp_path, env=cluster.secrets)
+    assert done.code == 2, done
+    assert "'r'" in done.err
+    assert "--run" in done.err
+    assert PASSWORD not in done.err
+    assert done.leftovers == []
+    assert {key: cluster.client.dump(key) for key in cluster.client.scan_iter("qherd:r:*")} == before
+    assert not (tmp_path / "runs").exists(), "nothing has run: nothing is kept"
+
+
+def test_rays_gcs_given_as_redis_is_told(cluster: Cluster, tmp_path: Path) -> None:
+    options = [*cluster.options[:-1], f"redis://:{PASSWORD}@127.0.0.1:{cluster.ray_port}"]
+    done = qherd("train", "CartPole-v1", *options, cwd=tmp_path, env=cluster.secrets)
+    assert done.code == 2, done
+    assert "Ray's GCS" in done.err
+    assert "--port=6380" in done.err
+    assert PASSWORD not in done.err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(180)
+def test_a_wrong_token_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+    env = {**cluster.secrets, "RAY_AUTH_TOKEN": "0" * 64}
+    done = qherd("train", "CartPole-v1", *cluster.options, cwd=tmp_path, env=env, deadline_s=120)
+    assert done.code == 2, done
+    assert "RAY_AUTH" in done.err or "token" in done.err
+    assert "Traceback" not in done.err
+    assert done.leftovers == []
+
+
+@pytest.mark.timeout(180)
+def test_workers_with_other_sources_are_refused_with_both_paths(cluster: Cluster, tmp_path: Path) -> None:
+    """The driver runs from a changed copy, the cluster's nodes from the installed one."""
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / "copy" / package)
+    with (tmp_path / "copy" / "replay" / "limiter.py").open("a") as source:
+        source.write("# changed\n")
+    env = {**cluster.secrets, "PYTHONPATH": str(tmp_path / "copy")}
+    (tmp_path / "cwd").mkdir()
+    done = qherd("train", "CartPole-v1", *cluster.options, cwd=tmp_path / "cwd", env=env, deadline_s=120)
+    assert done.code in (1, 2), done
+    assert str(tmp_path / "copy" / "replay") in done.err
+    assert str(ROOT / "replay") in done.err
+    assert "same qherd on every node" in done.err
+    assert done.err.count("\n") == 1
+    assert done.leftovers == []

@@ -1,0 +1,234 @@
+"""The configuration's layers, its names, and what it never writes down."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy.config import (
+    PRESETS,
+    ConfigError,
+    RedisConfig,
+    RunConfig,
+    compose,
+    dump,
+    option_paths,
+    preset_for,
+    preset_names,
+)
+
+ENV = "CartPole-v1"
+
+
+def written(path: Path, values: Any) -> Path:
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def variable(path: str) -> str:
+    return "QHERD_" + path.upper().replace(".", "_")
+
+
+# -- layers: each wins over the one before
+
+
+def test_without_any_layer_the_defaults_hold(tmp_path: Path) -> None:
+    config = compose("FrozenLake-v1", None, None, {})
+    assert config == RunConfig.model_validate({"env": {"id": "FrozenLake-v1"}})
+    assert config.learner.lr == RunConfig().learner.lr == 5e-4
+
+
+def test_the_preset_wins_over_the_defaults() -> None:
+    assert compose(ENV, None, None, {}).learner.lr == 1e-3
+
+
+def test_the_file_wins_over_the_preset_and_leaves_the_rest_to_it(tmp_path: Path) -> None:
+    file = written(tmp_path / "c.yaml", {"learner": {"lr": 2e-3}})
+    config = compose(ENV, None, file, {})
+    assert config.learner.lr == 2e-3
+    assert (
+        config.learner.target_tau == compose(ENV, None, None, {}).learner.target_tau != RunConfig().learner.target_tau
+    )
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
+    file = written(tmp_path / "c.yaml", {"learner": {"lr": 2e-3, "batch": 32}, "redis": {"url": "redis://file"}})
+    config = compose(ENV, None, file, {"QHERD_LEARNER_LR": "3e-3", "QHERD_REDIS_URL": "redis://variable"})
+    assert (config.learner.lr, config.learner.batch, config.redis.url) == (3e-3, 32, "redis://variable")
+
+
+def test_the_env_id_is_taken_from_file_or_variable_where_the_command_line_has_none(tmp_path: Path) -> None:
+    file = written(tmp_path / "c.yaml", {"env": {"id": ENV}})
+    assert compose(None, None, file, {}).learner == compose(ENV, None, None, {}).learner
+    config = compose(None, None, None, {"QHERD_ENV_ID": ENV})
+    assert config.env.id == ENV
+    assert config.learner == compose(ENV, None, None, {}).learner, "the preset goes by the env id, wherever it stands"
+
+
+def test_a_named_preset_serves_another_environment() -> None:
+    config = compose(ENV, "tutorial", None, {})
+    assert (config.env.id, config.learner.lr) == (ENV, 1e-4)
+
+
+def test_the_presets_kwargs_are_replaced_and_not_mixed(tmp_path: Path) -> None:
+    file = written(tmp_path / "c.yaml", {"env": {"kwargs": {"a": 1, "b": 2}}})
+    assert compose(ENV, None, file, {"QHERD_ENV_KWARGS": "{c: 3}"}).env.kwargs == {"c": 3}
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "value"),
+    [
+        ("learner.lr", "1e-3", 1e-3),  # YAML 1.1 reads this as a string
+        ("learner.double", "false", False),
+        ("learner.network.hidden", "[32, 16]", (32, 16)),
+        ("budget.env_steps", "1000", 1000),
+        ("eval.threshold", "null", None),
+        ("run", "mine", "mine"),
+        ("env.path", "/envs", Path("/envs")),
+    ],
+)
+def test_a_variable_holds_yaml(path: str, text: str, value: object) -> None:
+    config: Any = compose(ENV, None, None, {variable(path): text})
+    for name in path.split("."):
+        config = getattr(config, name)
+    assert config == value
+
+
+# -- names
+
+
+def test_every_option_has_an_environment_variable_of_its_own() -> None:
+    counted = Counter(variable(path) for path in option_paths())
+    assert [name for name, count in counted.items() if count > 1] == []
+    assert {"QHERD_LEARNER_LR", "QHERD_REDIS_URL", "QHERD_LEARNER_NETWORK_HIDDEN"} <= set(counted)
+
+
+@pytest.mark.parametrize(
+    ("values", "wrong", "nearest"),
+    [
+        ({"learner": {"lrr": 1}}, "learner.lrr", "learner.lr"),
+        ({"sed": 1}, "sed", "seed"),
+        ({"replay": {"capacity": 10}}, "replay.capacity", "replay.capacity_rows"),
+        ({"learner": {"network": {"hiden": [3]}}}, "learner.network.hiden", "learner.network.hidden"),
+    ],
+)
+def test_an_unknown_option_names_the_nearest(tmp_path: Path, values: dict[str, Any], wrong: str, nearest: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{wrong}: .*did you mean {nearest}\?"):
+        compose(ENV, None, written(tmp_path / "c.yaml", values), {})
+
+
+def test_a_variable_that_is_no_option_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"QHERD_LEARNER_LRR.*QHERD_LEARNER_LR\b"):
+        compose(ENV, None, None, {"QHERD_LEARNER_LRR": "1"})
+
+
+@pytest.mark.parametrize("text", ["[", "{a: ", "fast", "-1"])
+def test_a_variable_that_cannot_be_used_is_named(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"learner\.lr|QHERD_LEARNER_LR"):
+        compose(ENV, None, None, {"QHERD_LEARNER_LR": text})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learner: [", "no YAML"),
+        ("- 1\n- 2\n", "list"),
+        ("learner: 5", "learner"),
+        ("learner: {lr: fast}", r"learner\.lr.*'fast'"),
+        ("learner: {lr: -1}", r"learner\.lr.*greater than 0.*-1"),
+        ("run: ../../etc", "run"),
+        ("mode: remote", "'inline', 'local' or 'cluster'"),
+    ],
+)
+def test_a_file_that_cannot_be_used_says_where(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        compose(ENV, None, file, {})
+
+
+def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("# nothing yet\n")
+    assert compose(ENV, None, tmp_path / "c.yaml", {}) == compose(ENV, None, None, {})
+
+
+def test_a_preset_that_does_not_exist_shows_those_that_do() -> None:
+    with pytest.raises(ConfigError, match="cartpole, lunarlander, tutorial"):
+        compose(ENV, "atari", None, {})
+
+
+# -- passwords
+
+PASSWORD = "s3cr3t"
+URLS = [
+    f"redis://:{PASSWORD}@host:6379/0",
+    f"redis://user:{PASSWORD}@host",
+    f"rediss://user:{PASSWORD}@host:6379",
+    f"unix://user:{PASSWORD}@/run/redis.sock",
+    f"redis://host:6379/0?password={PASSWORD}",
+    f"redis://host:6379?db=0&password={PASSWORD}&health_check_interval=5",
+    f"unix:///run/redis.sock?username=u&password={PASSWORD}",
+    f"redis://:{PASSWORD}/more@host",
+    f"redis://:{PASSWORD}@more@host",
+    f"redis://:more:{PASSWORD}@host",
+    f"redis://user:a@b{PASSWORD}?x=1#y@host:1/0",
+]
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_the_dump_has_no_password(url: str) -> None:
+    shown = yaml.safe_dump(dump(RunConfig(redis=RedisConfig(url=url))))
+    assert PASSWORD not in shown
+    assert "url:" in shown
+    assert "host" in shown or "redis.sock" in shown
+
+
+@pytest.mark.parametrize("values", [{"redis": URLS[0]}, {"redis": {"urll": URLS[0]}}])
+def test_an_error_about_a_url_in_the_wrong_place_has_no_password(tmp_path: Path, values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as raised:
+        compose(ENV, None, written(tmp_path / "c.yaml", values), {})
+    assert PASSWORD not in str(raised.value)
+
+
+def test_the_dump_loads_back_to_the_same_config(tmp_path: Path) -> None:
+    for name in preset_names():
+        config = compose(None, name, None, {"QHERD_SEED": "3", "QHERD_ENV_KWARGS": "{a: [1, 2]}"})
+        file = written(tmp_path / "c.yaml", dump(config))
+        assert compose(None, None, file, {}) == config
+
+
+# -- presets
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_each_preset_is_valid_and_names_only_options(name: str) -> None:
+    compose(None, name, None, {})
+    values = yaml.safe_load((PRESETS / f"{name}.yaml").read_text())
+    assert set(values) - {"default_for"} <= {path.partition(".")[0] for path in option_paths()}
+
+
+def test_the_default_presets() -> None:
+    assert preset_names() == ["cartpole", "lunarlander", "tutorial"]
+    assert preset_for("LunarLander-v3") == "lunarlander"
+    assert preset_for("CartPole-v1") == "cartpole"
+    assert preset_for("Acrobot-v1") is None
+    assert compose(None, None, None, {}) == compose("LunarLander-v3", "lunarlander", None, {})
+
+
+def test_the_tutorial_is_the_textbook() -> None:
+    config = compose(None, "tutorial", None, {})
+    learner = config.learner
+    assert (learner.network.hidden, learner.network.dueling) == ((64, 64), False)
+    assert (learner.lr, learner.n_step, learner.double) == (1e-4, 1, False)
+    assert (learner.target_tau, learner.average_tau) == (1.0, 1.0)
+    assert learner.target_period_updates > 1
+    assert config.env.id == "LunarLander-v3"
+
+
+def test_a_config_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        RunConfig().seed = 1  # type: ignore[misc]

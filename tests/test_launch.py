@@ -1,0 +1,116 @@
+"""What is checked before a run, and the memory that is planned for its server."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.rows import Rows
+from deploy.config import ConfigError, RunConfig
+from deploy.launch import backstop_chunks, check, chunk_rows, probe_env, server_bytes
+from deploy.valkey import EmbeddedServer
+from replay.chunk import Chunk, Counters, Schema, encode
+from replay.log import ChunkId
+from replay.redis_log import RedisLog
+
+SCHEMA = Schema((4,), "float32", 2)
+
+
+def config(**values: Any) -> RunConfig:
+    return RunConfig.model_validate({"env": {"id": "CartPole-v1"}, **values})
+
+
+# -- checks
+
+
+def test_a_usable_config_passes() -> None:
+    for mode in ("inline", "local"):
+        check(config(mode=mode))
+
+
+@pytest.mark.parametrize(
+    "replay",
+    [{"capacity_rows": 100, "min_rows": 1000}, {"capacity_rows": 1100, "min_rows": 1000}],
+)
+def test_a_capacity_that_the_actors_would_overrun_is_refused_with_numbers(replay: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=rf"{replay['capacity_rows']} rows is too small.*at least \d+.*capacity_rows"):
+        check(config(replay=replay))
+
+
+def test_more_actors_need_more_capacity() -> None:
+    replay = {"capacity_rows": 4000, "min_rows": 1000}
+    check(config(replay=replay))
+    with pytest.raises(ValueError, match=r"actors\.count"):
+        check(config(replay=replay, actors={"count": 32}))
+
+
+@pytest.mark.parametrize(
+    ("more", "option"),
+    [({}, "redis.url"), ({"ray": {"address": "auto"}}, "redis.url"), ({"redis": {"url": "redis://h"}}, "ray.address")],
+)
+def test_the_cluster_mode_says_what_it_needs(more: dict[str, Any], option: str) -> None:
+    with pytest.raises(ConfigError, match=f"--{option}"):
+        check(config(mode="cluster", **more))
+
+
+def test_a_busy_port_is_refused_and_a_free_one_is_left_free() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{port}.*--metrics\.port"):
+            check(config(metrics={"port": port}))
+    check(config(metrics={"port": port}))
+    socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_a_metrics_host_that_is_not_ours_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"192\.0\.2\.1:9100"):
+        check(config(metrics={"port": 9100, "host": "192.0.2.1"}))
+
+
+@pytest.mark.parametrize("host", ["not a host", "nowhere.invalid"])
+def test_a_metrics_host_that_is_none_is_refused(host: str) -> None:
+    with pytest.raises(ConfigError, match="metrics"):
+        check(config(metrics={"port": 9100, "host": host}))
+
+
+def test_the_probe_says_what_is_stored() -> None:
+    assert probe_env(config()) == SCHEMA
+    assert probe_env(config(env={"id": "FrozenLake-v1"})) == Schema((16,), "float32", 4)
+    slippery = {"id": "FrozenLake-v1", "kwargs": {"map_name": "8x8"}}
+    assert probe_env(config(env=slippery)).obs_shape == (64,)
+
+
+# -- memory
+
+
+@pytest.mark.parametrize(("steps", "lanes"), [(16, 16), (1, 16), (1, 1)])
+def test_the_planned_memory_holds_all_that_the_mirror_may_reach(steps: int, lanes: int) -> None:
+    """Also where flush_s closes each chunk after one step. Uncompressible rows; the backstop cuts nothing before."""
+    settings = config(
+        actors={"count": 2, "lanes": lanes, "chunk_steps": 16}, replay={"capacity_rows": 12_000, "min_rows": 1000}
+    )
+    assert chunk_rows(settings) == 16 * lanes
+    rng = np.random.default_rng(0)
+    planned = server_bytes(settings, SCHEMA)
+    with EmbeddedServer("r", planned) as server:
+        log = RedisLog(server.url("learner"), "r", max_chunks=backstop_chunks(settings))
+        log.publish(1, True, b"\0" * (2 << 20))
+        rows = 0
+        while rows < settings.replay.capacity_rows + 4 * 2 * chunk_rows(settings):
+            rows += steps * lanes
+            slot, seq = 0, rows // (steps * lanes)
+            log.append(slot, ChunkId(1, seq), some_chunk(slot, seq, steps, lanes, rng))
+        used = int(log._client.info("memory")["used_memory"])
+        assert log._client.xlen(log.chunks_key(0)) == seq, "the backstop has cut what the mirror may need"
+        log.close()
+    assert used < planned
+
+
+def some_chunk(slot: int, seq: int, steps: int, lanes: int, rng: np.random.Generator) -> bytes:
+    rows = Rows(steps, lanes, SCHEMA)
+    rows.obs[:] = rng.normal(size=rows.obs.shape)
+    columns, counters = rows.close(steps, Counters())
+    return encode(Chunk(slot, 1, seq, 1, counters, *columns), SCHEMA, "r")

@@ -1,0 +1,260 @@
+"""A run's directory: nothing is overwritten, counts survive, and a damaged policy is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from actors.config import EnvConfig
+from deploy import __version__
+from deploy.config import RedisConfig, RunConfig
+from deploy.run_dir import RunDirectory, RunDirError, env_of
+from learner.weights import pack
+
+POLICY = pack(1, 2, 3, {"layers.0.weight": np.ones((2, 4), np.float32)})
+Check = Callable[[], None]
+
+
+def config(runs_dir: Path, run: str | None = None, env_id: str = "CartPole-v1", url: str | None = None) -> RunConfig:
+    return RunConfig(run=run, runs_dir=runs_dir, seed=5, env=EnvConfig(id=env_id), redis=RedisConfig(url=url))
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> RunDirectory:
+    return RunDirectory.create(config(tmp_path, "mine"))
+
+
+@pytest.fixture
+def at_each_fsync(monkeypatch: pytest.MonkeyPatch) -> Callable[[Check], None]:
+    """Calls the check before each fsync: the file's own name has to hold the old or the new, never a part."""
+
+    def install(check: Check) -> None:
+        fsync = os.fsync
+
+        def checked(descriptor: int) -> None:
+            check()
+            fsync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", checked)
+
+    return install
+
+
+def weights_file(directory: RunDirectory) -> Path:
+    (path,) = (directory.path / "checkpoints").glob("*.weights")
+    return path
+
+
+# -- names
+
+
+def test_default_names_are_unique_and_say_the_env(tmp_path: Path) -> None:
+    runs = [RunDirectory.create(config(tmp_path)).run for _ in range(20)]
+    assert len(set(runs)) == 20
+    assert all(run.startswith("cartpole-v1-") for run in runs)
+
+
+@pytest.mark.parametrize("env_id", ["module.part:My-v0", "ALE/Pong-v5", "my_module:ns/Env-v1"])
+def test_a_default_name_is_one_folder_and_a_valid_run_name(tmp_path: Path, env_id: str) -> None:
+    directory = RunDirectory.create(config(tmp_path, env_id=env_id))
+    assert directory.path.parent == tmp_path
+    RunConfig(run=directory.run)
+
+
+def test_an_env_with_a_very_long_name_has_a_valid_run_name(tmp_path: Path) -> None:
+    directory = RunDirectory.create(config(tmp_path, env_id=f"module:{'Long' * 30}-v0"))
+    RunConfig(run=directory.run)  # the server's rules and keys take 64 characters
+
+
+def test_a_name_that_exists_is_refused_and_left_alone(directory: RunDirectory) -> None:
+    before = {path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()}
+    with pytest.raises(RunDirError, match=r"mine exists already.*--run"):
+        RunDirectory.create(config(directory.path.parent, "mine"))
+    assert {path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()} == before
+
+
+def test_a_file_of_that_name_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("notes")
+    with pytest.raises(RunDirError, match="exists"):
+        RunDirectory.create(config(tmp_path, "mine"))
+    assert (tmp_path / "mine").read_text() == "notes"
+
+
+def test_the_folder_of_runs_is_made(tmp_path: Path) -> None:
+    assert RunDirectory.create(config(tmp_path / "a" / "b", "mine")).path.is_dir()
+
+
+# -- config.yaml
+
+
+def test_the_config_has_versions_git_and_seed(directory: RunDirectory) -> None:
+    written = yaml.safe_load((directory.path / "config.yaml").read_text())
+    assert written["qherd"] == __version__
+    assert {"python", "torch", "numpy", "gymnasium", "ray", "redis"} <= set(written["versions"])
+    assert "git" in written
+    assert written["config"]["seed"] == 5
+
+
+def test_the_config_reads_back(directory: RunDirectory) -> None:
+    again = RunDirectory.open(directory.path)
+    assert again.config == config(directory.path.parent, "mine")
+    assert (again.run, again.nonce) == (directory.run, directory.nonce)
+
+
+def test_no_file_has_the_password(tmp_path: Path) -> None:
+    directory = RunDirectory.create(config(tmp_path, "mine", url="redis://user:s3cr3t@host/0"))
+    assert directory.config.redis.url == "redis://user:***@host/0"
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and b"s3cr3t" in path.read_bytes()] == []
+
+
+def test_a_folder_without_a_config_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(RunDirError, match="no run"):
+        RunDirectory.open(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "config: 5", "config: {learner: {lrr: 1}}", "other: 1"])
+def test_a_damaged_config_is_refused_by_name(directory: RunDirectory, text: str) -> None:
+    (directory.path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.yaml"):
+        _ = RunDirectory.open(directory.path).config
+
+
+def test_each_run_has_a_nonce_of_its_own(tmp_path: Path) -> None:
+    assert len({RunDirectory.create(config(tmp_path)).nonce for _ in range(5)}) == 5
+
+
+# -- counts
+
+
+def test_fences_and_incarnations_only_rise_also_across_processes(directory: RunDirectory) -> None:
+    assert [directory.next_fence(), directory.next_fence()] == [1, 2]
+    assert [directory.next_incarnation(slot) for slot in (0, 0, 1)] == [1, 2, 1]
+    again = RunDirectory.open(directory.path)
+    assert again.next_fence() == 3
+    assert [again.next_incarnation(0), again.next_incarnation(1)] == [3, 2]
+
+
+def test_an_incarnation_is_above_what_the_server_has_seen(directory: RunDirectory) -> None:
+    assert directory.next_incarnation(0, at_least=7) == 8
+    assert directory.next_incarnation(0, at_least=3) == 9
+    assert directory.next_incarnation(1) == 1
+
+
+def test_a_count_is_synced_to_disk_before_it_is_used(
+    directory: RunDirectory, at_each_fsync: Callable[[Check], None]
+) -> None:
+    seen: list[dict[str, Any]] = []
+    path = directory.path / "fences.json"
+    at_each_fsync(lambda: seen.append(json.loads(path.read_text())))
+    fence, incarnation = directory.next_fence(), directory.next_incarnation(3)
+    assert len(seen) >= 2, "no fsync"
+    assert [counts["fence"] for counts in seen][:2] == [0, fence], "the old until the new is synced"
+    assert json.loads(path.read_text())["incarnations"] == {"3": incarnation}
+
+
+def test_nothing_temporary_stays(directory: RunDirectory) -> None:
+    directory.next_fence()
+    directory.save_best(POLICY, {})
+    directory.write_summary({})
+    assert list(directory.path.rglob("*.tmp")) == []
+
+
+# -- figures
+
+
+def test_figures_are_appended_as_json_lines_and_tensorboard_events(directory: RunDirectory) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    rows = [{"env_steps": 10, "loss": 0.5}, {"env_steps": 20, "loss": 0.25, "greedy_return": -1.5}]
+    for row in rows:
+        directory.log(row)
+    lines = (directory.path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == rows, "readable while the run goes on"
+    directory.close()
+    events = EventAccumulator(str(directory.path / "tb"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("qherd/loss")] == [(10, 0.5), (20, 0.25)]
+    assert [(event.step, event.value) for event in events.Scalars("qherd/greedy_return")] == [(20, -1.5)]
+
+
+def test_figures_that_are_no_numbers_are_still_json(directory: RunDirectory) -> None:
+    directory.log({"env_steps": 1, "loss": float("nan"), "q_mean": float("inf")})
+    directory.close()
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON: jq and others refuse the line")
+
+    json.loads((directory.path / "metrics.jsonl").read_text(), parse_constant=refuse)
+
+
+# -- the best policy
+
+
+def test_the_best_policy_reads_back(directory: RunDirectory) -> None:
+    directory.save_best(POLICY, {"mean": 9.5})
+    arrays, manifest = directory.load_best()
+    assert list(arrays) == ["layers.0.weight"]
+    assert (arrays["layers.0.weight"] == 1).all()
+    assert manifest["mean"] == 9.5
+
+
+@pytest.mark.parametrize("place", [0, 20, len(POLICY) // 2, len(POLICY) - 1])
+def test_a_flipped_bit_is_refused(directory: RunDirectory, place: int) -> None:
+    directory.save_best(POLICY, {})
+    path = weights_file(directory)
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(RunDirError, match=r"\.weights.*sha256.*damaged"):
+        directory.load_best()
+
+
+def test_cut_off_weights_are_refused(directory: RunDirectory) -> None:
+    directory.save_best(POLICY, {})
+    weights_file(directory).write_bytes(POLICY[:-1])
+    with pytest.raises(RunDirError, match="damaged"):
+        directory.load_best()
+
+
+def test_a_damaged_manifest_is_refused(directory: RunDirectory) -> None:
+    directory.save_best(POLICY, {})
+    (directory.path / "checkpoints" / "best.json").write_text("{")
+    with pytest.raises(RunDirError, match=r"best\.json"):
+        directory.load_best()
+
+
+def test_a_run_without_a_policy_says_so(directory: RunDirectory) -> None:
+    with pytest.raises(RunDirError, match="no best policy"):
+        directory.load_best()
+
+
+def test_a_policy_that_replaces_another_is_whole_at_every_moment(
+    directory: RunDirectory, at_each_fsync: Callable[[Check], None]
+) -> None:
+    """A crash between weights and manifest must leave a policy that can be used, or the run has lost its best one."""
+    directory.save_best(POLICY, {"mean": 1.0})
+    newer = pack(2, 3, 4, {"layers.0.weight": np.zeros((2, 4), np.float32)})
+
+    def usable() -> None:
+        RunDirectory.open(directory.path).load_best()
+
+    at_each_fsync(usable)
+    directory.save_best(newer, {"mean": 2.0})
+    assert directory.load_best()[1]["mean"] == 2.0
+
+
+# -- the env's folder
+
+
+def test_the_envs_folder_is_absolute_for_workers_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    relative = RunConfig(env=EnvConfig(path=Path("envs")))
+    assert env_of(relative).path == tmp_path / "envs"
+    assert env_of(RunConfig()).path is None

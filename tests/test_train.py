@@ -1,0 +1,278 @@
+"""A training from an empty directory to its summary, in one process: reproducible, and ended by its budget."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cli_runs import qherd, summary
+
+import deploy.train
+from actors.config import EnvConfig
+from actors.envs import EnvError
+from actors.evaluator import Episodes, Verdict
+from deploy.config import BudgetConfig, ConfigError, RunConfig, compose
+from deploy.launch import InlineSession, Progress, RunFailedError, probe_env
+from deploy.run_dir import RunDirectory
+from deploy.train import Outcome, Stop, train
+from learner.learner import host_arrays
+from learner.weights import pack
+
+ENV_STEPS = 2500
+SPEEDS = ("wall_s", "env_steps_per_second", "updates_per_second")
+OPTIONS: dict[str, Any] = {
+    "mode": "inline",
+    "env": {"id": "CartPole-v1"},
+    "actors": {"count": 2, "lanes": 4, "chunk_steps": 8, "epsilon_anneal_env_steps": 1000},
+    "replay": {"capacity_rows": 2000, "min_rows": 500, "samples_per_insert": 8},
+    "learner": {"network": {"hidden": [16, 16]}, "batch": 16},
+    "eval": {"every_updates": 400, "screen_episodes": 5, "max_episode_steps": 200},
+    "budget": {"env_steps": ENV_STEPS},
+}
+
+
+@pytest.fixture(autouse=True)
+def torch_as_before() -> Iterator[None]:
+    """The inline mode sets torch up for the whole process, which is its own; here it is all tests'."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+    torch.set_flush_denormal(False)
+
+
+def config(runs_dir: Path, seed: int = 1, **more: Any) -> RunConfig:
+    return RunConfig.model_validate({**OPTIONS, "runs_dir": runs_dir, "run": "r", "seed": seed, **more})
+
+
+def figures(folder: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in SPEEDS} for row in rows]
+
+
+def best(folder: Path) -> bytes:
+    (path,) = (folder / "checkpoints").glob("*.weights")
+    return path.read_bytes()
+
+
+# -- the same seed, to the bit
+
+
+def learned(tmp_path: Path, seed: int) -> tuple[dict[str, np.ndarray[Any, Any]], list[dict[str, float]]]:
+    """The learner's networks after some thousand env steps, and all figures on the way."""
+    settings = config(tmp_path / f"{seed}-{time.monotonic_ns()}", seed)
+    session = InlineSession(settings, RunDirectory.create(settings), probe_env(settings))
+    seen = [session.advance().figures for _ in range(5)]
+    nets = session.loop.learner
+    arrays = {
+        f"{part}.{name}": array
+        for part, net in (("online", nets.online), ("target", nets.target), ("average", nets.average))
+        for name, array in host_arrays(net).items()
+    }
+    return arrays, [{name: value for name, value in row.items() if name not in SPEEDS} for row in seen]
+
+
+def test_a_seed_gives_the_same_weights_and_figures_to_the_bit_and_another_seed_others(tmp_path: Path) -> None:
+    (first, figures_1), (second, figures_2), (other, figures_3) = (learned(tmp_path, seed) for seed in (1, 1, 2))
+    assert figures_1[-1]["updates"] > 500
+    assert list(first) == list(second) == list(other)
+    assert all((first[name].view(np.uint32) == second[name].view(np.uint32)).all() for name in first)
+    assert figures_1 == figures_2
+    assert figures_1 != figures_3
+    assert not any((first[name] == other[name]).all() for name in first if name.endswith("weight"))
+
+
+def test_the_command_in_another_process_gives_the_same_run(tmp_path: Path) -> None:
+    """Twice the command and once from here: other processes, other hash seeds, other start times."""
+    folders: list[Path] = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "c.yaml").write_text(json.dumps({**OPTIONS, "seed": 1, "run": "r"}))
+        done = qherd("train", "--config", "c.yaml", cwd=tmp_path / name, env={"PYTHONHASHSEED": str(len(folders))})
+        assert done.code == 0, done
+        folders.append(tmp_path / name / "runs" / "r")
+    here = compose(None, None, tmp_path / "a" / "c.yaml", {})
+    assert train(here.model_copy(update={"runs_dir": tmp_path / "c"})) == 0
+    folders.append(tmp_path / "c" / "r")
+    assert best(folders[0]) == best(folders[1]) == best(folders[2])
+    assert figures(folders[0]) == figures(folders[1]) == figures(folders[2])
+    first, second, third = ({**summary(folder), "wall_s": 0} for folder in folders)
+    assert first == second == third
+    assert first["eval_mean"] is not None
+
+
+# -- budgets and ends
+
+
+def test_the_budget_of_env_steps_ends_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(config(tmp_path)) == 0
+    written = summary(tmp_path / "r")
+    assert written["exit_reason"] == "budget of env steps"
+    assert ENV_STEPS <= written["env_steps"] <= ENV_STEPS + 2000
+    assert "budget of env steps" in capsys.readouterr().out
+    rows = figures(tmp_path / "r")
+    assert rows[-1]["env_steps"] == written["env_steps"]
+    assert [row["env_steps"] for row in rows] == sorted({row["env_steps"] for row in rows})
+
+
+def test_the_budget_of_seconds_ends_it(tmp_path: Path) -> None:
+    started = time.monotonic()
+    assert train(config(tmp_path, budget={"seconds": 2})) == 0
+    written = summary(tmp_path / "r")
+    assert written["exit_reason"] == "budget of seconds"
+    assert 2 <= written["wall_s"] <= time.monotonic() - started < 20
+
+
+def test_the_summary_has_every_field_and_adds_up(tmp_path: Path) -> None:
+    train(config(tmp_path, seed=3))
+    written = summary(tmp_path / "r")
+    assert (written["run"], written["env"], written["seed"], written["mode"]) == ("r", "CartPole-v1", 3, "inline")
+    assert written["chunks_sent"] == written["chunks_stored"] > 0
+    assert (written["rows_lost"], written["chunks_refused"], written["actor_restarts"]) == ({}, {}, 0)
+    assert written["samples_per_insert"] == pytest.approx(8, rel=0.25)
+    beyond = written["env_steps"] - 500
+    assert written["updates"] * 16 / beyond == pytest.approx(written["samples_per_insert"], rel=1e-6)
+    assert written["episodes"] > 0
+    assert (written["solved_s"], written["solved_env_steps"]) == (None, None)
+    _, manifest = RunDirectory.open(tmp_path / "r").load_best()
+    assert (manifest["mean"], manifest["episodes"]) == (written["eval_mean"], written["eval_episodes"])
+
+
+def test_a_solved_run_says_when_and_how_well(tmp_path: Path) -> None:
+    easy = {"threshold": 5, "every_updates": 50, "screen_episodes": 3, "confirm_episodes": 10}
+    assert train(config(tmp_path, eval=easy)) == 0
+    written = summary(tmp_path / "r")
+    assert written["exit_reason"] == "solved"
+    assert 0 < written["solved_s"] <= written["wall_s"]
+    assert 0 < written["solved_env_steps"] <= written["env_steps"]
+    assert written["eval_episodes"] == 10
+    assert written["eval_mean"] - 2 * written["eval_std"] / 10**0.5 >= 5
+    assert RunDirectory.open(tmp_path / "r").load_best()[1]["solved"] is True
+
+
+# -- judging, with verdicts by hand
+
+
+def verdict(screen: list[float], confirmed: list[float] | None = None, solved: bool = False) -> Verdict:
+    def episodes(returns: list[float]) -> Episodes:
+        return Episodes(np.array(returns), np.ones(len(returns), np.int64))
+
+    return Verdict(1, 10, episodes(screen), episodes(confirmed) if confirmed else None, solved, 0.1)
+
+
+class Script:
+    """A session whose progress is written down beforehand."""
+
+    def __init__(self, *verdicts: Verdict | Exception) -> None:
+        self.verdicts, self.stopped = list(verdicts), 0
+
+    def advance(self) -> Progress:
+        following = self.verdicts.pop(0)
+        if isinstance(following, Exception):
+            raise following
+        policy = pack(1, 10, 100, {"mean": np.array([following.episodes.mean])})
+        steps = 100.0 * (3 - len(self.verdicts))
+        return Progress({"env_steps": steps, "chunks": 4.0}, {"crc": 2}, {"gap": 5}, following, policy)
+
+    def stop(self, deadline_s: float) -> Progress | None:
+        self.stopped += 1
+        return None
+
+
+def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: Script, **more: Any) -> RunDirectory:
+    monkeypatch.setattr(deploy.train, "start_session", lambda *_: script)
+    try:
+        train(config(tmp_path, **more))
+    finally:
+        assert script.stopped == 1, "a session is stopped once, however it ends"
+    return RunDirectory.open(tmp_path / "r")
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "kept"),
+    [
+        pytest.param([verdict([10, 20]), verdict([30, 40])], 35, id="the better screen"),
+        pytest.param([verdict([30, 40]), verdict([10, 20])], 35, id="not a worse one later"),
+        pytest.param([verdict([90, 90], [40, 50]), verdict([60, 60])], 45, id="confirmed before screened"),
+        pytest.param([verdict([90], [70, 71], True)], 70.5, id="the solution"),
+    ],
+)
+def test_the_best_policy_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdicts: list[Verdict], kept: float
+) -> None:
+    budget = BudgetConfig(env_steps=300)
+    arrays, manifest = played(
+        tmp_path, monkeypatch, Script(*[verdict([1, 2])] * (3 - len(verdicts)), *verdicts), budget=budget
+    ).load_best()
+    assert manifest["mean"] == arrays["mean"][0] == kept
+    written = summary(tmp_path / "r")
+    assert written["eval_mean"] == kept
+    assert (written["chunks_sent"], written["chunks_stored"], written["chunks_refused"]) == (6, 4, {"crc": 2})
+    assert written["rows_lost"] == {"gap": 5}
+
+
+def test_a_failed_run_has_a_summary_and_the_parts_own_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failure = RunFailedError("actor 0 died: the bridge is out", "Traceback: line 7")
+    with pytest.raises(RunFailedError, match="bridge"):
+        played(tmp_path, monkeypatch, Script(verdict([1, 2]), failure))
+    assert summary(tmp_path / "r")["exit_reason"] == "failed: actor 0 died: the bridge is out"
+    assert summary(tmp_path / "r")["eval_mean"] == 1.5
+    assert (tmp_path / "r" / "failure.txt").read_text() == "Traceback: line 7"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_signal_ends_it_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    class Interrupted(Script):
+        def advance(self) -> Progress:
+            os.kill(os.getpid(), number)
+            return super().advance()
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(deploy.train, "start_session", lambda *_: Interrupted(verdict([1, 2]), verdict([1, 2])))
+    assert train(config(tmp_path)) == 130
+    assert summary(tmp_path / "r")["exit_reason"] == "interrupted"
+    assert signal.getsignal(number) == before, "the handlers are as before"
+
+
+def test_a_second_signal_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    stop = Stop()
+    with stop.listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (stop.signal, codes) == (signal.SIGTERM, [])
+        os.kill(os.getpid(), signal.SIGINT)
+    assert codes == [130]
+
+
+# -- refusals leave nothing
+
+
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [
+        ({"env": EnvConfig(id="Pendulum-v1")}, EnvError),
+        ({"replay": {"capacity_rows": 600, "min_rows": 590}}, ValueError),
+        ({"mode": "cluster"}, ConfigError),
+    ],
+)
+def test_a_refusal_comes_before_anything_is_made(tmp_path: Path, more: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        train(config(tmp_path / "runs", **more))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_outcome_without_figures_is_still_a_summary() -> None:
+    written = Outcome().summary(compose("CartPole-v1", None, None, {}), "r", 1.0)
+    assert (written["env_steps"], written["updates"], written["eval_mean"], written["chunks_sent"]) == (0, 0, None, 0)
+    json.dumps(written)
