@@ -128,7 +128,7 @@ def test_the_budget_of_seconds_ends_it(tmp_path: Path) -> None:
     assert train(config(tmp_path, budget={"seconds": 2})) == 0
     written = summary(tmp_path / "r")
     assert written["exit_reason"] == "budget of seconds"
-    assert 2 <= written["wall_s"] <= time.monotonic() - started < 20
+    assert 2 <= written["wall_s"] < time.monotonic() - started + 0.01 < 20
 
 
 def test_the_summary_has_every_field_and_adds_up(tmp_path: Path) -> None:
