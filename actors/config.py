@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,8 +17,8 @@ class EnvConfig(BaseModel):
     """A registered Gymnasium environment, or module:EnvId, whose module every worker imports first."""
     path: Path | None = None
     """A folder to find that module in."""
-    kwargs: dict[str, bool | int | float | str] = {}
-    """Arguments of the environment: name value name value ..."""
+    kwargs: dict[str, Any] = {}
+    """Arguments of the environment, as YAML: '{gravity: -9, enable_wind: true}'."""
     max_episode_steps: int | None = Field(None, ge=1)
     """Env steps after which a training episode is truncated; the evaluation keeps the environment's own limit."""
 

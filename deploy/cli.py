@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 import yaml
@@ -78,6 +79,7 @@ class Record(BaseModel):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; every failure that a user can cause is one message on stderr and exit code 2."""
+    os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
     arguments = list(sys.argv[1:] if argv is None else argv)
     sys.exit(_guarded(lambda: _dispatch(arguments)))
 
@@ -100,7 +102,9 @@ def _train(arguments: list[str]) -> int:
     env_id = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
     launch, _ = tyro.cli(Launch, args=arguments, return_unknown_args=True, add_help=False)
     base = compose(env_id, launch.preset, launch.config)
-    full = tyro.cli(Train, args=arguments, default=Train(options=base), prog="qherd train [ENV]")
+    full = tyro.cli(
+        Train, args=arguments, default=Train(options=base), prog="qherd train [ENV]", registry=_yaml_options()
+    )
     config = full.options
     if full.dry_run:
         print(yaml.safe_dump(dump(config), sort_keys=False), end="")
@@ -108,6 +112,37 @@ def _train(arguments: list[str]) -> int:
     from deploy.train import train
 
     return train(config)
+
+
+def _yaml_options() -> tyro.constructors.ConstructorRegistry:
+    """Teaches tyro to take a free mapping (env.kwargs) as one YAML value."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def mapping(
+        info: tyro.constructors.PrimitiveTypeInfo,
+    ) -> tyro.constructors.PrimitiveConstructorSpec[dict[str, Any]] | None:
+        if info.type != dict[str, Any]:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="YAML",
+            instance_from_str=lambda given: _yaml_mapping(given[0]),
+            is_instance=lambda value: isinstance(value, dict),
+            str_from_instance=lambda value: [yaml.safe_dump(value, default_flow_style=True).strip()],
+        )
+
+    return registry
+
+
+def _yaml_mapping(text: str) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"{text!r} is no YAML mapping like '{{gravity: -9}}'")
+    return value
 
 
 def _eval(arguments: list[str]) -> int:

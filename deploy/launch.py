@@ -6,12 +6,13 @@ import contextlib
 import math
 import os
 import secrets
+import signal
 import socket
 import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
@@ -82,8 +83,8 @@ def probe_env(config: RunConfig) -> Schema:
 def check(config: RunConfig) -> None:
     """Raises ConfigError or ValueError for what cannot work, before anything is made or started."""
     limits = config.replay
-    limiter = Limiter(limits.samples_per_insert, limits.min_rows, limits.capacity_rows, config.learner.batch)
     try:
+        limiter = Limiter(limits.samples_per_insert, limits.min_rows, limits.capacity_rows, config.learner.batch)
         limiter.set_slack(config.actors.count * chunk_rows(config))
         if config.mode == "inline":
             from learner.learner import choose_device
@@ -247,6 +248,7 @@ class RaySession:
         self._cleanup = contextlib.ExitStack()
         self._figures: dict[str, float] = {}
         self._driver_figures: dict[str, float] = {"actors_alive": 0, "actor_restarts": 0}
+        self._server: EmbeddedServer | None = None
         try:
             self._start()
         except BaseException:
@@ -267,8 +269,9 @@ class RaySession:
             _start_ray(config, self._cleanup)
         opened.result()
 
-        from actors.supervisor import Screening, Supervisor
+        from actors.supervisor import Restarts, Screening, Supervisor
 
+        self._server_restarts = Restarts("the replay server", config.actors.restarts)
         identity = Identity.here()
         self._say("starting the learner, the evaluator and the actors")
         self._learner = self._start_learner(identity, urls["learner"])
@@ -366,6 +369,7 @@ class RaySession:
         elif time.monotonic() - self._asked_s > READY_S:
             raise RunFailedError(f"the learner has not answered for {READY_S:.0f} s")
         try:
+            self._tend_server()
             self._supervisor.tick()
             result = self._screening.tick(learning=self._figures.get("updates", 0) > 0)
         except CrashLoopError as error:
@@ -376,6 +380,15 @@ class RaySession:
         self._driver_figures["actors_alive"] = self._supervisor.alive
         self._driver_figures["actor_restarts"] = self._supervisor.restarts + self._screening.restarts
         return self._progress(verdict, policy)
+
+    def _tend_server(self) -> None:
+        """Bring the embedded server back, empty, if it died: the mirror has the rows, the learner publishes again."""
+        if self._server is None or self._server.alive():
+            return
+        self._server_restarts.died(RuntimeError("its process ended"))
+        self._say("the replay server died; it restarts, empty")
+        self._server.start()
+        self._log.claim(self._directory.nonce)
 
     def _ask_slice(self) -> None:
         self._slices.append(self._learner.train.remote(SLICE_S, self._driver_figures))
@@ -390,10 +403,11 @@ class RaySession:
 
         try:
             with contextlib.suppress(ray.exceptions.RayError, LogError):
+                ray.get(self._learner.shut_gate.remote(), timeout=deadline_s / 4)
                 self._supervisor.stop(deadline_s / 2)
                 self._screening.stop()
                 self._figures, self._refused, self._rows_lost = ray.get(
-                    self._learner.drain.remote(), timeout=deadline_s / 2
+                    self._learner.drain.remote(), timeout=deadline_s / 4
                 )
             return self._progress(None, None)
         finally:
@@ -433,9 +447,9 @@ def _start_ray(config: RunConfig, cleanup: contextlib.ExitStack) -> None:
     folder = home.path
     (folder / "empty").mkdir()
     # Ray puts the driver's working directory first on the workers' sys.path: give it one without packages.
-    with contextlib.chdir(folder / "empty"):
+    with contextlib.chdir(folder / "empty"), _own_signal_handlers():
         if config.mode == "cluster":
-            ray.init(address=config.ray.address, log_to_driver=False, configure_logging=False)
+            _join_cluster(str(config.ray.address))
         else:
             ray.init(
                 include_dashboard=False,
@@ -445,6 +459,30 @@ def _start_ray(config: RunConfig, cleanup: contextlib.ExitStack) -> None:
                 _temp_dir=str(folder),
                 _node_ip_address="127.0.0.1",
             )
+
+
+def _join_cluster(address: str) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"the Ray cluster at {address} cannot be used: {reason}; is the address right, and are RAY_AUTH_MODE and "
+            "RAY_AUTH_TOKEN the cluster's?"
+        ) from None
+
+
+@contextlib.contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Keep our handlers of SIGINT and SIGTERM where ray.init installs its own, which end the process by SIGABRT."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _gpus(config: RunConfig) -> float:

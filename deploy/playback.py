@@ -50,6 +50,8 @@ def record(run: Path, out: Path | None, seed: int) -> int:
     out = out or directory.path / "best.mp4"
     if out.suffix not in (".mp4", ".gif"):
         raise ConfigError(f"--out {out}: the video's name has to end in .mp4 or .gif")
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: there is no folder {out.parent}")
     if out.exists():
         raise ConfigError(f"--out {out} exists already: choose another name")
     policy, _ = _best(directory)

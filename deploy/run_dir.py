@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -43,11 +45,8 @@ class RunDirectory:
     @classmethod
     def create(cls, config: RunConfig) -> RunDirectory:
         """A new directory with config.yaml in it. Raises RunDirError where the name exists."""
-        name = (
-            config.run
-            or f"{config.env.id.split(':')[-1].lower()}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-        )
-        path = config.runs_dir / name.replace("/", "-")
+        name = config.run or _unique_name(config.env.id)
+        path = config.runs_dir / name
         if path.exists():
             raise RunDirError(
                 f"{path} exists already, and a run is never overwritten: choose another --run, or leave it out "
@@ -86,7 +85,10 @@ class RunDirectory:
     @property
     def config(self) -> RunConfig:
         """The run's resolved configuration (without the Redis password)."""
-        return RunConfig.model_validate(yaml.safe_load((self.path / "config.yaml").read_text())["config"])
+        try:
+            return RunConfig.model_validate(yaml.safe_load((self.path / "config.yaml").read_text())["config"])
+        except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
+            raise RunDirError(f"{self.path}/config.yaml is damaged: {error}") from error
 
     @property
     def nonce(self) -> str:
@@ -130,27 +132,39 @@ class RunDirectory:
             _write_scalars(self._events, figures)
 
     def save_best(self, policy: bytes, about: Mapping[str, Any]) -> None:
-        """Keep a packed policy as the best one: weights first, then the manifest with their sha256."""
-        self._write("checkpoints/best.weights", policy)
-        manifest = {**about, "sha256": hashlib.sha256(policy).hexdigest()}
+        """Keep a packed policy as the best one: weights under their own name, then the manifest that names them."""
+        name = f"best-{about['version']}.weights"
+        self._write(f"checkpoints/{name}", policy)
+        manifest = {**about, "file": name, "sha256": hashlib.sha256(policy).hexdigest()}
         self._write("checkpoints/best.json", json.dumps(manifest, indent=2).encode())
+        for older in (self.path / "checkpoints").glob("best-*.weights"):
+            if older.name != name:
+                older.unlink()
 
     def load_best(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
         """The best policy's arrays and its manifest. Raises RunDirError where there is none or it is damaged."""
         try:
             manifest = json.loads((self.path / "checkpoints/best.json").read_text())
-            policy = (self.path / "checkpoints/best.weights").read_bytes()
+            policy = (self.path / "checkpoints" / manifest["file"]).read_bytes()
+            intact = hashlib.sha256(policy).hexdigest() == manifest["sha256"]
         except FileNotFoundError:
             raise RunDirError(f"{self.path} has no best policy yet: no evaluation was finished") from None
-        if hashlib.sha256(policy).hexdigest() != manifest["sha256"]:
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunDirError(f"{self.path}/checkpoints/best.json is damaged: {error}") from error
+        if not intact:
             raise RunDirError(
-                f"{self.path}/checkpoints/best.weights does not match the sha256 in best.json: it is damaged"
+                f"{self.path}/checkpoints/{manifest['file']} does not match the sha256 in best.json: it is damaged"
             )
         return unpack(policy)[1], manifest
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json."""
         self._write("summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+
+    def discard(self) -> None:
+        """Remove the directory of a run that never started."""
+        self.close()
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def close(self) -> None:
         """Close what is open."""
@@ -189,6 +203,12 @@ def env_of(config: RunConfig) -> EnvConfig:
     return config.env if path is None else config.env.model_copy(update={"path": path.resolve()})
 
 
+def _unique_name(env_id: str) -> str:
+    """The environment's name, the time and four random digits: at most 64 characters that a run's name may have."""
+    env = re.sub(r"[^A-Za-z0-9._-]+", "-", env_id.rpartition(":")[2]).lower().lstrip("._-")
+    return f"{env[:40] or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
 def _event_writer(folder: Path) -> Any:
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
@@ -204,8 +224,11 @@ def _write_scalars(writer: Any, figures: Mapping[str, float]) -> None:
     writer.add_event(event)
 
 
-def _rounded(value: float) -> float:
-    return value if isinstance(value, int) else float(f"{value:.6g}")
+def _rounded(value: float) -> float | None:
+    """Six digits; None for what is no number, which JSON cannot say."""
+    if isinstance(value, int):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def _git_revision() -> str | None:

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actors.evaluator import Verdict
-from deploy.config import RunConfig
+from deploy.config import ConfigError, RunConfig
 from deploy.display import Display
 from deploy.launch import Progress, RunFailedError, Session, check, probe_env, start_session
 from deploy.run_dir import RunDirectory
+from deploy.valkey import ServerError
+from replay.log import LogError
 
 STOP_S = 20.0
 LOG_EVERY_S = 1.0
@@ -92,7 +94,11 @@ def train(config: RunConfig) -> int:
     with contextlib.closing(directory), stop.listening(), Display(directory.run, config) as display:
         display.say(f"run {directory.shown}")
         try:
-            session = start_session(config, directory, schema, display.say)
+            try:
+                session = start_session(config, directory, schema, display.say)
+            except (ConfigError, LogError, ServerError):
+                directory.discard()  # nothing has run: the name stays free
+                raise
             display.say("waiting for the first experience")
             try:
                 _advance_until_over(config, directory, session, display, outcome, stop, started)
@@ -106,7 +112,8 @@ def train(config: RunConfig) -> int:
             outcome.reason = f"failed: {error}" if str(error) else f"failed: {type(error).__name__}"
             raise
         finally:
-            directory.write_summary(outcome.summary(config, directory.run, time.monotonic() - started))
+            if directory.path.exists():
+                directory.write_summary(outcome.summary(config, directory.run, time.monotonic() - started))
     print(_farewell(directory, outcome))
     return 130 if outcome.reason == "interrupted" else 0
 

@@ -115,6 +115,12 @@ class LearnerLoop:
                 raise
             self._log_unavailable += 1
 
+    def drain(self) -> None:
+        """Take in all that the log has, without learning from it."""
+        before = self.reader.totals.env_steps
+        self.reader.drain()
+        self.limiter.inserts += self.reader.totals.env_steps - before
+
     def publish(self) -> None:
         """Broadcast the online network under the next version."""
         self._published += 1

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 
 from replay.log import ChunkLog, LogError
 
 REFRESH_S = 0.5
 """The gate is refreshed this often; it lapses by itself after 5 s, the lease after 15 s."""
+
+
+STALLED_S = 5.0
+"""A learner that has said nothing for so long, though its process lives, shuts the gate."""
 
 
 class Publisher:
@@ -24,6 +29,7 @@ class Publisher:
         self._gate_open = False
         self._weights: bytes | None = None
         self._changed = self._stopped = False
+        self._heard_s = time.monotonic()
         self._failure: LogError | None = None
         self._thread: threading.Thread | None = None
         self.published = 0
@@ -39,6 +45,7 @@ class Publisher:
     def set(self, gate_open: bool, weights: bytes | None = None) -> None:
         """What is to be published. Raises what made the publisher give up: Fenced or Refused."""
         with self._state:
+            self._heard_s = time.monotonic()
             if self._failure is not None:
                 raise self._failure
             if gate_open == self._gate_open and weights is None:
@@ -76,7 +83,8 @@ class Publisher:
     def _write(self) -> None:
         """Publish the newest state; a server that is away is tried again at the next refresh, with the same state."""
         with self._state:
-            gate_open, weights = self._gate_open, self._weights
+            stalled = self._thread is not None and time.monotonic() - self._heard_s > STALLED_S
+            gate_open, weights = self._gate_open and not stalled, self._weights
             self._weights, self._changed = None, False
         try:
             self._log.publish(self._fence, gate_open, weights)

@@ -66,8 +66,11 @@ class LearnerWorker:
         """See ``LearnerLoop.candidate``."""
         return self._loop.candidate()
 
-    def drain(self) -> Report:
-        """Shut the gate and take in what the actors have flushed; the last report."""
+    def shut_gate(self) -> None:
+        """Have the actors stop inserting: no more updates follow."""
         self._publisher.stop()
-        self._loop.reader.drain()
+
+    def drain(self) -> Report:
+        """Take in what the actors have flushed; the last report."""
+        self._loop.drain()
         return self._loop.report()
