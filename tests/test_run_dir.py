@@ -161,7 +161,7 @@ def test_a_count_is_synced_to_disk_before_it_is_used(
 
 def test_nothing_temporary_stays(directory: RunDirectory) -> None:
     directory.next_fence()
-    directory.save_best(POLICY, {})
+    directory.save_best(POLICY, {"version": 1})
     directory.write_summary({})
     assert list(directory.path.rglob("*.tmp")) == []
 
@@ -198,7 +198,7 @@ def test_figures_that_are_no_numbers_are_still_json(directory: RunDirectory) -> 
 
 
 def test_the_best_policy_reads_back(directory: RunDirectory) -> None:
-    directory.save_best(POLICY, {"mean": 9.5})
+    directory.save_best(POLICY, {"version": 1, "mean": 9.5})
     arrays, manifest = directory.load_best()
     assert list(arrays) == ["layers.0.weight"]
     assert (arrays["layers.0.weight"] == 1).all()
@@ -207,7 +207,7 @@ def test_the_best_policy_reads_back(directory: RunDirectory) -> None:
 
 @pytest.mark.parametrize("place", [0, 20, len(POLICY) // 2, len(POLICY) - 1])
 def test_a_flipped_bit_is_refused(directory: RunDirectory, place: int) -> None:
-    directory.save_best(POLICY, {})
+    directory.save_best(POLICY, {"version": 1})
     path = weights_file(directory)
     data = bytearray(path.read_bytes())
     data[place] ^= 1
@@ -217,14 +217,14 @@ def test_a_flipped_bit_is_refused(directory: RunDirectory, place: int) -> None:
 
 
 def test_cut_off_weights_are_refused(directory: RunDirectory) -> None:
-    directory.save_best(POLICY, {})
+    directory.save_best(POLICY, {"version": 1})
     weights_file(directory).write_bytes(POLICY[:-1])
     with pytest.raises(RunDirError, match="damaged"):
         directory.load_best()
 
 
 def test_a_damaged_manifest_is_refused(directory: RunDirectory) -> None:
-    directory.save_best(POLICY, {})
+    directory.save_best(POLICY, {"version": 1})
     (directory.path / "checkpoints" / "best.json").write_text("{")
     with pytest.raises(RunDirError, match=r"best\.json"):
         directory.load_best()
@@ -235,18 +235,22 @@ def test_a_run_without_a_policy_says_so(directory: RunDirectory) -> None:
         directory.load_best()
 
 
+@pytest.mark.parametrize("version", [2, 1], ids=["of another version", "of the same version"])
 def test_a_policy_that_replaces_another_is_whole_at_every_moment(
-    directory: RunDirectory, at_each_fsync: Callable[[Check], None]
+    directory: RunDirectory, at_each_fsync: Callable[[Check], None], version: int
 ) -> None:
-    """A crash between weights and manifest must leave a policy that can be used, or the run has lost its best one."""
-    directory.save_best(POLICY, {"mean": 1.0})
+    """A crash between weights and manifest must leave a policy that can be used, or the run has lost its best one.
+
+    The averaged policy that is judged changes with each update, its version only with each publication.
+    """
+    directory.save_best(POLICY, {"version": 1, "mean": 1.0})
     newer = pack(2, 3, 4, {"layers.0.weight": np.zeros((2, 4), np.float32)})
 
     def usable() -> None:
         RunDirectory.open(directory.path).load_best()
 
     at_each_fsync(usable)
-    directory.save_best(newer, {"mean": 2.0})
+    directory.save_best(newer, {"version": version, "mean": 2.0})
     assert directory.load_best()[1]["mean"] == 2.0
 
 
