@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deploy import __version__
-from deploy.config import ConfigError, RunConfig, compose, dump, explain
+from deploy.config import ConfigError, RunConfig, check_bounds, compose, dump, explain
 
 USAGE = """qherd: a herd of actors, one learner, deep Q-learning.
 
@@ -102,6 +102,7 @@ def _train(arguments: list[str]) -> int:
     env_id = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
     launch, _ = tyro.cli(Launch, args=arguments, return_unknown_args=True, add_help=False)
     base = compose(env_id, launch.preset, launch.config)
+    check_bounds(arguments)
     full = tyro.cli(
         Train, args=arguments, default=Train(options=base), prog="qherd train [ENV]", registry=_yaml_options()
     )

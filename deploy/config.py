@@ -5,10 +5,12 @@ Layers, later ones win: defaults, preset, YAML file, environment (QHERD_...), co
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,6 +137,34 @@ def compose(
     return RunConfig.model_validate(values)
 
 
+def check_bounds(arguments: Sequence[str]) -> None:
+    """Raises ConfigError for a command line's value out of its bounds, by the option's dotted name.
+
+    What has the wrong type or is unknown is left to the parser, which shows the option's help with it.
+    """
+    known = set(option_paths())
+    values: dict[str, Any] = {}
+    for name, text in pairwise(arguments):
+        path = name.removeprefix("--").replace("-", "_")
+        if name.startswith("--") and path in known:
+            with contextlib.suppress(yaml.YAMLError):
+                _put(values, path, yaml.safe_load(text))
+    try:
+        RunConfig.model_validate(values)
+    except ValidationError as error:
+        bounds = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
+        if all(finding["type"] in bounds for finding in error.errors()):
+            raise ConfigError(explain(error, "command line")) from None
+
+
+def _put(values: dict[str, Any], path: str, value: Any) -> None:
+    """Set the value at a dotted path."""
+    *parents, leaf = path.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+    values[leaf] = value
+
+
 def _preset(name: str) -> dict[str, Any]:
     if name not in preset_names():
         raise ConfigError(f"preset {name!r} does not exist; one of {', '.join(preset_names())} does")
@@ -187,12 +217,8 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             near = difflib.get_close_matches(variable, known, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(f"environment variable {variable}: there is no such option{hint}")
-        *parents, leaf = known[variable].split(".")
-        place = values
-        for parent in parents:
-            place = place.setdefault(parent, {})
         try:
-            place[leaf] = yaml.safe_load(text)
+            _put(values, known[variable], yaml.safe_load(text))
         except yaml.YAMLError as error:
             raise ConfigError(f"environment variable {variable} is no YAML value: {text!r}") from error
     return values

@@ -35,7 +35,8 @@ class RunDirError(ValueError):
 class RunDirectory:
     """The directory of one run. ``create`` makes a new one, ``open`` an existing one."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, made_parent: bool = False) -> None:
+        self._made_parent = made_parent
         self.shown = path  # as the user named it
         self.path = path.absolute()  # the working directory changes while Ray starts
         self.run = path.name
@@ -52,28 +53,28 @@ class RunDirectory:
                 f"{path} exists already, and a run is never overwritten: choose another --run, or leave it out "
                 "for a unique one"
             )
-        made = False
+        made, made_parent = False, not config.runs_dir.exists()
         try:
             path.mkdir(parents=True)
             made = True
-            return cls._furnish(path, config)
-        except OSError as error:
+            return cls(path, made_parent)._furnish(config)
+        except (OSError, RunDirError) as error:
             if made:  # by this call, and still without any data
                 shutil.rmtree(path, ignore_errors=True)
+            if isinstance(error, RunDirError):
+                raise
             raise RunDirError(
                 f"{path} cannot be made: {error.strerror}; make room or choose another --runs-dir"
             ) from error
 
-    @classmethod
-    def _furnish(cls, path: Path, config: RunConfig) -> RunDirectory:
-        directory = cls(path)
-        (path / "checkpoints").mkdir()
+    def _furnish(self, config: RunConfig) -> RunDirectory:
+        (self.path / "checkpoints").mkdir()
         header = {"qherd": __version__, "git": _git_revision(), "versions": _versions()}
-        directory._write("config.yaml", yaml.safe_dump({**header, "config": dump(config)}, sort_keys=False).encode())
-        directory._write(
+        self._write("config.yaml", yaml.safe_dump({**header, "config": dump(config)}, sort_keys=False).encode())
+        self._write(
             "fences.json", json.dumps({"fence": 0, "incarnations": {}, "nonce": secrets.token_hex(16)}).encode()
         )
-        return directory
+        return self
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -133,9 +134,10 @@ class RunDirectory:
 
     def save_best(self, policy: bytes, about: Mapping[str, Any]) -> None:
         """Keep a packed policy as the best one: weights under their own name, then the manifest that names them."""
-        name = f"best-{about['version']}.weights"
+        digest = hashlib.sha256(policy).hexdigest()
+        name = f"best-{digest[:16]}.weights"
         self._write(f"checkpoints/{name}", policy)
-        manifest = {**about, "file": name, "sha256": hashlib.sha256(policy).hexdigest()}
+        manifest = {**about, "file": name, "sha256": digest}
         self._write("checkpoints/best.json", json.dumps(manifest, indent=2).encode())
         for older in (self.path / "checkpoints").glob("best-*.weights"):
             if older.name != name:
@@ -143,12 +145,14 @@ class RunDirectory:
 
     def load_best(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
         """The best policy's arrays and its manifest. Raises RunDirError where there is none or it is damaged."""
+        if not (self.path / "checkpoints/best.json").exists():
+            raise RunDirError(f"{self.path} has no best policy yet: no evaluation was finished")
         try:
             manifest = json.loads((self.path / "checkpoints/best.json").read_text())
             policy = (self.path / "checkpoints" / manifest["file"]).read_bytes()
             intact = hashlib.sha256(policy).hexdigest() == manifest["sha256"]
-        except FileNotFoundError:
-            raise RunDirError(f"{self.path} has no best policy yet: no evaluation was finished") from None
+        except FileNotFoundError as error:
+            raise RunDirError(f"{error.filename}, which best.json names, is missing") from error
         except (ValueError, KeyError, TypeError) as error:
             raise RunDirError(f"{self.path}/checkpoints/best.json is damaged: {error}") from error
         if not intact:
@@ -165,6 +169,9 @@ class RunDirectory:
         """Remove the directory of a run that never started."""
         self.close()
         shutil.rmtree(self.path, ignore_errors=True)
+        if self._made_parent:
+            with contextlib.suppress(OSError):  # other runs may be there by now
+                self.path.parent.rmdir()
 
     def close(self) -> None:
         """Close what is open."""
