@@ -154,7 +154,6 @@ class InlineSession:
         from learner.publisher import Publisher
 
         torch.set_num_threads(config.learner.threads)
-        torch.set_flush_denormal(True)
         torch.use_deterministic_algorithms(True)
         self._config = config
         run, count = directory.run, config.actors.count
