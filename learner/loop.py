@@ -51,7 +51,7 @@ class LearnerLoop:
         quarantine: Path | None = None,
     ) -> None:
         """``seed`` starts the network's and the sampler's random numbers; ``fence`` comes from the run directory."""
-        self._log, self._publisher, self._config, self._replay = log, publisher, config, replay
+        self._publisher, self._config, self._replay = publisher, config, replay
         self._fence, self._published = fence, 0
         network_seed, sample_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2, np.uint64) >> 1)
         self.learner = Learner(config, schema, choose_device(config.device), network_seed)
