@@ -19,6 +19,9 @@ class EnvConfig(BaseModel):
     """A folder to find that module in."""
     kwargs: dict[str, Any] = {}
     """Arguments of the environment, as YAML: '{gravity: -9, enable_wind: true}'."""
+    frame_stack: int = Field(1, ge=1, le=64)
+    """Newest observations that the network sees together, as gymnasium's FrameStackObservation makes them. Each is
+    sent and stored once; so it is too where the environment brings that wrapper itself."""
     max_episode_steps: int | None = Field(None, ge=1)
     """Env steps after which a training episode is truncated; the evaluation keeps the environment's own limit."""
 

@@ -9,6 +9,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import (
+    FrameStackObservation,
+    OrderEnforcing,
+    PassiveEnvChecker,
+    RecordEpisodeStatistics,
+    TimeLimit,
+    TransformObservation,
+)
 
 from actors.config import EnvConfig
 from replay.chunk import DTYPES, Schema
@@ -42,8 +50,8 @@ def make_env(config: EnvConfig, *, training: bool, render_mode: str | None = Non
     if isinstance(env.observation_space, gym.spaces.Discrete):
         env = _one_hot(env)
     elif isinstance(env.observation_space, gym.spaces.Box) and env.observation_space.dtype.name in NARROWED:
-        env = _narrow(env)
-    return env
+        env = _Narrow(env, env.observation_space)
+    return FrameStackObservation(env, config.frame_stack) if config.frame_stack > 1 else env
 
 
 def schema_of(env: gym.Env[Any, Any]) -> Schema:
@@ -56,10 +64,24 @@ def schema_of(env: gym.Env[Any, Any]) -> Schema:
         raise EnvError(f"{name} numbers its actions from {actions.start}; qherd needs Discrete actions from 0")
     if not isinstance(observations, gym.spaces.Box):
         raise EnvError(f"{name} has the observation space {observations}; qherd takes Box and Discrete observations")
-    dtype = np.dtype(observations.dtype).name
+    dtype, stack = np.dtype(observations.dtype).name, stack_of(env)
     if dtype not in DTYPES:
         raise EnvError(f"{name} has observations of dtype {dtype}; qherd stores {', '.join((*DTYPES, *NARROWED))}")
-    return Schema(tuple(observations.shape), dtype, int(actions.n))
+    shape = tuple(observations.shape)
+    return Schema(shape[1:] if stack > 1 else shape, dtype, int(actions.n), stack)
+
+
+def stack_of(env: gym.Env[Any, Any]) -> int:
+    """How many frames this environment's observations stack, where the newest alone tells all: gymnasium's wrapper,
+    padded with the episode's first frame, and nothing around it that changes observations. 1 for all others."""
+    while isinstance(env, gym.Wrapper):
+        if type(env) is FrameStackObservation:
+            plain = env.padding_type == "reset" and isinstance(env.env.observation_space, gym.spaces.Box)
+            return env.stack_size if plain else 1
+        if type(env) not in (OrderEnforcing, PassiveEnvChecker, TimeLimit, RecordEpisodeStatistics, _Narrow):
+            return 1
+        env = env.env
+    return 1
 
 
 def make_lanes(config: EnvConfig, lanes: int) -> SyncVectorEnv:
@@ -74,17 +96,18 @@ def _one_hot(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
     assert isinstance(space, gym.spaces.Discrete)
     eye, start = np.eye(int(space.n), dtype=np.float32), int(space.start)
     box = gym.spaces.Box(0.0, 1.0, (int(space.n),), np.float32)
-    return gym.wrappers.TransformObservation(env, lambda state: eye[int(state) - start], box)
+    return TransformObservation(env, lambda state: eye[int(state) - start], box)
 
 
-def _narrow(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    space = env.observation_space
-    assert isinstance(space, gym.spaces.Box)
-    dtype = np.dtype(NARROWED[space.dtype.name]).type
-    with np.errstate(over="ignore"):  # float64's largest bound is float32's infinity
-        low, high = np.asarray(space.low).astype(dtype), np.asarray(space.high).astype(dtype)
-    box = gym.spaces.Box(low, high, space.shape, dtype)
-    return gym.wrappers.TransformObservation(env, lambda obs: np.asarray(obs, dtype), box)
+class _Narrow(TransformObservation):
+    """Observations in the dtype that ``NARROWED`` names."""
+
+    def __init__(self, env: gym.Env[Any, Any], space: gym.spaces.Box) -> None:
+        dtype = np.dtype(NARROWED[space.dtype.name]).type
+        with np.errstate(over="ignore"):  # float64's largest bound is float32's infinity
+            low, high = np.asarray(space.low).astype(dtype), np.asarray(space.high).astype(dtype)
+        box = gym.spaces.Box(low, high, space.shape, dtype)
+        super().__init__(env, lambda obs: np.asarray(obs, dtype), box)
 
 
 def _nearest(env_id: str) -> str:

@@ -51,7 +51,7 @@ def play(
     seeds: Sequence[int],
     max_episode_steps: int = 27_000,
 ) -> Episodes:
-    """One whole episode per seed, so that short episodes are not favoured. ``act`` maps [K, *obs_shape] to actions [K].
+    """One whole episode per seed, so that short episodes are not favoured. ``act``: [K, *input_shape] to actions [K].
 
     An environment that has finished its episode takes the next seed, until none is left. ``max_episode_steps`` bounds
     the episodes of environments without a limit of their own, where a greedy policy may walk in circles for ever.

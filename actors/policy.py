@@ -26,7 +26,7 @@ class NumpyMlp:
         ]
 
     def __call__(self, obs: Array) -> npt.NDArray[np.float32]:
-        """obs <obs_dtype>[E, *obs_shape] to Q values <float32>[E, A]."""
+        """obs <obs_dtype>[E, *input_shape] to Q values <float32>[E, A]."""
         x = obs.reshape(len(obs), -1).astype(np.float32, copy=False)
         if obs.dtype == np.uint8:
             x = x / np.float32(255)

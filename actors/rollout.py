@@ -70,6 +70,7 @@ class Rollout:
         self._epsilon = annealed(self._floor, 0, config.epsilon_anneal_env_steps)
         self._obs = np.asarray(envs.reset(seed=lane_seeds)[0])
         self._rows = Rows(config.chunk_steps, envs.num_envs, schema)
+        self._newest = np.s_[:, -1] if schema.stack > 1 else np.s_[:]  # the frame that a row stores
         self._pending: bytes | None = None
         self._seq = 1
         self._status = Status(False, None)
@@ -115,7 +116,7 @@ class Rollout:
         """One env step of every lane into time step ``t``: the hot path."""
         q = self._policy(self._obs)
         action = np.where(planned < 0, q.argmax(1), planned)
-        rows.obs[t], rows.q[t], rows.action[t] = self._obs, q, action
+        rows.obs[t], rows.q[t], rows.action[t] = self._obs[self._newest], q, action
         self._obs, rows.reward[t], rows.terminated[t], rows.truncated[t], _ = self._envs.step(action)
 
     def _encode(self, columns: Columns, counters: Counters) -> None:
@@ -178,7 +179,7 @@ class Rollout:
             self._sleep(POLL_MIN_S)
         if self.weight_version == 0 or self.counters.rows == 0:
             return True
-        self._encode(*self._rows.boundary(self._obs, self._policy(self._obs), self.counters))
+        self._encode(*self._rows.boundary(self._obs[self._newest], self._policy(self._obs), self.counters))
         while not self.send():
             if self._clock() > end:
                 return False

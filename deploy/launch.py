@@ -135,7 +135,7 @@ def server_bytes(config: RunConfig, schema: Schema) -> int:
     three copies of the weights, and 32 MB for itself and its connections."""
     rows = config.replay.capacity_rows + 4 * config.actors.count * chunk_rows(config)
     log = rows * schema.row_bytes + (rows // config.actors.lanes + 1) * (HEADER_BYTES + 200)
-    sizes = config.learner.network.layer_sizes(math.prod(schema.obs_shape), schema.num_actions)
+    sizes = config.learner.network.layer_sizes(math.prod(schema.input_shape), schema.num_actions)
     weights = 4 * sum((inputs + 1) * outputs for inputs, outputs in pairwise(sizes))
     return int(1.25 * log) + 3 * weights + (32 << 20)
 

@@ -52,8 +52,9 @@ class Learner:
         self.updates = 0
         self._reset_figures()
 
-    def update(self, batch: Batch) -> None:
-        """One gradient step on a batch of transitions."""
+    def update(self, batch: Batch, weights: npt.NDArray[Any] | None = None) -> Tensor:
+        """One gradient step on a batch of transitions; ``weights`` <float32>[B] are the importance weights of their
+        losses (None: all 1). Returns the TD errors <float32>[B], on the device."""
         s_tm1, a_tm1, r_t, discount_t, s_t = (self._to_device(column) for column in batch)
         with torch.no_grad():
             q_t = self.target(s_t)
@@ -63,9 +64,11 @@ class Learner:
             error = q_learning(q_tm1, a_tm1, r_t, discount_t, q_t)
         else:
             error = double_q_learning(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector)
-        loss = huber(error, self.config.huber_delta).mean()
+        losses = huber(error, self.config.huber_delta)
+        loss = (losses if weights is None else losses * self._to_device(weights)).mean()
         self._step(loss)
         self._record(loss.detach(), error.detach(), q_tm1.detach())
+        return error.detach()
 
     def _step(self, loss: Tensor) -> None:
         gradient = self._parameters.grad
@@ -104,8 +107,9 @@ class Learner:
                 maximize=False,
             )
 
-    def _to_device(self, column: npt.NDArray[Any]) -> Tensor:
-        return torch.from_numpy(column).to(self.device, non_blocking=True)
+    def _to_device(self, column: npt.NDArray[Any] | Tensor) -> Tensor:
+        """A column of the host's, or of a mirror that lies on the device already."""
+        return torch.as_tensor(column).to(self.device, non_blocking=True)
 
     def _record(self, loss: Tensor, error: Tensor, q_tm1: Tensor) -> None:
         """Keep figures on the device: reading them would wait for it."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from learner.config import LearnerConfig
 from learner.learner import Figures, Learner, choose_device, host_arrays
@@ -21,7 +22,8 @@ from replay.limiter import Limiter
 from replay.log import ChunkLog, LogError
 from replay.mirror import Batch, Mirror
 from replay.reader import Reader
-from replay.samplers import UniformSampler
+from replay.samplers import make_sampler
+from replay.storage import check_fit, make_storage
 
 PUBLISH_MIN_S = 0.1
 TRIM_EVERY_S = 1.0
@@ -55,11 +57,13 @@ class LearnerLoop:
         self._fence, self._published = fence, 0
         network_seed, sample_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2, np.uint64) >> 1)
         self.learner = Learner(config, schema, choose_device(config.device), network_seed)
-        self.mirror = Mirror(schema, replay.capacity_rows)
+        storage = make_storage(replay.storage, replay.memmap_dir, lambda: self.learner.device)
+        check_fit(replay.storage, storage, Mirror.planned_bytes(schema, replay.capacity_rows))
+        self.mirror = Mirror(schema, replay.capacity_rows, storage)
         self.reader = Reader(
             log, Codec(schema, run), self.mirror, config.n_step, config.gamma, config.reward_scale, quarantine
         )
-        self.sampler = UniformSampler(self.mirror, np.random.default_rng(sample_seed))
+        self.sampler = make_sampler(replay, self.mirror, np.random.default_rng(sample_seed))
         self.limiter = Limiter(replay.samples_per_insert, replay.min_rows, replay.capacity_rows, config.batch)
         self._wait_s = self._env_steps_per_s = self._updates_per_s = 0.0
         self._last_publish_s = self._last_trim_s = -math.inf
@@ -98,12 +102,23 @@ class LearnerLoop:
         while updates < self._replay.ingest_every_updates and self.limiter.may_sample:
             self.limiter.samples += batch
             updates += 1
-        if updates:  # one choice and one gather for all of them: the mirror does not change meanwhile
-            gathered = self.mirror.gather(self.sampler.choose(updates * batch))
-            for start in range(0, updates * batch, batch):
-                self.learner.update(Batch(*(column[start : start + batch] for column in gathered)))
+        if updates:
+            self._learn(updates)
         self._publisher.set(self.limiter.gate_open)
         return updates
+
+    def _learn(self, updates: int) -> None:
+        """One choice and one gather for all these updates, since the mirror does not change meanwhile; likewise one
+        change of the priorities, which thus lag by as many updates (Ape-X's learner prefetches 16 batches)."""
+        batch = self._config.batch
+        rows, weights = self.sampler.choose(batch, updates, self.learner.updates)
+        gathered = self.mirror.gather(rows)
+        errors = []
+        for part in (slice(start, start + batch) for start in range(0, len(rows), batch)):
+            transitions = Batch(*(column[part] for column in gathered))
+            errors.append(self.learner.update(transitions, None if weights is None else weights[part]))
+        if weights is not None:
+            self.sampler.update(rows, torch.cat(errors).cpu().numpy())
 
     @contextlib.contextmanager
     def _server_may_be_away(self) -> Iterator[None]:
@@ -168,7 +183,7 @@ class LearnerLoop:
         newest = version(self._fence, self._published)
         acted_with = [books.weight_version for books in self.reader.slots.values() if books.weight_version]
         self._note_exploring_return(counters)
-        figures: dict[str, float] = {
+        figures: dict[str, float] = self.sampler.figures() | {
             "updates": self.learner.updates,
             "env_steps": totals.env_steps,
             "actor_env_steps": counters.env_steps,

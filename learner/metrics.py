@@ -13,6 +13,8 @@ from learner.report import Report
 GAUGES = {
     "replay_rows": "Rows alive in the mirror, boundary rows included.",
     "replay_capacity_rows": "Rows that the mirror can hold.",
+    "priority_mean": "Mean of the priorities to the power alpha, over the rows that can be sampled.",
+    "importance_beta": "Exponent of the importance weights.",
     "samples_per_insert": "Transitions trained on per env step, realised.",
     "weight_staleness_versions": "Versions from the newest chunks' weights to the newest weights.",
     "gate_open": "1 while actors may insert.",
@@ -34,6 +36,7 @@ COUNTERS = {
     "actor_episodes": "Episodes that the exploring actors finished.",
     "actor_gate_wait_seconds": "Seconds that actors waited at the gate.",
     "chunks": "Chunks ingested.",
+    "priority_updates_missed": "TD errors that came for rows evicted meanwhile.",
     "chunk_bytes": "Bytes of the chunks ingested.",
     "weights_published": "Weights published.",
     "weights_published_bytes": "Bytes of the weights published.",

@@ -21,11 +21,11 @@ class MlpQNetwork(nn.Module):
     def __init__(self, schema: Schema, config: NetworkConfig) -> None:
         super().__init__()
         self._dueling = config.dueling
-        sizes = config.layer_sizes(math.prod(schema.obs_shape), schema.num_actions)
+        sizes = config.layer_sizes(math.prod(schema.input_shape), schema.num_actions)
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
 
     def forward(self, obs: Tensor) -> Tensor:
-        """obs <obs_dtype>[B, *obs_shape] to Q values <float32>[B, A]."""
+        """obs <obs_dtype>[B, *input_shape] to Q values <float32>[B, A]."""
         x: Tensor = obs.reshape(len(obs), -1).to(torch.float32)
         if obs.dtype == torch.uint8:
             x = x / 255

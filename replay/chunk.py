@@ -39,27 +39,38 @@ class BadChunk(ValueError):
 
 @dataclass(frozen=True)
 class Schema:
-    """What a row looks like: the shape and dtype of one observation, and how many actions there are."""
+    """What a row looks like: the shape and dtype of one observation, and how many actions there are.
+
+    ``stack`` newest observations of an episode together are what the network sees; a row has the newest only.
+    """
 
     obs_shape: tuple[int, ...]
     obs_dtype: str
     num_actions: int
+    stack: int = 1
 
     def __post_init__(self) -> None:
         if self.obs_dtype not in DTYPES:
             raise ValueError(f"observation dtype {self.obs_dtype!r} cannot be stored; one of {', '.join(DTYPES)} can")
         if self.num_actions < 1:
             raise ValueError(f"num_actions is {self.num_actions}; at least 1 is needed")
+        if self.stack < 1:
+            raise ValueError(f"stack is {self.stack}; at least 1 is needed")
 
     @cached_property
     def digest(self) -> int:
         """64 bits that differ between schemas: a chunk of another environment is refused by it."""
-        return digest64(json.dumps([self.obs_shape, self.obs_dtype, self.num_actions]))
+        return digest64(json.dumps([self.obs_shape, self.obs_dtype, self.num_actions, self.stack]))
 
     @cached_property
     def obs_bytes(self) -> int:
         """Bytes of one observation."""
         return math.prod(self.obs_shape) * np.dtype(self.obs_dtype).itemsize
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of what the network sees of one row: the stack comes first, where there is one."""
+        return (self.stack, *self.obs_shape) if self.stack > 1 else self.obs_shape
 
     @property
     def row_bytes(self) -> int:
@@ -213,8 +224,11 @@ class Codec:
         if chunk.action.min() < 0 or chunk.action.max() >= self.schema.num_actions:
             raise BadChunk("action", f"outside 0..{self.schema.num_actions - 1}")
         ends, boundary = (chunk.flags & (TERMINATED | TRUNCATED)) != 0, (chunk.flags & BOUNDARY) != 0
+        first = (chunk.flags & FIRST) != 0
         unknown = chunk.flags.max() > (TERMINATED | TRUNCATED | BOUNDARY | FIRST)
         if unknown or (ends & boundary).any() or (ends[:-1] & ~boundary[1:]).any():
             raise BadChunk(
                 "flags", "an unknown flag, a boundary row that ends an episode, or an end without its boundary row"
             )
+        if (boundary[:-1] != first[1:]).any():
+            raise BadChunk("flags", "an episode begins without a boundary row before it, or goes on behind one")

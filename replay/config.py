@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -12,6 +15,19 @@ class ReplayConfig(BaseModel):
 
     capacity_rows: int = Field(100_000, ge=1)
     """Rows that the replay memory holds, boundary rows included."""
+    storage: Literal["ram", "memmap", "device"] = "ram"
+    """Where the learner keeps them: ram; memmap, files for memories bigger than RAM; device, the learner's own."""
+    memmap_dir: Path | None = None
+    """Folder of the memmap's files, on the learner's machine; they have no name and vanish with it. The default is the
+    run's folder, on a cluster the system's one for temporary files."""
+    sampler: Literal["uniform", "prioritised"] = "uniform"
+    """How rows are chosen: all alike, or in proportion to their TD error (arXiv 1511.05952)."""
+    alpha: float = Field(0.6, ge=0, le=1)
+    """Exponent of the priorities: 0 is uniform, 1 fully proportional to |TD error|."""
+    beta: float = Field(0.4, ge=0, le=1)
+    """Exponent of the importance weights at the start; it rises to 1 linearly."""
+    beta_updates: int = Field(100_000, ge=1)
+    """Updates after which it is 1."""
     min_rows: int = Field(1_000, ge=1)
     """Env steps to collect before the first update."""
     samples_per_insert: float = Field(64.0, gt=0)

@@ -19,6 +19,11 @@ truncated at i+k      k+1 rewards, gamma^(k+1), bootstraps from the boundary row
 fewer rows, no end    nothing yet
 the lane breaks       its last row is made a boundary row: as truncated there, without that row's reward
 ====================  =======================================================================================
+
+With the actor's own Q values, which every row carries, a window that closes also has the actor's TD error, the initial
+priority of Ape-X (arXiv 1803.00933, section 3)::
+
+    td_error = r_t + discount_t max_a Q(s_t, a) - Q(s_tm1, a_tm1)
 """
 
 from __future__ import annotations
@@ -34,51 +39,72 @@ Array = npt.NDArray[Any]
 
 
 class Closed(NamedTuple):
-    """Windows that closed, each once: row <int64>[M], r_t <float32>[M], discount_t <float32>[M], boot <int64>[M]
-    (the row whose observation is s_t)."""
+    """Windows that closed, each once: row <int64>[M], r_t, discount_t <float32>[M], boot <int64>[M] (the row whose
+    observation is s_t), td_error <float32>[M] (by the actor's Q values when it acted)."""
 
     row: Array
     r_t: Array
     discount_t: Array
     boot: Array
+    td_error: Array
+
+
+class _Rows(NamedTuple):
+    """T rows of E lanes, [T, E] each; ``done``: no window starts here any more."""
+
+    reward: Array
+    flags: Array
+    row: Array
+    q_taken: Array
+    q_max: Array
+    done: Array
 
 
 class LaneWindows:
     """The open windows of one actor's E lanes: the last n rows of each, carried from chunk to chunk."""
 
     def __init__(self, lanes: int, n: int, gamma: float) -> None:
-        self._n, self._gamma = n, gamma
-        self._reward = np.zeros((n, lanes), np.float32)
-        self._flags = np.full((n, lanes), BOUNDARY, np.uint8)
-        self._row = np.full((n, lanes), -1, np.int64)
-        self._done = np.ones((n, lanes), np.bool_)
+        self._lanes, self._n, self._gamma = lanes, n, gamma
+        self._forget()
 
-    def extend(self, reward: Array, flags: Array, row: Array) -> Closed:
-        """Add T rows per lane (reward <float32>[T, E], flags <uint8>[T, E], row <int64>[T, E]); returns what closed."""
-        reward = np.concatenate((self._reward, reward))
-        flags = np.concatenate((self._flags, flags))
-        row = np.concatenate((self._row, row))
-        done = np.concatenate((self._done, (flags[self._n :] & BOUNDARY) != 0))
-        closed = self._close(reward, flags, row, done)
-        keep = slice(len(reward) - self._n, None)
-        self._reward, self._flags, self._row, self._done = reward[keep], flags[keep], row[keep], done[keep]
+    def _forget(self) -> None:
+        grid = (self._n, self._lanes)
+        zeros = np.zeros(grid, np.float32)
+        row, done = np.full(grid, -1, np.int64), np.ones(grid, np.bool_)
+        self._carried = _Rows(zeros, np.full(grid, BOUNDARY, np.uint8), row, zeros, zeros, done)
+
+    @property
+    def last_row(self) -> Array:
+        """Each lane's newest row <int64>[E] where its episode goes on behind it, else -1."""
+        return np.where(self._carried.flags[-1] & BOUNDARY, -1, self._carried.row[-1])
+
+    def extend(self, reward: Array, flags: Array, row: Array, q_taken: Array, q_max: Array) -> Closed:
+        """Add T rows per lane, [T, E] each: reward, q_taken, q_max <float32>, flags <uint8>, row <int64>.
+
+        Returns what closed.
+        """
+        added = _Rows(reward, flags, row, q_taken, q_max, (flags & BOUNDARY) != 0)
+        rows = _Rows(*(np.concatenate(pair) for pair in zip(self._carried, added, strict=True)))
+        closed = self._close(rows)
+        self._carried = _Rows(*(column[-self._n :] for column in rows))
         return closed
 
     def break_lanes(self) -> Closed:
         """End every lane here: its last row serves as its boundary row. Returns what that closed."""
-        self._flags[-1] |= BOUNDARY
-        closed = self._close(self._reward, self._flags, self._row, self._done)
-        self.__init__(self._flags.shape[1], self._n, self._gamma)  # type: ignore[misc]
+        self._carried.flags[-1] |= BOUNDARY
+        closed = self._close(self._carried)
+        self._forget()
         return closed
 
-    def _close(self, reward: Array, flags: Array, row: Array, done: Array) -> Closed:
-        """Close what can be closed in [L, E] arrays; marks it in ``done`` in place."""
+    def _close(self, rows: _Rows) -> Closed:
+        """Close what can be closed; marks it in ``rows.done`` in place."""
+        reward, flags, row, q_taken, q_max, done = rows
         length = len(reward)
         boundary = (flags & BOUNDARY) != 0
         factor = np.where((flags & TERMINATED) != 0, np.float32(0), np.float32(self._gamma))
         r_t = np.zeros(reward.shape, np.float32)
         discount_t = np.ones(reward.shape, np.float32)
-        boot = np.full(row.shape, -1, np.int64)
+        boot, q_boot = np.full(row.shape, -1, np.int64), np.zeros(reward.shape, np.float32)
         rolling = ~done
         for k in range(min(self._n, length - 1)):
             m = length - 1 - k  # windows that start in the first m rows have a row i+k+1 to look at
@@ -87,7 +113,9 @@ class LaneWindows:
             discount_t[:m] *= np.where(live, factor[k : k + m], np.float32(1))
             ends = live & boundary[k + 1 :] if k < self._n - 1 else live
             np.copyto(boot[:m], row[k + 1 :], where=ends)
+            np.copyto(q_boot[:m], q_max[k + 1 :], where=ends)
             rolling[:m] ^= ends
         closed = boot >= 0
         done |= closed
-        return Closed(row[closed], r_t[closed], discount_t[closed], boot[closed])
+        td_error = r_t + discount_t * q_boot - q_taken
+        return Closed(row[closed], r_t[closed], discount_t[closed], boot[closed], td_error[closed])

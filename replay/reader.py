@@ -210,6 +210,7 @@ class Reader:
             books.windows = None
         if books.windows is None:
             books.windows, books.lanes = LaneWindows(lanes, self._n, self._gamma), lanes
-        ids = self._mirror.add(chunk)
-        self._mirror.close(books.windows.extend(chunk.reward * self._reward_scale, chunk.flags, ids))
+        ids = self._mirror.add(chunk, books.windows.last_row)
+        reward = chunk.reward * self._reward_scale
+        self._mirror.close(books.windows.extend(reward, chunk.flags, ids, chunk.q_taken, chunk.q_max))
         self._stored.append(Stored(entry.slot, entry.id, self._mirror.end))

@@ -53,10 +53,11 @@ REASONS = {
 
 
 def episode_flags(rng: np.random.Generator, grid: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """Random flags in which, as in every real lane, the row after an end is its boundary row."""
-    flags = rng.choice([0, FIRST, TERMINATED, TRUNCATED, TERMINATED | TRUNCATED, BOUNDARY], grid).astype(np.uint8)
+    """Random flags in which, as in every real lane, the row after an end is its boundary row, and the next a first."""
+    flags = rng.choice([0, TERMINATED, TRUNCATED, TERMINATED | TRUNCATED, BOUNDARY], grid).astype(np.uint8)
     for t in range(1, grid[0]):
         flags[t, (flags[t - 1] & (TERMINATED | TRUNCATED)) != 0] = BOUNDARY
+        flags[t, (flags[t - 1] & BOUNDARY) != 0] = FIRST
     return flags
 
 
@@ -291,7 +292,17 @@ def test_an_end_without_its_boundary_row_is_refused(end: int) -> None:
     flags[0, 0] = end
     assert refusal(encode(replace(chunk, flags=flags), SCHEMA, RUN)) == "flags"
     flags[1, 0] = BOUNDARY
+    flags[2:3, 0] = FIRST
     decode(encode(replace(chunk, flags=flags), SCHEMA, RUN))
+
+
+@pytest.mark.parametrize("second", [[BOUNDARY, 0], [0, FIRST]], ids=["goes on behind its end", "begins in the middle"])
+def test_an_episode_begins_behind_a_boundary_row_and_nowhere_else(second: list[int]) -> None:
+    """Otherwise a stack of frames would reach into another episode, or miss its own frames."""
+    chunk = make()
+    flags = np.zeros_like(chunk.flags)
+    flags[:2, 0] = second
+    assert refusal(encode(replace(chunk, flags=flags), SCHEMA, RUN)) == "flags"
 
 
 @pytest.mark.parametrize("bad", [16, 128, BOUNDARY | TERMINATED, BOUNDARY | TRUNCATED])
@@ -339,4 +350,4 @@ def test_schema_refuses_what_cannot_be_stored() -> None:
 
 def test_digest_is_the_same_in_every_process() -> None:
     """A hash that differs between processes (PYTHONHASHSEED) would refuse every actor's chunks."""
-    assert Schema((84, 84), "uint8", 6).digest == 16888170927041601429
+    assert Schema((84, 84), "uint8", 6).digest == 2602481460949624227

@@ -109,6 +109,7 @@ def test_a_real_run_is_scraped(tmp_path: Path) -> None:
     """Local mode: the learner's figures and the actors' rise between two scrapes and agree with one another."""
     port = free_port()
     command = ("train", "CartPole-v1", "--run", "scraped", "--metrics.port", str(port), "--eval.threshold", "1e9")
+    command += ("--replay.sampler", "prioritised")
     scrapes: list[dict[str, Metric]] = []
 
     def moved() -> bool:

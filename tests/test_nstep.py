@@ -38,6 +38,8 @@ def windows_of(
             np.array(REWARDS[:count], np.float32).reshape(column),
             np.array(flags, np.uint8).reshape(column),
             np.arange(count).reshape(column),
+            np.zeros(column, np.float32),
+            np.zeros(column, np.float32),
         )
     ]
     if broken:
@@ -49,7 +51,7 @@ def as_dict(found: list[Closed]) -> dict[int, tuple[float, ...]]:
     """By row; a row that was yielded twice fails."""
     rows: dict[int, tuple[float, ...]] = {}
     for closed in found:
-        for row, r_t, discount_t, boot in zip(*(column.tolist() for column in closed), strict=True):
+        for row, r_t, discount_t, boot, _ in zip(*(column.tolist() for column in closed), strict=True):
             assert row not in rows, f"row {row} was yielded twice"
             rows[row] = (r_t, discount_t, boot)
     return rows
@@ -116,7 +118,7 @@ def test_nothing_carries_over_a_break() -> None:
     one = np.ones((1, 1), np.float32)
     found = []
     for row in range(4):
-        found.append(windows.extend(one, np.zeros((1, 1), np.uint8), np.full((1, 1), row)))
+        found.append(windows.extend(one, np.zeros((1, 1), np.uint8), np.full((1, 1), row), one, one))
         if row == 1:
             found.append(windows.break_lanes())
     found.append(windows.break_lanes())
@@ -228,7 +230,8 @@ def test_windows_equal_the_oracle_for_any_cut_into_chunks(
         for lane in range(lanes):
             lane_history[lane] += lane_rows(chunk, lane)
         action_of.update(zip(chunk.obs.ravel().astype(int).tolist(), chunk.action.ravel().tolist(), strict=True))
-        found.append(windows.extend(chunk.reward, chunk.flags, chunk.obs[..., 0].astype(np.int64)))
+        row = chunk.obs[..., 0].astype(np.int64)
+        found.append(windows.extend(chunk.reward, chunk.flags, row, chunk.q_taken, chunk.q_max))
 
     def yielded() -> dict[int, Transition]:
         return {obs: Transition(action_of[obs], r, d, int(boot)) for obs, (r, d, boot) in as_dict(found).items()}

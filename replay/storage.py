@@ -1,0 +1,137 @@
+"""Where a mirror's columns lie: host memory, a file mapped into it, or the learner's device.
+
+A storage allocates columns and moves rows in and out of them; which rows is the mirror's business.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Kind = Literal["ram", "memmap", "device"]
+CGROUP = Path("/sys/fs/cgroup")
+
+
+class CannotFit(ValueError):
+    """A mirror that is bigger than what there is for it; the text has both numbers."""
+
+
+class Storage(Protocol):
+    """Columns of a mirror: ``Any`` is the storage's own kind of array."""
+
+    def free_bytes(self) -> int | None:
+        """Bytes that it could allocate now; None where nobody can say."""
+
+    def allocate(self, rows: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
+        """A column <dtype>[rows, *shape] of zeros."""
+
+    def put(self, column: Any, places: Array | slice, values: Array) -> None:
+        """Write the host's ``values`` <dtype>[M, *shape] to ``places``."""
+
+    def take(self, column: Any, places: Array) -> Any:
+        """Rows at ``places`` <int64>[B] as a contiguous <dtype>[B, *shape] of their own."""
+
+
+class Ram:
+    """Host memory."""
+
+    def free_bytes(self) -> int | None:
+        return available_memory()
+
+    def allocate(self, rows: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+        return np.zeros((rows, *shape), dtype)
+
+    def put(self, column: Array, places: Array | slice, values: Array) -> None:
+        column[places] = values
+
+    def take(self, column: Array, places: Array) -> Array:
+        return column.take(places, axis=0)
+
+
+class Memmap(Ram):
+    """Files without a name in ``folder``, mapped into memory: the system keeps in RAM what is used and there is room
+    for. Nothing of them is left behind, however the process ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def free_bytes(self) -> int | None:
+        return shutil.disk_usage(self._folder).free
+
+    def allocate(self, rows: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+        nbytes = rows * math.prod(shape) * np.dtype(dtype).itemsize
+        with tempfile.TemporaryFile(dir=self._folder) as file:
+            # Without the blocks a full disk would end the process by SIGBUS in the middle of a write.
+            os.posix_fallocate(file.fileno(), 0, nbytes)
+            return np.memmap(file, dtype, "r+", shape=(rows, *shape))
+
+
+class Device:
+    """The memory of a torch device. Batches are gathered there: of a sample only the row numbers leave the host."""
+
+    def __init__(self, device: Any) -> None:
+        """``device``: a torch.device. torch is imported here, and nowhere else in this package."""
+        import torch
+
+        self._torch, self._device = torch, device
+
+    def free_bytes(self) -> int | None:
+        if self._device.type == "cuda":
+            return int(self._torch.cuda.mem_get_info(self._device)[0])
+        return available_memory() if self._device.type == "cpu" else None
+
+    def allocate(self, rows: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
+        like = self._torch.from_numpy(np.zeros(1, dtype))
+        return self._torch.zeros((rows, *shape), dtype=like.dtype, device=self._device)
+
+    def put(self, column: Any, places: Array | slice, values: Array) -> None:
+        where = places if isinstance(places, slice) else self._torch.from_numpy(places).to(self._device)
+        column[where] = self._torch.from_numpy(np.array(values)).to(self._device)
+
+    def take(self, column: Any, places: Array) -> Any:
+        return column[self._torch.from_numpy(places).to(self._device)]
+
+
+def make_storage(kind: Kind, folder: Path | None, device: Callable[[], Any]) -> Storage:
+    """The storage of this kind. ``folder`` is where a memmap's files lie (None: the system's folder for temporary
+    files); ``device`` gives the torch device, asked for only where it is needed."""
+    if kind == "memmap":
+        return Memmap(folder or Path(tempfile.gettempdir()))
+    return Device(device()) if kind == "device" else Ram()
+
+
+def check_fit(kind: Kind, storage: Storage, needed_bytes: int) -> None:
+    """Raises CannotFit where ``storage`` has less than ``needed_bytes``."""
+    free = storage.free_bytes()
+    if free is not None and needed_bytes > free:
+        remedy = "lower replay.capacity_rows" + (", or choose --replay.storage memmap" if kind != "memmap" else "")
+        raise CannotFit(
+            f"the replay needs {needed_bytes / 1e9:.2f} GB of {kind} in the learner, {free / 1e9:.2f} GB are free: "
+            f"{remedy}"
+        )
+
+
+def available_memory() -> int | None:
+    """Bytes that processes can still allocate here, also by the cgroup's bound; None where the system does not say."""
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    bounds = [int(found[1]) * 1024] if found else []
+    try:
+        limit = (CGROUP / "memory.max").read_text().strip()
+        if limit != "max":
+            bounds.append(int(limit) - int((CGROUP / "memory.current").read_text()))
+    except (OSError, ValueError):
+        pass
+    return min(bounds, default=None)
