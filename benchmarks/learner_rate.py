@@ -11,7 +11,8 @@ import torch
 from benchmarks.herd import act, beside
 from benchmarks.result import Result
 from deploy.config import RunConfig, compose
-from deploy.launch import backstop_chunks, chunk_rows, probe_env, server_bytes
+from deploy.launch import probe_env
+from deploy.plan import backstop_chunks, chunk_rows, server_bytes
 from deploy.valkey import EmbeddedServer
 from learner.learner import Learner
 from learner.loop import LearnerLoop

@@ -167,12 +167,13 @@ def _guarded(run: Callable[[], int]) -> int:
     from deploy.run_dir import RunDirError
     from deploy.valkey import ServerError
     from replay.log import LogError
+    from replay.storage import CannotFit
 
     try:
         return run()
     except ValidationError as error:
         message = explain(error, "command line")
-    except (ConfigError, EnvError, RunDirError, ServerError, LogError) as error:
+    except (ConfigError, EnvError, RunDirError, ServerError, LogError, CannotFit) as error:
         message = str(error)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):

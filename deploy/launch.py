@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import secrets
 import signal
@@ -14,20 +13,20 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 from actors.envs import make_env, schema_of
 from actors.evaluator import Evaluator, Verdict
 from deploy import __version__
 from deploy.config import ConfigError, RunConfig
+from deploy.plan import backstop_chunks, chunk_rows, plan
 from deploy.run_dir import RunDirectory, env_of
 from deploy.valkey import EmbeddedServer, PrivateDir
-from replay.chunk import HEADER_BYTES, Schema
+from replay.chunk import Schema
+from replay.config import ReplayConfig
 from replay.identity import Identity
 from replay.limiter import Limiter
 from replay.log import LogError, MemoryLog, Unavailable
-from replay.mirror import Mirror
 from replay.redis_log import TIMEOUT_S, RedisLog
 
 SLICE_S = 0.25
@@ -120,24 +119,11 @@ def _check_cluster(config: RunConfig) -> None:
         raise ConfigError(str(error)) from error
 
 
-def chunk_rows(config: RunConfig) -> int:
-    """Rows of a full chunk."""
-    return config.actors.lanes * config.actors.chunk_steps
-
-
-def backstop_chunks(config: RunConfig) -> int:
-    """MAXLEN of a slot's stream: it never cuts what the mirror may still need, if all rows came from one slot."""
-    return 2 * (config.replay.capacity_rows // config.actors.lanes + 1)
-
-
-def server_bytes(config: RunConfig, schema: Schema) -> int:
-    """Memory planned for the embedded server: the log as far as the mirror reaches, what is in flight, a quarter more,
-    three copies of the weights, and 32 MB for itself and its connections."""
-    rows = config.replay.capacity_rows + 4 * config.actors.count * chunk_rows(config)
-    log = rows * schema.row_bytes + (rows // config.actors.lanes + 1) * (HEADER_BYTES + 200)
-    sizes = config.learner.network.layer_sizes(math.prod(schema.input_shape), schema.num_actions)
-    weights = 4 * sum((inputs + 1) * outputs for inputs, outputs in pairwise(sizes))
-    return int(1.25 * log) + 3 * weights + (32 << 20)
+def _replay_of(config: RunConfig, directory: RunDirectory) -> ReplayConfig:
+    """The replay's configuration, with the run's folder for a memmap on this machine."""
+    if config.mode == "cluster" or config.replay.memmap_dir is not None:
+        return config.replay
+    return config.replay.model_copy(update={"memmap_dir": directory.path})
 
 
 class InlineSession:
@@ -165,7 +151,7 @@ class InlineSession:
             log,
             Publisher(log, fence),
             schema,
-            config.replay,
+            _replay_of(config, directory),
             config.learner,
             fence=fence,
             seed=config.seed,
@@ -207,7 +193,7 @@ class InlineSession:
                 self.loop.publish_if_due()
             if self.loop.learner.updates >= until:
                 break
-        self.loop.reader.trim()
+        self.loop.reader.trim(0)  # nobody else reads this log
         elapsed = time.perf_counter() - started
         verdict, policy = self._screen()
         try:
@@ -294,12 +280,7 @@ class RaySession:
         if config.mode == "cluster":
             assert config.redis.url is not None  # check() has seen to it
             return {"learner": config.redis.url, "actor": config.redis.url}
-        planned = server_bytes(config, self._schema)
-        mirror = Mirror.planned_bytes(self._schema, config.replay.capacity_rows)
-        self._say(
-            f"replay of {config.replay.capacity_rows:,} rows: {mirror >> 20} MB in the learner, "
-            f"starting a server of at most {planned >> 20} MB"
-        )
+        planned = plan(config, self._schema).server
         self._server = self._cleanup.enter_context(EmbeddedServer(self._directory.run, planned))
         return {role: self._server.url(role) for role in ("learner", "actor")}
 
@@ -315,7 +296,7 @@ class RaySession:
             url,
             self._directory.run,
             self._schema,
-            config.replay,
+            _replay_of(config, self._directory),
             config.learner,
             fence=self._directory.next_fence(),
             seed=config.seed,

@@ -14,9 +14,11 @@ from actors.evaluator import Verdict
 from deploy.config import ConfigError, RunConfig
 from deploy.display import Display
 from deploy.launch import Progress, RunFailedError, Session, check, probe_env, start_session
+from deploy.plan import check_memory, plan
 from deploy.run_dir import RunDirectory
 from deploy.valkey import ServerError
 from replay.log import LogError
+from replay.storage import CannotFit
 
 STOP_S = 20.0
 LOG_EVERY_S = 1.0
@@ -89,14 +91,16 @@ def train(config: RunConfig) -> int:
     started = time.monotonic()
     check(config)
     schema = probe_env(config)
+    check_memory(config, schema)
     directory = RunDirectory.create(config)
     outcome, stop = Outcome(), Stop()
     with contextlib.closing(directory), stop.listening(), Display(directory.run, config) as display:
         display.say(f"run {directory.shown}")
+        display.say(plan(config, schema).told(config))
         try:
             try:
                 session = start_session(config, directory, schema, display.say)
-            except (ConfigError, LogError, ServerError):
+            except (ConfigError, CannotFit, LogError, ServerError):
                 directory.discard()  # nothing has run: the name stays free
                 raise
             display.say("waiting for the first experience")

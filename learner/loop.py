@@ -23,10 +23,13 @@ from replay.log import ChunkLog, LogError
 from replay.mirror import Batch, Mirror
 from replay.reader import Reader
 from replay.samplers import make_sampler
-from replay.storage import check_fit, make_storage
+from replay.storage import CannotFit, check_fit, make_storage
 
 PUBLISH_MIN_S = 0.1
-TRIM_EVERY_S = 1.0
+GATHER_BYTES = 64 << 20
+"""Observations that are gathered at once, at the most: some batches of pictures, a whole cycle of small rows."""
+TRIM_EVERY_S, TRIM_SHARE = 1.0, 16
+"""The log is trimmed so often, and whenever this part of the capacity has come in anew."""
 IDLE_S = 0.002
 GATE_LATENCY_S = 0.1
 """How long a shut gate takes to reach the actors (publisher, server, their next chunk): sizes the limiter's band."""
@@ -53,13 +56,13 @@ class LearnerLoop:
         quarantine: Path | None = None,
     ) -> None:
         """``seed`` starts the network's and the sampler's random numbers; ``fence`` comes from the run directory."""
-        self._publisher, self._config, self._replay = publisher, config, replay
+        self._log, self._publisher, self._config, self._replay = log, publisher, config, replay
         self._fence, self._published = fence, 0
+        self._keep_rows = replay.capacity_rows if replay.log_rows is None else replay.log_rows
+        self._input_bytes = schema.obs_bytes * schema.stack
         network_seed, sample_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2, np.uint64) >> 1)
         self.learner = Learner(config, schema, choose_device(config.device), network_seed)
-        storage = make_storage(replay.storage, replay.memmap_dir, lambda: self.learner.device)
-        check_fit(replay.storage, storage, Mirror.planned_bytes(schema, replay.capacity_rows))
-        self.mirror = Mirror(schema, replay.capacity_rows, storage)
+        self.mirror = self._make_mirror(schema)
         self.reader = Reader(
             log, Codec(schema, run), self.mirror, config.n_step, config.gamma, config.reward_scale, quarantine
         )
@@ -67,11 +70,24 @@ class LearnerLoop:
         self.limiter = Limiter(replay.samples_per_insert, replay.min_rows, replay.capacity_rows, config.batch)
         self._wait_s = self._env_steps_per_s = self._updates_per_s = 0.0
         self._last_publish_s = self._last_trim_s = -math.inf
-        self._rows_in_flight = self._log_unavailable = 0
+        self._rows_in_flight = self._log_unavailable = self._log_full = self._trimmed_end = 0
         self._newest_figures: Figures | None = None
         self._noted = Counters()
         self._exploring_return: float | None = None
         self.publish()
+
+    def _make_mirror(self, schema: Schema) -> Mirror:
+        replay = self._replay
+        storage = make_storage(replay.storage, replay.memmap_dir, lambda: self.learner.device)
+        needed = Mirror.planned_bytes(schema, replay.capacity_rows)
+        check_fit(replay.storage, storage, needed)
+        try:
+            return Mirror(schema, replay.capacity_rows, storage)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise CannotFit(
+                f"the replay of {replay.capacity_rows:,} rows, {needed / 1e9:.2f} GB, cannot be allocated in "
+                f"{replay.storage}: {error}; lower replay.capacity_rows"
+            ) from error
 
     def expect(self, slots: Iterable[int], chunk_rows: int) -> None:
         """Read these slots; each has at most one chunk of ``chunk_rows`` rows in flight."""
@@ -99,11 +115,13 @@ class LearnerLoop:
         with self._server_may_be_away():
             self.limiter.inserts += self.reader.poll(budget_s=ingest_budget_s)
         batch, updates = self._config.batch, 0
-        while updates < self._replay.ingest_every_updates and self.limiter.may_sample:
+        most = self._replay.ingest_every_updates if self.mirror.sampleable_rows else 0
+        while updates < most and self.limiter.may_sample:
             self.limiter.samples += batch
             updates += 1
-        if updates:
-            self._learn(updates)
+        together = max(1, GATHER_BYTES // (2 * batch * self._input_bytes))
+        for done in range(0, updates, together):
+            self._learn(min(together, updates - done))
         self._publisher.set(self.limiter.gate_open)
         return updates
 
@@ -158,10 +176,25 @@ class LearnerLoop:
     def _publish_when_due(self, now: float) -> None:
         if now - self._last_publish_s >= PUBLISH_MIN_S and self.publish_if_due():
             self._last_publish_s = now
-        if now - self._last_trim_s >= TRIM_EVERY_S:
-            self._last_trim_s = now
+        turned = self.mirror.end - self._trimmed_end > self._keep_rows // TRIM_SHARE
+        if now - self._last_trim_s >= TRIM_EVERY_S or turned:
+            self._last_trim_s, self._trimmed_end = now, self.mirror.end
             with self._server_may_be_away():
-                self.reader.trim()
+                self._trim()
+
+    def _trim(self) -> None:
+        """Bound the log. Where the server is nearly full the bound falls by a quarter, for good: a full server refuses
+        all writes, and only the learner can make room. Below an eighth of the server other things fill it: rows that
+        are yet to be read, or another run's."""
+        memory = self._log.memory()
+        if memory is not None:
+            row_bytes = self.mirror.schema.row_bytes
+            margin = min(max(memory.bound // 10, 2 * self._rows_in_flight * row_bytes), memory.bound // 2)
+            if memory.used > memory.bound - margin:
+                self._log_full += 1
+                fewer = min(self._keep_rows, self.reader.log_rows) * 3 // 4
+                self._keep_rows = min(self._keep_rows, max(fewer, memory.bound // 8 // row_bytes))
+        self.reader.trim(self._keep_rows)
 
     def _fit_band(self) -> None:
         """Widen the limiter's band to what arrives between a decision and the actors' obeying it."""
@@ -195,6 +228,8 @@ class LearnerLoop:
             "weights_published": self._publisher.published,
             "weights_published_bytes": self._publisher.published_bytes,
             "weight_version": newest,
+            "log_full": self._log_full,
+            "log_rows": self.reader.log_rows,
             "log_unavailable": self._log_unavailable + self._publisher.unavailable,
             "learner_wait_seconds": self._wait_s,
             "replay_rows": self.mirror.rows,

@@ -13,6 +13,7 @@ from learner.report import Report
 GAUGES = {
     "replay_rows": "Rows alive in the mirror, boundary rows included.",
     "replay_capacity_rows": "Rows that the mirror can hold.",
+    "log_rows": "Rows that the server still has of those ingested.",
     "priority_mean": "Mean of the priorities to the power alpha, over the rows that can be sampled.",
     "importance_beta": "Exponent of the importance weights.",
     "samples_per_insert": "Transitions trained on per env step, realised.",
@@ -41,6 +42,7 @@ COUNTERS = {
     "weights_published": "Weights published.",
     "weights_published_bytes": "Bytes of the weights published.",
     "log_unavailable": "Calls of the learner that the server did not answer, or not now.",
+    "log_full": "Times that the learner trimmed the log because the server's memory was nearly full.",
     "learner_wait_seconds": "Seconds that the learner waited for rows.",
     "actor_restarts": "Restarts of actors and evaluator.",
 }

@@ -20,6 +20,8 @@ class ReplayConfig(BaseModel):
     memmap_dir: Path | None = None
     """Folder of the memmap's files, on the learner's machine; they have no name and vanish with it. The default is the
     run's folder, on a cluster the system's one for temporary files."""
+    log_rows: int | None = Field(None, ge=0)
+    """Rows that the server keeps of them, the newest. The default is all: a learner that starts again has them back."""
     sampler: Literal["uniform", "prioritised"] = "uniform"
     """How rows are chosen: all alike, or in proportion to their TD error (arXiv 1511.05952)."""
     alpha: float = Field(0.6, ge=0, le=1)

@@ -89,6 +89,13 @@ class Status(NamedTuple):
     weights: WeightsHeader | None
 
 
+class Memory(NamedTuple):
+    """Bytes that a server uses, and the bound at which it refuses writes."""
+
+    used: int
+    bound: int
+
+
 class ChunkLog(Protocol):
     """One run's log. Every call is bounded in time and may raise ``LogError``."""
 
@@ -109,6 +116,9 @@ class ChunkLog(Protocol):
 
     def trim(self, oldest: Mapping[int, ChunkId]) -> None:
         """Drop each slot's chunks before the given id."""
+
+    def memory(self) -> Memory | None:
+        """How full the server is; None where it has no bound."""
 
     def claim(self, nonce: str) -> bool:
         """Claim the run's name for ``nonce``; False where another holds it."""
@@ -180,6 +190,9 @@ class MemoryLog:
             chunks = self._chunks.get(slot, {})
             for chunk_id in [chunk_id for chunk_id in chunks if chunk_id < bound]:
                 del chunks[chunk_id]
+
+    def memory(self) -> Memory | None:
+        return None
 
     def claim(self, nonce: str) -> bool:
         self._nonce = self._nonce or nonce

@@ -120,9 +120,15 @@ class Reader:
         while seen != (seen := [books.cursor for books in self.slots.values()]):
             self.poll()
 
-    def trim(self) -> None:
-        """Let the log drop what the mirror no longer holds."""
-        while self._stored and self._stored[0].end <= self._mirror.start:
+    @property
+    def log_rows(self) -> int:
+        """Rows that the log still has of those that were taken in, to within a chunk."""
+        return self._mirror.end - self._stored[0].end if self._stored else 0
+
+    def trim(self, keep_rows: int) -> None:
+        """Let the log drop what the mirror no longer holds, and all but the newest ``keep_rows``."""
+        oldest = max(self._mirror.start, self._mirror.end - keep_rows)
+        while self._stored and self._stored[0].end <= oldest:
             self._stored.popleft()
         held: dict[int, ChunkId] = {}
         for stored in self._stored:

@@ -23,6 +23,7 @@ from replay.log import (
     Fenced,
     Full,
     LogError,
+    Memory,
     Refused,
     Status,
     Unavailable,
@@ -166,6 +167,10 @@ class RedisLog:
             pipe.execute()
 
         self._call(send)
+
+    def memory(self) -> Memory | None:
+        info = self._call(lambda: self._client.info("memory"))
+        return Memory(info["used_memory"], info["maxmemory"]) if info["maxmemory"] else None
 
     def claim(self, nonce: str) -> bool:
         def ask() -> bool:

@@ -74,6 +74,11 @@ class UniformSampler:
         return {}
 
 
+def tree_bytes(capacity_rows: int) -> int:
+    """Bytes that the prioritised sampler allocates for a mirror of this size."""
+    return 16 << max(1, (capacity_rows - 1).bit_length())
+
+
 class PrioritisedSampler:
     """Proportional prioritisation (Schaul et al., arXiv 1511.05952, sections 3.3 and 3.4)::
 
@@ -85,9 +90,7 @@ class PrioritisedSampler:
     (Ape-X, arXiv 1803.00933); where that is not finite, the greatest priority of the rows sampleable now.
     """
 
-    def __init__(
-        self, mirror: Mirror, rng: np.random.Generator, alpha: float, beta: float, beta_updates: int
-    ) -> None:
+    def __init__(self, mirror: Mirror, rng: np.random.Generator, alpha: float, beta: float, beta_updates: int) -> None:
         from replay.sum_tree import SumTree  # numba takes a third of a second to import
 
         self._mirror, self._rng = mirror, rng

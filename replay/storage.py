@@ -96,10 +96,15 @@ class Device:
 
     def put(self, column: Any, places: Array | slice, values: Array) -> None:
         where = places if isinstance(places, slice) else self._torch.from_numpy(places).to(self._device)
-        column[where] = self._torch.from_numpy(np.array(values)).to(self._device)
+        self._plain(column)[where] = self._plain(self._torch.from_numpy(np.array(values)).to(self._device))
 
     def take(self, column: Any, places: Array) -> Any:
-        return column[self._torch.from_numpy(places).to(self._device)]
+        taken = self._plain(column)[self._torch.from_numpy(places).to(self._device)]
+        return taken.view(column.dtype)
+
+    def _plain(self, tensor: Any) -> Any:
+        """The same bytes in a dtype that torch can index: uint16 it cannot."""
+        return tensor.view(self._torch.int16) if tensor.dtype == self._torch.uint16 else tensor
 
 
 def make_storage(kind: Kind, folder: Path | None, device: Callable[[], Any]) -> Storage:

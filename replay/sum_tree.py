@@ -24,11 +24,6 @@ class SumTree:
         self.weights = self._nodes[self._size : self._size + capacity]
         """The leaves' weights <float64>[capacity]: to be read, not written."""
 
-    @staticmethod
-    def planned_bytes(capacity: int) -> int:
-        """Bytes that a tree of this capacity allocates."""
-        return 16 << max(1, (capacity - 1).bit_length())
-
     @property
     def total(self) -> float:
         """The sum of all weights."""

@@ -79,9 +79,9 @@ class FakeActor:
         return flags
 
 
-def append(log: ChunkLog, chunk: Chunk, data: bytes | None = None) -> None:
+def append(log: ChunkLog, chunk: Chunk, data: bytes | None = None, schema: Schema = SCHEMA) -> None:
     """Store ``chunk``, or ``data`` in its place, under the chunk's id."""
-    log.append(chunk.slot, chunk_id(chunk), encode(chunk, SCHEMA, RUN) if data is None else data)
+    log.append(chunk.slot, chunk_id(chunk), encode(chunk, schema, RUN) if data is None else data)
 
 
 def chunk_id(chunk: Chunk) -> ChunkId:

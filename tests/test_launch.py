@@ -10,7 +10,8 @@ import pytest
 
 from actors.rows import Rows
 from deploy.config import ConfigError, RunConfig
-from deploy.launch import backstop_chunks, check, chunk_rows, probe_env, server_bytes
+from deploy.launch import check, probe_env
+from deploy.plan import backstop_chunks, chunk_rows, server_bytes
 from deploy.valkey import EmbeddedServer
 from replay.chunk import Chunk, Counters, Schema, encode
 from replay.log import ChunkId

@@ -109,7 +109,7 @@ def test_a_real_run_is_scraped(tmp_path: Path) -> None:
     """Local mode: the learner's figures and the actors' rise between two scrapes and agree with one another."""
     port = free_port()
     command = ("train", "CartPole-v1", "--run", "scraped", "--metrics.port", str(port), "--eval.threshold", "1e9")
-    command += ("--replay.sampler", "prioritised")
+    options = ("--replay.sampler", "prioritised")
     scrapes: list[dict[str, Metric]] = []
 
     def moved() -> bool:
@@ -130,7 +130,7 @@ def test_a_real_run_is_scraped(tmp_path: Path) -> None:
             scrapes.append(found)
         return len(scrapes) == 2
 
-    with running(*command, cwd=tmp_path) as run:
+    with running(*command, *options, cwd=tmp_path) as run:
         run.until(moved, 60, "two scrapes with all figures, rising")
     first, second = scrapes
     for found in scrapes:

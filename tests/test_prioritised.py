@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from chunk_makers import CODEC, SCHEMA, FakeActor
+from chunk_makers import CODEC, SCHEMA, FakeActor, append
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay.chunk import Chunk
 from replay.config import ReplayConfig
 from replay.log import MemoryLog
 from replay.mirror import Mirror
@@ -40,11 +38,10 @@ class Replay:
         self.q_max: dict[int, float] = {}
         self.errors: dict[int, float] = {}
 
-    def arrive(self, slot: int, time_steps: int, change: Callable[[Chunk], None] = lambda chunk: None) -> None:
+    def arrive(self, slot: int, time_steps: int) -> None:
         """One chunk comes in; the naive sampler works out what each new row's TD error is."""
         chunk = self.actors[slot].chunk(time_steps)
-        change(chunk)
-        send(self.log, chunk)
+        append(self.log, chunk)
         rows = chunk.obs.ravel().astype(int).tolist()  # observations count up in order of arrival, as rows do
         self.q_taken.update(zip(rows, chunk.q_taken.ravel().tolist(), strict=True))
         self.q_max.update(zip(rows, chunk.q_max.ravel().tolist(), strict=True))
@@ -82,12 +79,6 @@ class Replay:
         return dict(zip(rows.tolist(), self.sampler._tree.weights[places].tolist(), strict=True))
 
 
-def send(log: MemoryLog, chunk: Chunk) -> None:
-    from chunk_makers import append
-
-    append(log, chunk)
-
-
 def test_initial_priority_is_the_actors_own_n_step_error_also_across_chunks() -> None:
     """Hand-worked: n = 2, gamma 0.5, one lane cut into chunks of one row each. Row 0: r 1 + 2/2 + q_max(2)/4 - q(0)."""
     log, mirror = MemoryLog(), Mirror(SCHEMA, 8)
@@ -98,7 +89,7 @@ def test_initial_priority_is_the_actors_own_n_step_error_also_across_chunks() ->
     for reward, q_taken, q_max in ((1.0, 0.25, 9.0), (2.0, 0.5, 9.0), (4.0, 7.0, 8.0)):
         chunk = actor.chunk(1)
         chunk.reward[:], chunk.q_taken[:], chunk.q_max[:] = reward, q_taken, q_max
-        send(log, chunk)
+        append(log, chunk)
         reader.poll()
     assert sampler._tree.weights.tolist()[:3] == pytest.approx([1 + 1 + 2 - 0.25, 0, 0])
 

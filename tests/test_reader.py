@@ -281,7 +281,7 @@ def test_budget_counts_what_is_taken_not_what_is_left() -> None:
         actor.send(log)
     reader.poll(budget_s=0.0)
     assert reader.slots[0].cursor == ChunkId(1, 1)
-    reader.trim()
+    reader.trim(1 << 30)
     again, _ = make(log)
     assert again.poll() > 0
     assert again.totals.chunks == 3
@@ -296,7 +296,7 @@ def test_trim_follows_the_mirror() -> None:
     for step in range(12):
         sent.append(actors[step % 3 == 2].send(log))
         reader.poll()
-        reader.trim()
+        reader.trim(1 << 30)
         alive = {(chunk.slot, chunk_id(chunk)) for chunk in sent[-5:]}  # 17 rows reach into the fifth by one
         held = {(entry.slot, entry.id) for entry in log.read({0: ChunkId(), 1: ChunkId()}, 1 << 30)}
         assert held == alive
@@ -312,7 +312,7 @@ def test_slot_of_which_nothing_is_held_is_trimmed_to_empty() -> None:
     for _ in range(3):
         busy.send(log)
         reader.poll()
-    reader.trim()
+    reader.trim(1 << 30)
     assert log.read({0: ChunkId()}, 1 << 30) == []
     assert log.last_id(0) == ChunkId(1, 1)
 
@@ -326,7 +326,7 @@ def test_trim_never_drops_what_was_not_read() -> None:
     append(log, chunk, spoilt(chunk))
     reader.poll()
     actor.send(log)
-    reader.trim()
+    reader.trim(1 << 30)
     assert [entry.id.seq for entry in log.read({0: ChunkId()}, 1 << 30)] == [2]
     assert reader.poll() > 0
 
@@ -341,9 +341,9 @@ def test_trim_that_failed_is_repeated() -> None:
     reader.poll()
     working, log.trim = log.trim, lambda oldest: (_ for _ in ()).throw(Unavailable("away"))  # type: ignore[method-assign]
     with pytest.raises(Unavailable):
-        reader.trim()
+        reader.trim(1 << 30)
     log.trim = working  # type: ignore[method-assign]
-    reader.trim()
+    reader.trim(1 << 30)
     assert [entry.id.seq for entry in log.read({0: ChunkId()}, 1 << 30)] == [3, 4]
 
 
@@ -353,14 +353,14 @@ def test_trim_asks_the_log_only_where_something_changed(monkeypatch: pytest.Monk
     reader, _ = make(log, slots=2, capacity=8)
     asked: list[Mapping[int, ChunkId]] = []
     monkeypatch.setattr(log, "trim", asked.append)
-    reader.trim()
+    reader.trim(1 << 30)
     assert asked == []
     actor = FakeActor()
     for _ in range(3):
         actor.send(log)
     reader.poll()
-    reader.trim()
-    reader.trim()
+    reader.trim(1 << 30)
+    reader.trim(1 << 30)
     assert asked == [{0: ChunkId(1, 2)}]
 
 

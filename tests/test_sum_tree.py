@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from replay.samplers import tree_bytes
 from replay.sum_tree import SumTree
 
 WEIGHTS = st.one_of(st.just(0.0), st.floats(0, 1e12), st.floats(0, 1e-300))
@@ -61,5 +62,5 @@ def test_plan_is_what_is_allocated() -> None:
     """Memory is planned and printed at start."""
     for capacity in (1, 2, 3, 1000, 1024, 1025):
         tree = SumTree(capacity)
-        assert SumTree.planned_bytes(capacity) == tree._nodes.nbytes
+        assert tree_bytes(capacity) == tree._nodes.nbytes
         assert len(tree.weights) == capacity

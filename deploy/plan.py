@@ -1,0 +1,97 @@
+"""How much memory a run takes, planned before anything is started: chunks, server, mirror, sum tree."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+from deploy.config import ConfigError, RunConfig
+from replay.chunk import HEADER_BYTES, Schema
+from replay.mirror import Mirror
+from replay.samplers import tree_bytes
+from replay.storage import CannotFit, available_memory, check_fit, make_storage
+
+
+class Plan(NamedTuple):
+    """Bytes at the most: of the server's memory, of the mirror where ``replay.storage`` says, and of the sum tree."""
+
+    server: int
+    mirror: int
+    tree: int
+
+    def told(self, config: RunConfig) -> str:
+        """One line for the start of a run."""
+        limits = config.replay
+        tree = f" and a sum tree of {_megabytes(self.tree)}" if self.tree else ""
+        server = f"; the server at most {_megabytes(self.server)}" if self.server else ""
+        return (
+            f"replay of {limits.capacity_rows:,} rows: {_megabytes(self.mirror)} ({limits.storage}){tree} in the "
+            f"learner{server}"
+        )
+
+
+def plan(config: RunConfig, schema: Schema) -> Plan:
+    """What this run takes. An inline run has no server, and its log keeps nothing that the mirror has."""
+    capacity = config.replay.capacity_rows
+    tree = tree_bytes(capacity) if config.replay.sampler == "prioritised" else 0
+    server = 0 if config.mode == "inline" else server_bytes(config, schema)
+    return Plan(server, Mirror.planned_bytes(schema, capacity), tree)
+
+
+def check_memory(config: RunConfig, schema: Schema) -> None:
+    """Raises ConfigError where this machine cannot hold the run. On a cluster the learner itself looks."""
+    if config.mode == "cluster":
+        return
+    planned, kind = plan(config, schema), config.replay.storage
+    folder = config.replay.memmap_dir or _existing(config.runs_dir)
+    try:
+        if kind == "memmap":
+            check_fit(kind, make_storage(kind, folder, lambda: None), planned.mirror)
+    except (CannotFit, OSError) as error:
+        raise ConfigError(str(error)) from error
+    in_ram = planned.server + planned.tree + (planned.mirror if kind == "ram" else 0)
+    free = available_memory()
+    if free is not None and in_ram > free:
+        memmap = ", or choose --replay.storage memmap with a --replay.log_rows that fits" if kind == "ram" else ""
+        raise ConfigError(
+            f"{planned.told(config)}: {_megabytes(in_ram)} of memory in all, {_megabytes(free)} are free; lower "
+            f"--replay.capacity_rows{memmap}"
+        )
+
+
+def chunk_rows(config: RunConfig) -> int:
+    """Rows of a full chunk."""
+    return config.actors.lanes * config.actors.chunk_steps
+
+
+def log_rows(config: RunConfig) -> int:
+    """Rows that the log keeps behind the learner."""
+    capacity = config.replay.capacity_rows
+    return capacity if config.replay.log_rows is None else min(config.replay.log_rows, capacity)
+
+
+def backstop_chunks(config: RunConfig) -> int:
+    """MAXLEN of a slot's stream: it never cuts what the mirror may still need, if all rows came from one slot."""
+    return 2 * (config.replay.capacity_rows // config.actors.lanes + 1)
+
+
+def server_bytes(config: RunConfig, schema: Schema) -> int:
+    """Memory planned for the embedded server: the log as far as it is kept, what is in flight, a quarter more, three
+    copies of the weights, and 32 MB for itself and its connections."""
+    rows = log_rows(config) + 4 * config.actors.count * chunk_rows(config)
+    log = rows * schema.row_bytes + (rows // config.actors.lanes + 1) * (HEADER_BYTES + 200)
+    sizes = config.learner.network.layer_sizes(math.prod(schema.input_shape), schema.num_actions)
+    weights = 4 * sum((inputs + 1) * outputs for inputs, outputs in pairwise(sizes))
+    return int(1.25 * log) + 3 * weights + (32 << 20)
+
+
+def _existing(folder: Path) -> Path:
+    """The nearest folder above that exists: where ``folder`` would be made."""
+    folder = folder.absolute()
+    return next(found for found in (folder, *folder.parents) if found.is_dir())
+
+
+def _megabytes(nbytes: int) -> str:
+    return f"{nbytes / 1e6:,.0f} MB"

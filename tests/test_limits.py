@@ -1,0 +1,131 @@
+"""Bounds that hold: a server at its maxmemory, the log beside the mirror, samples per insert with either side slow."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import redis
+from chunk_makers import FakeActor, chunk_id
+
+from deploy.valkey import EmbeddedServer
+from learner.config import LearnerConfig, NetworkConfig
+from learner.loop import LearnerLoop
+from learner.publisher import Publisher
+from replay.chunk import Chunk, Schema, encode
+from replay.config import ReplayConfig
+from replay.log import Full, Unavailable
+from replay.redis_log import RedisLog
+
+RUN = "limits"
+SMALL_SERVER = 16 << 20
+PICTURES = Schema((64, 64), "uint8", 4)
+LEARNER = LearnerConfig(network=NetworkConfig(hidden=(4,)), batch=8)
+
+
+class Sender:
+    """An actor of pictures that repeats a chunk until it is stored."""
+
+    def __init__(self, log: RedisLog, slot: int = 0) -> None:
+        self.log, self.actor = log, FakeActor(slot, lanes=4)
+        self.refused = self.stored = 0
+        self._pending: Chunk | None = None
+
+    def send(self) -> bool:
+        """Send the next chunk, or again the one that was refused; whether it is stored."""
+        if self._pending is None:
+            chunk = self.actor.chunk(16)
+            pictures = np.broadcast_to(chunk.obs[..., None].astype(np.uint8), (*chunk.flags.shape, 64, 64))
+            self._pending = Chunk(**{name: getattr(chunk, name) for name in chunk.__slots__} | {"obs": pictures})
+        try:
+            self.log.append(self.actor.slot, chunk_id(self._pending), encode(self._pending, PICTURES, RUN))
+        except (Full, Unavailable):
+            self.refused += 1
+            return False
+        self.stored += self._pending.rows
+        self._pending = None
+        return True
+
+
+@contextlib.contextmanager
+def herd(binary: Path, server_bytes: int, replay: ReplayConfig) -> Iterator[tuple[LearnerLoop, Sender, redis.Redis]]:
+    """A learner on a server of so much memory, a sender of pictures, and a client to look."""
+    roles = {"admin": "~* &* +@all"}
+    with EmbeddedServer(RUN, server_bytes, binary=binary, roles=roles) as server, contextlib.ExitStack() as stack:
+        url = server.url("admin")
+        publisher = Publisher(RedisLog(url, RUN), fence=1)
+        publisher.start()
+        stack.callback(publisher.stop)
+        loop = LearnerLoop(RUN, RedisLog(url, RUN), publisher, PICTURES, replay, LEARNER, fence=1, seed=0)
+        loop.expect([0], 64)
+        yield loop, Sender(RedisLog(url, RUN)), stack.enter_context(redis.Redis.from_url(url))
+
+
+def test_the_run_recovers_by_itself_from_maxmemory(server_binary: Path) -> None:
+    """The mirror may hold more than the server can: writes are refused, the learner trims, writes go on; nothing is
+    lost, the weights and the gate are written again, and each time is counted."""
+    replay = ReplayConfig(capacity_rows=100_000, min_rows=100, samples_per_insert=0.125)
+    with herd(server_binary, SMALL_SERVER, replay) as (loop, sender, client):
+        goal = 3 * SMALL_SERVER // PICTURES.row_bytes
+        deadline = time.monotonic() + 60
+        while sender.stored < goal:
+            assert time.monotonic() < deadline, f"{sender.stored} of {goal} rows stored, {sender.refused} refused"
+            for _ in range(20):
+                if not sender.send():
+                    break
+            loop.train(0.05)
+        loop.drain()
+        figures = loop.report().figures
+        assert sender.refused > 0, "the bound was never reached: this test shows nothing"
+        assert figures["log_full"] > 0
+        assert loop.reader.totals.rows == sender.stored
+        assert not loop.reader.totals.rows_lost
+        assert client.info("memory")["used_memory"] < 1.1 * SMALL_SERVER
+        loop.publish()
+        while loop._publisher.published < 2 or not client.exists(f"qherd:{RUN}:gate"):
+            assert time.monotonic() < deadline, "weights and gate were not written again"
+            loop.train(0.05)
+
+
+@pytest.mark.parametrize(("log_rows", "bound"), [(None, 1024), (256, 256)])
+def test_the_log_holds_not_much_more_than_the_mirror(server_binary: Path, log_rows: int | None, bound: int) -> None:
+    """At full speed, over many turns of the ring: the rows on the server stay within a quarter of the bound."""
+    replay = ReplayConfig(capacity_rows=1024, min_rows=100, samples_per_insert=0.125, log_rows=log_rows)
+    with herd(server_binary, 256 << 20, replay) as (loop, sender, client):
+        held = []
+        while sender.stored < 6 * 1024:
+            assert sender.send()
+            loop.train(0.001)
+            held.append(64 * client.xlen(f"qherd:{RUN}:chunks:0"))
+        assert max(held) <= 1.25 * bound + 128
+        assert held[-1] >= bound - 64, "what the mirror may need again was trimmed"
+
+
+@pytest.mark.parametrize(("slow", "sends"), [("learner", 12), ("actors", 1)])
+def test_samples_per_insert_hold_whichever_side_is_slow(server_binary: Path, slow: str, sends: int) -> None:
+    """A learner that gets little time, actors that send little: each waits for the other, by the gate or for rows."""
+    replay = ReplayConfig(capacity_rows=8192, min_rows=256, samples_per_insert=1.0)
+    with herd(server_binary, 256 << 20, replay) as (loop, sender, client):
+        waited = 0
+        seconds = 0.002 if slow == "learner" else 0.05
+        end = time.monotonic() + 30
+        while sender.stored < 256 * 16 and time.monotonic() < end:
+            for _ in range(sends):
+                if client.get(f"qherd:{RUN}:gate") != b"open":
+                    waited += 1
+                    break
+                sender.send()
+            loop.train(seconds)
+        loop.drain()
+        limiter = loop.limiter
+        assert limiter.inserts > 12 * 256
+        assert abs(limiter.error) <= limiter.half_band + 64 * sends
+        assert limiter.realised == pytest.approx(1.0, rel=0.25)
+        if slow == "learner":
+            assert waited > 0, "the gate never shut: the learner was not slow"
+        else:
+            assert loop.report().figures["learner_wait_seconds"] > 0
