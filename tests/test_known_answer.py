@@ -51,6 +51,9 @@ def learned(policy: bytes) -> Array:
     return table[:GOAL]
 
 
+PRIORITISED = {"capacity_rows": 4000, "min_rows": 500, "samples_per_insert": 16, "sampler": "prioritised"}
+
+
 def config(folder: Path, **changes: Any) -> RunConfig:
     values: dict[str, Any] = {
         "runs_dir": folder / "runs",
@@ -88,8 +91,15 @@ def run_inline(tmp_path: Path, updates: int, **changes: Any) -> Array:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"learner__double": False}, {"env__max_episode_steps": 3}],
-    ids=["terminations", "max target", "truncations after 3 env steps"],
+    [
+        {},
+        {"learner__double": False},
+        {"env__max_episode_steps": 3},
+        {"replay": PRIORITISED},
+        {"replay": PRIORITISED | {"storage": "device"}, "env__max_episode_steps": 3},
+        {"replay__storage": "memmap"},
+    ],
+    ids=["terminations", "max target", "truncations after 3 env steps", "prioritised", "on the device", "memmap"],
 )
 def test_inline_reaches_value_iteration(tmp_path: Path, changes: dict[str, Any]) -> None:
     """With ends of both kinds; where most episodes are cut short after 3 env steps Q* is the same."""
@@ -97,10 +107,12 @@ def test_inline_reaches_value_iteration(tmp_path: Path, changes: dict[str, Any])
     np.testing.assert_allclose(q, value_iteration(), rtol=0, atol=TOLERANCE)
 
 
-def test_inline_is_reproducible_to_the_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sampler", ["uniform", "prioritised"])
+def test_inline_is_reproducible_to_the_bit(tmp_path: Path, sampler: str) -> None:
     """The same seed, the same table; another seed, another one."""
     first, again, other = (
-        run_inline(tmp_path, 100, run=name, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))
+        run_inline(tmp_path, 100, run=name, seed=seed, replay__sampler=sampler)
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
     )
     assert first.tobytes() == again.tobytes()
     assert first.tobytes() != other.tobytes()
