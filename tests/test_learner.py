@@ -88,9 +88,11 @@ def test_the_running_average_follows_each_update() -> None:
         torch.testing.assert_close(flat(itself.average), flat(itself.online), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("weighted", [False, True], ids=["uniform", "importance weights"])
 @pytest.mark.parametrize("max_norm", [1e-3, 0.1, 1e6])
-def test_an_update_is_torchs_own(max_norm: float) -> None:
-    """Per-layer parameters, clip_grad_norm_ and Adam give the same weights and the same norm, clipped or not."""
+def test_an_update_is_torchs_own(max_norm: float, weighted: bool) -> None:
+    """Per-layer parameters, clip_grad_norm_ and Adam give the same weights and the same norm, clipped or not; the TD
+    errors that come back are those before the step, neither weighted nor clipped."""
     tested = learner(max_grad_norm=max_norm, double=False)
     twin, target = copy.deepcopy(tested.online), copy.deepcopy(tested.target)
     for parameter in twin.parameters():
@@ -100,10 +102,13 @@ def test_an_update_is_torchs_own(max_norm: float) -> None:
         one = batch(update)
         s_tm1, a_tm1, r_t, discount_t, s_t = (torch.from_numpy(column) for column in one)
         adam.zero_grad()
-        huber(q_learning(twin(s_tm1), a_tm1, r_t, discount_t, target(s_t)), 1.0).mean().backward()  # type: ignore[no-untyped-call]
+        weights = np.random.default_rng(update).uniform(0.1, 1.0, len(a_tm1)).astype(np.float32) if weighted else None
+        error = q_learning(twin(s_tm1), a_tm1, r_t, discount_t, target(s_t))
+        losses = huber(error, 1.0) * (1.0 if weights is None else torch.from_numpy(weights))
+        losses.mean().backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(twin.parameters(), max_norm)
         adam.step()
-        tested.update(one)
+        torch.testing.assert_close(tested.update(one, weights), error.detach(), rtol=1e-4, atol=1e-6)
         figures = tested.figures()
         assert figures is not None
         assert figures.grad_norm == pytest.approx(float(norm), rel=1e-5)

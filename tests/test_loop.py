@@ -1,0 +1,102 @@
+"""The learner's loop around sampling: priorities go out and come back, nothing is sampled too soon or at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from chunk_makers import RUN, SCHEMA, FakeActor
+
+from learner import loop as loop_module
+from learner.config import LearnerConfig, NetworkConfig
+from learner.loop import LearnerLoop
+from learner.publisher import Publisher
+from replay.config import ReplayConfig
+from replay.log import MemoryLog
+from replay.mirror import Batch
+from replay.samplers import SMALLEST_ERROR, PrioritisedSampler
+
+
+def make(**replay: Any) -> tuple[LearnerLoop, MemoryLog]:
+    """A loop on a log in memory; batches of 8."""
+    values = {"capacity_rows": 500, "min_rows": 40, "samples_per_insert": 4.0, "sampler": "prioritised", **replay}
+    log, learner = MemoryLog(), LearnerConfig(network=NetworkConfig(hidden=(4,)), batch=8, device="cpu", n_step=3)
+    loop = LearnerLoop(RUN, log, Publisher(log, 1), SCHEMA, ReplayConfig(**values), learner, fence=1, seed=0)
+    loop.expect([0], 16)
+    return loop, log
+
+
+def test_the_learners_errors_become_the_priorities() -> None:
+    """After one cycle of several updates each sampled row has |TD error| of its last update to the power alpha; no
+    other row's priority has moved."""
+    loop, log = make()
+    sampler = loop.sampler
+    assert isinstance(sampler, PrioritisedSampler)
+    actor = FakeActor(lanes=2, p_end=0.1)
+    for _ in range(10):
+        actor.send(log, 8)
+    chosen: list[Any] = []
+    errors: list[torch.Tensor] = []
+    before: list[Any] = []
+    choose, update = sampler.choose, loop.learner.update
+
+    def choosing(*arguments: Any) -> Any:
+        before.append(sampler._tree.weights.copy())
+        chosen.append(choose(*arguments))
+        return chosen[-1]
+
+    def updating(batch: Batch, weights: Any) -> torch.Tensor:
+        part = slice(8 * len(errors), 8 * len(errors) + 8)
+        np.testing.assert_array_equal(weights, chosen[0].weights[part])
+        np.testing.assert_array_equal(batch.s_tm1[:, 0], chosen[0].rows[part])  # an observation's number is its row's
+        errors.append(update(batch, weights))
+        return errors[-1]
+
+    sampler.choose, loop.learner.update = choosing, updating  # type: ignore[method-assign, assignment]
+    updates = loop.cycle()
+    assert updates == len(errors) > 3
+    expected = before[0]
+    for row, error in zip(chosen[0].rows.tolist(), torch.cat(errors).tolist(), strict=True):
+        expected[row] = (abs(error) + SMALLEST_ERROR) ** 0.6
+    np.testing.assert_allclose(sampler._tree.weights, expected, rtol=1e-6)
+
+
+def test_beta_goes_by_the_learners_updates() -> None:
+    """Not by batches or calls: it lives in the checkpoint with them."""
+    loop, log = make(beta=0.2, beta_updates=1000)
+    FakeActor(lanes=2, p_end=0.1).send(log, 40)
+    loop.learner.updates = 500
+    assert loop.cycle() > 0
+    assert loop.report().figures["importance_beta"] == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("sampler", ["uniform", "prioritised"])
+def test_no_sampling_while_every_window_is_open(sampler: str) -> None:
+    """The limiter would allow it; there is nothing to choose from yet, and that is no error."""
+    loop, log = make(min_rows=1, sampler=sampler)
+    actor = FakeActor(p_end=0.0)
+    actor.send(log, 3)
+    assert loop.cycle() == 0
+    actor.send(log, 16)
+    assert loop.cycle() > 0
+
+
+@pytest.mark.parametrize("sampler", ["uniform", "prioritised"])
+def test_big_observations_are_gathered_in_parts(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most GATHER_BYTES at once, and at least one batch; the updates are as many as at once."""
+    loop, log = make(sampler=sampler)
+    FakeActor(lanes=2, p_end=0.1).send(log, 60)
+    monkeypatch.setattr(loop_module, "GATHER_BYTES", 3 * 2 * 8 * 4)  # three batches of 8 observations of 4 bytes
+    gather, sizes = loop.mirror.gather, []
+
+    def gathering(rows: Any) -> Batch:
+        sizes.append(len(rows))
+        return gather(rows)
+
+    monkeypatch.setattr(loop.mirror, "gather", gathering)
+    updates = loop.cycle()
+    assert updates > 6
+    assert sum(sizes) == 8 * updates
+    assert max(sizes) == 24
