@@ -64,7 +64,7 @@ class Mirror:
         self._sampleable = np.zeros(capacity_rows, np.bool_)
         links = capacity_rows if schema.stack > 1 else 0
         self._before = np.full(links, -1, np.int64)  # the row before in the episode; a first row's is itself
-        self._behind = np.full(links, -1, np.int64)
+        self._behind = np.full(links, -1, np.int64)  # and the one behind; what an evicted row left is older than any
 
     @staticmethod
     def planned_bytes(schema: Schema, capacity_rows: int) -> int:
@@ -113,7 +113,6 @@ class Mirror:
         before[before < self.start] = -1
         before = np.where(first, ids, before)
         self._before[ids % self.capacity_rows] = before
-        self._behind[ids % self.capacity_rows] = -1
         follows = (before >= 0) & ~first
         self._behind[before[follows] % self.capacity_rows] = ids[follows]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from typing import Any
 
@@ -20,7 +21,7 @@ from actors.envs import make_env, make_lanes, schema_of, stack_of
 from actors.policy import NumpyMlp
 from actors.rollout import Place, Rollout
 from learner.weights import pack
-from replay.chunk import BOUNDARY, FIRST, Chunk, Codec, Schema
+from replay.chunk import BOUNDARY, FIRST, TERMINATED, Chunk, Codec, Schema
 from replay.log import MemoryLog
 from replay.mirror import Mirror
 from replay.reader import Reader
@@ -54,34 +55,35 @@ class Recorder:
 
 
 class Herd:
-    """One actor whose frames count up, so that each names its row; reader and mirror; and the recorder."""
+    """Two actors whose frames count up, so that each names its row; reader and mirror; and the recorder."""
 
     def __init__(self, stack: int, n: int, lanes: int, capacity: int, p_end: float, seed: int, where: Storage) -> None:
         self.schema = Schema((1,), "float32", 4, stack)
-        self.actor = FakeActor(lanes=lanes, seed=seed, p_end=p_end)
+        numbers = itertools.count()
+        self.actors = [FakeActor(slot, lanes, seed, p_end, numbers) for slot in range(2)]
         self.log, self.mirror = MemoryLog(), Mirror(self.schema, capacity, where)
         self.sampler = PrioritisedSampler(self.mirror, np.random.default_rng(seed), 0.6, 0.4, 100)
         self.reader = Reader(self.log, Codec(self.schema, RUN), self.mirror, n, 0.9)
-        self.reader.follow([0])
+        self.reader.follow(range(2))
         self.recorder = Recorder(stack)
         self.names: list[int] = []  # by row: the frame's number
-        self._broken = False
+        self._broken = [False, False]
 
-    def step(self, time_steps: int, fate: str) -> None:
+    def step(self, time_steps: int, fate: str, slot: int = 0) -> None:
         """Send one chunk that arrives, is lost, arrives spoilt, or is the first of a new incarnation."""
         if fate == "restart":
-            self.actor.restart()
-        chunk = self.actor.chunk(time_steps)
+            self.actors[slot].restart()
+        chunk = self.actors[slot].chunk(time_steps)
         if fate == "spoilt":
             append(self.log, chunk, spoilt(chunk), self.schema)
         elif fate != "lost":
             append(self.log, chunk, schema=self.schema)
         self.reader.poll()
-        self._broken |= fate != "arrives"
+        self._broken[slot] |= fate != "arrives"
         if fate not in ("lost", "spoilt"):
-            self.recorder.arrive(chunk, self._broken)
+            self.recorder.arrive(chunk, self._broken[slot])
             self.names += chunk.obs.ravel().astype(int).tolist()
-            self._broken = False
+            self._broken[slot] = False
 
     def check(self) -> int:
         """Compare all that can be sampled with the recorder; returns how many rows that is."""
@@ -112,29 +114,32 @@ FATES = ["arrives"] * 8 + ["lost", "spoilt", "restart"]
     capacity=st.integers(15, 60),
     p_end=st.sampled_from([0.0, 0.1, 0.3, 0.9]),
     seed=st.integers(0, 1 << 16),
-    steps=st.lists(st.tuples(st.integers(1, 5), st.sampled_from(FATES)), min_size=1, max_size=20),
+    steps=st.lists(st.tuples(st.integers(1, 5), st.sampled_from(FATES), st.integers(0, 1)), min_size=1, max_size=20),
 )
 def test_every_stack_equals_the_recorders(
-    stack: int, n: int, lanes: int, capacity: int, p_end: float, seed: int, steps: list[tuple[int, str]]
+    stack: int, n: int, lanes: int, capacity: int, p_end: float, seed: int, steps: list[tuple[int, str, int]]
 ) -> None:
     """Padding at starts, boundary frames at ends, chunk edges, the ring's seam, losses, restarts, eviction."""
     herd = Herd(stack, n, lanes, capacity, p_end, seed, Ram())
-    for time_steps, fate in steps:
-        herd.step(time_steps, fate)
+    for time_steps, fate, slot in steps:
+        herd.step(time_steps, fate, slot)
         herd.check()
 
 
 def test_no_more_rows_are_passed_over_than_must_be() -> None:
     """Exact, not merely absent: with all rows there, just the open windows, the boundary rows and those rows are not
     sampleable whose stack reaches behind the oldest row."""
-    herd = Herd(stack=4, n=2, lanes=2, capacity=60, p_end=0.15, seed=3, where=Ram())
-    for _ in range(40):
-        herd.step(3, "arrives")
+    herd = Herd(stack=4, n=2, lanes=1, capacity=60, p_end=0.1, seed=3, where=Ram())
+    slots: list[int] = []
+    for step in range(120):
+        slot = int(step % 25 == 0)  # the second actor is so slow that all its rows are evicted between two chunks
+        herd.step(3, "arrives", slot)
+        slots += [slot] * 3
         found = herd.check()
         start, end = herd.mirror.start, herd.mirror.end
         expected = 0
-        lanes = {lane: [row for row in range(start, end) if row % 2 == lane] for lane in range(2)}
-        for rows in lanes.values():
+        for lane in range(2):
+            rows = [row for row in range(start, end) if slots[row] == lane]
             for at, row in enumerate(rows):
                 name = herd.names[row]
                 follow = [herd.names[r] for r in rows[at : at + 3]]
@@ -142,7 +147,20 @@ def test_no_more_rows_are_passed_over_than_must_be() -> None:
                 evicted = min(herd.recorder.stacks[name]) < herd.names[start]
                 expected += not (name in herd.recorder.boundary or open_window or evicted)
         assert found == expected
-    assert herd.mirror.end > 3 * 60
+    assert herd.mirror.end > 5 * 60
+
+
+def test_an_episode_that_goes_on_behind_its_end_in_the_next_chunk_is_not_stacked_across() -> None:
+    """The codec sees one chunk at a time; an actor with such a defect must not mix frames of two episodes."""
+    herd = Herd(stack=3, n=1, lanes=1, capacity=60, p_end=0.0, seed=0, where=Ram())
+    ending, going_on = herd.actors[0].chunk(4), herd.actors[0].chunk(4)
+    ending.flags[:, 0] = [FIRST, 0, TERMINATED, BOUNDARY]
+    for chunk in (ending, going_on):
+        append(herd.log, chunk, schema=herd.schema)
+    herd.reader.poll()
+    rows = np.flatnonzero(herd.mirror.sampleable(np.arange(8)))
+    assert rows.tolist() == [0, 1, 2, 6]
+    assert herd.mirror.gather(np.array([6])).s_tm1[0, :, 0].tolist() == [4, 5, 6]
 
 
 def test_the_same_on_a_device() -> None:
