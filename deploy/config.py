@@ -12,10 +12,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
+import tyro
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from actors.config import ActorConfig, EnvConfig, EvalConfig
 from learner.config import LearnerConfig
@@ -25,6 +27,8 @@ PRESETS = Path(__file__).parent / "presets"
 PREFIX = "QHERD_"
 _KUBERNETES = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT|_PORT(_\d+_\w+)?$")
 """Variables that Kubernetes sets in every pod beside a service called qherd-something."""
+_SECRET = tyro.conf.arg(help_behavior_hint=lambda value: "(set; not shown)" if "://" in value else "(default: none)")
+"""The help shows defaults, and with the environment's variables that would be the passwords in them."""
 
 
 class ConfigError(ValueError):
@@ -43,12 +47,40 @@ class BudgetConfig(BaseModel):
 
 
 class RedisConfig(BaseModel):
-    """The chunk log's server."""
+    """The chunk log's server, or servers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    url: str | None = None
+    url: Annotated[str | None, _SECRET] = None
     """Redis or Valkey >= 7.0 of the cluster mode (redis://, rediss://, unix://). Its password is never written down."""
+    urls: Annotated[tuple[str, ...], _SECRET] = ()
+    """Several servers in its place; the actors are spread over them. The first one admits learners."""
+
+    @model_validator(mode="after")
+    def _each_server_once(self) -> Self:
+        if self.url is not None and self.urls:
+            raise ValueError("redis.url and redis.urls are both given; give the one server or the several")
+        from replay.redis_log import public_url
+
+        places = [_place(url) for url in self.urls]
+        for url, place in zip(self.urls, places, strict=True):
+            if places.count(place) > 1:
+                raise ValueError(f"redis.urls has the server of {public_url(url)} more than once")
+        return self
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """The URLs of all servers, the one that admits learners first."""
+        return self.urls or ((self.url,) if self.url is not None else ())
+
+
+def _place(url: str) -> str | tuple[str, int]:
+    """Which server a URL means, without how to get in; the URL itself where it is malformed."""
+    try:
+        parts = urlsplit(url)
+        return (parts.hostname or "localhost", parts.port or 6379) if parts.scheme != "unix" else parts.path
+    except ValueError:
+        return url
 
 
 class RayConfig(BaseModel):
@@ -134,7 +166,10 @@ def compose(
         except ValidationError as error:
             raise ConfigError(explain(error, where)) from None
         _merge(values, layer)
-    return RunConfig.model_validate(values)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(explain(error, " and ".join(where for where, _ in layers))) from None
 
 
 def check_bounds(arguments: Sequence[str]) -> None:
@@ -197,12 +232,13 @@ def option_paths(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterat
 
 
 def dump(config: RunConfig) -> dict[str, Any]:
-    """The config as plain values, without the password of ``redis.url``."""
+    """The config as plain values, without the servers' passwords."""
     from replay.redis_log import public_url
 
     values = config.model_dump(mode="json")
     if config.redis.url:
         values["redis"]["url"] = public_url(config.redis.url)
+    values["redis"]["urls"] = [public_url(url) for url in config.redis.urls]
     return values
 
 
@@ -219,8 +255,9 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             raise ConfigError(f"environment variable {variable}: there is no such option{hint}")
         try:
             _put(values, known[variable], yaml.safe_load(text))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"environment variable {variable} is no YAML value: {text!r}") from error
+        except yaml.YAMLError:
+            shown = "" if known[variable].startswith("redis") else f": {text!r}"  # it may hold a password
+            raise ConfigError(f"environment variable {variable} is no YAML value{shown}") from None
     return values
 
 
@@ -229,7 +266,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(f"config file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:  # its text quotes the line, which may hold a password
+        line = f", line {mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
+        raise ConfigError(f"config file {path}{line} is no YAML: {getattr(error, 'problem', 'damaged')}") from None
+    except UnicodeDecodeError as error:
         raise ConfigError(f"config file {path} is no YAML: {error}") from error
     if values is not None and not isinstance(values, dict):
         raise ConfigError(f"config file {path} holds {type(values).__name__}, not options")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -29,6 +29,10 @@ ROWS: tuple[tuple[str, Callable[[Mapping[str, float]], str]], ...] = (
     ("staleness (versions)", lambda f: f"{f.get('weight_staleness_versions', 0):.0f}"),
     ("actors alive", lambda f: f"{f.get('actors_alive', 0):.0f}"),
 )
+TROUBLE: tuple[tuple[str, Callable[[Mapping[str, float]], str]], ...] = (
+    ("servers down", lambda f: f"{f.get('servers_down', 0):.0f}" if f.get("servers_down") else ""),
+)
+"""Rows that are left out while they have nothing to show."""
 
 
 class Display:
@@ -77,7 +81,7 @@ class Display:
             self._live.update(self._drawing())
         elif time.monotonic() - self._last_line_s >= LINE_EVERY_S:
             self._last_line_s = time.monotonic()
-            self._print("  ".join(f"{name} {show(figures)}" for name, show in ROWS))
+            self._print("  ".join(f"{name} {shown}" for name, shown in _shown(figures)))
 
     def _print(self, text: str) -> None:
         print(f"{self._seconds():6.1f} s  {text}", file=sys.stdout, flush=True)
@@ -87,8 +91,8 @@ class Display:
 
     def _drawing(self) -> Group:
         table = Table.grid(padding=(0, 3))
-        for name, show in ROWS:
-            table.add_row(f"[dim]{name}[/]", show(self._figures))
+        for name, shown in _shown(self._figures):
+            table.add_row(f"[dim]{name}[/]", shown)
         self._bar.update(self._task, completed=self._share(), shown=self._goal())
         title = f"qherd  {self._config.env.id}  [dim]{self._run}[/]"
         return Group(Panel(Group(table, self._bar), title=title, title_align="left"), *map(Text, self._messages))
@@ -112,3 +116,10 @@ class Display:
             return ""
         newest = self._figures.get("greedy_return")
         return f"{newest:.0f} of {threshold:g}" if newest is not None else f"goal {threshold:g}"
+
+
+def _shown(figures: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    """The rows with their present values."""
+    for name, show in (*ROWS, *TROUBLE):
+        if shown := show(figures):
+            yield name, shown

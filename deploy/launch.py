@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
@@ -28,11 +28,14 @@ from replay.identity import Identity
 from replay.limiter import Limiter
 from replay.log import LogError, MemoryLog, Unavailable
 from replay.redis_log import TIMEOUT_S, RedisLog
+from replay.sharded_log import ShardedLog, shard_of
 
 SLICE_S = 0.25
 """Seconds of one call of the learner."""
 READY_S = 120.0
 """Seconds after which a learner that has not answered counts as hung."""
+LAST_ID_TIMEOUT_S = 2.0
+"""How long the driver waits for a server before it restarts an actor: as long as the others have calls in flight."""
 Say = Callable[[str], None]
 
 
@@ -100,8 +103,11 @@ def check(config: RunConfig) -> None:
 
 def _check_cluster(config: RunConfig) -> None:
     """Raises ConfigError where Redis or Ray does not answer, or cannot hold a run."""
-    if config.redis.url is None:
-        raise ConfigError("the cluster mode needs a server: give --redis.url or QHERD_REDIS_URL")
+    if not config.redis.servers:
+        raise ConfigError(
+            "the cluster mode needs a server: give --redis.url or QHERD_REDIS_URL (several: --redis.urls, "
+            "QHERD_REDIS_URLS)"
+        )
     if config.ray.address is None:
         raise ConfigError("the cluster mode needs a Ray cluster: give --ray.address (host:port, or auto)")
     host, _, port = config.ray.address.rpartition(":")
@@ -110,8 +116,14 @@ def _check_cluster(config: RunConfig) -> None:
             socket.create_connection((host, int(port)), timeout=TIMEOUT_S).close()
         except OSError as error:
             raise ConfigError(f"no Ray cluster answers at {config.ray.address}: {error}; see ray status") from error
+    for url in config.redis.servers:
+        _check_server(url)
+
+
+def _check_server(url: str) -> None:
+    """Raises ConfigError where this server does not answer, or cannot hold a run."""
     try:
-        with contextlib.closing(RedisLog(config.redis.url, "check")) as log:
+        with contextlib.closing(RedisLog(url, "check")) as log:
             log.check()
     except Unavailable as error:
         raise ConfigError(f"no answer within {TIMEOUT_S:g} s from {error}") from error
@@ -234,6 +246,7 @@ class RaySession:
         self._figures: dict[str, float] = {}
         self._driver_figures: dict[str, float] = {"actors_alive": 0, "actor_restarts": 0}
         self._server: EmbeddedServer | None = None
+        self._servers_down = 0
         try:
             self._start()
         except BaseException:
@@ -243,11 +256,7 @@ class RaySession:
     def _start(self) -> None:
         config = self._config
         urls = self._start_server()
-        self._log = self._cleanup.enter_context(contextlib.closing(RedisLog(urls["learner"], self._directory.run)))
-        if not self._log.claim(self._directory.nonce):
-            raise ConfigError(
-                f"another run {self._directory.run!r} has its keys on {self._log.url}: choose another --run"
-            )
+        self._claim(urls["learner"])
         self._say(f"starting Ray ({'on this machine' if config.mode == 'local' else config.ray.address})")
         with ThreadPoolExecutor(1) as meanwhile:
             opened = meanwhile.submit(self._directory.open_files)
@@ -264,7 +273,7 @@ class RaySession:
         self._ask_slice()
         self._asked_s = time.monotonic()
         self._supervisor = Supervisor(
-            self._actor_starter(identity, urls["actor"]), config.actors.count, config.actors.restarts, self._say
+            self._actor_starter(identity, urls), config.actors.count, config.actors.restarts, self._say
         )
         self._screening = Screening(
             self._evaluator_starter(identity),
@@ -274,17 +283,25 @@ class RaySession:
             self._say,
         )
 
-    def _start_server(self) -> dict[str, str]:
+    def _start_server(self) -> dict[str, tuple[str, ...]]:
         """URLs by role, of the embedded server or of the cluster's."""
         config = self._config
         if config.mode == "cluster":
-            assert config.redis.url is not None  # check() has seen to it
-            return {"learner": config.redis.url, "actor": config.redis.url}
+            return {"learner": config.redis.servers, "actor": config.redis.servers}
         planned = plan(config, self._schema).server
         self._server = self._cleanup.enter_context(EmbeddedServer(self._directory.run, planned))
-        return {role: self._server.url(role) for role in ("learner", "actor")}
+        return {role: (self._server.url(role),) for role in ("learner", "actor")}
 
-    def _start_learner(self, identity: Identity, url: str) -> Any:
+    def _claim(self, urls: Sequence[str]) -> None:
+        """Claim the run's name on every server, in their order, so that of two runs the first server's wins."""
+        for url in urls:
+            with contextlib.closing(RedisLog(url, self._directory.run)) as log:
+                if not log.claim(self._directory.nonce):
+                    raise ConfigError(
+                        f"another run {self._directory.run!r} has its keys on {log.url}: choose another --run"
+                    )
+
+    def _start_learner(self, identity: Identity, urls: Sequence[str]) -> Any:
         from learner.worker import LearnerWorker
 
         config = self._config
@@ -293,7 +310,7 @@ class RaySession:
             num_cpus=0 if local else 1, num_gpus=_gpus(config)
         ).remote(
             identity,
-            url,
+            urls,
             self._directory.run,
             self._schema,
             _replay_of(config, self._directory),
@@ -307,16 +324,19 @@ class RaySession:
             version=__version__,
         )
 
-    def _actor_starter(self, identity: Identity, url: str) -> Callable[[int], Any]:
+    def _actor_starter(self, identity: Identity, urls: Mapping[str, Sequence[str]]) -> Callable[[int], Any]:
         from actors.rollout import Place
         from actors.worker import ActorWorker
 
         config = self._config
         run, env, dueling = self._directory.run, env_of(config), config.learner.network.dueling
+        logs = [RedisLog(url, run, timeout_s=LAST_ID_TIMEOUT_S) for url in urls["learner"]]
+        log = self._cleanup.enter_context(contextlib.closing(ShardedLog(logs)))
 
         def start(slot: int) -> Any:
-            incarnation = self._directory.next_incarnation(slot, self._log.last_id(slot).incarnation)
+            incarnation = self._directory.next_incarnation(slot, log.last_id(slot).incarnation)
             place = Place(run, config.seed, slot, config.actors.count, incarnation)
+            url = urls["actor"][shard_of(slot, len(urls["actor"]))]
             return ActorWorker.options(num_cpus=config.actors.cpus).remote(  # type: ignore[attr-defined]
                 identity, url, place, env, config.actors, dueling, backstop_chunks(config)
             )
@@ -354,6 +374,7 @@ class RaySession:
             result = self._screening.tick(learning=self._figures.get("updates", 0) > 0)
         except CrashLoopError as error:
             raise RunFailedError(str(error), error.details) from None
+        self._tell_servers_down()
         verdict, policy = (result[0], ray.get(result[1])) if result else (None, None)
         if verdict is not None:
             self._driver_figures["greedy_return"] = verdict.episodes.mean
@@ -368,7 +389,14 @@ class RaySession:
         self._server_restarts.died(RuntimeError("its process ended"))
         self._say("the replay server died; it restarts, empty")
         self._server.start()
-        self._log.claim(self._directory.nonce)
+        self._claim([self._server.url("learner")])
+
+    def _tell_servers_down(self) -> None:
+        """Say when servers stop or begin to answer the learner."""
+        down = int(self._figures.get("servers_down", 0))
+        if down != self._servers_down:
+            self._servers_down = down
+            self._say(f"replay servers that do not answer: {down}; their actors wait" if down else "all servers answer")
 
     def _ask_slice(self) -> None:
         self._slices.append(self._learner.train.remote(SLICE_S, self._driver_figures))

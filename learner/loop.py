@@ -231,6 +231,7 @@ class LearnerLoop:
             "log_full": self._log_full,
             "log_rows": self.reader.log_rows,
             "log_unavailable": self._log_unavailable + self._publisher.unavailable,
+            "servers_down": self._publisher.servers_down,
             "learner_wait_seconds": self._wait_s,
             "replay_rows": self.mirror.rows,
             "replay_capacity_rows": self.mirror.capacity_rows,

@@ -26,6 +26,7 @@ GAUGES = {
     "env_steps_per_second": "Env steps inserted per second.",
     "updates_per_second": "Gradient steps per second.",
     "actors_alive": "Actors that answer.",
+    "servers_down": "Replay servers that did not answer the learner's newest call; their slots wait.",
     "greedy_return": "Mean return of the newest greedy evaluation.",
     "exploring_return": "Mean return of the exploring actors' newest episodes.",
     "actor_returns_sum": "Sum of the returns of the exploring actors' episodes; falls where they are negative.",

@@ -1,49 +1,114 @@
-"""Publishes weights and gate under the learner's lease, and keeps both alive while the learner is busy."""
+"""Publishes weights and gate under the learner's fence, on every server, and keeps both alive while it is busy."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import time
+from collections.abc import Sequence
 
-from replay.log import ChunkLog, LogError
+from replay.log import ChunkLog, LogError, Unavailable, WeightsHeader, unless_away
 
 REFRESH_S = 0.5
-"""The gate is refreshed this often; it lapses by itself after 5 s, the lease after 15 s."""
-
+"""The gate is refreshed this often; it lapses by itself after 5 s, the fence never."""
 
 STALLED_S = 5.0
 """A learner that has said nothing for so long, though its process lives, shuts the gate."""
 
+STOP_S = 3.0
+"""The end waits this long for a server that does not answer: its gate lapses by itself."""
+
 
 class Publisher:
-    """The one writer of gate, lease and weights, on a log (a connection) of its own.
+    """The one writer of gate, fence and weights: copies for every server, so that an actor talks to one server only.
 
-    Without ``start`` each ``set`` writes at once, in the caller: the inline mode. After ``start`` a thread writes, at
-    each change and every REFRESH_S; it keeps only the newest weights: a slow server never makes the learner wait.
+    Without ``start`` each ``set`` writes at once, in the caller: the inline mode. After ``start`` a thread per server
+    writes, at each change and every REFRESH_S, and keeps only the newest weights: a slow or frozen server makes neither
+    the learner nor the other servers wait. It is also the learner's knowledge of which servers answer
+    (``replay.sharded_log.Health``).
     """
+
+    def __init__(self, log: ChunkLog, fence: int, others: Sequence[ChunkLog] = ()) -> None:
+        """``log`` (a connection of its own) is the first server's: it alone admits a learner, ``others`` may be away.
+
+        Raises Fenced where any server knows a newer fence, and what the first server answers instead of admitting.
+        """
+        log.take_lease(fence)
+        self._writers = [_Writer(each, fence) for each in (log, *others)]
+        for writer, other in zip(self._writers[1:], others, strict=True):
+            with unless_away(writer.note):
+                other.take_lease(fence)
+
+    def start(self) -> None:
+        """Write from threads from now on."""
+        for writer in self._writers:
+            writer.start()
+
+    def set(self, gate_open: bool, weights: bytes | None = None) -> None:
+        """What is to be published. Raises what made the publisher give up: Fenced or Refused, by whichever server."""
+        for writer in self._writers:
+            writer.set(gate_open, weights)
+
+    def stop(self) -> None:
+        """Shut the gates, give the lease up and end the threads; within STOP_S, whatever the servers do."""
+        for writer in self._writers:
+            writer.end()
+        deadline_s = time.monotonic() + STOP_S
+        for writer in self._writers:
+            writer.join(deadline_s)
+
+    @property
+    def published(self) -> int:
+        """Versions that reached a server."""
+        return max(writer.published for writer in self._writers)
+
+    @property
+    def published_bytes(self) -> int:
+        """Bytes of weights sent, over all servers."""
+        return sum(writer.published_bytes for writer in self._writers)
+
+    @property
+    def unavailable(self) -> int:
+        """Calls that a server did not answer, or not now."""
+        return sum(writer.unavailable for writer in self._writers)
+
+    @property
+    def servers_down(self) -> int:
+        """Servers that did not answer the newest call."""
+        return sum(writer.away for writer in self._writers)
+
+    def answers(self, shard: int) -> bool:
+        """Whether a server answered its newest call; its thread asks at least every REFRESH_S."""
+        return not self._writers[shard].away
+
+    def failed(self, shard: int, error: LogError) -> None:
+        """Somebody else's call of the same server failed for now: count it, and let its thread find out how it is."""
+        self._writers[shard].note(error)
+
+
+class _Writer:
+    """Gate, fence and weights on one server."""
 
     def __init__(self, log: ChunkLog, fence: int) -> None:
         self._log, self._fence = log, fence
         self._state = threading.Condition()
         self._gate_open = False
-        self._weights: bytes | None = None
+        self._newest: bytes | None = None
+        self._sent: bytes | None = None
         self._changed = self._stopped = False
         self._heard_s = time.monotonic()
         self._failure: LogError | None = None
         self._thread: threading.Thread | None = None
+        self.away = False
         self.published = 0
         self.published_bytes = 0
         self.unavailable = 0
-        log.take_lease(fence)
 
     def start(self) -> None:
-        """Write from a thread from now on."""
         self._thread = threading.Thread(target=self._run, name="qherd-publisher", daemon=True)
         self._thread.start()
 
-    def set(self, gate_open: bool, weights: bytes | None = None) -> None:
-        """What is to be published. Raises what made the publisher give up: Fenced or Refused."""
+    def set(self, gate_open: bool, weights: bytes | None) -> None:
         with self._state:
             self._heard_s = time.monotonic()
             if self._failure is not None:
@@ -51,28 +116,38 @@ class Publisher:
             if gate_open == self._gate_open and weights is None:
                 return
             self._gate_open = gate_open
-            self._weights = weights or self._weights
+            self._newest = weights or self._newest
             self._changed = True
             self._state.notify()
         if self._thread is None:
             self._write()
 
-    def stop(self) -> None:
-        """End the thread, shut the gate and give the lease up."""
+    def end(self) -> None:
+        """Have the thread give the lease up and end."""
         with self._state:
             self._stopped = True
             self._state.notify()
+        if self._thread is None:
+            self._release()
+
+    def join(self, deadline_s: float) -> None:
         if self._thread is not None:
-            self._thread.join(timeout=10)
-        with contextlib.suppress(LogError):  # it lapses by itself
-            self._log.release_lease(self._fence)
+            self._thread.join(max(0.0, deadline_s - time.monotonic()))
+
+    def note(self, error: LogError) -> None:
+        """Count a call that failed for now. A full server answers: it has to be read and trimmed."""
+        with self._state:
+            self.unavailable += 1
+            self.away = isinstance(error, Unavailable)
 
     def _run(self) -> None:
         while True:
             with self._state:
                 self._state.wait_for(lambda: self._changed or self._stopped, timeout=REFRESH_S)
-                if self._stopped:
-                    return
+                stopped = self._stopped
+            if stopped:
+                self._release()
+                return
             try:
                 self._write()
             except LogError as error:
@@ -81,20 +156,30 @@ class Publisher:
                 return
 
     def _write(self) -> None:
-        """Publish the newest state; a server that is away is tried again at the next refresh, with the same state."""
+        """Publish the newest state; a server that is away is tried again at the next refresh, with the newest then."""
         with self._state:
             stalled = self._thread is not None and time.monotonic() - self._heard_s > STALLED_S
-            gate_open, weights = self._gate_open and not stalled, self._weights
-            self._weights, self._changed = None, False
-        try:
-            self._log.publish(self._fence, gate_open, weights)
-        except LogError as error:
-            if not error.temporary:
-                raise
+            gate_open, newest = self._gate_open and not stalled, self._newest
+            self._changed = False
+        with unless_away(self.note):
+            due = None if self._holds(newest) else newest
+            self._log.publish(self._fence, gate_open, due)
             with self._state:
-                self.unavailable += 1
-                self._weights = self._weights or weights
-            return
-        if weights is not None:
-            self.published += 1
-            self.published_bytes += len(weights)
+                self.away = False
+            if due is not None:
+                self.published += due is not self._sent
+                self.published_bytes += len(due)
+                self._sent = due
+
+    def _holds(self, weights: bytes | None) -> bool:
+        """Whether the server has these weights still: one that restarted has none, or older ones from its file, and
+        redis-py reconnects to it without a word."""
+        if weights is None:
+            return True
+        return weights is self._sent and self._log.status().weights == WeightsHeader.unpack(weights)
+
+    def _release(self) -> None:
+        with contextlib.suppress(LogError):  # it lapses by itself
+            self._log.release_lease(self._fence)
+            with self._state:
+                self.away = False

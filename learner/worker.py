@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ray
@@ -13,6 +13,7 @@ from replay.chunk import Schema
 from replay.config import ReplayConfig
 from replay.identity import Identity
 from replay.redis_log import RedisLog
+from replay.sharded_log import READ_TIMEOUT_S, ShardedLog
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
@@ -22,7 +23,7 @@ class LearnerWorker:
     def __init__(
         self,
         identity: Identity,
-        url: str,
+        urls: Sequence[str],
         run: str,
         schema: Schema,
         replay: ReplayConfig,
@@ -36,7 +37,8 @@ class LearnerWorker:
         metrics_address: tuple[str, int] | None,
         version: str,
     ) -> None:
-        """``url`` has the learner's own password: it comes as an argument since Ray logs a runtime_env in clear."""
+        """``urls`` of all servers have the learner's own passwords: they come as an argument since Ray logs a
+        runtime_env in clear."""
         identity.check()
         import torch
 
@@ -47,10 +49,11 @@ class LearnerWorker:
         torch.set_num_threads(config.threads)
         torch.set_flush_denormal(True)
         self._metrics = MetricsServer(run, version, metrics_address)
-        publisher = Publisher(RedisLog(url, run), fence)
+        first, *others = (RedisLog(url, run) for url in urls)
+        publisher = Publisher(first, fence, others)
         publisher.start()
         self._publisher = publisher
-        log = RedisLog(url, run)
+        log = ShardedLog([RedisLog(url, run, timeout_s=READ_TIMEOUT_S) for url in urls], publisher)
         self._loop = LearnerLoop(
             run, log, publisher, schema, replay, config, fence=fence, seed=seed, quarantine=quarantine
         )

@@ -10,8 +10,9 @@ Four promises, which one contract suite (tests/test_log_contract.py) holds every
 
 from __future__ import annotations
 
+import contextlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 
@@ -39,6 +40,17 @@ class Fenced(LogError):
 
 class Refused(LogError):
     """The server answers but will not serve this caller: wrong password, missing right, wrong kind of server."""
+
+
+@contextlib.contextmanager
+def unless_away(note: Callable[[LogError], object]) -> Iterator[None]:
+    """Go on where the block's server is away for now, after ``note`` of the temporary error."""
+    try:
+        yield
+    except LogError as error:
+        if not error.temporary:
+            raise
+        note(error)
 
 
 class ChunkId(NamedTuple):

@@ -1,0 +1,155 @@
+"""One run's chunk log over several servers: each slot's stream is on one of them, all else is a copy on each.
+
+What is global stays global, since only streams are spread: there is one mirror and one sampler, in the learner, and
+they take the chunks of all servers. See docs/data-path.md.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol, TypeVar
+
+from replay.log import ChunkId, ChunkLog, Entry, LogError, Status, Unavailable, unless_away
+
+READ_TIMEOUT_S = 1.0
+"""The learner's reader waits this long for progress of a server. To leave a slow one alone costs nothing (its chunks
+stay where they are), to wait for it costs the updates of all others'."""
+
+PAUSE_S = 10.0
+"""How long a server that did not answer is left alone by those who have nobody to ask how it is."""
+
+T = TypeVar("T")
+
+
+def shard_of(slot: int, servers: int) -> int:
+    """The server of a slot: slot modulo servers. Stable (a slot's number and the list of servers decide, no table and
+    no history), and even, where a hash puts two of few slots on one server and none on another."""
+    return slot % servers
+
+
+class Health(Protocol):
+    """Who knows which servers answer, so that one that does not is not waited for again and again."""
+
+    def answers(self, shard: int) -> bool:
+        """Whether to ask this server."""
+
+    def failed(self, shard: int, error: LogError) -> None:
+        """A call of this server has failed for now."""
+
+
+class Pauses:
+    """Leaves a server alone for PAUSE_S after a call that failed: the health of those who have nobody to ask."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._until_s: dict[int, float] = {}
+
+    def answers(self, shard: int) -> bool:
+        """See ``Health``."""
+        return self._clock() >= self._until_s.get(shard, 0.0)
+
+    def failed(self, shard: int, error: LogError) -> None:
+        """See ``Health``."""
+        self._until_s[shard] = self._clock() + PAUSE_S
+
+
+class ShardedLog:
+    """A ``ChunkLog`` over one log per server, in the order of ``redis.urls``. Not thread-safe, as they are not.
+
+    ``read`` and ``trim`` pass over a server that does not answer: its slots wait, the others go on, and ``health`` is
+    told. The first server alone decides who is the learner.
+    """
+
+    def __init__(self, logs: Sequence[ChunkLog], health: Health | None = None) -> None:
+        self._logs = tuple(logs)
+        self._health: Health = health or Pauses()
+        self._owed: list[dict[int, ChunkId]] = [{} for _ in self._logs]
+
+    def append(self, slot: int, chunk_id: ChunkId, data: bytes) -> Status:
+        return self._logs[self._shard(slot)].append(slot, chunk_id, data)
+
+    def status(self) -> Status:
+        return self._ask_any(lambda log: log.status())
+
+    def fetch_weights(self) -> bytes | None:
+        return self._ask_any(lambda log: log.fetch_weights())
+
+    def read(self, cursors: Mapping[int, ChunkId], max_bytes: int) -> list[Entry]:
+        """See ``ChunkLog``: server by server, each with an equal part of ``max_bytes``. Raises no temporary error."""
+        parts: list[dict[int, ChunkId]] = [{} for _ in self._logs]
+        for slot, cursor in cursors.items():
+            parts[self._shard(slot)][slot] = cursor
+        asked = [shard for shard, part in enumerate(parts) if part and self._health.answers(shard)]
+        entries: list[Entry] = []
+        for shard in asked:
+            with self._unless_away(shard):
+                entries += self._logs[shard].read(parts[shard], max(1, max_bytes // len(asked)))
+        return entries
+
+    def last_id(self, slot: int) -> ChunkId:
+        """See ``ChunkLog``. Raises Unavailable at once for a server that does not answer its other callers."""
+        shard = self._shard(slot)
+        if not self._health.answers(shard):
+            raise Unavailable(f"server {shard + 1} of {len(self._logs)}, which has slot {slot}, does not answer")
+        try:
+            return self._logs[shard].last_id(slot)
+        except LogError as error:
+            if error.temporary:
+                self._health.failed(shard, error)
+            raise
+
+    def trim(self, oldest: Mapping[int, ChunkId]) -> None:
+        """See ``ChunkLog``. What a server that is away was to drop, it drops when it is back. Raises no temporary
+        error."""
+        for slot, bound in oldest.items():
+            self._owed[self._shard(slot)][slot] = bound
+        for shard, owed in enumerate(self._owed):
+            if owed and self._health.answers(shard):
+                with self._unless_away(shard):
+                    self._logs[shard].trim(owed)
+                    owed.clear()
+
+    def claim(self, nonce: str) -> bool:
+        """See ``ChunkLog``: on every server in turn, up to the first that another run holds."""
+        return all(log.claim(nonce) for log in self._logs)
+
+    def take_lease(self, fence: int) -> None:
+        """See ``ChunkLog``: the first server admits or does not, the others may be away."""
+        self._tell_all(lambda log: log.take_lease(fence))
+
+    def publish(self, fence: int, gate_open: bool, weights: bytes | None = None) -> None:
+        """See ``ChunkLog``: all or nothing on each server, and nothing anywhere where the first one refuses."""
+        self._tell_all(lambda log: log.publish(fence, gate_open, weights))
+
+    def release_lease(self, fence: int) -> None:
+        """See ``ChunkLog``. Where a server is away the gate lapses by itself."""
+        for shard, log in enumerate(self._logs):
+            with self._unless_away(shard):
+                log.release_lease(fence)
+
+    def close(self) -> None:
+        for log in self._logs:
+            log.close()
+
+    def _shard(self, slot: int) -> int:
+        return shard_of(slot, len(self._logs))
+
+    def _unless_away(self, shard: int) -> AbstractContextManager[None]:
+        return unless_away(lambda error: self._health.failed(shard, error))
+
+    def _ask_any(self, ask: Callable[[ChunkLog], T]) -> T:
+        """The answer of the first server that gives one: each has a copy."""
+        for shard, log in enumerate(self._logs[:-1]):
+            with self._unless_away(shard):
+                return ask(log)
+        return ask(self._logs[-1])
+
+    def _tell_all(self, tell: Callable[[ChunkLog], None]) -> None:
+        """The first server first: where it does not agree, the others are not told."""
+        first, *others = self._logs
+        tell(first)
+        for shard, log in enumerate(others, start=1):
+            with self._unless_away(shard):
+                tell(log)
