@@ -6,6 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -42,8 +43,21 @@ def server(server_binary: Path) -> Iterator[EmbeddedServer]:
 
     Tests that freeze, fill or kill a server start their own from ``server_binary``.
     """
-    with EmbeddedServer("tests", MEMORY_BYTES, binary=server_binary, roles={"admin": "~* &* +@all"}) as started:
+    with EmbeddedServer("tests", MEMORY_BYTES, binary=server_binary, roles=server_roles()) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def servers(server: EmbeddedServer, server_binary: Path) -> Iterator[list[EmbeddedServer]]:
+    """Three servers for the whole session, ``server`` first."""
+    with ExitStack() as stack:
+        more = [EmbeddedServer("tests", MEMORY_BYTES, binary=server_binary, roles=server_roles()) for _ in range(2)]
+        yield [server, *map(stack.enter_context, more)]
+
+
+def server_roles() -> dict[str, str]:
+    """One role that may do anything."""
+    return {"admin": "~* &* +@all"}
 
 
 @pytest.fixture
@@ -55,8 +69,20 @@ def run_name() -> str:
 @pytest.fixture
 def server_url(server: EmbeddedServer, run_name: str) -> Iterator[str]:
     """URL of the session's server; afterwards the keys of ``run_name`` are removed."""
-    url = server.url("admin")
-    yield url
-    with redis.Redis.from_url(url) as client:
-        for key in client.scan_iter(match=f"qherd:{run_name}:*", count=1000):
+    yield server.url("admin")
+    remove_keys(server, run_name)
+
+
+@pytest.fixture
+def server_urls(servers: list[EmbeddedServer], run_name: str) -> Iterator[list[str]]:
+    """URLs of the session's three servers; afterwards the keys of ``run_name`` are removed."""
+    yield [each.url("admin") for each in servers]
+    for each in servers:
+        remove_keys(each, run_name)
+
+
+def remove_keys(server: EmbeddedServer, run: str) -> None:
+    """All keys of a run."""
+    with redis.Redis.from_url(server.url("admin")) as client:
+        for key in client.scan_iter(match=f"qherd:{run}:*", count=1000):
             client.unlink(key)

@@ -151,6 +151,41 @@ def test_the_command_line_wins_over_the_environment(
     assert shown == {0: (3e-3, "redis://u:***@variable:1"), 4: (4e-3, "redis://:***@typed")}
 
 
+def test_several_servers_come_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    urls = [f"redis://:{PASSWORD}@a", f"redis://:{PASSWORD}@b:7000"]
+    with pytest.raises(SystemExit):
+        main(["train", "CartPole-v1", "--redis.urls", *urls, "--seed", "3", "--dry-run"])
+    values = yaml.safe_load(capsys.readouterr().out)
+    assert values["redis"] == {"url": None, "urls": ["redis://:***@a", "redis://:***@b:7000"]}
+    assert values["seed"] == 3
+
+
+@pytest.mark.parametrize("more", [["--redis.url", f"redis://:{PASSWORD}@c"], []], ids=["one and several", "twice"])
+def test_servers_that_contradict_each_other_are_refused(more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "CartPole-v1", "--redis.urls", *[f"redis://:{PASSWORD}@a"] * 2, *more])
+    assert ended.value.code == 2
+    shown = "".join(capsys.readouterr())
+    assert "redis.urls" in shown
+    assert PASSWORD not in shown
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("QHERD_REDIS_URL", f"redis://:{PASSWORD}@a"), ("QHERD_REDIS_URLS", f"[redis://:{PASSWORD}@a, redis://b]")],
+)
+def test_the_help_does_not_show_the_urls_of_the_environment(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "CartPole-v1", "--help"])
+    assert ended.value.code == 0
+    shown = "".join(capsys.readouterr())
+    assert "(set; not shown)" in shown
+    assert PASSWORD not in shown
+
+
 def test_env_kwargs_come_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["train", "FrozenLake-v1", "--env.kwargs", "{is_slippery: false}", "--dry-run"])

@@ -79,6 +79,12 @@ def process(command: list[str | Path], env: dict[str, str], log: Path) -> Iterat
         started.wait(5)
 
 
+def server_command(port: int) -> list[str | Path]:
+    binary = shutil.which("redis-server") or find_server()
+    command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--requirepass", PASSWORD]
+    return [*command, "--save", "", "--dir", "/tmp"]
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """``ray start --block`` (never ``ray stop``, which ends every Ray of this machine) and a server."""
@@ -94,17 +100,9 @@ def cluster() -> Iterator[Cluster]:
         "--node-ip-address=127.0.0.1",
     ]
     ray_command += ["--num-cpus=2", "--object-store-memory=100000000", "--include-dashboard=false"]
-    server_command: list[str | Path] = [
-        shutil.which("redis-server") or find_server(),
-        "--port",
-        str(redis_port),
-        "--bind",
-        "127.0.0.1",
-    ]
-    server_command += ["--requirepass", PASSWORD, "--save", "", "--dir", "/tmp"]
     with contextlib.ExitStack() as stack:
         tmp = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True)))
-        stack.enter_context(process(server_command, kept, tmp / "redis.log"))
+        stack.enter_context(process(server_command(redis_port), kept, tmp / "redis.log"))
         ray_command.append(f"--temp-dir={tmp}")
         head = stack.enter_context(process(ray_command, {**kept, **secrets}, tmp / "ray.log"))
         client = stack.enter_context(redis.Redis(port=redis_port, password=PASSWORD, socket_timeout=5))
@@ -222,3 +220,50 @@ def test_workers_with_other_sources_are_refused_with_both_paths(cluster: Cluster
     assert "same qherd on every node" in done.err
     assert done.err.count("\n") == 1
     assert done.leftovers == []
+
+
+@pytest.mark.timeout(240)
+def test_a_run_on_three_servers_reaches_its_budget_though_the_first_dies(cluster: Cluster, tmp_path: Path) -> None:
+    """Each server has its own slots' streams and copies of the rest; the other two actors and the learner go on."""
+    ports = [free_port() for _ in range(3)]
+    urls = [f"redis://:{PASSWORD}@127.0.0.1:{port}" for port in ports]
+    arguments = ["train", "CartPole-v1", "--run", "s", "--actors.count", "3", "--budget.env-steps", "40000"]
+    arguments += ["--eval.threshold", "None", *cluster.options[:-2], "--redis.urls", *urls]
+    with contextlib.ExitStack() as stack:
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "QHERD_"))}
+        servers = [stack.enter_context(process(server_command(p), env, tmp_path / f"{p}.log")) for p in ports]
+        clients = [stack.enter_context(redis.Redis(port=port, password=PASSWORD, socket_timeout=5)) for port in ports]
+        for port, client in zip(ports, clients, strict=True):
+            wait_for(lambda p=port, c=client: answers(p) and c.ping(), 10, "answer of a server")  # type: ignore[misc]
+        run = stack.enter_context(running(*arguments, cwd=tmp_path, env=cluster.secrets))
+        run.until(lambda: run.figure("s", "actors_alive") == 3, START_S, "three actors")
+        run.until(lambda: run.figure("s", "updates") > 0, START_S, "updates")
+        copies = {b"qherd:s:" + name for name in (b"fence", b"gate", b"weights", b"meta")}
+        for slot, client in enumerate(clients):
+            assert set(client.scan_iter()) == copies | {b"qherd:s:chunks:%d" % slot}
+        servers[0].kill()
+        run.until(lambda: run.figure("s", "servers_down") == 1, 20, "the count of servers down")
+        when_noticed = run.figure("s", "env_steps")
+        done = run.finish(120)
+    assert done.code == 0, done
+    assert done.err == ""
+    assert "servers that do not answer: 1" in done.out
+    written = summary(tmp_path / "runs" / "s")
+    assert written["exit_reason"] == "budget of env steps"
+    assert written["env_steps"] >= 40_000 > when_noticed
+    assert written["chunks_refused"] == {}
+    assert PASSWORD not in done.out
+    files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert [path for path in files if PASSWORD.encode() in path.read_bytes()] == []
+    assert done.leftovers == []
+
+
+def test_each_of_several_servers_has_to_answer_at_the_start(cluster: Cluster, tmp_path: Path) -> None:
+    """The one that does not is named, without its password."""
+    urls = [cluster.options[-1], f"redis://:{PASSWORD}@127.0.0.1:1"]
+    options = [*cluster.options[:-2], "--redis.urls", *urls]
+    done = qherd("train", "CartPole-v1", *options, cwd=tmp_path, env=cluster.secrets)
+    assert done.code == 2, done
+    assert "redis://:***@127.0.0.1:1" in done.err
+    assert PASSWORD not in done.err
+    assert not (tmp_path / "runs").exists()

@@ -187,7 +187,70 @@ def test_the_dump_has_no_password(url: str) -> None:
     assert "host" in shown or "redis.sock" in shown
 
 
-@pytest.mark.parametrize("values", [{"redis": URLS[0]}, {"redis": {"urll": URLS[0]}}])
+def test_the_dump_of_several_servers_has_no_password() -> None:
+    shown = dump(RunConfig(redis=RedisConfig(urls=(URLS[0], f"redis://user:{PASSWORD}@other"))))
+    assert shown["redis"] == {"url": None, "urls": ["redis://:***@host:6379/0", "redis://user:***@other"]}
+
+
+@pytest.mark.parametrize("variable", ["QHERD_REDIS_URL", "QHERD_REDIS_URLS"])
+def test_a_variable_that_is_no_yaml_has_no_password(variable: str) -> None:
+    with pytest.raises(ConfigError, match=variable) as raised:
+        compose(ENV, None, None, {variable: f"[redis://:]{PASSWORD}@host]"})
+    assert PASSWORD not in str(raised.value)
+
+
+def test_a_file_that_is_no_yaml_is_named_with_the_line_and_without_a_password(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(f"seed: 1\nredis:\n  url: [redis://:{PASSWORD}@host\n")
+    with pytest.raises(ConfigError, match=r"c\.yaml, line \d is no YAML: \w+") as raised:
+        compose(ENV, None, file, {})
+    assert PASSWORD not in str(raised.value)
+
+
+# -- servers
+
+
+def test_the_servers_are_the_one_or_the_several_in_their_order() -> None:
+    assert RedisConfig().servers == ()
+    assert RedisConfig(url="redis://b").servers == ("redis://b",)
+    assert RedisConfig(urls=("redis://b", "redis://a")).servers == ("redis://b", "redis://a")
+
+
+def test_several_servers_come_from_a_file_and_from_the_environment(tmp_path: Path) -> None:
+    file = written(tmp_path / "c.yaml", {"redis": {"urls": ["redis://a", "redis://b"]}})
+    assert compose(ENV, None, file, {}).redis.servers == ("redis://a", "redis://b")
+    environ = {"QHERD_REDIS_URLS": "[redis://c, 'redis://:p,w@d:1']"}
+    assert compose(ENV, None, file, environ).redis.servers == ("redis://c", "redis://:p,w@d:1")
+
+
+def test_one_server_and_several_exclude_each_other_also_over_layers(tmp_path: Path) -> None:
+    file = written(tmp_path / "c.yaml", {"redis": {"url": URLS[0]}})
+    with pytest.raises(ConfigError, match=r"redis\.url and redis\.urls") as raised:
+        compose(ENV, None, file, {"QHERD_REDIS_URLS": f"[{URLS[1]}]"})
+    assert PASSWORD not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "urls",
+    [
+        (f"redis://:{PASSWORD}@host", f"redis://:{PASSWORD}@host"),
+        (f"redis://:{PASSWORD}@host", "redis://other", "rediss://user@HOST:6379/0"),
+        (f"redis://:{PASSWORD}@host:6379/0", f"redis://host/1?password={PASSWORD}"),
+        (f"unix://u:{PASSWORD}@/run/a.sock", "unix:///run/a.sock"),
+    ],
+)
+def test_a_server_that_is_given_twice_is_refused(urls: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=r"(host|a\.sock).* more than once") as raised:
+        RedisConfig(urls=urls)
+    assert PASSWORD not in str(raised.value)
+
+
+def test_servers_that_differ_in_place_are_several() -> None:
+    urls = ("redis://host", "redis://host:6380", "redis://other", "unix:///a", "unix:///b", "redis://host:port")
+    assert RedisConfig(urls=urls).servers == urls
+
+
+@pytest.mark.parametrize("values", [{"redis": URLS[0]}, {"redis": {"urll": URLS[0]}}, {"redis": {"urls": URLS[0]}}])
 def test_an_error_about_a_url_in_the_wrong_place_has_no_password(tmp_path: Path, values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as raised:
         compose(ENV, None, written(tmp_path / "c.yaml", values), {})

@@ -58,6 +58,13 @@ def test_a_plain_line_has_all_figures(capsys: pytest.CaptureFixture[str]) -> Non
     assert "\x1b" not in line
 
 
+def test_servers_down_are_shown_while_there_are_any(capsys: pytest.CaptureFixture[str]) -> None:
+    for down, shown in ((0, False), (2, True)):
+        with Display("r", CONFIG) as display:
+            display.update({**FIGURES, "servers_down": down})
+        assert ("servers down 2" in capsys.readouterr().out) is shown
+
+
 def test_before_the_first_figures_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     with Display("r", CONFIG) as display:
         display.update({})

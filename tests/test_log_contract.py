@@ -36,6 +36,7 @@ from replay.log import (
     WeightsHeader,
 )
 from replay.redis_log import RedisLog, public_url
+from replay.sharded_log import ShardedLog
 
 Connect = Callable[[], ChunkLog]
 PAGE = 64 << 20
@@ -309,6 +310,22 @@ class TestRedisLog(LogContract):
     def connect(self, connect_redis: Callable[[], RedisLog]) -> Connect:
         """A connection each."""
         return connect_redis
+
+
+class TestShardedLog(LogContract):
+    """Three servers as one log."""
+
+    @pytest.fixture
+    def connect(self, server_urls: list[str], run_name: str) -> Iterator[Connect]:
+        """A connection to each."""
+        with ExitStack() as stack:
+
+            def connect() -> ShardedLog:
+                log = ShardedLog([RedisLog(url, run_name) for url in server_urls])
+                stack.callback(log.close)
+                return log
+
+            yield connect
 
 
 # What follows needs a server.
