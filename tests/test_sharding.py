@@ -201,8 +201,9 @@ def test_each_stream_is_on_its_slots_server_only(server_urls: list[str], run_nam
         found = each.read(everything, 1 << 20)
         assert found == [Entry(slot, ChunkId(1, 1), b"%d" % slot) for slot in (server, server + SERVERS)]
     assert len(log.read(everything, 1 << 20)) == SLOTS
-    for handle in (*logs, log):
-        handle.close()
+    log.close()
+    for each in logs:
+        each.close()
 
 
 # -- a server is away: the log alone
