@@ -15,7 +15,7 @@ REFRESH_S = 0.5
 STALLED_S = 5.0
 """A learner that has said nothing for so long, though its process lives, shuts the gate."""
 
-STOP_S = 3.0
+STOP_S = 2.0
 """The end waits this long for a server that does not answer: its gate lapses by itself."""
 
 

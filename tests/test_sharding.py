@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -42,6 +43,18 @@ LEARNER = LearnerConfig(network=NetworkConfig(hidden=(8,)), batch=32, publish_ev
 PUBLISH_ONCE = LEARNER.model_copy(update={"publish_every_updates": 10**9})
 
 
+class Counting(Publisher):
+    """Counts the reader's calls that a server did not answer: each kept the learner waiting for READ_TIMEOUT_S."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.waits: Counter[int] = Counter()
+        super().__init__(*arguments)
+
+    def failed(self, shard: int, error: LogError) -> None:
+        self.waits[shard] += 1
+        super().failed(shard, error)
+
+
 class Herd:
     """A learner in this thread, and a thread per actor, each with the URL of its slot's server and no other."""
 
@@ -49,7 +62,7 @@ class Herd:
         self.servers, self.run = servers, run
         urls = [server.url("admin") for server in servers]
         first, *others = (RedisLog(url, run) for url in urls)
-        self.publisher = Publisher(first, 1, others)
+        self.publisher = Counting(first, 1, others)
         self.publisher.start()
         log = ShardedLog([RedisLog(url, run, timeout_s=READ_TIMEOUT_S) for url in urls], self.publisher)
         schema = Schema((4,), "float32", 2)
@@ -59,7 +72,6 @@ class Herd:
         self._over = threading.Event()
         self._flushed: dict[int, bool] = {}
         self._threads = [threading.Thread(target=self._act, args=(slot,)) for slot in range(SLOTS)]
-        self.slowest_s, self.slices_with_a_stall = 0.0, 0
 
     def _rollout(self, slot: int, url: str, schema: Schema) -> Rollout:
         place = Place(self.run, 1, slot, SLOTS, 1)
@@ -92,16 +104,11 @@ class Herd:
         self.loop.drain()
 
     def train_until(self, over: Callable[[], bool], what: str) -> None:
-        """The learner's slices, until ``over()``; notes the slowest and how many had to wait for a server."""
-        self.slowest_s, self.slices_with_a_stall = 0.0, 0
+        """The learner's slices, until ``over()``."""
         end = time.monotonic() + DEADLINE_S
         while not over():
-            started = time.monotonic()
             self.loop.train(SLICE_S)
-            took_s = time.monotonic() - started
-            assert started < end, f"not within {DEADLINE_S:.0f} s: {what}; {self.loop.report()}"
-            self.slowest_s = max(self.slowest_s, took_s)
-            self.slices_with_a_stall += took_s > SLICE_S + 0.9 * READ_TIMEOUT_S
+            assert time.monotonic() < end, f"not within {DEADLINE_S:.0f} s: {what}; {self.loop.report()}"
 
     def read(self, slot: int) -> int:
         """Chunks of a slot that the learner has read."""
@@ -307,8 +314,10 @@ def test_a_trim_that_a_server_missed_is_done_when_it_is_back(faulty: tuple[Shard
     log.trim({0: ChunkId(1, 3)})
     assert len(MemoryLog.read(logs[1], CURSORS, 1 << 20)) == 1
     clock.now_s += PAUSE_S
-    log.trim({0: ChunkId(1, 4)})
-    assert MemoryLog.read(logs[1], CURSORS, 1 << 20) == []
+    for seq in (4, 5):
+        log.trim({0: ChunkId(1, seq)})
+        assert MemoryLog.read(logs[1], CURSORS, 1 << 20) == []
+    assert [each.asked for each in logs] == [5, 2, 2], "what is done is not asked again"
 
 
 def test_a_last_id_behind_a_server_that_is_away_is_unavailable_at_once(
@@ -417,19 +426,18 @@ def test_a_server_that_restarts_empty_has_the_weights_again(server_binary: Path,
 def test_a_frozen_server_pauses_its_slots_only_and_nothing_is_lost(server_binary: Path, run_name: str) -> None:
     """The learner waits for it once, then goes on with the others' slots; thawed, it is read from where it stopped."""
     with herd_on(server_binary, run_name) as herd:
-        assert herd.publisher.servers_down == 0
+        before = herd.publisher.waits[1]
         with frozen(herd.servers[1]):
             until_s = time.monotonic() + 4 * READ_TIMEOUT_S
             chunks = {slot: herd.read(slot) for slot in range(SLOTS)}
             herd.train_until(lambda: time.monotonic() > until_s, "the freeze")
-            assert herd.slices_with_a_stall <= 2
-            assert herd.slowest_s < SLICE_S + READ_TIMEOUT_S + 2.0
             herd.train_until_read([0, 2, 3, 5], 10)
-            assert herd.slices_with_a_stall == 0
+            assert herd.publisher.waits[1] <= before + 1, "it waits for the frozen server once"
             assert all(herd.read(slot) <= chunks[slot] + 1 for slot in (1, 4))
             report = herd.loop.report().figures
             assert report["servers_down"] == 1
             assert report["log_unavailable"] >= 1
+            assert report["weights_published"] > 1
         herd.train_until_read([1, 4], 10)
         assert herd.loop.report().figures["servers_down"] == 0
         herd.end()
