@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
-from replay.log import ChunkId, ChunkLog, Entry, LogError, Status, Unavailable, unless_away
+from replay.log import ChunkId, ChunkLog, Entry, LogError, Memory, Status, Unavailable, unless_away
 
 READ_TIMEOUT_S = 1.0
 """The learner's reader waits this long for progress of a server. To leave a slow one alone costs nothing (its chunks
@@ -58,7 +58,7 @@ class Pauses:
 class ShardedLog:
     """A ``ChunkLog`` over one log per server, in the order of ``redis.urls``. Not thread-safe, as they are not.
 
-    ``read`` and ``trim`` pass over a server that does not answer: its slots wait, the others go on, and ``health`` is
+    The learner's calls pass over a server that does not answer: its slots wait, the others go on, and ``health`` is
     told. The first server alone decides who is the learner.
     """
 
@@ -110,6 +110,16 @@ class ShardedLog:
                 with self._unless_away(shard):
                     self._logs[shard].trim(owed)
                     owed.clear()
+
+    def memory(self) -> Memory | None:
+        """See ``ChunkLog``: of the server that is fullest, since it is the first that would refuse. Raises no temporary
+        error."""
+        found: list[Memory] = []
+        for shard, log in enumerate(self._logs):
+            if self._health.answers(shard):
+                with self._unless_away(shard):
+                    found += [memory] if (memory := log.memory()) else []
+        return max(found, key=lambda memory: memory.used / memory.bound, default=None)
 
     def claim(self, nonce: str) -> bool:
         """See ``ChunkLog``: on every server in turn, up to the first that another run holds."""

@@ -30,7 +30,7 @@ from learner.publisher import STOP_S, Publisher
 from learner.weights import pack, unpack, version
 from replay.chunk import Schema
 from replay.config import ReplayConfig
-from replay.log import ChunkId, Entry, Fenced, LogError, MemoryLog, Refused, Unavailable
+from replay.log import ChunkId, Entry, Fenced, LogError, Memory, MemoryLog, Refused, Unavailable
 from replay.redis_log import RedisLog
 from replay.sharded_log import PAUSE_S, READ_TIMEOUT_S, Pauses, ShardedLog, shard_of
 
@@ -222,6 +222,7 @@ class Faulty(MemoryLog):
     def __init__(self) -> None:
         super().__init__()
         self.fault: LogError | None = None
+        self.room: Memory | None = None
         self.asked = 0
 
     def _ask(self) -> None:
@@ -236,6 +237,10 @@ class Faulty(MemoryLog):
     def trim(self, *arguments: Any) -> None:
         self._ask()
         super().trim(*arguments)
+
+    def memory(self) -> Memory | None:
+        self._ask()
+        return self.room
 
     def last_id(self, slot: int) -> ChunkId:
         self._ask()
@@ -318,6 +323,16 @@ def test_a_trim_that_a_server_missed_is_done_when_it_is_back(faulty: tuple[Shard
         log.trim({0: ChunkId(1, seq)})
         assert MemoryLog.read(logs[1], CURSORS, 1 << 20) == []
     assert [each.asked for each in logs] == [5, 2, 2], "what is done is not asked again"
+
+
+def test_the_fullest_server_counts(faulty: tuple[ShardedLog, list[Faulty], Clock]) -> None:
+    """Of those that answer and have a bound."""
+    log, logs, _ = faulty
+    assert log.memory() is None
+    logs[0].room, logs[2].room = Memory(90, 1000), Memory(50, 100)
+    assert log.memory() == Memory(50, 100)
+    logs[2].fault = Unavailable("away")
+    assert log.memory() == Memory(90, 1000)
 
 
 def test_a_last_id_behind_a_server_that_is_away_is_unavailable_at_once(
