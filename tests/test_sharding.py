@@ -444,11 +444,11 @@ def test_a_frozen_server_pauses_its_slots_only_and_nothing_is_lost(server_binary
         before = herd.publisher.waits[1]
         with frozen(herd.servers[1]):
             until_s = time.monotonic() + 4 * READ_TIMEOUT_S
-            chunks = {slot: herd.read(slot) for slot in range(SLOTS)}
             herd.train_until(lambda: time.monotonic() > until_s, "the freeze")
+            chunks = {slot: herd.read(slot) for slot in (1, 4)}
             herd.train_until_read([0, 2, 3, 5], 10)
+            assert chunks == {slot: herd.read(slot) for slot in (1, 4)}
             assert herd.publisher.waits[1] <= before + 1, "it waits for the frozen server once"
-            assert all(herd.read(slot) <= chunks[slot] + 1 for slot in (1, 4))
             report = herd.loop.report().figures
             assert report["servers_down"] == 1
             assert report["log_unavailable"] >= 1
