@@ -12,8 +12,9 @@ from replay.log import ChunkLog, LogError, Unavailable, WeightsHeader, unless_aw
 REFRESH_S = 0.5
 """The gate is refreshed this often; it lapses by itself after 5 s, the fence never."""
 
-STALLED_S = 5.0
-"""A learner that has said nothing for so long, though its process lives, shuts the gate."""
+STALLED_MIN_S, STALLED_MAX_S, STALLED_TURNS = 0.25, 5.0, 20
+"""A learner that has said nothing for so many of its usual turns, though its process lives, shuts the gate: actors may
+insert 30,000 rows in a second, which nobody would take in or sample (a disk that stops a memmap, tried)."""
 
 STOP_S = 2.0
 """The end waits this long for a server that does not answer: its gate lapses by itself."""
@@ -96,7 +97,7 @@ class _Writer:
         self._newest: bytes | None = None
         self._sent: bytes | None = None
         self._changed = self._stopped = False
-        self._heard_s = time.monotonic()
+        self._heard_s, self._turn_s = time.monotonic(), STALLED_MAX_S
         self._failure: LogError | None = None
         self._thread: threading.Thread | None = None
         self.away = False
@@ -110,7 +111,9 @@ class _Writer:
 
     def set(self, gate_open: bool, weights: bytes | None) -> None:
         with self._state:
-            self._heard_s = time.monotonic()
+            now = time.monotonic()
+            self._turn_s += 0.1 * (now - self._heard_s - self._turn_s)
+            self._heard_s = now
             if self._failure is not None:
                 raise self._failure
             if gate_open == self._gate_open and weights is None:
@@ -143,7 +146,7 @@ class _Writer:
     def _run(self) -> None:
         while True:
             with self._state:
-                self._state.wait_for(lambda: self._changed or self._stopped, timeout=REFRESH_S)
+                self._state.wait_for(lambda: self._changed or self._stopped, timeout=min(REFRESH_S, self._patience_s))
                 stopped = self._stopped
             if stopped:
                 self._release()
@@ -158,7 +161,7 @@ class _Writer:
     def _write(self) -> None:
         """Publish the newest state; a server that is away is tried again at the next refresh, with the newest then."""
         with self._state:
-            stalled = self._thread is not None and time.monotonic() - self._heard_s > STALLED_S
+            stalled = self._thread is not None and time.monotonic() - self._heard_s > self._patience_s
             gate_open, newest = self._gate_open and not stalled, self._newest
             self._changed = False
         with unless_away(self.note):
@@ -170,6 +173,10 @@ class _Writer:
                 self.published += due is not self._sent
                 self.published_bytes += len(due)
                 self._sent = due
+
+    @property
+    def _patience_s(self) -> float:
+        return min(STALLED_MAX_S, max(STALLED_MIN_S, STALLED_TURNS * self._turn_s))
 
     def _holds(self, weights: bytes | None) -> bool:
         """Whether the server has these weights still: one that restarted has none, or older ones from its file, and

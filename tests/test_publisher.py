@@ -193,3 +193,21 @@ def test_a_frozen_server_gets_the_newest_weights_when_it_thaws(
         until(lambda: version_on(actor) == 50, "the newest version")
         assert not actor.status().gate_open
         tested.stop()
+
+
+@pytest.mark.parametrize(("turn_s", "shut"), [(0.001, True), (0.2, False)], ids=["quick turns", "slow turns"])
+def test_a_learner_that_falls_silent_shuts_the_gate(
+    publisher: Callable[..., Publisher], turn_s: float, shut: bool
+) -> None:
+    """Within a second where it was quick before; one whose turns take long is given time. It opens again by itself."""
+    log = MemoryLog()
+    tested = publisher(log)
+    for _ in range(60 if shut else 20):
+        tested.set(True)
+        time.sleep(turn_s)
+    silent_s = time.monotonic()
+    while log.status().gate_open and time.monotonic() < silent_s + 1.5:
+        time.sleep(0.01)
+    assert log.status().gate_open is not shut
+    tested.set(True)
+    until(lambda: log.status().gate_open, "the gate opens again")

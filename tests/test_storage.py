@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -104,8 +105,19 @@ def small_files() -> Iterator[int]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_memmap_takes_its_blocks_at_once(tmp_path: Path, small_files: int) -> None:
+def test_a_memmap_takes_its_blocks_at_once(tmp_path: Path, small_files: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk without room is an error at the start, and no SIGBUS in the middle of the run."""
+    opened = []
+    make = tempfile.TemporaryFile
+
+    def noted(**arguments: Any) -> Any:
+        file = make(**arguments)
+        opened.append(os.dup(file.fileno()))
+        return file
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", noted)
+    column = Memmap(tmp_path).allocate(small_files, (), "uint8")
+    assert os.fstat(opened[0]).st_blocks * 512 >= column.nbytes, "a file with holes: its disk may be full later"
     with pytest.raises(OSError, match="File too large"):
         Memmap(tmp_path).allocate(small_files + 1, (), "uint8")
 
