@@ -1,4 +1,7 @@
-"""The command ``qherd``. Exit codes: 0 done, 1 the run failed, 2 the call or its needs are wrong, 130 interrupted."""
+"""The command ``qherd``.
+
+Exit codes: 0 done, 1 the run failed or the user declined, 2 the call or its needs are wrong, 130 interrupted.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,16 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deploy import __version__
-from deploy.config import ConfigError, RunConfig, check_bounds, compose, dump, explain
+from deploy.config import ConfigError, RedisConfig, RunConfig, check_bounds, compose, dump, explain
 
 USAGE = """qherd: a herd of actors, one learner, deep Q-learning.
 
   qherd train [ENV]    train; LunarLander-v3 where no ENV is given
   qherd eval RUN       play a run's best policy greedily
   qherd record RUN     write a video of it
+  qherd replay stats RUN|URL
+                       what a run's replay memory holds, slot by slot
+  qherd clean RUN      remove what a run has left on its server
   qherd --version
 
 Each command explains itself: qherd train --help. An example:
@@ -77,6 +83,37 @@ class Record(BaseModel):
     """Seed of the episode."""
 
 
+class ReplayStats(BaseModel):
+    """Print what a run's replay memory holds, per slot: rows and bytes stored, rows per second sent, the newest weights
+    acted with, incarnation, and chunks refused by reason. It reads only, and takes a second.
+
+    A run of mode local is given by its directory, while it runs. A run on a server of your own is given by its
+    directory, its name, or the server's URL.
+    """
+
+    given: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|URL")]
+    """A run's directory or name, or a server's URL (redis://, rediss://, unix://)."""
+    run: str | None = None
+    """With a URL: the run's name. A server's only run needs none."""
+    redis: RedisConfig = RedisConfig()
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print JSON."""
+
+
+class Clean(BaseModel):
+    """Remove a run's keys from its Redis or Valkey server, after asking. Other runs' keys and the run's directory stay;
+    a run that is alive is refused.
+
+    Runs of mode local need none of it: their server ends with them.
+    """
+
+    given: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's directory or name. A directory's keys are removed only where they are that run's own."""
+    redis: RedisConfig = RedisConfig()
+    yes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Do not ask."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; every failure that a user can cause is one message on stderr and exit code 2."""
     os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
@@ -85,14 +122,23 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    commands: dict[str, Callable[[list[str]], int]] = {"train": _train, "eval": _eval, "record": _record}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "train": _train,
+        "eval": _eval,
+        "record": _record,
+        "replay stats": _replay_stats,
+        "clean": _clean,
+    }
     command, *rest = arguments or ["--help"]
+    if command == "replay":  # a group of commands, for now of one
+        command = " ".join([command, *rest[:1]])
+        rest = rest[1:]
     if command in commands:
         return commands[command](rest)
     if command == "--version":
         print(f"qherd {__version__}")
         return 0
-    if command in ("-h", "--help"):
+    if command.removeprefix("replay ") in ("-h", "--help"):
         print(USAGE, end="")
         return 0
     raise ConfigError(f"there is no command {command!r}\n\n{USAGE}".rstrip())
@@ -158,6 +204,20 @@ def _record(arguments: list[str]) -> int:
     from deploy.playback import record
 
     return record(call.run, call.out, call.seed)
+
+
+def _replay_stats(arguments: list[str]) -> int:
+    call = tyro.cli(ReplayStats, args=arguments, prog="qherd replay stats")
+    from deploy.replay_stats import stats
+
+    return stats(call.given, call.run, call.redis, as_json=call.as_json)
+
+
+def _clean(arguments: list[str]) -> int:
+    call = tyro.cli(Clean, args=arguments, prog="qherd clean")
+    from deploy.clean import clean
+
+    return clean(call.given, call.redis, yes=call.yes)
 
 
 def _guarded(run: Callable[[], int]) -> int:

@@ -1,6 +1,7 @@
 """A run's directory: what is written once, what grows, and the counts that survive everything.
 
 runs/<run>/config.yaml  metrics.jsonl  tb/  checkpoints/best.*  summary.json  fences.json  quarantine/
+           replay.url (while the run's own server is there)
 """
 
 from __future__ import annotations
@@ -100,6 +101,24 @@ class RunDirectory:
     def quarantine(self) -> Path:
         """Where refused chunks go."""
         return self.path / "quarantine"
+
+    @property
+    def replay_url(self) -> Path:
+        """The file with a URL to read the run's replay memory with, while the run's own server is there."""
+        return self.path / "replay.url"
+
+    @contextlib.contextmanager
+    def showing_replay_url(self, url: str) -> Iterator[None]:
+        """Keep ``url``, which has a password, in the file ``replay_url`` for the owner alone while the block runs."""
+        with self._disk(self.replay_url):
+            fd = os.open(self.replay_url, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+            with os.fdopen(fd, "w") as file:
+                os.fchmod(fd, 0o600)  # one that a run left behind may have been given other rights
+                file.write(url)
+        try:
+            yield
+        finally:
+            self.replay_url.unlink(missing_ok=True)
 
     def next_fence(self) -> int:
         """The next learner's fence: on disk before it is used, so that no two learners ever share one."""

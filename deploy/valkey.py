@@ -77,7 +77,8 @@ def acl_rules(run: str) -> dict[str, str]:
 
     ``actor`` may append to its streams and read weights and gate: with wider rights it could overwrite weights, expire
     leases or exhaust a stream's ids. ``learner`` may do all that touches the run's own keys, and read the server's
-    state; nothing in the category ``@dangerous`` beside that.
+    state; nothing in the category ``@dangerous`` beside that. ``reader`` may read the run's own keys, for
+    ``replay.attach`` and ``qherd replay stats``: no command that writes, waits or lists other keys.
 
     Raises:
         ValueError: the run's name could be read as a pattern or as further rules.
@@ -93,6 +94,10 @@ def acl_rules(run: str) -> dict[str, str]:
         "actor": (
             f"~{prefix}chunks:* %R~{prefix}weights %R~{prefix}gate resetchannels "
             "-@all +ping +hello +auth +client|setname +get +getrange +xadd +xinfo|stream"
+        ),
+        "reader": (
+            f"%R~{prefix}* resetchannels "
+            "-@all +ping +hello +auth +client|setname +get +getrange +xread +xrange +xrevrange +xlen +memory|usage"
         ),
     }
 

@@ -16,6 +16,7 @@ from learner.learner import Figures, Learner, choose_device, host_arrays
 from learner.publisher import Publisher
 from learner.report import Report
 from learner.weights import pack, version
+from replay.about import About, SlotAbout
 from replay.chunk import Codec, Counters, Schema
 from replay.config import ReplayConfig
 from replay.limiter import Limiter
@@ -29,6 +30,7 @@ PUBLISH_MIN_S = 0.1
 GATHER_BYTES = 64 << 20
 """Observations that are gathered at once, at the most: some batches of pictures, a whole cycle of small rows."""
 TRIM_EVERY_S, TRIM_SHARE = 1.0, 16
+DESCRIBE_EVERY_S = 1.0
 """The log is trimmed so often, and whenever this part of the capacity has come in anew."""
 IDLE_S = 0.002
 GATE_LATENCY_S = 0.1
@@ -69,7 +71,7 @@ class LearnerLoop:
         self.sampler = make_sampler(replay, self.mirror, np.random.default_rng(sample_seed))
         self.limiter = Limiter(replay.samples_per_insert, replay.min_rows, replay.capacity_rows, config.batch)
         self._wait_s = self._env_steps_per_s = self._updates_per_s = 0.0
-        self._last_publish_s = self._last_trim_s = -math.inf
+        self._last_publish_s = self._last_trim_s = self._last_describe_s = -math.inf
         self._rows_in_flight = self._log_unavailable = self._log_full = self._trimmed_end = 0
         self._newest_figures: Figures | None = None
         self._noted = Counters()
@@ -153,6 +155,28 @@ class LearnerLoop:
         before = self.reader.totals.env_steps
         self.reader.drain()
         self.limiter.inserts += self.reader.totals.env_steps - before
+        self.describe()
+
+    def about(self) -> About:
+        """The run as those see it who attach to it."""
+        config, slots = self._config, self.reader.slots
+        return About(
+            row_schema=self.mirror.schema,
+            n_step=config.n_step,
+            gamma=config.gamma,
+            reward_scale=config.reward_scale,
+            capacity_rows=self.mirror.capacity_rows,
+            env_steps=self.reader.totals.env_steps,
+            updates=self.learner.updates,
+            slots={slot: SlotAbout.of(books) for slot, books in slots.items()},
+        )
+
+    def describe(self) -> None:
+        """Tell the log what this run is. A refusal stops nothing: a newer fence is the publisher's to notice."""
+        try:
+            self._log.describe(self._fence, self.about().pack())
+        except LogError:
+            self._log_unavailable += 1
 
     def publish(self) -> None:
         """Broadcast the online network under the next version."""
@@ -181,6 +205,9 @@ class LearnerLoop:
             self._last_trim_s, self._trimmed_end = now, self.mirror.end
             with self._server_may_be_away():
                 self._trim()
+                if now - self._last_describe_s >= DESCRIBE_EVERY_S:
+                    self._last_describe_s = now
+                    self.describe()
 
     def _trim(self) -> None:
         """Bound the log. Where the server is nearly full the bound falls by a quarter, for good: a full server refuses

@@ -147,6 +147,12 @@ class ChunkLog(Protocol):
     def release_lease(self, fence: int) -> None:
         """Shut the gate, unless a newer fence took the lease."""
 
+    def describe(self, fence: int, description: bytes) -> None:
+        """Replace the run's description (replay/about.py). Raises Fenced where a newer fence took the lease."""
+
+    def description(self) -> bytes | None:
+        """The newest description, for whoever attaches; None before the learner has written one."""
+
     def close(self) -> None:
         """Give up connections."""
 
@@ -166,6 +172,7 @@ class MemoryLog:
         self._gate = False
         self._nonce: str | None = None
         self._fence = 0
+        self._description: bytes | None = None
 
     def append(self, slot: int, chunk_id: ChunkId, data: bytes) -> Status:
         last = self.last_id(slot)
@@ -223,6 +230,13 @@ class MemoryLog:
     def release_lease(self, fence: int) -> None:
         if fence == self._fence:
             self._gate = False
+
+    def describe(self, fence: int, description: bytes) -> None:
+        self.take_lease(fence)
+        self._description = description
+
+    def description(self) -> bytes | None:
+        return self._description
 
     def close(self) -> None:
         pass

@@ -9,21 +9,31 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from replay.chunk import BadChunk, Chunk, Codec, Counters
-from replay.log import ChunkId, ChunkLog, Entry
+from replay.log import ChunkId, Entry
 from replay.mirror import Mirror
 from replay.nstep import LaneWindows
 
 FIRST_ID, NOTHING = ChunkId(), Counters()
 QUARANTINED = 5
 """How many bad chunks are kept for inspection."""
+
+
+class Source(Protocol):
+    """The part of a ``ChunkLog`` that a reader uses."""
+
+    def read(self, cursors: Mapping[int, ChunkId], max_bytes: int) -> list[Entry]:
+        """See ``ChunkLog.read``."""
+
+    def trim(self, oldest: Mapping[int, ChunkId]) -> None:
+        """See ``ChunkLog.trim``."""
 
 
 class Stored(NamedTuple):
@@ -42,6 +52,18 @@ class Gap(NamedTuple):
 
 
 @dataclass
+class Totals:
+    """What the reader has counted since it started, over all slots or of one."""
+
+    chunks: int = 0
+    rows: int = 0
+    env_steps: int = 0
+    bytes: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    rows_lost: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
 class Slot:
     """The books of one slot: ``cursor`` is the last chunk seen, ``taken`` the last that was not refused."""
 
@@ -55,18 +77,7 @@ class Slot:
     weight_version: int = 0
     windows: LaneWindows | None = None
     lanes: int = 0
-
-
-@dataclass
-class Totals:
-    """What the reader has counted since it started, over all slots."""
-
-    chunks: int = 0
-    rows: int = 0
-    env_steps: int = 0
-    bytes: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
-    rows_lost: Counter[str] = field(default_factory=Counter)
+    totals: Totals = field(default_factory=Totals)
 
 
 class Reader:
@@ -74,7 +85,7 @@ class Reader:
 
     def __init__(
         self,
-        log: ChunkLog,
+        log: Source,
         codec: Codec,
         mirror: Mirror,
         n: int,
@@ -153,7 +164,7 @@ class Reader:
     def _take(self, entry: Entry) -> int:
         books = self.slots[entry.slot]
         if entry.id <= books.cursor:
-            self.totals.refused["duplicate"] += 1
+            self._count_refused(books, "duplicate")
             return 0
         books.cursor = entry.id
         try:
@@ -163,16 +174,21 @@ class Reader:
             gap = self._gap_before(books, entry.id, chunk)
         except BadChunk as error:
             books.refused_since += 1
-            self._refuse(entry, error)
+            self._count_refused(books, error.reason)
+            self._quarantine_chunk(entry, error)
             return 0
         follows = gap.chunks == 0 and entry.id.incarnation == books.taken.incarnation
         self._account(books, entry, chunk, gap)
         self._insert(books, entry, chunk, follows)
         return chunk.env_steps
 
-    def _refuse(self, entry: Entry, error: BadChunk) -> None:
-        """Count a bad chunk and keep the first few. Its rows show as a gap before the next good chunk."""
-        self.totals.refused[error.reason] += 1
+    def _count_refused(self, books: Slot, reason: str) -> None:
+        """Its rows show as a gap before the next good chunk."""
+        self.totals.refused[reason] += 1
+        books.totals.refused[reason] += 1
+
+    def _quarantine_chunk(self, entry: Entry, error: BadChunk) -> None:
+        """Keep the first few bad chunks for inspection."""
         if self._quarantine is None or self._quarantined >= QUARANTINED:
             return
         self._quarantined += 1
@@ -201,13 +217,16 @@ class Reader:
         books.rows_read += chunk.rows
         books.rows_lost += gap.rows
         books.taken, books.counters, books.weight_version = entry.id, chunk.counters, chunk.weight_version
-        if gap.rows:
-            self.totals.rows_lost["refused" if books.refused_since == gap.chunks else "gap"] += gap.rows
+        why_lost = "refused" if books.refused_since == gap.chunks else "gap"
         books.refused_since = 0
-        self.totals.chunks += 1
-        self.totals.rows += chunk.rows
-        self.totals.env_steps += chunk.env_steps
-        self.totals.bytes += len(entry.data)
+        env_steps = chunk.env_steps
+        for totals in (self.totals, books.totals):
+            if gap.rows:
+                totals.rows_lost[why_lost] += gap.rows
+            totals.chunks += 1
+            totals.rows += chunk.rows
+            totals.env_steps += env_steps
+            totals.bytes += len(entry.data)
 
     def _insert(self, books: Slot, entry: Entry, chunk: Chunk, follows: bool) -> None:
         lanes = chunk.flags.shape[1]
@@ -220,3 +239,5 @@ class Reader:
         reward = chunk.reward * self._reward_scale
         self._mirror.close(books.windows.extend(reward, chunk.flags, ids, chunk.q_taken, chunk.q_max))
         self._stored.append(Stored(entry.slot, entry.id, self._mirror.end))
+        while self._stored[0].end <= self._mirror.start:
+            self._stored.popleft()

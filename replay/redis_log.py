@@ -71,6 +71,7 @@ class RedisLog:
         self.fence_key = f"{self._prefix}fence"
         self.weights_key = f"{self._prefix}weights"
         self.meta_key = f"{self._prefix}meta"
+        self.about_key = f"{self._prefix}about"
 
     def check(self) -> None:
         """Raises Refused where this server must not hold a run: too old, or it evicts keys when its memory is full."""
@@ -143,7 +144,7 @@ class RedisLog:
         streams: dict[Any, Any] = {key: str(cursors[slot]) for key, slot in slots.items()}
         reply = self._call(lambda: self._client.xread(streams, count=count))
         entries = [
-            Entry(slots[key], _chunk_id(entry_id), fields[1] if fields else b"")
+            Entry(slots[key], parse_id(entry_id), fields[1] if fields else b"")
             for key, stream in reply
             for entry_id, fields in stream
         ]
@@ -157,7 +158,7 @@ class RedisLog:
             if "no such key" in str(error):
                 return ChunkId()
             raise
-        return _chunk_id(info["last-generated-id"])
+        return parse_id(info["last-generated-id"])
 
     def trim(self, oldest: Mapping[int, ChunkId]) -> None:
         def send() -> None:
@@ -197,15 +198,26 @@ class RedisLog:
         except Fenced:
             return
 
+    def describe(self, fence: int, description: bytes) -> None:
+        self._call(lambda: self._fenced(fence, lambda pipe: pipe.set(self.about_key, description)))
+
+    def description(self) -> bytes | None:
+        description: bytes | None = self._call(lambda: self._client.get(self.about_key))
+        return description
+
     def _fenced(self, fence: int, write: Callable[[Any], Any]) -> None:
-        """Do ``write`` and note ``fence`` as the newest, in one MULTI, if no newer fence was noted before."""
+        """Do ``write`` and note ``fence`` as the newest, in one MULTI, if no newer fence was noted before.
+
+        A fence that stands already is not written again: that would fail the learner's other connection, which watches.
+        """
         with self._client.pipeline(transaction=True) as pipe:
             pipe.watch(self.fence_key)
             newest = int(pipe.get(self.fence_key) or 0)
             if newest > fence:
                 raise Fenced(f"fence {newest} has taken over from {fence}")
             pipe.multi()
-            pipe.set(self.fence_key, fence)
+            if newest < fence:
+                pipe.set(self.fence_key, fence)
             write(pipe)
             pipe.execute()
 
@@ -230,7 +242,7 @@ class RedisLog:
         return Refused(where) if final else Unavailable(where)
 
 
-def _chunk_id(entry_id: bytes | str) -> ChunkId:
+def parse_id(entry_id: bytes | str) -> ChunkId:
     text = entry_id.decode() if isinstance(entry_id, bytes) else entry_id
     incarnation, _, seq = text.partition("-")
     return ChunkId(int(incarnation), int(seq))

@@ -1,0 +1,168 @@
+"""``qherd replay stats``: what the replay memory of a run holds, slot by slot, read from outside the run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from deploy.config import ConfigError, RedisConfig
+from deploy.target import Target, find_run, is_url, run_name
+from replay.about import About
+from replay.attached import find_about
+from replay.chunk import Chunk, Codec
+from replay.log import FENCE_SHIFT
+from replay.redis_log import public_url
+from replay.run_keys import RunKeys, Stored
+
+WINDOW_S = 1.0
+"""Between the two readings that give the rows per second."""
+
+
+@dataclass
+class Line:
+    """One slot. ``rows`` and ``bytes`` are stored in the log; ``rows`` is None where its chunks cannot be read."""
+
+    slot: int
+    rows: int | None
+    bytes: int
+    rows_per_second: float
+    weight_version: int
+    incarnation: int
+    refused: Mapping[str, int]
+
+
+def stats(given: str, name: str | None, redis: RedisConfig, *, as_json: bool) -> int:
+    """Print the statistics of a run, given by its directory, its name or its server's URL; the exit code."""
+    if name is not None and not is_url(given):
+        raise ConfigError(f"--run {name} goes with a server's URL, and {given} names a run already")
+    target = _on_server(given, name) if is_url(given) else find_run(given, redis)
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(contextlib.closing(RunKeys(url, target.run))) for url in target.urls]
+        about = find_about(servers, target.run)
+        lines = measure(servers, about, Codec(about.row_schema, target.run))
+        figures = _figures(target, servers, about, lines)
+    if as_json:
+        print(json.dumps(figures))
+    else:
+        Console(highlight=False).print(*_drawing(figures), sep="\n")
+    return 0
+
+
+def _on_server(url: str, name: str | None) -> Target:
+    """The run ``name``, or the only run of the server."""
+    if name is not None:
+        return Target(run_name(name), (url,))
+    with contextlib.closing(RunKeys(url, "any")) as server:
+        runs = server.runs()
+    if len(runs) == 1:
+        return Target(runs[0], (url,))
+    if not runs:
+        raise ConfigError(f"{public_url(url)} has no run of qherd")
+    raise ConfigError(f"{public_url(url)} has {len(runs)} runs, choose one with --run: {', '.join(runs)}")
+
+
+def measure(servers: Sequence[RunKeys], about: About, codec: Codec) -> list[Line]:
+    """Read every slot twice, WINDOW_S apart by this machine's monotonic clock: no other machine's clock matters."""
+    first = {slot: (*_stored(servers, slot, codec), time.monotonic()) for slot in sorted(about.slots)}
+    time.sleep(WINDOW_S)
+    lines = []
+    for slot, (server, stored, read_s) in first.items():
+        newest, seen = server.newest(slot, codec), about.slots[slot]
+        rate = rows_between(stored.newest, newest) / (time.monotonic() - read_s)
+        lines.append(
+            Line(
+                slot,
+                stored.rows,
+                stored.bytes,
+                round(rate, 1),
+                newest.weight_version if newest else seen.weight_version,
+                newest.incarnation if newest else seen.incarnation,
+                seen.refused,
+            )
+        )
+    return lines
+
+
+def _stored(servers: Sequence[RunKeys], slot: int, codec: Codec) -> tuple[RunKeys, Stored]:
+    """The server that has the slot's stream, and what it holds."""
+    return max(((server, server.stored(slot, codec)) for server in servers), key=lambda found: found[1].chunks)
+
+
+def rows_between(before: Chunk | None, now: Chunk | None) -> int:
+    """Rows that an actor sent after ``before`` up to ``now``, by its own count, which each incarnation starts anew.
+
+    Where nothing was stored before, at least what ``now`` holds.
+    """
+    if now is None:
+        return 0
+    if before is None:
+        return now.rows
+    return now.counters.rows - (before.counters.rows if before.incarnation == now.incarnation else 0)
+
+
+def _figures(target: Target, servers: Sequence[RunKeys], about: About, lines: Sequence[Line]) -> dict[str, Any]:
+    rows = [line.rows for line in lines]
+    published = [status.weights.version for server in servers if (status := server.status()).weights]
+    return {
+        "run": target.run,
+        "servers": [server.url for server in servers],
+        "alive": any(server.alive() for server in servers),
+        "capacity_rows": about.capacity_rows,
+        "env_steps": about.env_steps,
+        "updates": about.updates,
+        "slots": [asdict(line) for line in lines],
+        "total": {
+            "rows": None if None in rows else sum(row or 0 for row in rows),
+            "bytes": sum(line.bytes for line in lines),
+            "rows_per_second": round(sum(line.rows_per_second for line in lines), 1),
+            "weight_version": max(published, default=0),
+            "refused": dict(sum((Counter(line.refused) for line in lines), Counter())),
+        },
+    }
+
+
+def _drawing(figures: Mapping[str, Any]) -> tuple[str, Table, str]:
+    """Where and how alive, the table, and its legend."""
+    learner = "at work" if figures["alive"] else "gone (its gate has lapsed)"
+    where = f"run {figures['run']} on {', '.join(figures['servers'])}"
+    how = (
+        f"learner {learner}: {figures['updates']:,} updates, {figures['env_steps']:,} env steps, a mirror of "
+        f"{figures['capacity_rows']:,} rows"
+    )
+    table = Table("slot", "rows", "bytes", "rows/s", "weights", "incarnation", "refused chunks", show_footer=True)
+    for column in table.columns[:-1]:
+        column.justify = "right"
+    for line in figures["slots"]:
+        table.add_row(str(line["slot"]), *_cells(line), str(line["incarnation"]), _reasons(line["refused"]))
+    total = figures["total"]
+    footers = ("total", *_cells(total), "", _reasons(total["refused"]))
+    for column, footer in zip(table.columns, footers, strict=True):
+        column.footer = footer
+    return (
+        f"{where}\n{how}",
+        table,
+        "weights: learner's fence - number of the newest weights acted with; in total: published",
+    )
+
+
+def _cells(line: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    rows, version = line["rows"], line["weight_version"]
+    return (
+        "?" if rows is None else f"{rows:,}",
+        decimal(line["bytes"]),
+        f"{line['rows_per_second']:,.0f}",
+        f"{version >> FENCE_SHIFT}-{version & ((1 << FENCE_SHIFT) - 1)}" if version else "none",
+    )
+
+
+def _reasons(refused: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {count:,}" for reason, count in sorted(refused.items())) or "none"

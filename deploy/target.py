@@ -1,0 +1,89 @@
+"""Which run on which server a command is about: a run directory, a run's name, or a URL."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from deploy.config import ConfigError, RedisConfig, RunConfig, compose
+from deploy.run_dir import RunDirectory
+from replay.redis_log import public_url
+
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class Target(NamedTuple):
+    """A run and where its keys are. ``urls`` hold passwords; ``nonce`` is known of a run with a directory here."""
+
+    run: str
+    urls: tuple[str, ...]
+    nonce: str | None = None
+
+
+def is_url(given: str) -> bool:
+    """Whether a command's argument names a server, not a run."""
+    return "://" in given
+
+
+def run_name(given: str) -> str:
+    """``given``, if it can be a run's name. Raises ConfigError otherwise."""
+    if not RUN_NAME.fullmatch(given):
+        raise ConfigError(
+            f"{given!r} is neither a run directory nor a run's name: names have 1 to 64 letters, digits, '.', '_' or "
+            "'-', a letter or digit first"
+        )
+    return given
+
+
+def find_run(given: str, redis: RedisConfig) -> Target:
+    """The run of a directory or a name. The server is ``redis``'s, else the environment's, else the directory's.
+
+    Raises ConfigError where the run has no server, or none is known.
+    """
+    if (Path(given) / "config.yaml").is_file():
+        directory = RunDirectory.open(Path(given))
+        return Target(directory.run, _urls_of(directory, redis), directory.nonce)
+    name = run_name(given)
+    if not (urls := given_urls(redis)):
+        raise ConfigError(
+            f"there is no run directory {given}; for a run of that name on a server, give the server with "
+            "--redis.url or QHERD_REDIS_URL"
+        )
+    return Target(name, urls)
+
+
+def given_urls(redis: RedisConfig) -> tuple[str, ...]:
+    """The servers of the options, or else of the environment."""
+    url = redis.url or compose(None, None, None).redis.url
+    return (url,) if url else ()
+
+
+def _urls_of(directory: RunDirectory, redis: RedisConfig) -> tuple[str, ...]:
+    config = directory.config
+    if config.mode == "inline":
+        raise ConfigError(f"{directory.shown} is a run of mode inline: its replay memory is in its own process")
+    if config.mode == "local":
+        return (_local_url(directory),)
+    return given_urls(redis) or (_url_in_config(directory, config),)
+
+
+def _local_url(directory: RunDirectory) -> str:
+    try:
+        return directory.replay_url.read_text()
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{directory.shown} has no replay server: that of a run of mode local starts and ends with the run "
+            "(summary.json has its figures)"
+        ) from None
+
+
+def _url_in_config(directory: RunDirectory, config: RunConfig) -> str:
+    """Raises ConfigError where the URL had a password: config.yaml keeps none."""
+    url = config.redis.url
+    if url is None or url != public_url(url) or "***" in url:
+        raise ConfigError(
+            f"{directory.shown}/config.yaml keeps no password of its server{f' {url}' if url else ''}: give the "
+            "whole URL with --redis.url or QHERD_REDIS_URL"
+        )
+    return url

@@ -1,0 +1,104 @@
+"""What the learner tells others about its run: one small JSON value, replaced about once a second.
+
+Whoever attaches learns from it what the rows look like, how they become transitions, and which slots there are. It is
+for reading only: nothing of the run itself depends on it, and its clock is the learner's own.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+
+from replay.chunk import Schema
+from replay.log import LogError
+from replay.reader import Slot
+
+FORMAT = 1
+"""Raised where a field changes its meaning; fields that a reader does not know are passed over."""
+
+
+class AboutError(LogError):
+    """A description that cannot be read: of another version, or no description at all."""
+
+
+class SlotAbout(BaseModel):
+    """One slot as far as the learner has read it. Chunks, rows, env steps and bytes are sums since it began."""
+
+    model_config = ConfigDict(frozen=True)
+
+    chunks: NonNegativeInt
+    rows: NonNegativeInt
+    env_steps: NonNegativeInt
+    bytes: NonNegativeInt
+    weight_version: NonNegativeInt
+    """Of the weights that the newest chunk was acted with; 0 before the first."""
+    incarnation: NonNegativeInt
+    cursor: str
+    """Id of the last chunk seen."""
+    refused: dict[str, PositiveInt]
+    """Refused chunks by reason."""
+
+    @classmethod
+    def of(cls, books: Slot) -> Self:
+        """From the reader's books."""
+        totals = books.totals
+        return cls(
+            chunks=totals.chunks,
+            rows=totals.rows,
+            env_steps=totals.env_steps,
+            bytes=totals.bytes,
+            weight_version=books.weight_version,
+            incarnation=books.cursor.incarnation,
+            cursor=str(books.cursor),
+            refused=dict(totals.refused),
+        )
+
+
+class About(BaseModel):
+    """A run's description."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    format: PositiveInt = FORMAT
+    row_schema: Schema = Field(alias="schema")
+    n_step: PositiveInt
+    gamma: float = Field(ge=0, le=1)
+    reward_scale: float = Field(gt=0)
+    capacity_rows: PositiveInt
+    """Rows that the learner's mirror holds at the most; the log is trimmed to it."""
+    env_steps: NonNegativeInt
+    updates: NonNegativeInt
+    written_s: float = Field(default_factory=time.time)
+    """When, by the learner's clock, in Unix seconds: for information only."""
+    slots: dict[NonNegativeInt, SlotAbout]
+
+    def pack(self) -> bytes:
+        """As JSON."""
+        return self.model_dump_json(by_alias=True).encode()
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        """Raises AboutError where ``data`` is no description of this format."""
+        try:
+            found: Any = json.loads(data)
+            written = found.get("format") if isinstance(found, Mapping) else None
+            if written != FORMAT:
+                raise AboutError(
+                    f"the run describes itself in format {written!r}, this qherd reads {FORMAT}: install the run's own"
+                )
+            return cls.model_validate(found)
+        except ValidationError as error:
+            finding = error.errors()[0]
+            what = f"{'.'.join(map(str, finding['loc']))}: {finding['msg']}"
+            raise AboutError(f"the run's description is damaged: {what}") from error
+        except ValueError as error:
+            raise AboutError(f"the run's description is damaged: {error}") from error
+
+    def same_rows(self, other: Self) -> bool:
+        """Whether both give the same transitions for the same rows."""
+        mine, theirs = ((about.row_schema, about.n_step, about.gamma, about.reward_scale) for about in (self, other))
+        return mine == theirs

@@ -1,0 +1,160 @@
+"""A run's replay memory in another process: a notebook, a second learner. It reads the log and never writes to it.
+
+Five lines, while ``qherd train --run NAME`` runs on this machine (on a cluster, ``url`` is the run's ``--redis.url``)::
+
+    import pathlib, replay
+    url = pathlib.Path("runs/NAME/replay.url").read_text()
+    with replay.attach(url, "NAME") as memory:
+        print(memory.poll(), "env steps")
+        s_tm1, a_tm1, r_t, discount_t, s_t = memory.sample(32)
+
+(Not named attach.py: importing a module ``replay.attach`` would put itself in the place of the function.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from replay.about import About
+from replay.chunk import Codec
+from replay.log import ChunkId, Entry, LogError
+from replay.mirror import Batch, Mirror
+from replay.reader import Reader
+from replay.redis_log import RedisLog
+from replay.run_keys import RunKeys
+from replay.samplers import UniformSampler
+
+REFRESH_S = 1.0
+"""How often the run's description is read again: as often as the learner writes it."""
+PAGES = 16
+"""A page of the log is this part of the mirror. XREAD pages slot by slot: small ones keep the slots mixed by age."""
+
+
+class NotThere(LogError):
+    """No run of this name describes itself on these servers."""
+
+
+class Replaced(LogError):
+    """The run that was attached to is another one now."""
+
+
+def attach(url: str | Sequence[str], run: str, capacity_rows: int | None = None) -> Attached:
+    """A mirror of the run's replay memory in this process, still empty: ``poll`` fills it.
+
+    ``url``: the run's server, or servers (their slots are read together); a user who may only read is enough.
+    ``capacity_rows``: rows to hold, as many as the run's own learner where it is not given.
+
+    Raises NotThere where the run has not described itself (yet), and what a RedisLog raises.
+    """
+    with contextlib.ExitStack() as stack:
+        urls = [url] if isinstance(url, str) else url
+        logs = [stack.enter_context(contextlib.closing(RunKeys(address.strip(), run))) for address in urls]
+        attached = Attached(logs, run, capacity_rows)
+        stack.pop_all()  # from here on it closes them itself
+        return attached
+
+
+def find_about(logs: Sequence[RedisLog], run: str) -> About:
+    """The description of the run that these logs are of. Raises NotThere where there is none."""
+    for log in logs:
+        if (found := log.description()) is not None:
+            return About.unpack(found)
+    raise NotThere(
+        f"no run {run!r} describes itself on {', '.join(log.url for log in logs)}: is the name right, and has its "
+        "learner started? (qherd replay stats URL names the runs of a server)"
+    )
+
+
+class Attached:
+    """A run's replay memory, read from outside. ``mirror`` holds its newest rows; ``about`` is what the learner says.
+
+    A context manager. Not thread-safe.
+    """
+
+    def __init__(self, logs: Sequence[RunKeys], run: str, capacity_rows: int | None = None) -> None:
+        """``logs``: the run's servers; each slot's stream is on one of them. See ``attach``."""
+        self._logs, self.run = logs, run
+        about = self.about = find_about(logs, run)
+        self._nonce = self._claimed_by()
+        self.schema = about.row_schema
+        self.mirror = Mirror(self.schema, about.capacity_rows if capacity_rows is None else capacity_rows)
+        self._reader = Reader(
+            _Streams(logs), Codec(self.schema, run), self.mirror, about.n_step, about.gamma, about.reward_scale
+        )
+        self._reader.follow(about.slots)
+        self._page_bytes = min(64 << 20, max(1, self.mirror.capacity_rows // PAGES) * self.schema.row_bytes)
+        self._rng = np.random.default_rng()
+        self._refreshed_s = time.monotonic()
+
+    @property
+    def refused(self) -> Mapping[str, int]:
+        """Chunks that were not taken, by reason."""
+        return self._reader.totals.refused
+
+    def poll(self) -> int:
+        """Take in what has arrived since the last call, at most as much as the run's log holds; returns the env steps.
+
+        Raises a temporary LogError where a server does not answer (call again), any other where the run cannot be
+        followed any more.
+        """
+        if time.monotonic() - self._refreshed_s >= REFRESH_S:
+            self._refresh()
+        reader, before, end = self._reader, self._reader.totals.env_steps, self.mirror.end + self.about.capacity_rows
+        seen = None
+        while self.mirror.end < end and seen != (seen := [books.cursor for books in reader.slots.values()]):
+            reader.poll(self._page_bytes)
+        if self.mirror.end == 0 and self.refused.get("size"):
+            raise ValueError(f"capacity_rows={self.mirror.capacity_rows} cannot hold one chunk of this run: give more")
+        return reader.totals.env_steps - before
+
+    def sample(self, count: int, rng: np.random.Generator | None = None) -> Batch:
+        """``count`` transitions, uniformly and with replacement. Raises ValueError where there are none yet."""
+        return self.mirror.gather(UniformSampler(self.mirror, rng or self._rng).choose(count))
+
+    def close(self) -> None:
+        """Give up the connections; the mirror stays."""
+        for log in self._logs:
+            log.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _refresh(self) -> None:
+        """Read the description again and follow the slots that it names; a server that was restarted may have none."""
+        with contextlib.suppress(NotThere):
+            about = find_about(self._logs, self.run)
+            nonce = self._claimed_by()
+            if None not in (nonce, self._nonce) and nonce != self._nonce:
+                raise Replaced(f"another run has taken the name {self.run!r}: attach again")
+            if not about.same_rows(self.about):
+                raise Replaced(f"run {self.run!r} has other rows, n_step, gamma or reward_scale now: attach again")
+            self.about = about
+            self._reader.follow(about.slots)
+        self._refreshed_s = time.monotonic()
+
+    def _claimed_by(self) -> str | None:
+        return next((nonce for log in self._logs if (nonce := log.nonce()) is not None), None)
+
+
+class _Streams:
+    """The run's streams on all its servers, for a reader that never writes."""
+
+    def __init__(self, logs: Sequence[RunKeys]) -> None:
+        self._logs = logs
+
+    def read(self, cursors: Mapping[int, ChunkId], max_bytes: int) -> list[Entry]:
+        """See ``ChunkLog.read``. A server that does not hold a slot's stream has nothing to say of it."""
+        page = max(1, max_bytes // len(self._logs))
+        return [entry for log in self._logs for entry in log.read(cursors, page)]
+
+    def trim(self, oldest: Mapping[int, ChunkId]) -> None:
+        """Leaves the log as it is: trimming is the run's own learner's."""

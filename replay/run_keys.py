@@ -1,0 +1,120 @@
+"""A run's keys seen from outside the run: what is stored in them, and their removal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from replay.chunk import BadChunk, Chunk, Codec
+from replay.redis_log import RedisLog, parse_id
+
+SCAN_COUNT = 1000
+UNLINK_KEYS = 100
+"""Keys of one UNLINK: the server answers others in between."""
+
+
+class Stored(NamedTuple):
+    """What a slot's stream holds. ``rows`` and ``newest`` are None where a chunk they rest on cannot be read."""
+
+    chunks: int
+    rows: int | None
+    bytes: int
+    newest: Chunk | None
+
+
+class RunKeys(RedisLog):
+    """One run's keys on one server, for whoever looks after them."""
+
+    def alive(self) -> bool:
+        """Whether the run's learner has renewed its gate within the last seconds, open or shut."""
+        return self._call(lambda: self._client.get(self.gate_key)) is not None
+
+    def nonce(self) -> str | None:
+        """What the run's name is claimed with; see ``ChunkLog.claim``."""
+        held: bytes | None = self._call(lambda: self._client.get(self.meta_key))
+        return None if held is None else held.decode(errors="replace")
+
+    def stored(self, slot: int, codec: Codec) -> Stored:
+        """What a slot's stream holds.
+
+        Nobody counts rows as they are stored and trimmed: the headers do. In each incarnation, rows stored = cumulative
+        rows of its last chunk - those of its first + the first's own.
+        """
+        key = self.chunks_key(slot)
+        chunks: int = self._call(lambda: self._client.xlen(key))
+        memory: int | None = self._call(lambda: self._client.memory_usage(key))
+        rows: int | None = 0
+        newest, incarnation = None, 0
+        while oldest := self._first_from(key, incarnation):
+            incarnation = parse_id(oldest[0][0]).incarnation
+            latest = self._last_of(key, incarnation) or oldest  # trimmed meanwhile
+            first, newest = _decoded(oldest, slot, codec), _decoded(latest, slot, codec)
+            if rows is not None and first is not None and newest is not None:
+                rows += newest.counters.rows - first.counters.rows + first.rows
+            else:
+                rows = None
+            incarnation += 1
+        return Stored(chunks, rows, memory or 0, newest)
+
+    def newest(self, slot: int, codec: Codec) -> Chunk | None:
+        """The last chunk of a slot's stream; None where there is none that can be read."""
+        return _decoded(self._call(lambda: self._client.xrevrange(self.chunks_key(slot), count=1)), slot, codec)
+
+    def _first_from(self, key: str, incarnation: int) -> list[Any]:
+        """The first entry of a stream from this incarnation on, if any."""
+        entries: list[Any] = self._call(lambda: self._client.xrange(key, incarnation, "+", 1))
+        return entries
+
+    def _last_of(self, key: str, incarnation: int) -> list[Any]:
+        """The last entry of this incarnation, if any."""
+        entries: list[Any] = self._call(lambda: self._client.xrevrange(key, incarnation, incarnation, 1))
+        return entries
+
+    def runs(self) -> list[str]:
+        """The names of all runs that have keys on this server."""
+        found = self._call(lambda: set(self._scan("qherd:*:*")))
+        return sorted({key.decode(errors="replace").split(":")[1] for key in found})
+
+    def keys(self) -> list[bytes]:
+        """All keys of this run and of no other, the one that claims its name last."""
+        pattern = re.sub(r"([][*?^\\-])", r"\\\1", self._prefix) + "*"
+        prefix, meta = self._prefix.encode(), self.meta_key.encode()
+        found = self._call(lambda: {key for key in self._scan(pattern) if key.startswith(prefix)})
+        return sorted(found, key=lambda key: (key == meta, key))
+
+    def memory_bytes(self, keys: Iterable[bytes]) -> int:
+        """Memory that these keys take on the server."""
+
+        def ask() -> list[Any]:
+            pipe = self._client.pipeline(transaction=False)
+            for key in keys:
+                pipe.memory_usage(key)
+            replies: list[Any] = pipe.execute()
+            return replies
+
+        return sum(reply or 0 for reply in self._call(ask))
+
+    def remove(self, keys: list[bytes]) -> int:
+        """Remove these keys, in their order; returns how many there still were."""
+        removed = 0
+        for start in range(0, len(keys), UNLINK_KEYS):
+            removed += self._unlink(keys[start : start + UNLINK_KEYS])
+        return removed
+
+    def _unlink(self, batch: list[bytes]) -> int:
+        count: int = self._call(lambda: self._client.unlink(*batch))
+        return count
+
+    def _scan(self, pattern: str) -> Iterator[bytes]:
+        yield from self._client.scan_iter(match=pattern, count=SCAN_COUNT)
+
+
+def _decoded(entries: list[Any], slot: int, codec: Codec) -> Chunk | None:
+    """The first of the entries, as a chunk."""
+    for entry_id, fields in entries:
+        try:
+            return codec.decode(next(iter(fields.values()), b""), slot, *parse_id(entry_id))
+        except BadChunk:
+            return None
+    return None
