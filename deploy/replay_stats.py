@@ -19,12 +19,14 @@ from deploy.target import Target, find_run, is_url, run_name
 from replay.about import About
 from replay.attached import find_about
 from replay.chunk import Chunk, Codec
-from replay.log import FENCE_SHIFT
+from replay.log import FENCE_SHIFT, Refused
 from replay.redis_log import public_url
 from replay.run_keys import RunKeys, Stored
 
 WINDOW_S = 1.0
 """Between the two readings that give the rows per second."""
+FILE_WIDTH = 160
+"""Columns where the output is no terminal, which has a width of its own."""
 
 
 @dataclass
@@ -53,7 +55,7 @@ def stats(given: str, name: str | None, redis: RedisConfig, *, as_json: bool) ->
     if as_json:
         print(json.dumps(figures))
     else:
-        Console(highlight=False).print(*_drawing(figures), sep="\n")
+        _print(figures)
     return 0
 
 
@@ -62,7 +64,10 @@ def _on_server(url: str, name: str | None) -> Target:
     if name is not None:
         return Target(run_name(name), (url,))
     with contextlib.closing(RunKeys(url, "any")) as server:
-        runs = server.runs()
+        try:
+            runs = server.runs()
+        except Refused as error:
+            raise ConfigError(f"{error}; give the run's name with --run") from error
     if len(runs) == 1:
         return Target(runs[0], (url,))
     if not runs:
@@ -130,14 +135,21 @@ def _figures(target: Target, servers: Sequence[RunKeys], about: About, lines: Se
     }
 
 
-def _drawing(figures: Mapping[str, Any]) -> tuple[str, Table, str]:
-    """Where and how alive, the table, and its legend."""
+def _print(figures: Mapping[str, Any]) -> None:
     learner = "at work" if figures["alive"] else "gone (its gate has lapsed)"
-    where = f"run {figures['run']} on {', '.join(figures['servers'])}"
-    how = (
+    print(f"run {figures['run']} on {', '.join(figures['servers'])}")
+    print(
         f"learner {learner}: {figures['updates']:,} updates, {figures['env_steps']:,} env steps, a mirror of "
         f"{figures['capacity_rows']:,} rows"
     )
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
+    console.print(_table(figures))
+    print("weights: learner's fence - number; of a slot the newest acted with, in total the newest published")
+
+
+def _table(figures: Mapping[str, Any]) -> Table:
     table = Table("slot", "rows", "bytes", "rows/s", "weights", "incarnation", "refused chunks", show_footer=True)
     for column in table.columns[:-1]:
         column.justify = "right"
@@ -147,11 +159,7 @@ def _drawing(figures: Mapping[str, Any]) -> tuple[str, Table, str]:
     footers = ("total", *_cells(total), "", _reasons(total["refused"]))
     for column, footer in zip(table.columns, footers, strict=True):
         column.footer = footer
-    return (
-        f"{where}\n{how}",
-        table,
-        "weights: learner's fence - number of the newest weights acted with; in total: published",
-    )
+    return table
 
 
 def _cells(line: Mapping[str, Any]) -> tuple[str, str, str, str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import socket
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
 
 from deploy.config import ConfigError, RedisConfig, RunConfig, compose
 from deploy.run_dir import RunDirectory
-from replay.redis_log import public_url
+from replay.redis_log import TIMEOUT_S, public_url
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -43,7 +45,7 @@ def find_run(given: str, redis: RedisConfig) -> Target:
     """
     if (Path(given) / "config.yaml").is_file():
         directory = RunDirectory.open(Path(given))
-        return Target(directory.run, _urls_of(directory, redis), directory.nonce)
+        return Target(Path(given).resolve().name, _urls_of(directory, redis), directory.nonce)
     name = run_name(given)
     if not (urls := given_urls(redis)):
         raise ConfigError(
@@ -70,12 +72,15 @@ def _urls_of(directory: RunDirectory, redis: RedisConfig) -> tuple[str, ...]:
 
 def _local_url(directory: RunDirectory) -> str:
     try:
-        return directory.replay_url.read_text()
-    except FileNotFoundError:
+        url = directory.replay_url.read_text()
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(TIMEOUT_S)
+            probe.connect(unquote(urlsplit(url).path))
+    except (FileNotFoundError, ConnectionError):  # a run that was killed leaves the file, and perhaps the socket
         raise ConfigError(
-            f"{directory.shown} has no replay server: that of a run of mode local starts and ends with the run "
-            "(summary.json has its figures)"
+            f"{directory.shown} has no replay server: that of a run of mode local starts and ends with the run"
         ) from None
+    return url
 
 
 def _url_in_config(directory: RunDirectory, config: RunConfig) -> str:
