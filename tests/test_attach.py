@@ -400,7 +400,8 @@ def test_the_learner_lives_on_where_it_cannot_describe_its_run(error: LogError) 
 def test_importing_replay_alone_stays_cheap() -> None:
     """Actors import the package too: numpy, redis, pydantic and torch come only with what is used."""
     program = (
-        "import sys, replay; heavy = {'numpy', 'redis', 'pydantic', 'torch', 'ray'} & set(sys.modules); assert not heavy, heavy\n"
+        "import sys, replay\n"
+        "heavy = {'numpy', 'redis', 'pydantic', 'torch', 'ray'} & set(sys.modules); assert not heavy, heavy\n"
         "import replay.attached\n"  # a module of that name must not hide the function
         "assert callable(replay.attach) and replay.attach is replay.attached.attach\n"
         "heavy = {'torch', 'ray', 'gymnasium'} & set(sys.modules); assert not heavy, heavy\n"

@@ -263,6 +263,30 @@ class LogContract:
         new.release_lease(2)
         assert not new.status().gate_open
 
+    def test_description_is_replaced_as_one(self, connect: Connect) -> None:
+        """None before the first; any bytes; it changes neither weights nor gate."""
+        learner, reader = connect(), connect()
+        assert reader.description() is None
+        learner.publish(1, True, weights(1, 1))
+        for description in (b'{"a": 1}', b"\r\n\x00" * 10_000, b"{}"):
+            learner.describe(1, description)
+            assert reader.description() == description
+        assert reader.fetch_weights() == weights(1, 1)
+        assert reader.status().gate_open
+
+    def test_older_fence_describes_nothing(self, connect: Connect) -> None:
+        """A learner that was replaced must not say how the run is."""
+        new, old = connect(), connect()
+        old.describe(1, b"old")
+        new.take_lease(2)
+        with pytest.raises(Fenced):
+            old.describe(1, b"zombie")
+        assert new.description() == b"old"
+        new.describe(2, b"new")
+        with pytest.raises(Fenced):
+            old.publish(1, True)
+        assert old.description() == b"new"
+
     def test_name_is_claimed_once(self, connect: Connect) -> None:
         """Its own nonce claims again (resume); another's is refused."""
         ours, theirs = connect(), connect()
@@ -472,6 +496,23 @@ def test_chunk_whose_reply_was_lost_is_stored_once(proxy: Proxy, run_name: str) 
     log.close()
 
 
+def test_the_learners_own_connections_do_not_fail_each_other(
+    proxy: Proxy, connect_redis: Callable[[], RedisLog], run_name: str
+) -> None:
+    """The loop describes while the publisher's thread publishes, both between WATCH and EXEC of the fence."""
+    loop, publisher = RedisLog(proxy.url, run_name), connect_redis()
+    publisher.take_lease(1)
+    proxy.before = (b"EXEC", lambda: publisher.publish(1, True, weights(1, 1)))
+    loop.describe(1, b"said")
+    assert proxy.before is None
+    assert publisher.description() == b"said"
+    assert publisher.fetch_weights() == weights(1, 1)
+    proxy.before = (b"EXEC", lambda: publisher.describe(1, b"again"))
+    loop.publish(1, True, weights(1, 2))
+    assert publisher.fetch_weights() == weights(1, 2)
+    loop.close()
+
+
 @pytest.mark.parametrize("at", [b"MULTI", b"open", weights(1, 2)[-100:]], ids=["multi", "gate", "weights"])
 def test_publish_that_loses_a_race_writes_nothing(
     proxy: Proxy, connect_redis: Callable[[], RedisLog], run_name: str, at: bytes
@@ -510,6 +551,7 @@ def test_only_the_gate_expires(connect_redis: Callable[[], RedisLog], raw: Any, 
     log.append(0, FIRST, b"x")
     log.take_lease(1)
     log.publish(1, True, weights(1, 1))
+    log.describe(1, b"said")
     expiring = {key for key in raw.scan_iter(match=f"qherd:{run_name}:*") if raw.ttl(key) != -1}
     assert expiring == {log.gate_key.encode()}
     assert raw.exists(log.chunks_key(0), log.weights_key, log.meta_key) == 3
@@ -555,6 +597,8 @@ def test_frozen_server_makes_every_call_unavailable_in_time(own_server: Embedded
         lambda: log.take_lease(1),
         lambda: log.publish(1, True, weights(1, 1)),
         lambda: log.release_lease(1),
+        lambda: log.describe(1, b"said"),
+        log.description,
     ]
     with frozen(own_server):
         for number, call in enumerate(calls):
@@ -690,6 +734,8 @@ def test_roles_can_do_their_part_and_no_more(server_binary: Path, run_name: str)
             lambda: actor.trim({0: ChunkId(9, 9)}),
             lambda: actor.read({0: ChunkId()}, PAGE),
             lambda: actor.claim("mine"),
+            lambda: actor.describe(1, b"bad"),
+            actor.description,
             lambda: other.append(0, FIRST, b"x"),
         ):
             with pytest.raises(Refused):

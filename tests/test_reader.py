@@ -451,3 +451,39 @@ def test_reader_uses_the_codecs_bound() -> None:
     FakeActor().send(log)
     reader.poll()
     assert reader.totals.refused == {"size": 1}
+
+
+def test_the_books_of_evicted_chunks_go_also_without_a_trim() -> None:
+    """Whoever attaches never trims: its books must not grow for ever."""
+    log = MemoryLog()
+    reader, mirror = make(log, capacity=20)
+    actor = FakeActor()
+    for _ in range(50):
+        actor.send(log)
+        reader.poll()
+        assert len(reader._stored) <= 6
+    assert mirror.start == 180
+
+
+def test_each_slot_has_totals_of_its_own() -> None:
+    """Taken, refused and lost; together they are the reader's."""
+    log = MemoryLog()
+    reader, _ = make(log, slots=3)
+    actors = [FakeActor(slot) for slot in range(3)]
+    for actor in actors[:2]:
+        actor.send(log)
+    for _ in range(2):
+        bad = actors[1].chunk()
+        append(log, bad, spoilt(bad))
+    actors[1].send(log)
+    actors[2].chunk()
+    actors[2].send(log)
+    reader.drain()
+    totals = [books.totals for books in reader.slots.values()]
+    assert [dict(each.refused) for each in totals] == [{}, {"crc": 2}, {}]
+    assert [dict(each.rows_lost) for each in totals] == [{}, {"refused": 8}, {"gap": 4}]
+    assert [(each.chunks, each.rows) for each in totals] == [(1, 4), (2, 8), (1, 4)]
+    for name in ("chunks", "rows", "env_steps", "bytes"):
+        assert sum(getattr(each, name) for each in totals) == getattr(reader.totals, name)
+    assert reader.totals.refused == {"crc": 2}
+    assert reader.totals.rows_lost == {"refused": 8, "gap": 4}

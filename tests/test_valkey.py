@@ -274,7 +274,7 @@ def test_without_any_server_the_message_names_the_remedies(monkeypatch: pytest.M
 
 
 def test_an_unknown_role_is_refused_with_the_known_ones(embedded: EmbeddedServer) -> None:
-    with pytest.raises(ValueError, match="role 'root': this server has actor, learner"):
+    with pytest.raises(ValueError, match="role 'root': this server has actor, learner, reader"):
         embedded.url("root")
 
 
@@ -289,7 +289,7 @@ def test_no_password_is_visible_to_others(short_tmp: Path) -> None:
         process = Path(f"/proc/{server.pid}")
         seen = [process / "cmdline", process / "environ", *(path for path in home.iterdir() if path.is_file())]
         text = b"".join(path.read_bytes() for path in seen).decode(errors="replace")
-        assert len(set(passwords)) == 2
+        assert len(set(passwords)) == 3
         assert not [password for password in passwords if password in text]
         assert home.stat().st_mode & 0o777 == 0o700
         assert (home / "server.conf").stat().st_mode & 0o777 == 0o600
@@ -402,6 +402,57 @@ LEARNER_MUST_NOT: dict[str, Call] = {
 @pytest.mark.parametrize("call", [pytest.param(call, id=name) for name, call in LEARNER_MUST_NOT.items()])
 def test_a_learner_must_not(embedded: EmbeddedServer, call: Call) -> None:
     with connect(embedded, "learner") as client, pytest.raises(redis.exceptions.NoPermissionError):
+        call(client)
+
+
+def test_a_reader_can_do_its_work(embedded: EmbeddedServer) -> None:
+    stream = "qherd:mine:chunks:read"
+    with connect(embedded, "learner") as learner:
+        learner.xadd(stream, {"c": b"rows"}, id="1-1")
+        learner.set("qherd:mine:about", b"{}")
+        learner.set("qherd:mine:weights", b"0123456789")
+    with connect(embedded, "reader") as reader:
+        assert reader.ping()
+        assert reader.get("qherd:mine:about") == b"{}"
+        assert reader.getrange("qherd:mine:weights", 0, 3) == b"0123"
+        assert reader.get("qherd:mine:gate") in (None, b"open")
+        assert reader.xread({stream: "0-0"}, count=10)
+        assert reader.xlen(stream) == len(reader.xrange(stream)) == len(reader.xrevrange(stream)) == 1
+        assert reader.memory_usage(stream)
+
+
+READER_MUST_NOT: dict[str, Call] = {
+    "overwrite the weights": lambda c: c.set("qherd:mine:weights", b"bad"),
+    "open the gate": lambda c: c.set("qherd:mine:gate", b"open"),
+    "claim the name": lambda c: c.set("qherd:mine:meta", b"me", nx=True),
+    "describe the run": lambda c: c.set("qherd:mine:about", b"{}"),
+    "append a chunk": lambda c: c.xadd("qherd:mine:chunks:0", {"c": b""}),
+    "trim a stream": lambda c: c.xtrim("qherd:mine:chunks:0", maxlen=0),
+    "delete a chunk": lambda c: c.xdel("qherd:mine:chunks:0", "1-1"),
+    "delete a stream": lambda c: c.delete("qherd:mine:chunks:0"),
+    "unlink a stream": lambda c: c.unlink("qherd:mine:chunks:0"),
+    "expire a stream": lambda c: c.expire("qherd:mine:chunks:0", 1),
+    "group a stream": lambda c: c.xgroup_create("qherd:mine:chunks:0", "g", "0", mkstream=True),
+    "rename a key": lambda c: c.rename("qherd:mine:meta", "qherd:mine:gone"),
+    "copy a key": lambda c: c.copy("qherd:mine:meta", "qherd:mine:copy"),
+    "get and set": lambda c: c.getset("qherd:mine:meta", b"me"),
+    "get and delete": lambda c: c.getdel("qherd:mine:meta"),
+    "read another run": lambda c: c.get("qherd:other:weights"),
+    "read another run's chunks": lambda c: c.xread({"qherd:other:chunks:0": "0-0"}),
+    "measure another run": lambda c: c.memory_usage("qherd:other:weights"),
+    "list keys": lambda c: c.scan(),
+    "see what others do": lambda c: c.client_list(),
+    "read the server's state": lambda c: c.info(),
+    "configure": lambda c: c.config_set("maxmemory", "0"),
+    "flush": lambda c: c.flushall(),
+    "run a script": lambda c: c.eval("return 1", 0),
+    "publish a message": lambda c: c.publish("channel", b""),
+}
+
+
+@pytest.mark.parametrize("call", [pytest.param(call, id=name) for name, call in READER_MUST_NOT.items()])
+def test_a_reader_must_not(embedded: EmbeddedServer, call: Call) -> None:
+    with connect(embedded, "reader") as client, pytest.raises(redis.exceptions.NoPermissionError):
         call(client)
 
 
