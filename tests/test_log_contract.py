@@ -504,12 +504,12 @@ def test_the_learners_own_connections_do_not_fail_each_other(
     publisher.take_lease(1)
     proxy.before = (b"EXEC", lambda: publisher.publish(1, True, weights(1, 1)))
     loop.describe(1, b"said")
-    assert proxy.before is None
     assert publisher.description() == b"said"
-    assert publisher.fetch_weights() == weights(1, 1)
+    assert publisher.fetch_weights() == weights(1, 1), "it did not come in between"
     proxy.before = (b"EXEC", lambda: publisher.describe(1, b"again"))
     loop.publish(1, True, weights(1, 2))
     assert publisher.fetch_weights() == weights(1, 2)
+    assert publisher.description() == b"again", "it did not come in between"
     loop.close()
 
 
