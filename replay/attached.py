@@ -22,13 +22,14 @@ from typing import Self
 import numpy as np
 
 from replay.about import About
-from replay.chunk import Codec
+from replay.chunk import Codec, Schema
 from replay.log import ChunkId, Entry, LogError
 from replay.mirror import Batch, Mirror
 from replay.reader import Reader
 from replay.redis_log import RedisLog
 from replay.run_keys import RunKeys
 from replay.samplers import UniformSampler
+from replay.storage import CannotFit, available_memory
 
 REFRESH_S = 1.0
 """How often the run's description is read again: as often as the learner writes it."""
@@ -50,7 +51,8 @@ def attach(url: str | Sequence[str], run: str, capacity_rows: int | None = None)
     ``url``: the run's server, or servers (their slots are read together); a user who may only read is enough.
     ``capacity_rows``: rows to hold, as many as the run's own learner where it is not given.
 
-    Raises NotThere where the run has not described itself (yet), and what a RedisLog raises.
+    Raises NotThere where the run has not described itself (yet), CannotFit where its rows do not fit into memory, and
+    what a RedisLog raises.
     """
     with contextlib.ExitStack() as stack:
         urls = [url] if isinstance(url, str) else url
@@ -83,7 +85,7 @@ class Attached:
         about = self.about = find_about(logs, run)
         self._nonce = self._claimed_by()
         self.schema = about.row_schema
-        self.mirror = Mirror(self.schema, about.capacity_rows if capacity_rows is None else capacity_rows)
+        self.mirror = _mirror(self.schema, about.capacity_rows if capacity_rows is None else capacity_rows)
         self._reader = Reader(
             _Streams(logs), Codec(self.schema, run), self.mirror, about.n_step, about.gamma, about.reward_scale
         )
@@ -115,7 +117,7 @@ class Attached:
 
     def sample(self, count: int, rng: np.random.Generator | None = None) -> Batch:
         """``count`` transitions, uniformly and with replacement. Raises ValueError where there are none yet."""
-        return self.mirror.gather(UniformSampler(self.mirror, rng or self._rng).choose(count))
+        return self.mirror.gather(UniformSampler(self.mirror, rng or self._rng).choose(count).rows)
 
     def close(self) -> None:
         """Give up the connections; the mirror stays."""
@@ -143,6 +145,17 @@ class Attached:
 
     def _claimed_by(self) -> str | None:
         return next((nonce for log in self._logs if (nonce := log.nonce()) is not None), None)
+
+
+def _mirror(schema: Schema, capacity_rows: int) -> Mirror:
+    """Raises CannotFit where there is no memory for it: the learner's may lie in a file, or on a bigger machine."""
+    needed, free = Mirror.planned_bytes(schema, capacity_rows), available_memory()
+    if free is not None and needed > free:
+        raise CannotFit(
+            f"a mirror of {capacity_rows:,} rows needs {needed / 1e9:.2f} GB of memory, {free / 1e9:.2f} GB are free: "
+            "give a smaller capacity_rows"
+        )
+    return Mirror(schema, capacity_rows)
 
 
 class _Streams:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from replay.log import ChunkId, LogError, MemoryLog, Refused, Unavailable
 from replay.mirror import Batch, Mirror
 from replay.reader import Reader, Slot
 from replay.redis_log import RedisLog
+from replay.storage import CannotFit
 
 ADMIN = "~* &* +@all"
 N_STEP, GAMMA, REWARD_SCALE = 3, 0.9, 0.5
@@ -287,6 +289,8 @@ def test_descriptions_come_back_as_they_were() -> None:
     assert read == said
     assert (read.slots[3].cursor, read.slots[3].incarnation, read.slots[3].refused) == ("2-7", 2, {"crc": 2})
     assert read.row_schema.digest == SCHEMA.digest
+    stacked = replace(SCHEMA, obs_shape=(84, 84), obs_dtype="uint8", stack=4)
+    assert About.unpack(about(1, row_schema=stacked).pack()).row_schema.digest == stacked.digest
 
 
 @pytest.mark.parametrize("change", ["name", "gamma"])
@@ -312,6 +316,14 @@ def test_a_mirror_smaller_than_a_chunk_says_so(own_server: EmbeddedServer, log: 
     FakeActor().send(log, time_steps=8)
     with attach(own_server, capacity_rows=5) as memory, pytest.raises(ValueError, match="capacity_rows=5 cannot hold"):
         memory.poll()
+
+
+def test_a_mirror_bigger_than_memory_is_refused_before_it_is_made(own_server: EmbeddedServer, log: RedisLog) -> None:
+    log.describe(1, about(1, capacity_rows=10**13).pack())
+    with pytest.raises(CannotFit, match="give a smaller capacity_rows"):
+        attach(own_server)
+    with attach(own_server, capacity_rows=10) as memory:
+        assert memory.mirror.capacity_rows == 10
 
 
 def test_sampling_nothing_says_so(own_server: EmbeddedServer, log: RedisLog) -> None:
