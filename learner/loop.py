@@ -30,8 +30,8 @@ PUBLISH_MIN_S = 0.1
 GATHER_BYTES = 64 << 20
 """Observations that are gathered at once, at the most: some batches of pictures, a whole cycle of small rows."""
 TRIM_EVERY_S, TRIM_SHARE = 1.0, 16
-DESCRIBE_EVERY_S = 1.0
 """The log is trimmed so often, and whenever this part of the capacity has come in anew."""
+DESCRIBE_EVERY_S = 1.0
 IDLE_S = 0.002
 GATE_LATENCY_S = 0.1
 """How long a shut gate takes to reach the actors (publisher, server, their next chunk): sizes the limiter's band."""

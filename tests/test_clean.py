@@ -301,7 +301,7 @@ def on_a_terminal(arguments: list[str], typed: bytes, cwd: Path) -> tuple[int, s
         f"if not pid: os.execv({str(QHERD)!r}, {['qherd', *arguments]!r})\n"
         "shown, asked = b'', False\n"
         "while True:\n"
-        "    if select.select([terminal], [], [], 0.5)[0]:\n"
+        "    if select.select([terminal], [], [], 5)[0]:\n"
         "        try: data = os.read(terminal, 4096)\n"
         "        except OSError: break\n"
         "        if not data: break\n"
