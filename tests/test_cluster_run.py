@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ import pytest
 import redis
 from cli_runs import MARK, ROOT, Finished, qherd, running, summary
 
+import replay
 from deploy.valkey import find_server
 from replay.identity import PACKAGES
 
@@ -181,6 +183,27 @@ def test_a_second_run_of_that_name_on_the_server_is_refused(cluster: Cluster, ra
     assert done.leftovers == []
     assert {key: cluster.client.dump(key) for key in cluster.client.scan_iter("qherd:r:*")} == before
     assert not (tmp_path / "runs").exists(), "nothing has run: nothing is kept"
+
+
+def test_what_it_left_is_shown_read_and_at_last_removed(cluster: Cluster, ran: Ran) -> None:
+    """From its directory, with the URL that config.yaml does not keep; in the end only others' keys are there."""
+    url = cluster.options[-1]
+    told = qherd("replay", "stats", "runs/r", cwd=ran.folder)
+    assert told.code == 2
+    assert "--redis.url or QHERD_REDIS_URL" in told.err
+    shown = qherd("replay", "stats", "runs/r", "--json", cwd=ran.folder, env={"QHERD_REDIS_URL": url})
+    assert (shown.code, shown.err) == (0, ""), shown
+    found = json.loads(shown.out)
+    assert (found["alive"], found["env_steps"]) == (False, summary(ran.folder / "runs" / "r")["env_steps"])
+    assert [line["slot"] for line in found["slots"]] == [0, 1]
+    assert found["total"]["rows_per_second"] == 0
+    with replay.attach(url, "r") as memory:
+        memory.poll()
+        assert memory.mirror.rows == found["total"]["rows"] > 0
+    removed = qherd("clean", "runs/r", "--redis.url", url, "--yes", cwd=ran.folder)
+    assert (removed.code, removed.err) == (0, ""), removed
+    assert PASSWORD not in told.err + shown.out + removed.out
+    assert {key: cluster.client.get(key) for key in cluster.client.scan_iter()} == OTHERS
 
 
 def test_rays_gcs_given_as_redis_is_told(cluster: Cluster, tmp_path: Path) -> None:
