@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,9 +18,9 @@ from rich.table import Table
 from deploy.config import ConfigError, RedisConfig
 from deploy.target import Target, find_run, is_url, run_name
 from replay.about import About
-from replay.attached import find_about
+from replay.attached import find_about, slots_elsewhere
 from replay.chunk import Chunk, Codec
-from replay.log import FENCE_SHIFT, Refused
+from replay.log import FENCE_SHIFT, Refused, Unavailable
 from replay.redis_log import public_url
 from replay.run_keys import RunKeys, Stored
 
@@ -48,8 +49,12 @@ def stats(given: str, name: str | None, redis: RedisConfig, *, as_json: bool) ->
         raise ConfigError(f"--run {name} goes with a server's URL, and {given} names a run already")
     target = _on_server(given, name) if is_url(given) else find_run(given, redis)
     with contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(contextlib.closing(RunKeys(url, target.run))) for url in target.urls]
-        about = find_about(servers, target.run)
+        given_servers = [stack.enter_context(contextlib.closing(RunKeys(url, target.run))) for url in target.urls]
+        about = find_about(given_servers, target.run)
+        servers = [server for server in given_servers if _answers(server)]
+        if elsewhere := slots_elsewhere(servers, about):
+            shown = ", ".join(map(str, elsewhere))
+            print(f"qherd: slots {shown} are on none of these servers; the run may have further ones", file=sys.stderr)
         lines = measure(servers, about, Codec(about.row_schema, target.run))
         figures = _figures(target, servers, about, lines)
     if as_json:
@@ -73,6 +78,16 @@ def _on_server(url: str, name: str | None) -> Target:
     if not runs:
         raise ConfigError(f"{public_url(url)} has no run of qherd")
     raise ConfigError(f"{public_url(url)} has {len(runs)} runs, choose one with --run: {', '.join(runs)}")
+
+
+def _answers(server: RunKeys) -> bool:
+    """Whether a server is there; says so where it is not."""
+    try:
+        server.alive()
+    except Unavailable as error:
+        print(f"qherd: left out: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def measure(servers: Sequence[RunKeys], about: About, codec: Codec) -> list[Line]:

@@ -96,8 +96,8 @@ def acl_rules(run: str) -> dict[str, str]:
             "-@all +ping +hello +auth +client|setname +get +getrange +xadd +xinfo|stream"
         ),
         "reader": (
-            f"%R~{prefix}* resetchannels "
-            "-@all +ping +hello +auth +client|setname +get +getrange +xread +xrange +xrevrange +xlen +memory|usage"
+            f"%R~{prefix}* resetchannels -@all +ping +hello +auth +client|setname "
+            "+get +getrange +xread +xrange +xrevrange +xlen +xinfo|stream +memory|usage"
         ),
     }
 

@@ -15,15 +15,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 
 from replay.about import About
 from replay.chunk import Codec, Schema
-from replay.log import ChunkId, Entry, LogError
+from replay.log import ChunkId, Entry, LogError, Unavailable
 from replay.mirror import Batch, Mirror
 from replay.reader import Reader
 from replay.redis_log import RedisLog
@@ -37,6 +37,10 @@ PAGES = 16
 """A page of the log is this part of the mirror. XREAD pages slot by slot: small ones keep the slots mixed by age."""
 
 
+Log = TypeVar("Log")
+T = TypeVar("T")
+
+
 class NotThere(LogError):
     """No run of this name describes itself on these servers."""
 
@@ -48,11 +52,11 @@ class Replaced(LogError):
 def attach(url: str | Sequence[str], run: str, capacity_rows: int | None = None) -> Attached:
     """A mirror of the run's replay memory in this process, still empty: ``poll`` fills it.
 
-    ``url``: the run's server, or servers (their slots are read together); a user who may only read is enough.
+    ``url``: the run's server, or all of its servers, in any order; a user who may only read is enough.
     ``capacity_rows``: rows to hold, as many as the run's own learner where it is not given.
 
-    Raises NotThere where the run has not described itself (yet), CannotFit where its rows do not fit into memory, and
-    what a RedisLog raises.
+    Raises NotThere where the run has not described itself (yet) or has slots elsewhere, CannotFit where its rows do not
+    fit into memory, and what a RedisLog raises.
     """
     with contextlib.ExitStack() as stack:
         urls = [url] if isinstance(url, str) else url
@@ -63,14 +67,39 @@ def attach(url: str | Sequence[str], run: str, capacity_rows: int | None = None)
 
 
 def find_about(logs: Sequence[RedisLog], run: str) -> About:
-    """The description of the run that these logs are of. Raises NotThere where there is none."""
-    for log in logs:
-        if (found := log.description()) is not None:
-            return About.unpack(found)
+    """The description of the run that these logs are of: each has a copy. Raises NotThere where there is none."""
+    found = first_answer(logs, lambda log: log.description())
+    if found is not None:
+        return About.unpack(found)
     raise NotThere(
         f"no run {run!r} describes itself on {', '.join(log.url for log in logs)}: is the name right, and has its "
         "learner started? (qherd replay stats URL names the runs of a server)"
     )
+
+
+def slots_elsewhere(logs: Sequence[RedisLog], about: About) -> list[int]:
+    """Slots whose chunks the learner has read and none of these servers has seen; none where one does not answer."""
+    sent = [slot for slot, seen in about.slots.items() if seen.chunks]
+    try:
+        return [slot for slot in sent if not any(log.last_id(slot) > ChunkId() for log in logs)]
+    except Unavailable:
+        return []
+
+
+def first_answer(logs: Sequence[Log], ask: Callable[[Log], T | None]) -> T | None:
+    """What the first server says that has something to say. Raises a temporary error where none of them answers."""
+    away: list[LogError] = []
+    for log in logs:
+        try:
+            if (answer := ask(log)) is not None:
+                return answer
+        except LogError as error:
+            if not error.temporary:
+                raise
+            away.append(error)
+    if away and len(away) == len(logs):
+        raise away[0]
+    return None
 
 
 class Attached:
@@ -83,11 +112,17 @@ class Attached:
         """``logs``: the run's servers; each slot's stream is on one of them. See ``attach``."""
         self._logs, self.run = logs, run
         about = self.about = find_about(logs, run)
+        if elsewhere := slots_elsewhere(logs, about):
+            raise NotThere(
+                f"slots {', '.join(map(str, elsewhere))} of run {run!r} are not on "
+                f"{', '.join(log.url for log in logs)}: give all of its servers"
+            )
         self._nonce = self._claimed_by()
         self.schema = about.row_schema
         self.mirror = _mirror(self.schema, about.capacity_rows if capacity_rows is None else capacity_rows)
+        self._streams = _Streams(logs)
         self._reader = Reader(
-            _Streams(logs), Codec(self.schema, run), self.mirror, about.n_step, about.gamma, about.reward_scale
+            self._streams, Codec(self.schema, run), self.mirror, about.n_step, about.gamma, about.reward_scale
         )
         self._reader.follow(about.slots)
         self._page_bytes = min(64 << 20, max(1, self.mirror.capacity_rows // PAGES) * self.schema.row_bytes)
@@ -99,12 +134,18 @@ class Attached:
         """Chunks that were not taken, by reason."""
         return self._reader.totals.refused
 
+    @property
+    def away(self) -> Mapping[str, LogError]:
+        """Of several servers those that did not answer in the last poll, and why: their slots wait."""
+        return self._streams.away
+
     def poll(self) -> int:
         """Take in what has arrived since the last call, at most as much as the run's log holds; returns the env steps.
 
-        Raises a temporary LogError where a server does not answer (call again), any other where the run cannot be
-        followed any more.
+        Raises a temporary LogError where no server answers (call again), any other where the run cannot be followed
+        any more.
         """
+        self._streams.away.clear()
         if time.monotonic() - self._refreshed_s >= REFRESH_S:
             self._refresh()
         reader, before, end = self._reader, self._reader.totals.env_steps, self.mirror.end + self.about.capacity_rows
@@ -144,7 +185,7 @@ class Attached:
         self._refreshed_s = time.monotonic()
 
     def _claimed_by(self) -> str | None:
-        return next((nonce for log in self._logs if (nonce := log.nonce()) is not None), None)
+        return first_answer(self._logs, lambda log: log.nonce())
 
 
 def _mirror(schema: Schema, capacity_rows: int) -> Mirror:
@@ -163,11 +204,24 @@ class _Streams:
 
     def __init__(self, logs: Sequence[RunKeys]) -> None:
         self._logs = logs
+        self.away: dict[str, LogError] = {}
 
     def read(self, cursors: Mapping[int, ChunkId], max_bytes: int) -> list[Entry]:
-        """See ``ChunkLog.read``. A server that does not hold a slot's stream has nothing to say of it."""
-        page = max(1, max_bytes // len(self._logs))
-        return [entry for log in self._logs for entry in log.read(cursors, page)]
+        """See ``ChunkLog.read``. A server that does not hold a slot's stream has nothing to say of it; one that stands
+        in ``away`` is not asked. Raises a temporary error where none answers."""
+        entries: list[Entry] = []
+        for log in self._logs:
+            if log.url in self.away:
+                continue
+            try:
+                entries += log.read(cursors, max(1, max_bytes // len(self._logs)))
+            except LogError as error:
+                if not error.temporary or len(self._logs) == 1:
+                    raise
+                self.away[log.url] = error
+        if len(self.away) == len(self._logs):
+            raise next(iter(self.away.values()))
+        return entries
 
     def trim(self, oldest: Mapping[int, ChunkId]) -> None:
         """Leaves the log as it is: trimming is the run's own learner's."""

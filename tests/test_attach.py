@@ -32,8 +32,8 @@ from replay.chunk import Chunk
 from replay.config import ReplayConfig
 from replay.log import ChunkId, LogError, MemoryLog, Refused, Unavailable
 from replay.mirror import Batch, Mirror
-from replay.reader import Reader, Slot
-from replay.redis_log import RedisLog
+from replay.reader import Reader, Slot, Totals
+from replay.redis_log import RedisLog, public_url
 from replay.storage import CannotFit
 
 ADMIN = "~* &* +@all"
@@ -235,7 +235,7 @@ def test_polling_ends_though_actors_write_all_the_time(own_server: EmbeddedServe
 def test_slots_on_several_servers_are_read_together(
     server_binary: Path, own_server: EmbeddedServer, log: RedisLog
 ) -> None:
-    """And the description is on one of them."""
+    """In whichever order they are given, and the description is on one of them; all of them have to be given."""
     roles = {**acl_rules(RUN), "admin": ADMIN}
     with (
         EmbeddedServer(RUN, 64 << 20, binary=server_binary, roles=roles) as second,
@@ -248,6 +248,37 @@ def test_slots_on_several_servers_are_read_together(
             with replay.attach([server.url("reader") for server in urls], RUN) as memory:
                 assert memory.poll() == sum(chunk.env_steps for chunk in sent)
                 assert memory.mirror.rows == sum(chunk.rows for chunk in sent)
+        read = {slot: Slot(totals=Totals(chunks=1)) for slot in range(2)}
+        said = About(
+            **about(0).model_dump(exclude={"slots"}), slots={slot: SlotAbout.of(books) for slot, books in read.items()}
+        )
+        other.describe(1, said.pack())
+        with replay.attach([own_server.url("reader"), second.url("reader")], RUN) as memory:
+            assert memory.poll() > 0
+        with pytest.raises(NotThere, match=r"slots 0 of run 'a-run' are not on unix:.*: give all of its servers"):
+            replay.attach(second.url("reader"), RUN)
+
+
+def test_of_several_servers_one_may_be_away(server_binary: Path, own_server: EmbeddedServer, log: RedisLog) -> None:
+    """Its slots wait, the others' rows come, and who is away is said; where all are, it is an error."""
+    log.describe(1, about(2).pack())
+    actors = [FakeActor(slot, p_end=0.0) for slot in range(2)]
+    with EmbeddedServer(RUN, 64 << 20, binary=server_binary) as second:
+        urls = [second.url("reader"), own_server.url("reader")]
+        with closing(RedisLog(second.url("learner"), RUN)) as other, replay.attach(urls, RUN) as memory:
+            actors[0].send(log)
+            actors[1].send(other)
+            assert memory.poll() == 8
+            assert not memory.away
+            second.stop()
+            actors[0].send(log)
+            memory._refreshed_s = -1e9
+            assert memory.poll() == 4
+            assert list(memory.away) == [public_url(urls[0])]
+            with replay.attach(urls, RUN) as late:
+                assert late.poll() == 8
+    with pytest.raises(Unavailable):
+        replay.attach([urls[0], urls[0]], RUN)
 
 
 # -- what goes wrong

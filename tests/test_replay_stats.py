@@ -25,12 +25,13 @@ from deploy.cli import main
 from deploy.config import RunConfig
 from deploy.replay_stats import rows_between
 from deploy.run_dir import RunDirectory
+from deploy.target import Target
 from deploy.valkey import EmbeddedServer, acl_rules
 from replay.about import About, SlotAbout
 from replay.chunk import Chunk
 from replay.log import FENCE_SHIFT, ChunkId, WeightsHeader
-from replay.reader import Slot
-from replay.redis_log import RedisLog
+from replay.reader import Slot, Totals
+from replay.redis_log import RedisLog, public_url
 from replay.run_keys import RunKeys
 
 START_S = 60.0
@@ -213,6 +214,37 @@ def test_slots_on_several_servers_are_shown_together(
             said = About.unpack(other.description() or b"")
             for servers in ([keys, more], [more, keys]):
                 assert [line.rows for line in replay_stats.measure(servers, said, CODEC)] == [4, 7]
+
+
+def test_a_server_that_is_away_is_left_out_and_said(
+    server_binary: Path,
+    own_server: EmbeddedServer,
+    log: RedisLog,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    between: Callable[[Callable[[], object]], None],
+) -> None:
+    """And so is a slot that none of the servers has, though its chunks were read."""
+    between(lambda: None)
+    FakeActor(0).send(log)
+    books = Slot(totals=Totals(chunks=1))
+    said = About.unpack(described(1)).model_copy(update={"slots": dict.fromkeys(range(2), SlotAbout.of(books))})
+    log.describe(1, said.pack())
+    with EmbeddedServer(RUN, 64 << 20, binary=server_binary) as second:
+        urls = (second.url("reader"), own_server.url("reader"))
+        monkeypatch.setattr(replay_stats, "find_run", lambda *_: Target(RUN, urls))
+        assert call(capsys, RUN, "--json")[0::2] == (
+            0,
+            "qherd: slots 1 are on none of these servers; the run may have further ones\n",
+        )
+        second.stop()
+        code, out, err = call(capsys, RUN, "--json")
+    assert code == 0
+    assert [line["rows"] for line in json.loads(out)["slots"]] == [4, 0]
+    assert f"qherd: left out: {public_url(urls[0])}" in err
+    assert "slots 1 are on none" in err
+    monkeypatch.setattr(replay_stats, "find_run", lambda *_: Target(RUN, urls[:1]))
+    assert call(capsys, RUN)[0] == 2
 
 
 # -- which run

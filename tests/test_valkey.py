@@ -418,6 +418,7 @@ def test_a_reader_can_do_its_work(embedded: EmbeddedServer) -> None:
         assert reader.get("qherd:mine:gate") in (None, b"open")
         assert reader.xread({stream: "0-0"}, count=10)
         assert reader.xlen(stream) == len(reader.xrange(stream)) == len(reader.xrevrange(stream)) == 1
+        assert reader.xinfo_stream(stream)["last-generated-id"] == b"1-1"
         assert reader.memory_usage(stream)
 
 
