@@ -361,13 +361,13 @@ def under_way(run: Run) -> None:
 
 
 def settled(folder: Path) -> dict[str, Any]:
-    """The statistics as JSON, once the learner has described both actors' chunks."""
+    """The statistics as JSON, once both actors have written and rows come in."""
     end = time.monotonic() + 30
     while True:
         done = qherd("replay", "stats", folder, "--json", cwd=folder)
         assert done.code == 0, done
         found: dict[str, Any] = json.loads(done.out)
-        if found["env_steps"] > 0 and all(line["rows"] for line in found["slots"]):
+        if found["total"]["rows_per_second"] > 0 and all(line["rows"] for line in found["slots"]):
             return found
         assert time.monotonic() < end, found
 
