@@ -293,7 +293,6 @@ class RaySession:
         self._cleanup.enter_context(self._directory.showing_replay_url(self._server.url("reader")))
         return {role: (self._server.url(role),) for role in ("learner", "actor")}
 
-
     def _claim(self, urls: Sequence[str]) -> None:
         """Claim the run's name on every server, in their order, so that of two runs the first server's wins."""
         for url in urls:
