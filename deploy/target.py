@@ -57,8 +57,7 @@ def find_run(given: str, redis: RedisConfig) -> Target:
 
 def given_urls(redis: RedisConfig) -> tuple[str, ...]:
     """The servers of the options, or else of the environment."""
-    url = redis.url or compose(None, None, None).redis.url
-    return (url,) if url else ()
+    return redis.servers or compose(None, None, None).redis.servers
 
 
 def _urls_of(directory: RunDirectory, redis: RedisConfig) -> tuple[str, ...]:
@@ -67,7 +66,7 @@ def _urls_of(directory: RunDirectory, redis: RedisConfig) -> tuple[str, ...]:
         raise ConfigError(f"{directory.shown} is a run of mode inline: its replay memory is in its own process")
     if config.mode == "local":
         return (_local_url(directory),)
-    return given_urls(redis) or (_url_in_config(directory, config),)
+    return given_urls(redis) or _urls_in_config(directory, config)
 
 
 def _local_url(directory: RunDirectory) -> str:
@@ -83,12 +82,13 @@ def _local_url(directory: RunDirectory) -> str:
     return url
 
 
-def _url_in_config(directory: RunDirectory, config: RunConfig) -> str:
-    """Raises ConfigError where the URL had a password: config.yaml keeps none."""
-    url = config.redis.url
-    if url is None or url != public_url(url) or "***" in url:
+def _urls_in_config(directory: RunDirectory, config: RunConfig) -> tuple[str, ...]:
+    """Raises ConfigError where a URL had a password: config.yaml keeps none."""
+    urls = config.redis.servers
+    if not urls or any(url != public_url(url) or "***" in url for url in urls):
+        shown = f" {', '.join(map(public_url, urls))}" if urls else ""
         raise ConfigError(
-            f"{directory.shown}/config.yaml keeps no password of its server{f' {url}' if url else ''}: give the "
-            "whole URL with --redis.url or QHERD_REDIS_URL"
+            f"{directory.shown}/config.yaml keeps no password of its server{shown}: give the whole URL with "
+            "--redis.url or QHERD_REDIS_URL (of several servers: --redis.urls or QHERD_REDIS_URLS)"
         )
-    return url
+    return urls

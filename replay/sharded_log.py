@@ -121,6 +121,16 @@ class ShardedLog:
                     found += [memory] if (memory := log.memory()) else []
         return max(found, key=lambda memory: memory.used / memory.bound, default=None)
 
+    def describe(self, fence: int, description: bytes) -> None:
+        """See ``ChunkLog``: a copy on every server. Raises no temporary error."""
+        for shard, log in enumerate(self._logs):
+            if self._health.answers(shard):
+                with self._unless_away(shard):
+                    log.describe(fence, description)
+
+    def description(self) -> bytes | None:
+        return self._ask_any(lambda log: log.description())
+
     def claim(self, nonce: str) -> bool:
         """See ``ChunkLog``: on every server in turn, up to the first that another run holds."""
         return all(log.claim(nonce) for log in self._logs)
