@@ -10,13 +10,13 @@ import hashlib
 import json
 import math
 import struct
-import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from zlib_ng.zlib_ng import crc32  # zlib's, ten times as fast: it bounded chunks of images
 
 MAGIC = b"QHRD"
 VERSION = 1
@@ -146,8 +146,11 @@ def encode(chunk: Chunk, schema: Schema, run: str) -> bytes:
         chunk.incarnation, chunk.seq, chunk.weight_version, *chunk.counters,
     )  # fmt: skip
     arrays = (chunk.action, chunk.reward, chunk.q_taken, chunk.q_max, chunk.obs, chunk.flags)
-    payload = b"".join([np.ascontiguousarray(array).data for array in arrays])
-    return b"".join((header, _CRC.pack(zlib.crc32(payload, zlib.crc32(header))), payload))
+    payload = [np.ascontiguousarray(array).data for array in arrays]
+    crc = crc32(header)
+    for data in payload:
+        crc = crc32(data, crc)
+    return b"".join((header, _CRC.pack(crc), *payload))
 
 
 class Codec:
@@ -210,7 +213,7 @@ class Codec:
         if len(data) != expected:
             raise BadChunk("length", f"{len(data)} bytes, {rows} rows have {expected}")
         view = memoryview(data)
-        crc = zlib.crc32(view[HEADER_BYTES:], zlib.crc32(view[: _HEADER.size]))
+        crc = crc32(view[HEADER_BYTES:], crc32(view[: _HEADER.size]))
         if bytes(view[_HEADER.size : HEADER_BYTES]) != _CRC.pack(crc):
             raise BadChunk("crc", "header and payload do not match their checksum")
         return time_steps, lanes, weight_version, Counters(*counters)

@@ -21,6 +21,7 @@ import pytest
 import redis
 
 from deploy.valkey import EmbeddedServer, acl_rules
+from replay import redis_log
 from replay.log import (
     FENCE_SHIFT,
     GATE_MS,
@@ -356,7 +357,11 @@ class TestShardedLog(LogContract):
 
 
 class Proxy:
-    """Between a client and the server's socket: counts round trips, loses replies, and acts at a given command."""
+    """Between a client and the server's socket: counts round trips, loses replies or parts, and acts at a command.
+
+    ``reply_bytes`` bounds what it still passes on of the replies. Then it hangs up (``cut``), or keeps the rest until
+    the same connection asks again.
+    """
 
     def __init__(self, server_url: str, folder: str) -> None:
         parts = urlsplit(server_url)
@@ -364,6 +369,8 @@ class Proxy:
         self.url = server_url.replace(parts.path, path)
         self.round_trips = 0
         self.lose_replies = False
+        self.reply_bytes: int | None = None
+        self.cut = False
         self.before: tuple[bytes, Callable[[], None]] | None = None
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(path)
@@ -385,7 +392,7 @@ class Proxy:
     def _pass_on(self, client: socket.socket) -> None:
         with client, socket.socket(socket.AF_UNIX) as server:
             server.connect(self._server)
-            asking = False
+            asking, kept = False, b""
             while True:
                 for ready in select.select([client, server], [], [])[0]:
                     data = ready.recv(1 << 16)
@@ -394,14 +401,29 @@ class Proxy:
                     if ready is server:
                         asking = False
                         if not self.lose_replies:
-                            client.sendall(data)
+                            now, later = self._split(data)
+                            client.sendall(now)
+                            kept += later
+                            if later and self.cut:
+                                return
                         continue
+                    client.sendall(kept)
+                    kept = b""
                     self.round_trips += not asking
                     asking = True
                     if self.before and self.before[0] in data:
                         act, self.before = self.before[1], None
                         act()
                     server.sendall(data)
+
+
+    def _split(self, data: bytes) -> tuple[bytes, bytes]:
+        """What is passed on of a reply, and what is not."""
+        if self.reply_bytes is None:
+            return data, b""
+        now, later = data[: self.reply_bytes], data[self.reply_bytes :]
+        self.reply_bytes -= len(now)
+        return now, later
 
 
 @pytest.fixture
@@ -511,6 +533,56 @@ def test_the_learners_own_connections_do_not_fail_each_other(
     assert publisher.fetch_weights() == weights(1, 2)
     assert publisher.description() == b"again", "it did not come in between"
     loop.close()
+XADD_REPLY, GATE_REPLY = len(b"$3\r\n1-2\r\n"), len(b"$4\r\nopen\r\n")
+
+
+@pytest.mark.parametrize("cut", [True, False], ids=["cut", "stalled"])
+@pytest.mark.parametrize("passed", [0, 3, XADD_REPLY, XADD_REPLY + 2, XADD_REPLY + GATE_REPLY, XADD_REPLY + 20])
+@pytest.mark.parametrize("size", [100, 1 << 20])
+def test_connection_that_fails_among_the_replies(
+    proxy: Proxy, connect_redis: Callable[[], RedisLog], run_name: str, cut: bool, passed: int, size: int
+) -> None:
+    """Wherever it fails, the chunk is in doubt, and what comes late answers no later call."""
+    learner, log = connect_redis(), RedisLog(proxy.url, run_name, timeout_s=0.2)
+    learner.publish(1, True, weights(1, 1))
+    log.append(0, FIRST, b"first")
+    proxy.reply_bytes, proxy.cut = passed, cut
+    with pytest.raises(Unavailable):
+        log.append(0, ChunkId(1, 2), bytes(size))
+    proxy.reply_bytes = None
+    learner.publish(1, False, weights(1, 2))
+    assert log.status() == log.append(0, ChunkId(1, 2), bytes(size)) == learner.status()
+    log.append(0, ChunkId(1, 3), b"third")
+    assert [(entry.id.seq, len(entry.data)) for entry in read_all(log)] == [(1, 5), (2, size), (3, 5)]
+    log.close()
+
+
+def test_append_interrupted_among_its_replies(
+    proxy: Proxy, connect_redis: Callable[[], RedisLog], run_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C when the first reply was read, and the others come with the next call: they are not taken for its own."""
+    learner, log = connect_redis(), RedisLog(proxy.url, run_name)
+    learner.publish(1, True, weights(1, 1))
+    log.append(0, FIRST, b"first")
+    read_reply = redis_log._reply
+    replies = iter([read_reply])
+
+    def interrupted(connection: Any) -> Any:
+        if read := next(replies, None):
+            return read(connection)
+        raise KeyboardInterrupt
+
+    proxy.reply_bytes = XADD_REPLY
+    with monkeypatch.context() as patched:
+        patched.setattr(redis_log, "_reply", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            log.append(0, ChunkId(1, 2), b"second")
+    proxy.reply_bytes = None
+    learner.publish(1, False, weights(1, 2))
+    assert log.status() == learner.status()
+    log.append(0, ChunkId(1, 2), b"second")
+    assert [entry.data for entry in read_all(log)] == [b"first", b"second"]
+    log.close()
 
 
 @pytest.mark.parametrize("at", [b"MULTI", b"open", weights(1, 2)[-100:]], ids=["multi", "gate", "weights"])
