@@ -416,7 +416,6 @@ class Proxy:
                         act()
                     server.sendall(data)
 
-
     def _split(self, data: bytes) -> tuple[bytes, bytes]:
         """What is passed on of a reply, and what is not."""
         if self.reply_bytes is None:
