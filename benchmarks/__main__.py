@@ -11,13 +11,17 @@ from pathlib import Path
 from benchmarks import machine
 from benchmarks.result import Result, show
 
-NAMES = ("log_rate", "actor_rate", "learner_rate", "start_time", "solve")
+NAMES = ("log_rate", "replay", "actor_rate", "learner_rate", "start_time", "solve")
+BY_NAME_ONLY = ("soak",)
+"""Eleven minutes, and no figure of it is a speed."""
 
 
 def main() -> None:
     """Measure, print, and write JSON where asked."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", choices=NAMES, action="append", help="this benchmark only; may be repeated")
+    parser.add_argument(
+        "--only", choices=NAMES + BY_NAME_ONLY, action="append", help="this benchmark only; may be repeated"
+    )
     parser.add_argument("--quick", action="store_true", help="short runs: for a first look, not for publishing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file too")
     options = parser.parse_args()

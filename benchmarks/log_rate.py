@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from actors.config import ActorConfig
 from benchmarks.result import Result
 from deploy.valkey import EmbeddedServer, find_server
 from replay.chunk import Chunk, Codec, Counters, Schema, encode
@@ -17,10 +18,10 @@ from replay.redis_log import RedisLog
 RUN = "log-rate"
 SCHEMA = Schema((15,), "float32", 4)
 """77 bytes per row: 15 floats of observation, action, reward, two Q values, flags. No smaller one of floats has 76."""
-CHUNK_ROWS = (128, 256, 512, 1024, 4096)
-PRESET_ROWS = 128
-"""A chunk of the preset lunarlander: the figure that the target is for."""
-LANES = 32
+LANES = ActorConfig().lanes
+DEFAULT_ROWS = LANES * ActorConfig().chunk_steps
+"""A chunk of an actor as configured by default: the figure that the target is for."""
+CHUNK_ROWS = (128, DEFAULT_ROWS, 512, 1024, 4096)
 READ_BYTES = 64 << 20
 TARGET_IN, TARGET_OUT = 1e6, 5e6
 PUBLISHED = (
@@ -31,23 +32,23 @@ PUBLISHED = (
 def measure(quick: bool) -> list[Result]:
     """In: ``RedisLog.append`` of encoded chunks, one at a time, each with its round trip. Out: ``RedisLog.read``.
 
-    The targets are for the preset's chunks, the smallest here: bigger ones share a round trip among more rows. With the
-    codec: encoding before, decoding with all checks behind.
+    The targets are for the default chunk: bigger ones share a round trip among more rows, smaller ones among fewer.
+    With the codec: encoding before, decoding with all checks behind.
     """
     rows, repetitions = (200_000, 5) if quick else (1_000_000, 9)
     results = []
-    for name, binary in _servers().items():
+    for name, binary in servers().items():
         rates = {size: [_pass(binary, size, rows) for _ in range(repetitions)] for size in CHUNK_ROWS}
         for index, (what, target) in enumerate(KINDS):
             by_size = {size: tuple(rate[index] for rate in some) for size, some in rates.items()}
             sizes = ", ".join(f"{size}: {np.median(some):,.0f}" for size, some in by_size.items())
             notes: tuple[str, ...] = (
-                f"{SCHEMA.row_bytes}-byte rows, chunks of {PRESET_ROWS} rows; by rows per chunk: {sizes}",
+                f"{SCHEMA.row_bytes}-byte rows, chunks of {DEFAULT_ROWS} rows; by rows per chunk: {sizes}",
             )
             if target is not None:
                 notes += (PUBLISHED,)
             results.append(
-                Result(f"log rate {what}, {name}", "rows/s", by_size[PRESET_ROWS], target=target, notes=notes)
+                Result(f"log rate {what}, {name}", "rows/s", by_size[DEFAULT_ROWS], target=target, notes=notes)
             )
     return results
 
@@ -55,7 +56,7 @@ def measure(quick: bool) -> list[Result]:
 KINDS = (("in", TARGET_IN), ("out", TARGET_OUT), ("in with encoding", None), ("out with decoding", None))
 
 
-def _servers() -> dict[str, Path]:
+def servers() -> dict[str, Path]:
     """The wheel's Valkey and, where there is one, the Redis on PATH."""
     servers = {"valkey": find_server()}
     redis = shutil.which("redis-server")

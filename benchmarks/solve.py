@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import signal
@@ -18,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.peers import peer_python
 from benchmarks.result import Result, show
 
 ENV = "LunarLander-v3"
@@ -26,7 +26,6 @@ TIMEOUT_S, PEER_TIMEOUT_S = 300.0, 900.0
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parent
 QHERD = Path(sys.executable).parent / "qherd"
-REQUIREMENTS = HERE / "requirements-sb3.txt"
 CALIBRATE_S = 20.0
 """How long each number of torch threads is tried with the peer; the faster one is used."""
 
@@ -46,7 +45,7 @@ def measure(quick: bool) -> list[Result]:
 
 def compare(seeds: Sequence[int], peer: str | None, timeout_s: float = TIMEOUT_S) -> list[Result]:
     """Time ``seeds``; a run that did not solve counts with the time it was given, and is named."""
-    python = peer_python() if peer else None
+    python = peer_python(peer) if peer else None
     threads = faster_threads(python) if python else 1
     ours, others, notes = [], [], []
     for seed in seeds:
@@ -140,23 +139,6 @@ def faster_threads(python: Path) -> int:
         rates[threads] = max(rates[threads], outcome.get("updates_per_s", 0.0))
     print(f"  SB3's updates/s by torch threads: {rates}", flush=True)
     return max(rates, key=lambda threads: rates[threads])
-
-
-def peer_python() -> Path:
-    """The Python of the peer's venv, made once for each content of requirements-sb3.txt."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qherd"
-    digest = hashlib.sha256(REQUIREMENTS.read_bytes() + sys.version.encode()).hexdigest()[:12]
-    folder = cache / f"sb3-{digest}"
-    python = folder / "bin" / "python"
-    if (folder / "ready").exists():
-        return python
-    print(f"  installing Stable-Baselines3 in {folder} (once)", flush=True)
-    pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-c", str(REQUIREMENTS)]
-    subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-    subprocess.run([*pip, "torch"], check=True)
-    subprocess.run([*pip, "-r", str(REQUIREMENTS)], check=True)
-    (folder / "ready").touch()
-    return python
 
 
 def main() -> None:

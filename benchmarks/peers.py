@@ -1,0 +1,103 @@
+"""Other projects' libraries as the other side: each in a venv of its own and, for replay.py, in a process that answers.
+
+Only the standard library is imported here: the peers' scripts import this file in their own venvs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from types import TracebackType
+from typing import Any, Self
+
+HERE = Path(__file__).parent
+
+Timed = Callable[[], tuple[float, ...]]
+"""Does the work of one repetition once; returns the seconds of each of its parts."""
+
+
+def peer_python(name: str) -> Path:
+    """The Python of the peer's venv, made once for each content of requirements-{name}.txt."""
+    requirements = HERE / f"requirements-{name}.txt"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qherd"
+    digest = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()[:12]
+    folder = cache / f"{name}-{digest}"
+    python = folder / "bin" / "python"
+    if (folder / "ready").exists():
+        return python
+    print(f"  installing {requirements.name} in {folder} (once)", flush=True)
+    pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-r", str(requirements)]
+    subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+    subprocess.run(pip, check=True)
+    (folder / "ready").touch()
+    return python
+
+
+class Peer:
+    """A peer's script at work: it fills its buffers once and then waits for questions."""
+
+    def __init__(self, name: str, **setting: Any) -> None:
+        """``setting`` goes to the script by its standard input: it may hold a password."""
+        self._name = name
+        environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+        self._process = subprocess.Popen(
+            [str(peer_python(name)), str(HERE / f"{name}_peer.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment | {"PYTHONPATH": str(HERE.parent)},
+        )
+        self.about: str = self._ask(setting)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            self._process.communicate(timeout=30)  # it ends with its input
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
+
+    def seconds(self, what: str, times: int) -> tuple[float, ...]:
+        """Median seconds of each part of ``what``, over so many times."""
+        return tuple(self._ask({"what": what, "times": times}))
+
+    def _ask(self, question: dict[str, Any]) -> Any:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        stdin.write(json.dumps(question) + "\n")
+        stdin.flush()
+        while line := stdout.readline():
+            if line.startswith("ANSWER "):
+                return json.loads(line.removeprefix("ANSWER "))
+        raise RuntimeError(f"the peer {self._name} ended with {self._process.wait()}; its error is above")
+
+
+def answer(prepare: Callable[[dict[str, Any]], tuple[str, dict[str, Timed]]]) -> None:
+    """A peer script's loop: ``prepare`` gets the setting; returns what the peer is and what can be asked."""
+    about, measures = prepare(json.loads(sys.stdin.readline()))
+    print("ANSWER", json.dumps(about), flush=True)
+    for line in sys.stdin:
+        question = json.loads(line)
+        print("ANSWER", json.dumps(medians(measures[question["what"]], question["times"])), flush=True)
+
+
+def medians(timed: Timed, times: int) -> tuple[float, ...]:
+    """Median seconds of each part over ``times`` repetitions."""
+    return tuple(median(part) for part in zip(*(timed() for _ in range(times)), strict=True))
+
+
+def seconds_of(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Wall seconds of a call, and what it returned."""
+    started = time.perf_counter()
+    returned = call()
+    return time.perf_counter() - started, returned
