@@ -243,7 +243,7 @@ def plot(parts: dict[str, list[Series]], rates: list[str], svg_file: Path) -> No
     import matplotlib as mpl
 
     mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "qherd"
+    mpl.rcParams |= {"svg.hashsalt": "qherd", "svg.fonttype": "none"}
     from matplotlib import pyplot as plt
 
     figure, panels = plt.subplots(1, len(parts), figsize=(11, 4), layout="constrained")
