@@ -251,7 +251,8 @@ def plot(parts: dict[str, list[Series]], rates: list[str], svg_file: Path) -> No
         for one in some:
             style = {"color": "grey", "linestyle": ":"} if one.name == "other" else {}
             axes.plot([s / 60 for s in one.seconds], one.megabytes, label=one.name, **style)
-        axes.set(xlabel="minutes", ylabel="resident MB", yscale="log")
+        axes.set(xlabel="minutes", ylabel="resident MB")
+        axes.set_ylim(bottom=0)
         axes.set_title(f"{part}\n{rate.partition(', through')[0]}", fontsize=9)
         axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15))
         axes.spines[["top", "right"]].set_visible(False)
