@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -33,7 +33,7 @@ LIVE_BYTES = 32 << 20
 """What lies in the server at a time, in either form: stream and keys are overwritten, as a full replay memory is."""
 PAGE_BYTES = 4 << 20
 PAGES = (1 << 20, 4 << 20, 16 << 20, 64 << 20)
-SERVER_BYTES = 512 << 20
+SERVER_BYTES = 1 << 30
 ROLES = {"admin": "~* &* +@all"}
 
 
@@ -49,8 +49,8 @@ def measure(quick: bool) -> list[Result]:
 class Stream:
     """One client's chunks of one size in one server: appended, and read back, as actor and learner do."""
 
-    def __init__(self, url: str, schema: Schema, lanes: int, chunk_steps: int) -> None:
-        self._feed = Feed(schema, RUN, lanes=lanes, chunk_steps=chunk_steps)
+    def __init__(self, url: str, schema: Schema, lanes: int, chunk_steps: int, slot: int = 0) -> None:
+        self._slot, self._feed = slot, Feed(schema, RUN, slot, lanes, chunk_steps)
         self.rows = self._feed.rows
         self.chunk_bytes = len(self._feed.next()[1])
         self.chunks = max(8, LIVE_BYTES // self.chunk_bytes)
@@ -64,7 +64,7 @@ class Stream:
         for _ in range(self.chunks):
             seconds, (self._last, data) = seconds_of(self._feed.next)
             encode_s += seconds
-            append_s += seconds_of(partial(self._log.append, 0, self._last, data))[0]
+            append_s += seconds_of(partial(self._log.append, self._slot, self._last, data))[0]
         rows = self.chunks * self.rows
         return append_s / rows, (append_s + encode_s) / rows
 
@@ -72,7 +72,7 @@ class Stream:
         """Seconds per row, of reading the newest chunks alone and with decoding and all its checks."""
         cursor, read_s, decode_s, chunks = ChunkId(1, self._last.seq - self.chunks), 0.0, 0.0, 0
         while cursor < self._last:
-            seconds, entries = seconds_of(partial(self._log.read, {0: cursor}, page_bytes))
+            seconds, entries = seconds_of(partial(self._log.read, {self._slot: cursor}, page_bytes))
             read_s += seconds
             decode_s += seconds_of(partial(self._decode, entries))[0]
             cursor, chunks = entries[-1].id, chunks + len(entries)
@@ -112,38 +112,23 @@ def store(repetitions: int) -> list[Result]:
     ]
 
 
-class Row(NamedTuple):
-    """One chunk size: rows per second of each way, one figure per repetition."""
-
-    rows: int
-    chunk_bytes: int
-    rates: dict[str, tuple[float, ...]]
-
-    def rate(self, way: str) -> float:
-        """The median."""
-        return float(np.median(self.rates[way]))
-
-    def line(self) -> str:
-        """For the table."""
-        figures = "  ".join(f"{self.rate(way) / 1e3:8,.0f}" for way in WAYS)
-        shares = (self.rate("append") / self.rate("set"), self.rate("read") / self.rate("get"))
-        return f"{self.rows:5}  {self.chunk_bytes / 1e3:8,.0f}  {figures}  {shares[0]:7.2f}  {shares[1]:7.2f}"
-
-
-WAYS = ("append", "append+", "set", "read", "read+", "get")
-HEADS = "rows  kB/chunk    append  encode+a       SET      read  read+dec.     GET  app/SET  rd/GET   (1000 rows/s)"
-
-
 def images(name: str, binary: Path, repetitions: int) -> list[Result]:
     """Chunks of 84 x 84 images by size, and redis-py's own SET and GET of values of the same size, in turns."""
     with EmbeddedServer(RUN, SERVER_BYTES, binary=binary, roles=ROLES) as server:
-        table = [_image_row(server.url("admin"), rows, repetitions) for rows in IMAGE_ROWS]
-        pages = _pages(server.url("admin"), repetitions)
-    best = max(table, key=lambda row: min(row.rate("append+"), row.rate("read+")))
-    size = f"best chunk: {best.rows} rows, {best.chunk_bytes / 1e3:,.0f} kB"
-    lines = (size, HEADS, *(row.line() for row in table), pages)
+        url = server.url("admin")
+        with _plain_client(url) as client:
+            sizes = [ImageSize(url, client, rows) for rows in IMAGE_ROWS]
+            for repetition in range(repetitions + 1):
+                for size in sizes:
+                    size.take_turns(repetition)
+        pages = _pages(sizes[IMAGE_ROWS.index(64)].stream, repetitions)
+        for size in sizes:
+            size.stream.close()
+    best = max(sizes, key=lambda size: min(size.rate("append+"), size.rate("read+")))
+    note = f"best chunk: {best.stream.rows} rows, {best.stream.chunk_bytes / 1e3:,.0f} kB"
+    lines = (note, HEADS, *(size.line() for size in sizes), pages)
     beside = "append and read without the codec, SET and GET by redis-py of the same bytes"
-    rates = best.rates
+    rates = {way: tuple(some) for way, some in best.rates.items()}
     return [
         Result(f"image rows in, {name}", "rows/s", rates["append+"], target=IMAGE_TARGET, notes=lines),
         Result(f"image rows out, {name}", "rows/s", rates["read+"], target=IMAGE_TARGET, notes=("with all checks",)),
@@ -154,34 +139,48 @@ def images(name: str, binary: Path, repetitions: int) -> list[Result]:
     ]
 
 
-def _image_row(url: str, rows: int, repetitions: int) -> Row:
-    lanes = min(rows, 16)
-    stream = Stream(url, IMAGE_SCHEMA, lanes, rows // lanes)
-    client, value = _plain_client(url), os.urandom(stream.chunk_bytes)
-    ways: dict[str, Callable[[], tuple[float, ...]]] = {
-        "append": stream.append,
-        "set": lambda: _each(stream, lambda key: client.set(key, value)),
-        "read": stream.read,
-        "get": lambda: _each(stream, client.get),
-    }
-    for call in ways.values():
-        call()
-    found: dict[str, list[float]] = {}
-    for repetition in range(repetitions):
-        for way in ways if repetition % 2 else reversed(ways):
-            for kind, seconds in zip((way, f"{way}+"), ways[way](), strict=False):
-                found.setdefault(kind, []).append(1 / seconds)
-    stream.close()
-    client.flushall()
-    client.close()
-    return Row(rows, stream.chunk_bytes, {way: tuple(rates) for way, rates in found.items()})
+WAYS = ("append", "append+", "set", "read", "read+", "get")
+HEADS = "rows  kB/chunk    append  encode+a       SET      read  read+dec.     GET  app/SET  rd/GET   (1000 rows/s)"
 
 
-def _each(stream: Stream, call: Callable[[str], Any]) -> tuple[float]:
-    """Seconds per row of ``call`` with each of as many keys as the stream holds chunks."""
-    keys = [f"key:{index}" for index in range(stream.chunks)]
-    seconds, _ = seconds_of(lambda: [call(key) for key in keys])
-    return (seconds / (stream.chunks * stream.rows),)
+class ImageSize:
+    """One chunk size: its stream, as many keys with as many bytes, and the rows per second of each way."""
+
+    def __init__(self, url: str, client: Any, rows: int) -> None:
+        lanes = min(rows, 16)
+        self.stream = Stream(url, IMAGE_SCHEMA, lanes, rows // lanes, slot=rows)
+        self.rates: dict[str, list[float]] = {}
+        value = os.urandom(self.stream.chunk_bytes)
+        self._keys = [f"key:{rows}:{index}" for index in range(self.stream.chunks)]
+        self._ways: dict[str, Callable[[], tuple[float, ...]]] = {
+            "append": self.stream.append,
+            "set": lambda: self._each(lambda key: client.set(key, value)),
+            "read": self.stream.read,
+            "get": lambda: self._each(client.get),
+        }
+
+    def take_turns(self, repetition: int) -> None:
+        """Every way once, in an order that changes; repetition 0 fills the server and counts for nothing."""
+        for way in self._ways if repetition % 2 == 0 else reversed(self._ways):
+            for kind, seconds in zip((way, f"{way}+"), self._ways[way](), strict=False):
+                if repetition:
+                    self.rates.setdefault(kind, []).append(1 / seconds)
+
+    def rate(self, way: str) -> float:
+        """The median."""
+        return float(np.median(self.rates[way]))
+
+    def line(self) -> str:
+        """For the table."""
+        figures = "  ".join(f"{self.rate(way) / 1e3:8,.0f}" for way in WAYS)
+        shares = (self.rate("append") / self.rate("set"), self.rate("read") / self.rate("get"))
+        size = f"{self.stream.rows:5}  {self.stream.chunk_bytes / 1e3:8,.0f}"
+        return f"{size}  {figures}  {shares[0]:7.2f}  {shares[1]:7.2f}"
+
+    def _each(self, call: Callable[[str], Any]) -> tuple[float]:
+        """Seconds per row of ``call`` with each key."""
+        seconds, _ = seconds_of(lambda: [call(key) for key in self._keys])
+        return (seconds / (len(self._keys) * self.stream.rows),)
 
 
 def _plain_client(url: str) -> Any:
@@ -189,15 +188,11 @@ def _plain_client(url: str) -> Any:
     return redis.Redis.from_url(url, protocol=2, socket_read_size=1 << 20)
 
 
-def _pages(url: str, repetitions: int) -> str:
-    """Reading by the size of a page, chunks of 64 images."""
-    stream = Stream(url, IMAGE_SCHEMA, lanes=16, chunk_steps=4)
-    stream.append()
-    stream.read()
+def _pages(stream: Stream, repetitions: int) -> str:
+    """Reading by the size of a page."""
     rates: dict[int, list[float]] = {page: [] for page in PAGES}
     for _ in range(repetitions):
         for page in PAGES:
             rates[page].append(1 / stream.read(page)[0])
-    stream.close()
     sizes = ", ".join(f"{page >> 20} MB: {np.median(some) / 1e3:,.0f}" for page, some in rates.items())
-    return f"read by the size of a page, chunks of 64 rows, 1000 rows/s: {sizes}"
+    return f"read by the size of a page, chunks of {stream.rows} rows, 1000 rows/s: {sizes}"
