@@ -532,6 +532,8 @@ def test_the_learners_own_connections_do_not_fail_each_other(
     assert publisher.fetch_weights() == weights(1, 2)
     assert publisher.description() == b"again", "it did not come in between"
     loop.close()
+
+
 XADD_REPLY, GATE_REPLY = len(b"$3\r\n1-2\r\n"), len(b"$4\r\nopen\r\n")
 
 
