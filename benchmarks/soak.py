@@ -46,8 +46,11 @@ ROLES = {
     "evaluator": "^ray::EvaluatorWorker",
     "server": r"server\.conf|valkey-server|redis-server",
     "driver": "/qherd train",
+    "Ray's GCS": "/gcs_server",
+    "Ray's raylet": "/raylet/raylet",
 }
-"""Ray's own processes come and go; they are the ``other``."""
+OTHERS = ("other", "Ray's GCS", "Ray's raylet")
+"""Not ours: shown with their slope, not judged. ``other`` are Ray's agents and idle workers."""
 FED = "soak-fed"
 FED_SCHEMA, FED_CAPACITY, SENDERS = Schema((8,), "float32", 4), 50_000, 2
 FED_SERVER_BYTES = 256 << 20
@@ -84,12 +87,13 @@ def soak(seconds: float, json_file: Path, svg_file: Path) -> list[Result]:
 def _judge(parts: dict[str, list[Series]], rates: list[str], warm_up_s: float, where: str) -> list[Result]:
     results = []
     for (part, some), rate in zip(parts.items(), rates, strict=True):
-        settled = [one.behind(warm_up_s) for one in some if one.name not in ("other", USED)]
+        settled = [one.behind(warm_up_s) for one in some if one.name not in (*OTHERS, USED)]
         lines = [
             f"{one.name}: {one.megabytes[-1]:.1f} MB, {one.slope:+.1f} MB/h, {one.growth:+.2f} MB in the "
             f"{(one.seconds[-1] - one.seconds[0]) / 60:.1f} min behind the warm-up (at most {one.allowed:.1f})"
             for one in settled
         ]
+        lines += [f"not judged: {one.name}: {one.slope:+.1f} MB/h" for one in some if one.name in OTHERS]
         used = max(one.growth / one.allowed for one in settled)
         name = f"soak, {part}: greatest share of the growth allowed"
         results.append(Result(name, "", (used,), target=1.0, at_most=True, notes=(rate, *lines, where)))
@@ -249,7 +253,7 @@ def plot(parts: dict[str, list[Series]], rates: list[str], svg_file: Path) -> No
     figure, panels = plt.subplots(1, len(parts), figsize=(11, 4), layout="constrained")
     for axes, (part, some), rate in zip(panels, parts.items(), rates, strict=True):
         for one in some:
-            style = {"color": "grey", "linestyle": ":"} if one.name == "other" else {}
+            style = {"color": "grey", "linestyle": ":"} if one.name in OTHERS else {}
             axes.plot([s / 60 for s in one.seconds], one.megabytes, label=one.name, **style)
         axes.set(xlabel="minutes", ylabel="resident MB")
         axes.set_ylim(bottom=0)
