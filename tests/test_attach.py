@@ -372,6 +372,10 @@ def test_a_server_that_died_and_came_back_empty(server_binary: Path) -> None:
         with closing(log), attach(server) as memory:
             assert memory.poll() == 4
             os.kill(server.pid, signal.SIGKILL)
+            end = time.monotonic() + 5
+            while server.alive():
+                assert time.monotonic() < end
+                time.sleep(0.01)
             with pytest.raises(Unavailable) as caught:
                 memory.poll()
             assert caught.value.temporary
