@@ -261,16 +261,19 @@ def test_a_run_on_three_servers_reaches_its_budget_though_the_first_dies(cluster
         run = stack.enter_context(running(*arguments, cwd=tmp_path, env=cluster.secrets))
         run.until(lambda: run.figure("s", "actors_alive") == 3, START_S, "three actors")
         run.until(lambda: run.figure("s", "updates") > 0, START_S, "updates")
-        copies = {b"qherd:s:" + name for name in (b"fence", b"gate", b"weights", b"meta")}
+        copies = {b"qherd:s:" + name for name in (b"fence", b"gate", b"weights", b"meta", b"about")}
         for slot, client in enumerate(clients):
             assert set(client.scan_iter()) == copies | {b"qherd:s:chunks:%d" % slot}
         servers[0].kill()
         run.until(lambda: run.figure("s", "servers_down") == 1, 20, "the count of servers down")
         when_noticed = run.figure("s", "env_steps")
+        shown = qherd("replay", "stats", "runs/s", "--json", "--redis.urls", *urls, cwd=tmp_path)
         done = run.finish(120)
     assert done.code == 0, done
     assert done.err == ""
     assert "servers that do not answer: 1" in done.out
+    assert f"left out: redis://:***@127.0.0.1:{ports[0]}" in shown.err
+    assert [line["rows"] > 0 for line in json.loads(shown.out)["slots"]] == [False, True, True]
     written = summary(tmp_path / "runs" / "s")
     assert written["exit_reason"] == "budget of env steps"
     assert written["env_steps"] >= 40_000 > when_noticed

@@ -25,7 +25,6 @@ from deploy.cli import main
 from deploy.config import RunConfig
 from deploy.replay_stats import rows_between
 from deploy.run_dir import RunDirectory
-from deploy.target import Target
 from deploy.valkey import EmbeddedServer, acl_rules
 from replay.about import About, SlotAbout
 from replay.chunk import Chunk
@@ -221,7 +220,6 @@ def test_a_server_that_is_away_is_left_out_and_said(
     own_server: EmbeddedServer,
     log: RedisLog,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
     between: Callable[[Callable[[], object]], None],
 ) -> None:
     """And so is a slot that none of the servers has, though its chunks were read."""
@@ -232,19 +230,18 @@ def test_a_server_that_is_away_is_left_out_and_said(
     log.describe(1, said.pack())
     with EmbeddedServer(RUN, 64 << 20, binary=server_binary) as second:
         urls = (second.url("reader"), own_server.url("reader"))
-        monkeypatch.setattr(replay_stats, "find_run", lambda *_: Target(RUN, urls))
-        assert call(capsys, RUN, "--json")[0::2] == (
+        options = [RUN, "--json", "--redis.urls", *urls]
+        assert call(capsys, *options)[0::2] == (
             0,
             "qherd: slots 1 are on none of these servers; the run may have further ones\n",
         )
         second.stop()
-        code, out, err = call(capsys, RUN, "--json")
+        code, out, err = call(capsys, *options)
     assert code == 0
     assert [line["rows"] for line in json.loads(out)["slots"]] == [4, 0]
     assert f"qherd: left out: {public_url(urls[0])}" in err
     assert "slots 1 are on none" in err
-    monkeypatch.setattr(replay_stats, "find_run", lambda *_: Target(RUN, urls[:1]))
-    assert call(capsys, RUN)[0] == 2
+    assert call(capsys, RUN, "--redis.url", urls[0])[0] == 2
 
 
 # -- which run

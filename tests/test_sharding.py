@@ -254,6 +254,10 @@ class Faulty(MemoryLog):
         self._ask()
         return super().fetch_weights()
 
+    def describe(self, fence: int, description: bytes) -> None:
+        self._ask()
+        super().describe(fence, description)
+
 
 class Clock:
     def __init__(self) -> None:
@@ -379,6 +383,19 @@ def test_any_server_has_the_weights(faulty: tuple[ShardedLog, list[Faulty], Cloc
     log.publish(1, True, weights(5))
     logs[0].fault = logs[1].fault = Unavailable("away")
     assert log.fetch_weights() == weights(5)
+
+
+def test_the_description_is_copied_to_each_server_that_answers(
+    faulty: tuple[ShardedLog, list[Faulty], Clock],
+) -> None:
+    """Also where the first is away, and one that is away is not waited for again and again."""
+    log, logs, _ = faulty
+    log.describe(1, b"a")
+    logs[0].fault, before = Unavailable("away"), logs[0].asked
+    for _ in range(3):
+        log.describe(1, b"b")
+    assert [each.description() for each in logs] == [b"a", *[b"b"] * (len(logs) - 1)]
+    assert logs[0].asked == before + 1
 
 
 # -- the publisher on several servers
