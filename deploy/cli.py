@@ -223,8 +223,8 @@ def _clean(arguments: list[str]) -> int:
 def _guarded(run: Callable[[], int]) -> int:
     """Turn what a user can cause into a message; let what is a defect show its traceback."""
     from actors.envs import EnvError
-    from deploy.launch import RunFailedError
     from deploy.run_dir import RunDirError
+    from deploy.session import RunFailedError
     from deploy.valkey import ServerError
     from replay.log import LogError
     from replay.storage import CannotFit

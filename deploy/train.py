@@ -13,9 +13,10 @@ from typing import Any
 from actors.evaluator import Verdict
 from deploy.config import ConfigError, RunConfig
 from deploy.display import Display
-from deploy.launch import Progress, RunFailedError, Session, check, probe_env, start_session
+from deploy.launch import check, probe_env, start_session
 from deploy.plan import check_memory, plan
 from deploy.run_dir import RunDirectory
+from deploy.session import Progress, RunFailedError, Session
 from deploy.valkey import ServerError
 from replay.log import LogError
 from replay.storage import CannotFit

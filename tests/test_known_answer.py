@@ -21,8 +21,11 @@ import pytest
 from grid_env import ACTIONS, GOAL, STATES, move
 
 from deploy.config import RunConfig
-from deploy.launch import InlineSession, Progress, RaySession, probe_env
+from deploy.inline_session import InlineSession
+from deploy.launch import probe_env
+from deploy.ray_session import RaySession
 from deploy.run_dir import RunDirectory
+from deploy.session import Progress
 from learner.weights import unpack
 
 Array = npt.NDArray[Any]

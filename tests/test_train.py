@@ -20,8 +20,10 @@ from actors.config import EnvConfig
 from actors.envs import EnvError
 from actors.evaluator import Episodes, Verdict
 from deploy.config import BudgetConfig, ConfigError, RunConfig, compose
-from deploy.launch import InlineSession, Progress, RunFailedError, probe_env
+from deploy.inline_session import InlineSession
+from deploy.launch import probe_env
 from deploy.run_dir import RunDirectory
+from deploy.session import Progress, RunFailedError
 from deploy.train import Outcome, Stop, train
 from learner.learner import host_arrays
 from learner.weights import pack
