@@ -200,7 +200,7 @@ class LearnerLoop:
     def _publish_when_due(self, now: float) -> None:
         if now - self._last_publish_s >= PUBLISH_MIN_S and self.publish_if_due():
             self._last_publish_s = now
-        turned = self.mirror.end - self._trimmed_end > self._keep_rows // TRIM_SHARE
+        turned = self.mirror.end - self._trimmed_end > max(self._keep_rows // TRIM_SHARE, self._rows_in_flight)
         if now - self._last_trim_s >= TRIM_EVERY_S or turned:
             self._last_trim_s, self._trimmed_end = now, self.mirror.end
             with self._server_may_be_away():

@@ -96,6 +96,7 @@ class LaneWindows:
         self._forget()
         return closed
 
+    @np.errstate(over="ignore", invalid="ignore")
     def _close(self, rows: _Rows) -> Closed:
         """Close what can be closed; marks it in ``rows.done`` in place."""
         reward, flags, row, q_taken, q_max, done = rows
@@ -117,5 +118,6 @@ class LaneWindows:
             rolling[:m] ^= ends
         closed = boot >= 0
         done |= closed
+        closed &= np.isfinite(r_t)  # rewards that float32 holds one by one but not in sum: never in a batch
         td_error = r_t + discount_t * q_boot - q_taken
         return Closed(row[closed], r_t[closed], discount_t[closed], boot[closed], td_error[closed])

@@ -236,7 +236,8 @@ class Reader:
         if books.windows is None:
             books.windows, books.lanes = LaneWindows(lanes, self._n, self._gamma), lanes
         ids = self._mirror.add(chunk, books.windows.last_row)
-        reward = chunk.reward * self._reward_scale
+        with np.errstate(over="ignore"):  # what is infinite then, no window takes
+            reward = chunk.reward * self._reward_scale
         self._mirror.close(books.windows.extend(reward, chunk.flags, ids, chunk.q_taken, chunk.q_max))
         self._stored.append(Stored(entry.slot, entry.id, self._mirror.end))
         while self._stored[0].end <= self._mirror.start:

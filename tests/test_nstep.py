@@ -112,6 +112,16 @@ def test_lane_broken_behind_a_boundary_row_yields_nothing_more() -> None:
     assert rows == {0: (2.0, 0.0, 2), 1: (2.0, 0.0, 2)}
 
 
+def test_a_return_that_float32_cannot_hold_is_never_yielded() -> None:
+    """Each reward passes the codec; their sum is not finite, and would poison the learner. Its neighbours stay."""
+    windows = LaneWindows(1, 2, 1.0)
+    reward = np.array([1.0, 3e38, 3e38, 2.0, 4.0], np.float32).reshape(5, 1)
+    zeros = np.zeros((5, 1), np.float32)
+    found = windows.extend(reward, np.zeros((5, 1), np.uint8), np.arange(5).reshape(5, 1), zeros, zeros)
+    assert found.row.tolist() == [0, 2]
+    assert np.isfinite(found.r_t).all()
+
+
 def test_nothing_carries_over_a_break() -> None:
     """The rows behind a break are another story: no window reaches them, none is yielded again."""
     windows = LaneWindows(1, 2, GAMMA)
