@@ -187,6 +187,7 @@ class Codec:
         chunk = Chunk(
             slot, incarnation, seq, weight_version, counters, obs, action, reward, q_taken, q_max, flags
         )  # fmt: skip
+        self._check_finite(chunk, data)
         self._check_values(chunk)
         return chunk
 
@@ -218,10 +219,15 @@ class Codec:
             raise BadChunk("crc", "header and payload do not match their checksum")
         return time_steps, lanes, weight_version, Counters(*counters)
 
-    def _check_values(self, chunk: Chunk) -> None:
-        floats = [chunk.reward, chunk.q_taken, chunk.q_max] + ([chunk.obs] if self._float_obs else [])
-        if not all(np.isfinite(array).all() for array in floats):
+    def _check_finite(self, chunk: Chunk, data: bytes) -> None:
+        """Rewards and Q values, and behind them float32 observations, lie together: one pass over all of them."""
+        single = self.schema.obs_dtype == "float32"
+        count = 3 * chunk.rows + (chunk.obs.size if single else 0)
+        finite = np.isfinite(np.frombuffer(data, "<f4", count, HEADER_BYTES + 4 * chunk.rows)).all()
+        if not finite or (self._float_obs and not single and not np.isfinite(chunk.obs).all()):
             raise BadChunk("value", "a reward, Q value or observation is not finite")
+
+    def _check_values(self, chunk: Chunk) -> None:
         if not (math.isfinite(chunk.counters.return_sum) and math.isfinite(chunk.counters.gate_wait_s)):
             raise BadChunk("value", "a counter is not finite")
         if chunk.action.min() < 0 or chunk.action.max() >= self.schema.num_actions:

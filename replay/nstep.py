@@ -100,24 +100,26 @@ class LaneWindows:
     def _close(self, rows: _Rows) -> Closed:
         """Close what can be closed; marks it in ``rows.done`` in place."""
         reward, flags, row, q_taken, q_max, done = rows
-        length = len(reward)
+        length, lanes = reward.shape
         boundary = (flags & BOUNDARY) != 0
         factor = np.where((flags & TERMINATED) != 0, np.float32(0), np.float32(self._gamma))
-        r_t = np.zeros(reward.shape, np.float32)
-        discount_t = np.ones(reward.shape, np.float32)
-        boot, q_boot = np.full(row.shape, -1, np.int64), np.zeros(reward.shape, np.float32)
+        r_t, term = np.zeros_like(reward), np.empty_like(reward)
+        discount_t = np.ones_like(reward)
+        ahead = np.zeros(reward.shape, np.int64)  # rows from a window's first to the one it bootstraps from
         rolling = ~done
         for k in range(min(self._n, length - 1)):
             m = length - 1 - k  # windows that start in the first m rows have a row i+k+1 to look at
             live = rolling[:m]
-            r_t[:m] += live * discount_t[:m] * reward[k : k + m]
-            discount_t[:m] *= np.where(live, factor[k : k + m], np.float32(1))
-            ends = live & boundary[k + 1 :] if k < self._n - 1 else live
-            np.copyto(boot[:m], row[k + 1 :], where=ends)
-            np.copyto(q_boot[:m], q_max[k + 1 :], where=ends)
-            rolling[:m] ^= ends
-        closed = boot >= 0
-        done |= closed
-        closed &= np.isfinite(r_t)  # rewards that float32 holds one by one but not in sum: never in a batch
-        td_error = r_t + discount_t * q_boot - q_taken
-        return Closed(row[closed], r_t[closed], discount_t[closed], boot[closed], td_error[closed])
+            np.multiply(discount_t[:m], reward[k : k + m], out=term[:m])
+            np.add(r_t[:m], term[:m], out=r_t[:m], where=live)
+            np.multiply(discount_t[:m], factor[k : k + m], out=discount_t[:m], where=live)
+            ends = live & boundary[k + 1 :] if k < self._n - 1 else live.copy()
+            np.copyto(ahead[:m], k + 1, where=ends)
+            live ^= ends
+        done |= ahead > 0
+        # finite: rewards that float32 holds one by one but not in sum are never in a batch
+        start = np.flatnonzero((ahead > 0) & np.isfinite(r_t))
+        boot = start + lanes * ahead.ravel()[start]
+        r, discount = r_t.ravel()[start], discount_t.ravel()[start]
+        td_error = r + discount * q_max.ravel()[boot] - q_taken.ravel()[start]
+        return Closed(row.ravel()[start], r, discount, row.ravel()[boot], td_error)

@@ -178,9 +178,10 @@ class Reader:
             self._quarantine_chunk(entry, error)
             return 0
         follows = gap.chunks == 0 and entry.id.incarnation == books.taken.incarnation
-        self._account(books, entry, chunk, gap)
+        env_steps = chunk.env_steps
+        self._account(books, entry, chunk, gap, env_steps)
         self._insert(books, entry, chunk, follows)
-        return chunk.env_steps
+        return env_steps
 
     def _count_refused(self, books: Slot, reason: str) -> None:
         """Its rows show as a gap before the next good chunk."""
@@ -209,7 +210,7 @@ class Reader:
             raise BadChunk("counters", f"{chunk.counters.rows} rows counted, {before} before its own {chunk.rows}")
         return Gap(chunks, rows)
 
-    def _account(self, books: Slot, entry: Entry, chunk: Chunk, gap: Gap) -> None:
+    def _account(self, books: Slot, entry: Entry, chunk: Chunk, gap: Gap, env_steps: int) -> None:
         """Book a good chunk, and what was lost before it."""
         if entry.id.incarnation > books.taken.incarnation:
             books.past = books.past.plus(books.counters)
@@ -219,7 +220,6 @@ class Reader:
         books.taken, books.counters, books.weight_version = entry.id, chunk.counters, chunk.weight_version
         why_lost = "refused" if books.refused_since == gap.chunks else "gap"
         books.refused_since = 0
-        env_steps = chunk.env_steps
         for totals in (self.totals, books.totals):
             if gap.rows:
                 totals.rows_lost[why_lost] += gap.rows
