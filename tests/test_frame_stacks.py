@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import pytest
+import redis
 from chunk_makers import RUN, FakeActor, append, spoilt
 from gymnasium.wrappers import FrameStackObservation, TimeLimit, TransformObservation
 from hypothesis import given, settings
@@ -25,6 +28,7 @@ from replay.chunk import BOUNDARY, FIRST, TERMINATED, Chunk, Codec, Schema
 from replay.log import MemoryLog
 from replay.mirror import Mirror
 from replay.reader import Reader
+from replay.redis_log import RedisLog
 from replay.samplers import PrioritisedSampler
 from replay.storage import Device, Ram, Storage
 
@@ -235,6 +239,24 @@ def test_bytes_per_env_step_of_stacked_pictures() -> None:
     assert schema.row_bytes <= 7_300
     assert Mirror.planned_bytes(schema, 1000) <= 7_300 * 1000
     assert schema.input_shape == (4, 84, 84)
+
+
+def test_bytes_per_env_step_on_a_real_server(server_url: str, run_name: str) -> None:
+    """At most 7.3 kB, the server's own overhead and the boundary rows of short episodes included; in the mirror too."""
+    schema = Schema((84, 84), "uint8", 6, stack=4)
+    actor = FakeActor(lanes=16, p_end=0.01)
+    with contextlib.closing(RedisLog(server_url, run_name)) as log, redis.Redis.from_url(server_url) as client:
+        env_steps = rows = 0
+        for _ in range(8):
+            chunk = actor.chunk(16)  # the default chunk: 16 lanes x 16 steps
+            pictures = np.zeros((*chunk.flags.shape, 84, 84), np.uint8)
+            append(log, replace(chunk, obs=pictures), schema=schema)
+            env_steps += chunk.env_steps
+            rows += chunk.rows
+        stored = client.memory_usage(log.chunks_key(0), samples=0)
+    assert rows > env_steps > 0.97 * rows
+    assert 7056 < stored / env_steps <= 7_300
+    assert Mirror.planned_bytes(schema, rows) / env_steps <= 7_300
 
 
 def test_a_stack_that_the_environment_brings_is_seen() -> None:
