@@ -49,6 +49,9 @@ class ActorConfig(BaseModel):
     """Env steps of the run over which every lane goes from random to its place on the ladder."""
     restarts: int = Field(5, ge=0)
     """Restarts that one actor may need within ten minutes before the run fails."""
+    silence_s: float = Field(120.0, gt=0)
+    """Seconds without an env step of any actor, though the gate is open, after which the run fails. Raise it for an
+    environment whose steps take longer."""
     cpus: float = Field(0.0, ge=0)
     """CPUs that each actor asks Ray for. 0 on one machine; on a cluster it spreads the actors."""
 

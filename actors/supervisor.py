@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +64,18 @@ class _Slot:
     restarts: Restarts
     restart_at_s: float | None = None
     answered: bool = False
+    heard_s: float | None = None
+    death: str | None = None
+
+    def told(self, now_s: float) -> str:
+        """What this actor was last known to do."""
+        if self.restart_at_s is not None:
+            return f"died ({self.death})"
+        if self.heard_s is None:
+            return "has not answered yet"
+        return f"last answered {now_s - self.heard_s:.0f} s ago" + (
+            f", died before ({self.death})" if self.death else ""
+        )
 
 
 class Supervisor:
@@ -85,6 +97,11 @@ class Supervisor:
         """Restarts so far, over all slots."""
         return sum(slot.restarts.total for slot in self._slots)
 
+    def told(self) -> str:
+        """What each actor was last known to do, in one line."""
+        now_s = time.monotonic()
+        return "; ".join(f"actor {index} {slot.told(now_s)}" for index, slot in enumerate(self._slots))
+
     def tick(self) -> None:
         """Take the answers that are there, ask again, restart who died. Does not wait."""
         for index, slot in enumerate(self._slots):
@@ -100,7 +117,7 @@ class Supervisor:
                 except ray.exceptions.RayError as error:
                     self._bury(index, slot, error)
                     break
-                slot.answered = True
+                slot.answered, slot.heard_s = True, time.monotonic()
             else:
                 self._refill(slot)
 
@@ -128,12 +145,30 @@ class Supervisor:
         self._refill(slot)
 
     def _bury(self, index: int, slot: _Slot, error: Exception) -> None:
-        slot.answered = False
+        slot.answered, slot.heard_s, slot.death = False, None, cause(error)
         with contextlib.suppress(ray.exceptions.RayError):
             ray.kill(slot.handle)
         wait_s = slot.restarts.died(error)
         slot.restart_at_s = time.monotonic() + wait_s
-        self._say(f"actor {index} died ({cause(error)}); it restarts in {wait_s:.1f} s")
+        self._say(f"actor {index} died ({slot.death}); it restarts in {wait_s:.1f} s")
+
+
+class Silence:
+    """Notices when nothing comes in any more: an environment that hangs would have the run wait for ever."""
+
+    def __init__(self, most_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most_s, self._clock = most_s, clock
+        self._env_steps: float | None = None
+        self._since_s = 0.0
+
+    def too_long(self, figures: Mapping[str, float]) -> bool:
+        """Whether ``figures``, the learner's, have shown no new env step for too long. A shut gate or a server that is
+        away is somebody else's silence."""
+        env_steps = figures.get("env_steps")
+        excused = not figures.get("gate_open") or figures.get("servers_down")
+        if env_steps is None or env_steps != self._env_steps or excused:
+            self._env_steps, self._since_s = env_steps, self._clock()
+        return self._clock() - self._since_s > self._most_s
 
 
 class Screening:

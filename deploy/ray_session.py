@@ -60,8 +60,9 @@ class RaySession:
             _start_ray(config, self._cleanup)
         opened.result()
 
-        from actors.supervisor import Restarts, Screening, Supervisor
+        from actors.supervisor import Restarts, Screening, Silence, Supervisor
 
+        self._silence = Silence(config.actors.silence_s)
         self._server_restarts = Restarts("the replay server", config.actors.restarts)
         identity = Identity.here()
         self._say("starting the learner, the evaluator and the actors")
@@ -169,6 +170,7 @@ class RaySession:
         try:
             self._tend_server()
             self._supervisor.tick()
+            self._check_silence()
             result = self._screening.tick(learning=self._figures.get("updates", 0) > 0)
         except CrashLoopError as error:
             raise RunFailedError(str(error), error.details) from None
@@ -179,6 +181,13 @@ class RaySession:
         self._driver_figures["actors_alive"] = self._supervisor.alive
         self._driver_figures["actor_restarts"] = self._supervisor.restarts + self._screening.restarts
         return self._progress(verdict, policy)
+
+    def _check_silence(self) -> None:
+        if self._silence.too_long(self._figures):
+            raise RunFailedError(
+                f"no env step has come in for {self._config.actors.silence_s:g} s (actors.silence_s), though the gate "
+                f"is open: {self._supervisor.told()}"
+            )
 
     def _tend_server(self) -> None:
         """Bring the embedded server back, empty, if it died: the mirror has the rows, the learner publishes again."""

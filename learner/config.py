@@ -44,6 +44,8 @@ class LearnerConfig(BaseModel):
     """Factor on the rewards that are trained on; reported returns stay the env's own."""
     max_grad_norm: float = Field(10.0, gt=0)
     """Global norm that gradients are clipped to."""
+    max_skipped_updates: int = Field(100, ge=1)
+    """Updates in a row whose loss or gradient is not finite, each of them skipped, after which the run stops."""
     target_period_updates: int = Field(500, ge=1)
     """Updates between two copies of the online network to the target network."""
     target_tau: float = Field(1.0, gt=0, le=1)

@@ -18,12 +18,15 @@ from replay.mirror import Batch
 
 class Figures(NamedTuple):
     """How learning went since the last reading: the mean loss, and of the last batch the mean |TD error|, the mean Q
-    and the gradient's norm before clipping."""
+    and the gradient's norm before clipping; 0 where they are not finite. ``updates_skipped`` counts the updates whose
+    loss or gradient was not finite, since the beginning; ``skipped_in_a_row`` those since the last that was."""
 
     loss: float
     td_error: float
     q_mean: float
     grad_norm: float
+    updates_skipped: float
+    skipped_in_a_row: float
 
 
 class Learner:
@@ -49,6 +52,7 @@ class Learner:
             torch.zeros_like(self._target_parameters),
         )
         self._adam_steps = torch.zeros((), device=device)
+        self._skipped, self._in_a_row = torch.zeros((), device=device), torch.zeros((), device=device)
         self.updates = 0
         self._reset_figures()
 
@@ -77,14 +81,18 @@ class Learner:
         loss.backward()  # type: ignore[no-untyped-call]
         self._grad_norm = torch.linalg.vector_norm(gradient)
         gradient.mul_((self.config.max_grad_norm / (self._grad_norm + 1e-6)).clamp(max=1.0))
-        self._adam(gradient)
+        bad = (loss.detach() + self._grad_norm).isfinite().logical_not().float()
+        self._skipped.add_(bad)
+        self._in_a_row.add_(1).mul_(bad)
+        self._adam(gradient, bad)
         self.updates += 1
         if self.updates % self.config.target_period_updates == 0:
             self._target_parameters.lerp_(self._parameters.detach(), self.config.target_tau)
         self._average_parameters.lerp_(self._parameters.detach(), self.config.average_tau)
 
-    def _adam(self, gradient: Tensor) -> None:
-        """One step of Adam (Kingma and Ba, arXiv 1412.6980) on the parameter vector.
+    def _adam(self, gradient: Tensor, bad: Tensor) -> None:
+        """One step of Adam (Kingma and Ba, arXiv 1412.6980) on the parameter vector; none where ``bad`` is 1, decided
+        on the device, so that nobody waits for it.
 
         torch's functional form: the Optimizer class would import torch._dynamo, 1.1 s of every start, and costs twice
         as much per step on a single tensor (docs/performance.md).
@@ -97,7 +105,8 @@ class Learner:
                 [self._adam_v],
                 [],
                 [self._adam_steps],
-                fused=self.device.type in ("cpu", "cuda"),
+                fused=True,
+                found_inf=bad,
                 amsgrad=False,
                 beta1=0.9,
                 beta2=0.999,
@@ -113,7 +122,7 @@ class Learner:
 
     def _record(self, loss: Tensor, error: Tensor, q_tm1: Tensor) -> None:
         """Keep figures on the device: reading them would wait for it."""
-        self._loss_sum += loss
+        self._loss_sum += torch.nan_to_num(loss, 0.0, 0.0, 0.0)
         self._last_error, self._last_q = error, q_tm1
         self._recorded += 1
 
@@ -126,8 +135,9 @@ class Learner:
         """The figures since the last call (it waits for the device: once per log interval); None without an update."""
         if not self._recorded:
             return None
-        tensors = (self._loss_sum / self._recorded, self._last_error.abs().mean(), self._last_q.mean(), self._grad_norm)
-        figures = Figures(*torch.stack(tensors).tolist())
+        of_batch = (self._last_error.abs().mean(), self._last_q.mean(), self._grad_norm)
+        tensors = (self._loss_sum / self._recorded, *of_batch, self._skipped, self._in_a_row)
+        figures = Figures(*torch.nan_to_num(torch.stack(tensors), 0.0, 0.0, 0.0).tolist())
         self._reset_figures()
         return figures
 

@@ -38,7 +38,7 @@ GATE_LATENCY_S = 0.1
 
 
 class Diverged(RuntimeError):
-    """The loss is no number any more."""
+    """Update after update has a loss or a gradient that is not finite."""
 
 
 class LearnerLoop:
@@ -237,7 +237,7 @@ class LearnerLoop:
             self._noted = counters
 
     def report(self) -> Report:
-        """The figures of the live table and of Prometheus. Raises Diverged where the loss is not finite."""
+        """The figures of the live table and of Prometheus. Raises Diverged where learning has come to nothing."""
         self._newest_figures = self.learner.figures() or self._newest_figures
         totals, counters = self.reader.totals, self.reader.counters()
         newest = version(self._fence, self._published)
@@ -271,7 +271,12 @@ class LearnerLoop:
         if self._exploring_return is not None:
             figures["exploring_return"] = self._exploring_return
         if self._newest_figures is not None:
-            if not math.isfinite(self._newest_figures.loss):
-                raise Diverged(f"the loss is {self._newest_figures.loss} after {self.learner.updates} updates")
+            skipped, most = self._newest_figures.skipped_in_a_row, self._config.max_skipped_updates
+            if skipped >= most:
+                raise Diverged(
+                    f"the last {skipped:.0f} of {self.learner.updates} updates had a loss or a gradient that is not "
+                    f"finite and were skipped (learner.max_skipped_updates is {most}): lower learner.lr or "
+                    "learner.reward_scale; the best policy so far is kept"
+                )
             figures |= self._newest_figures._asdict()
         return Report(figures, dict(totals.refused), dict(totals.rows_lost))

@@ -33,6 +33,7 @@ GAUGES = {
 }
 COUNTERS = {
     "updates": "Gradient steps.",
+    "updates_skipped": "Updates whose loss or gradient was not finite: the weights stayed as they were.",
     "env_steps": "Env steps inserted into the mirror.",
     "actor_env_steps": "Env steps that the actors took, over all incarnations.",
     "actor_episodes": "Episodes that the exploring actors finished.",

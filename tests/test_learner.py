@@ -216,11 +216,30 @@ def test_a_device_that_is_not_there_is_refused_by_name(name: str) -> None:
     assert len(str(raised.value)) < 500
 
 
-def test_a_loss_that_is_no_number_shows_in_the_figures() -> None:
-    """The loop stops the run on it."""
-    tested, bad = learner(), batch()
-    bad.r_t[0] = math.nan
-    tested.update(bad)
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_an_update_that_is_not_finite_is_skipped_and_counted(value: float) -> None:
+    """One poisoned reward: weights, average and Adam's moments stay as if the batch had never been; the next
+    good batch gives the weights of a twin that never saw it, to the bit."""
+    tested, twin = learner(target_period_updates=100), learner(target_period_updates=100)
+    for one in (batch(1), batch(2)):
+        tested.update(one)
+        twin.update(one)
+    poisoned = batch(3)
+    poisoned.r_t[5] = value
+    before = [flat(tested.online), flat(tested.average), tested._adam_m.clone(), tested._adam_v.clone()]
+    for _ in range(2):
+        tested.update(poisoned)
+    after = [flat(tested.online), flat(tested.average), tested._adam_m, tested._adam_v]
     figures = tested.figures()
     assert figures is not None
-    assert math.isnan(figures.loss)
+    assert (figures.updates_skipped, figures.skipped_in_a_row) == (2, 2)
+    assert all(math.isfinite(figure) for figure in figures)
+    assert tested.updates == 4
+    for was, now in zip(before, after, strict=True):
+        assert torch.equal(was, now)
+    tested.update(batch(4))
+    twin.update(batch(4))
+    assert torch.equal(flat(tested.online), flat(twin.online))
+    figures = tested.figures()
+    assert figures is not None
+    assert (figures.updates_skipped, figures.skipped_in_a_row) == (2, 0)

@@ -27,6 +27,7 @@ ACTOR = r"ray::ActorWorker"
 SERVER = r"valkey-server|redis-server"
 
 USER_ENV = """
+import time
 import gymnasium as gym
 from gymnasium.envs.classic_control import CartPoleEnv
 
@@ -34,6 +35,16 @@ class Broken(CartPoleEnv):
     def step(self, action):
         raise RuntimeError("the bridge is [/out]")
 
+class Hangs(CartPoleEnv):
+    steps = 0
+
+    def step(self, action):
+        Hangs.steps += 1
+        if Hangs.steps > 500:
+            time.sleep(3600)
+        return super().step(action)
+
+gym.register("Hangs-v0", Hangs, max_episode_steps=500)
 gym.register("Mine-v0", CartPoleEnv, max_episode_steps=500)
 gym.register("Broken-v0", Broken, max_episode_steps=500)
 """
@@ -271,6 +282,21 @@ def test_an_env_that_always_raises_fails_the_run_with_its_own_words(tmp_path: Pa
     assert "the bridge is" in summary(folder)["exit_reason"]
     assert done.leftovers == []
     assert json.loads((folder / "fences.json").read_text())["incarnations"] == {"0": 2}
+
+
+@pytest.mark.timeout(120)
+def test_a_hanging_env_fails_the_run_and_leaves_nothing(tmp_path: Path) -> None:
+    """The message says what each actor was last known to do, and the option that bounds the wait."""
+    cwd = user_folder(tmp_path)
+    arguments = ["--env.path", "envs", "--run", "r", "--actors.count", "1", "--actors.silence-s", "4"]
+    with running("train", "userenvs:Hangs-v0", *arguments, cwd=cwd) as run:
+        done = run.finish(90)
+        assert list(run.tmp.iterdir()) == []
+    assert done.code == 1
+    assert "no env step has come in for 4 s (actors.silence_s), though the gate is open: actor 0 " in done.err
+    assert "Traceback" not in done.out + done.err
+    assert done.leftovers == []
+    assert summary(cwd / "runs" / "r")["env_steps"] > 0
 
 
 @pytest.mark.long

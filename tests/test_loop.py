@@ -11,7 +11,7 @@ from chunk_makers import RUN, SCHEMA, FakeActor
 
 from learner import loop as loop_module
 from learner.config import LearnerConfig, NetworkConfig
-from learner.loop import LearnerLoop
+from learner.loop import Diverged, LearnerLoop
 from learner.publisher import Publisher
 from replay.config import ReplayConfig
 from replay.log import MemoryLog
@@ -100,3 +100,22 @@ def test_big_observations_are_gathered_in_parts(sampler: str, monkeypatch: pytes
     assert updates > 6
     assert sum(sizes) == 8 * updates
     assert max(sizes) == 24
+
+
+def test_a_run_whose_loss_stays_no_number_stops_and_says_why() -> None:
+    """After learner.max_skipped_updates in a row, and not before."""
+    loop, log = make(samples_per_insert=1.0)
+    actor = FakeActor(lanes=2, p_end=0.1)
+    with torch.no_grad():
+        next(loop.learner.online.parameters()).fill_(float("nan"))
+    actor.send(log, 30)
+    assert 0 < loop.cycle() < 100
+    figures = loop.report().figures
+    assert figures["updates_skipped"] == figures["skipped_in_a_row"] == loop.learner.updates
+    while loop.learner.updates < 100:
+        actor.send(log, 30)
+        loop.cycle()
+    with pytest.raises(
+        Diverged, match=r"the last 1\d\d of 1\d\d updates .*max_skipped_updates is 100.*lower learner.lr"
+    ):
+        loop.report()

@@ -13,7 +13,7 @@ import ray
 
 from actors import supervisor
 from actors.evaluator import Episodes, Verdict
-from actors.supervisor import CrashLoopError, Restarts, Screening, Supervisor, cause
+from actors.supervisor import CrashLoopError, Restarts, Screening, Silence, Supervisor, cause
 from replay.log import Refused, Unavailable
 
 DIED = ray.exceptions.ActorDiedError()
@@ -311,3 +311,45 @@ def raised_in_an_actor(error: Exception) -> ray.exceptions.RayTaskError:
 def test_the_reason_of_a_death_is_one_line(error: Exception, text: str) -> None:
     """The error that was raised in the actor, not Ray's wrapping."""
     assert cause(error) == text
+
+
+class Ticking:
+    """A clock that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("figures", "too_long"),
+    [
+        ({"env_steps": 7, "gate_open": 1.0}, True),
+        ({"env_steps": 7, "gate_open": 0.0}, False),
+        ({"env_steps": 7, "gate_open": 1.0, "servers_down": 1}, False),
+        ({}, False),
+    ],
+    ids=["nothing comes in", "the gate is shut", "a server is away", "no report yet"],
+)
+def test_silence_is_noticed_and_nothing_else_is(figures: dict[str, float], too_long: bool) -> None:
+    """The learner reports four times a second; after 11 s of the same figures, where 10 are allowed."""
+    clock = Ticking()
+    silence = Silence(10.0, clock)
+    assert not silence.too_long({"env_steps": 7, "gate_open": 1.0})
+    for _ in range(44):
+        clock.now += 0.25
+        told = silence.too_long(figures)
+        assert not told or clock.now > 110.0
+    assert told is too_long
+
+
+def test_silence_is_counted_anew_after_each_env_step() -> None:
+    clock = Ticking()
+    silence = Silence(10.0, clock)
+    for env_steps in range(5):
+        clock.now += 9.0
+        assert not silence.too_long({"env_steps": env_steps, "gate_open": 1.0})
+    clock.now += 10.5
+    assert silence.too_long({"env_steps": 4, "gate_open": 1.0})
