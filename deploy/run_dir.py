@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -195,8 +196,9 @@ class RunDirectory:
     def close(self) -> None:
         """Close what is open."""
         if self._metrics is not None:
-            self._metrics.close()
-            self._events.close()
+            for file in (self._metrics, self._events):
+                with contextlib.suppress(OSError):  # what is left in its buffer after a write that was refused
+                    file.close()
             self._metrics = None
 
     def _counts(self) -> dict[str, Any]:
@@ -236,9 +238,17 @@ def _unique_name(env_id: str) -> str:
 
 
 def _event_writer(folder: Path) -> Any:
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    """A writer of TensorBoard's records on a file of our own: its EventFileWriter writes from a thread, where a full
+    disk ends as a traceback that nobody can catch."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
 
-    return EventFileWriter(str(folder))
+    folder.mkdir(exist_ok=True)
+    name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+    writer = RecordWriter((folder / name).open("ab"))
+    writer.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+    writer.flush()
+    return writer
 
 
 def _write_scalars(writer: Any, figures: Mapping[str, float]) -> None:
@@ -247,7 +257,8 @@ def _write_scalars(writer: Any, figures: Mapping[str, float]) -> None:
 
     values = [Summary.Value(tag=f"qherd/{name}", simple_value=value) for name, value in figures.items()]
     event = Event(wall_time=time.time(), step=int(figures.get("env_steps", 0)), summary=Summary(value=values))
-    writer.add_event(event)
+    writer.write(event.SerializeToString())
+    writer.flush()
 
 
 def _rounded(value: float) -> float | None:
