@@ -245,6 +245,7 @@ def test_workers_with_other_sources_are_refused_with_both_paths(cluster: Cluster
     assert done.leftovers == []
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_a_run_on_three_servers_reaches_its_budget_though_the_first_dies(cluster: Cluster, tmp_path: Path) -> None:
     """Each server has its own slots' streams and copies of the rest; the other two actors and the learner go on."""
@@ -262,8 +263,9 @@ def test_a_run_on_three_servers_reaches_its_budget_though_the_first_dies(cluster
         run.until(lambda: run.figure("s", "actors_alive") == 3, START_S, "three actors")
         run.until(lambda: run.figure("s", "updates") > 0, START_S, "updates")
         copies = {b"qherd:s:" + name for name in (b"fence", b"gate", b"weights", b"meta", b"about")}
-        for slot, client in enumerate(clients):
-            assert set(client.scan_iter()) == copies | {b"qherd:s:chunks:%d" % slot}
+        for slot, client in enumerate(clients):  # an actor may have answered before the gate lets it send
+            keys = copies | {b"qherd:s:chunks:%d" % slot}
+            run.until(lambda c=client, k=keys: set(c.scan_iter()) == k, 20, f"{keys} on server {slot}")  # type: ignore[misc]
         servers[0].kill()
         run.until(lambda: run.figure("s", "servers_down") == 1, 20, "the count of servers down")
         when_noticed = run.figure("s", "env_steps")

@@ -369,6 +369,7 @@ def settled(folder: Path) -> dict[str, Any]:
         assert time.monotonic() < end, found
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_a_running_local_run_shows_its_figures_and_a_notebook_can_attach(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "r"

@@ -476,6 +476,7 @@ def test_a_frozen_server_pauses_its_slots_only_and_nothing_is_lost(server_binary
         herd.assert_books_balance()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_server_that_comes_back_empty_is_used_again(server_binary: Path, run_name: str, which: int) -> None:
