@@ -63,7 +63,6 @@ class _Slot:
     calls: list[Any]
     restarts: Restarts
     restart_at_s: float | None = None
-    answered: bool = False
     heard_s: float | None = None
     death: str | None = None
 
@@ -90,7 +89,7 @@ class Supervisor:
     @property
     def alive(self) -> int:
         """Actors that have answered and did not die since."""
-        return sum(slot.answered and slot.restart_at_s is None for slot in self._slots)
+        return sum(slot.heard_s is not None for slot in self._slots)
 
     @property
     def restarts(self) -> int:
@@ -117,7 +116,7 @@ class Supervisor:
                 except ray.exceptions.RayError as error:
                     self._bury(index, slot, error)
                     break
-                slot.answered, slot.heard_s = True, time.monotonic()
+                slot.heard_s = time.monotonic()
             else:
                 self._refill(slot)
 
@@ -145,7 +144,7 @@ class Supervisor:
         self._refill(slot)
 
     def _bury(self, index: int, slot: _Slot, error: Exception) -> None:
-        slot.answered, slot.heard_s, slot.death = False, None, cause(error)
+        slot.heard_s, slot.death = None, cause(error)
         with contextlib.suppress(ray.exceptions.RayError):
             ray.kill(slot.handle)
         wait_s = slot.restarts.died(error)

@@ -25,6 +25,8 @@ from replay.config import ReplayConfig
 
 PRESETS = Path(__file__).parent / "presets"
 PREFIX = "QHERD_"
+RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+"""What a run may be called: a folder, a part of keys, and nothing that a pattern or a rule could be read into."""
 _KUBERNETES = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT|_PORT(_\d+_\w+)?$")
 """Variables that Kubernetes sets in every pod beside a service called qherd-something."""
 _SECRET = tyro.conf.arg(help_behavior_hint=lambda value: "(set; not shown)" if "://" in value else "(default: none)")
@@ -108,7 +110,7 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    run: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    run: str | None = Field(None, pattern=f"^{RUN_NAME}$")
     """The run's name and folder. The default is unique; a name that exists is refused."""
     runs_dir: Path = Path("runs")
     """Where the folders of runs are."""

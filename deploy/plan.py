@@ -66,12 +66,6 @@ def chunk_rows(config: RunConfig) -> int:
     return config.actors.lanes * config.actors.chunk_steps
 
 
-def log_rows(config: RunConfig) -> int:
-    """Rows that the log keeps behind the learner."""
-    capacity = config.replay.capacity_rows
-    return capacity if config.replay.log_rows is None else min(config.replay.log_rows, capacity)
-
-
 def backstop_chunks(config: RunConfig) -> int:
     """MAXLEN of a slot's stream: it never cuts what the mirror may still need, if all rows came from one slot."""
     return 2 * (config.replay.capacity_rows // config.actors.lanes + 1)
@@ -80,7 +74,7 @@ def backstop_chunks(config: RunConfig) -> int:
 def server_bytes(config: RunConfig, schema: Schema) -> int:
     """Memory planned for the embedded server: the log as far as it is kept, what is in flight, a quarter more, three
     copies of the weights, and 32 MB for itself and its connections."""
-    rows = log_rows(config) + 4 * config.actors.count * chunk_rows(config)
+    rows = config.replay.rows_in_log + 4 * config.actors.count * chunk_rows(config)
     log = rows * schema.row_bytes + (rows // config.actors.lanes + 1) * (HEADER_BYTES + 200)
     sizes = config.learner.network.layer_sizes(math.prod(schema.input_shape), schema.num_actions)
     weights = 4 * sum((inputs + 1) * outputs for inputs, outputs in pairwise(sizes))

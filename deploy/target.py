@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from deploy.config import ConfigError, RedisConfig, RunConfig, compose
+from deploy.config import RUN_NAME, ConfigError, RedisConfig, RunConfig, compose
 from deploy.run_dir import RunDirectory
 from replay.redis_log import TIMEOUT_S, public_url
-
-RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Target(NamedTuple):
@@ -30,7 +28,7 @@ def is_url(given: str) -> bool:
 
 def run_name(given: str) -> str:
     """``given``, if it can be a run's name. Raises ConfigError otherwise."""
-    if not RUN_NAME.fullmatch(given):
+    if not re.fullmatch(RUN_NAME, given):
         raise ConfigError(
             f"{given!r} is neither a run directory nor a run's name: names have 1 to 64 letters, digits, '.', '_' or "
             "'-', a letter or digit first"

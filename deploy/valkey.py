@@ -31,6 +31,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from deploy.config import RUN_NAME
+
 MIN_VERSION = (7, 0)
 """Oldest server whose streams, ACL selectors and commands qherd relies on."""
 
@@ -44,7 +46,6 @@ LOAD_DEADLINE_S = 600.0
 _DIR_PREFIX = "qherd-"
 _LOCK = "owner.lock"
 _MAX_SOCKET_PATH_BYTES = 107  # sun_path holds 108 bytes with the closing NUL
-_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LOG_TAIL_LINES = 15
 
 # Runs between fork and exec, as a program of its own: Python code in a forked copy of a process with threads (Ray's)
@@ -83,7 +84,7 @@ def acl_rules(run: str) -> dict[str, str]:
     Raises:
         ValueError: the run's name could be read as a pattern or as further rules.
     """
-    if not _RUN_NAME.fullmatch(run):
+    if not re.fullmatch(RUN_NAME, run):
         raise ValueError(f"run name {run!r}: use 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first")
     prefix = f"qherd:{run}:"
     return {

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from replay.about import About, SlotAbout
 from replay.chunk import Codec, Counters, Schema
 from replay.config import ReplayConfig
 from replay.limiter import Limiter
-from replay.log import ChunkLog, LogError
+from replay.log import ChunkLog, LogError, unless_away
 from replay.mirror import Batch, Mirror
 from replay.reader import Reader
 from replay.samplers import make_sampler
@@ -60,7 +59,7 @@ class LearnerLoop:
         """``seed`` starts the network's and the sampler's random numbers; ``fence`` comes from the run directory."""
         self._log, self._publisher, self._config, self._replay = log, publisher, config, replay
         self._fence, self._published = fence, 0
-        self._keep_rows = replay.capacity_rows if replay.log_rows is None else replay.log_rows
+        self._keep_rows = replay.rows_in_log
         self._input_bytes = schema.obs_bytes * schema.stack
         network_seed, sample_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2, np.uint64) >> 1)
         self.learner = Learner(config, schema, choose_device(config.device), network_seed)
@@ -114,7 +113,7 @@ class LearnerLoop:
 
     def cycle(self, ingest_budget_s: float | None = None) -> int:
         """Take in what arrived, then update while the limiter allows, up to the next ingest; the updates done."""
-        with self._server_may_be_away():
+        with unless_away(self._note_unavailable):
             self.limiter.inserts += self.reader.poll(budget_s=ingest_budget_s)
         batch, updates = self._config.batch, 0
         most = self._replay.ingest_every_updates if self.mirror.sampleable_rows else 0
@@ -140,15 +139,9 @@ class LearnerLoop:
         if weights is not None:
             self.sampler.update(rows, torch.cat(errors).cpu().numpy())
 
-    @contextlib.contextmanager
-    def _server_may_be_away(self) -> Iterator[None]:
-        """Go on with what the mirror has while the server does not answer; count it."""
-        try:
-            yield
-        except LogError as error:
-            if not error.temporary:
-                raise
-            self._log_unavailable += 1
+    def _note_unavailable(self, _: LogError) -> None:
+        """The learner goes on with what the mirror has while the server does not answer."""
+        self._log_unavailable += 1
 
     def drain(self) -> None:
         """Take in all that the log has, without learning from it."""
@@ -175,8 +168,8 @@ class LearnerLoop:
         """Tell the log what this run is. A refusal stops nothing: a newer fence is the publisher's to notice."""
         try:
             self._log.describe(self._fence, self.about().pack())
-        except LogError:
-            self._log_unavailable += 1
+        except LogError as error:
+            self._note_unavailable(error)
 
     def publish(self) -> None:
         """Broadcast the online network under the next version."""
@@ -203,7 +196,7 @@ class LearnerLoop:
         turned = self.mirror.end - self._trimmed_end > max(self._keep_rows // TRIM_SHARE, self._rows_in_flight)
         if now - self._last_trim_s >= TRIM_EVERY_S or turned:
             self._last_trim_s, self._trimmed_end = now, self.mirror.end
-            with self._server_may_be_away():
+            with unless_away(self._note_unavailable):
                 self._trim()
                 if now - self._last_describe_s >= DESCRIBE_EVERY_S:
                     self._last_describe_s = now

@@ -148,13 +148,11 @@ class Attached:
         self._streams.away.clear()
         if time.monotonic() - self._refreshed_s >= REFRESH_S:
             self._refresh()
-        reader, before, end = self._reader, self._reader.totals.env_steps, self.mirror.end + self.about.capacity_rows
-        seen = None
-        while self.mirror.end < end and seen != (seen := [books.cursor for books in reader.slots.values()]):
-            reader.poll(self._page_bytes)
+        before = self._reader.totals.env_steps
+        self._reader.drain(self._page_bytes, self.about.capacity_rows)
         if self.mirror.end == 0 and self.refused.get("size"):
             raise ValueError(f"capacity_rows={self.mirror.capacity_rows} cannot hold one chunk of this run: give more")
-        return reader.totals.env_steps - before
+        return self._reader.totals.env_steps - before
 
     def sample(self, count: int, rng: np.random.Generator | None = None) -> Batch:
         """``count`` transitions, uniformly and with replacement. Raises ValueError where there are none yet."""

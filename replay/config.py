@@ -38,3 +38,8 @@ class ReplayConfig(BaseModel):
     """Updates between two reads of the chunk log; their batches are chosen together."""
     ingest_budget_s: float = Field(0.02, gt=0)
     """Seconds that one read may keep the learner from its updates (not in the inline mode)."""
+
+    @property
+    def rows_in_log(self) -> int:
+        """Rows that the server keeps behind the learner: ``log_rows``, and never more than the learner holds."""
+        return self.capacity_rows if self.log_rows is None else min(self.log_rows, self.capacity_rows)

@@ -7,6 +7,7 @@ incarnation: rows read + rows lost in gaps = the cumulative rows of the last hea
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
@@ -125,11 +126,11 @@ class Reader:
                 break
         return inserted
 
-    def drain(self) -> None:
-        """Take in all that the log has."""
-        seen = None
-        while seen != (seen := [books.cursor for books in self.slots.values()]):
-            self.poll()
+    def drain(self, page_bytes: int = 64 << 20, most_rows: float = math.inf) -> None:
+        """Take in all that the log has, a page at a time, or about ``most_rows`` of it."""
+        seen, end = None, self._mirror.end + most_rows
+        while self._mirror.end < end and seen != (seen := [books.cursor for books in self.slots.values()]):
+            self.poll(page_bytes)
 
     @property
     def log_rows(self) -> int:
