@@ -19,6 +19,7 @@ import pytest
 import redis
 from chunk_makers import CODEC, RUN, SCHEMA, FakeActor, append, chunk_id, spoilt
 from cli_runs import ROOT
+from waiting import until
 
 import replay
 from deploy.valkey import EmbeddedServer, acl_rules
@@ -372,10 +373,7 @@ def test_a_server_that_died_and_came_back_empty(server_binary: Path) -> None:
         with closing(log), attach(server) as memory:
             assert memory.poll() == 4
             os.kill(server.pid, signal.SIGKILL)
-            end = time.monotonic() + 5
-            while server.alive():
-                assert time.monotonic() < end
-                time.sleep(0.01)
+            until(lambda: not server.alive(), "the server's end", 5)
             with pytest.raises(Unavailable) as caught:
                 memory.poll()
             assert caught.value.temporary

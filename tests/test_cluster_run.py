@@ -11,15 +11,15 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import redis
 from cli_runs import MARK, ROOT, Finished, qherd, running, summary
+from waiting import until
 
 import replay
 from deploy.valkey import find_server
@@ -47,13 +47,6 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
         return port
-
-
-def wait_for(condition: Callable[[], bool], deadline_s: float, what: str) -> None:
-    end = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < end, f"no {what} within {deadline_s} s"
-        time.sleep(0.05)
 
 
 def answers(port: int) -> bool:
@@ -108,9 +101,9 @@ def cluster() -> Iterator[Cluster]:
         ray_command.append(f"--temp-dir={tmp}")
         head = stack.enter_context(process(ray_command, {**kept, **secrets}, tmp / "ray.log"))
         client = stack.enter_context(redis.Redis(port=redis_port, password=PASSWORD, socket_timeout=5))
-        wait_for(lambda: answers(redis_port) and client.ping(), 10, "answer of the server")
-        wait_for(lambda: "started" in (tmp / "ray.log").read_text() or head.poll() is not None, START_S, "Ray")
-        wait_for(lambda: answers(ray_port), START_S, f"GCS: {(tmp / 'ray.log').read_text()}")
+        until(lambda: answers(redis_port) and client.ping(), "answer of the server", 10)
+        until(lambda: "started" in (tmp / "ray.log").read_text() or head.poll() is not None, "Ray", START_S)
+        until(lambda: answers(ray_port), f"GCS: {(tmp / 'ray.log').read_text()}", START_S)
         yield Cluster(ray_port, redis_port, client, secrets)
 
 
@@ -167,9 +160,7 @@ def test_no_file_and_no_message_has_a_secret(cluster: Cluster, ran: Ran) -> None
 def test_the_cluster_lives_on_and_nothing_of_the_run_does(cluster: Cluster, ran: Ran) -> None:
     assert ran.done.leftovers == []
     assert answers(cluster.ray_port)
-    wait_for(
-        lambda: not [c for c in cluster.client.client_list() if c["name"] == "qherd"], 10, "end of all connections"
-    )
+    until(lambda: not [c for c in cluster.client.client_list() if c["name"] == "qherd"], "end of all connections", 10)
 
 
 def test_a_second_run_of_that_name_on_the_server_is_refused(cluster: Cluster, ran: Ran, tmp_path: Path) -> None:
@@ -258,7 +249,7 @@ def test_a_run_on_three_servers_reaches_its_budget_though_the_first_dies(cluster
         servers = [stack.enter_context(process(server_command(p), env, tmp_path / f"{p}.log")) for p in ports]
         clients = [stack.enter_context(redis.Redis(port=port, password=PASSWORD, socket_timeout=5)) for port in ports]
         for port, client in zip(ports, clients, strict=True):
-            wait_for(lambda p=port, c=client: answers(p) and c.ping(), 10, "answer of a server")  # type: ignore[misc]
+            until(lambda p=port, c=client: answers(p) and c.ping(), "answer of a server", 10)  # type: ignore[misc]
         run = stack.enter_context(running(*arguments, cwd=tmp_path, env=cluster.secrets))
         run.until(lambda: run.figure("s", "actors_alive") == 3, START_S, "three actors")
         run.until(lambda: run.figure("s", "updates") > 0, START_S, "updates")

@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import redis
+from waiting import frozen, until
 
 from deploy.valkey import EmbeddedServer, acl_rules
 from replay import redis_log
@@ -448,24 +449,6 @@ def raw(server_url: str) -> Iterator[Any]:
         yield client
 
 
-@contextmanager
-def frozen(server: EmbeddedServer) -> Iterator[None]:
-    """SIGSTOP until the block ends."""
-    os.kill(server.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(server.pid, signal.SIGCONT)
-
-
-def until(done: Callable[[], bool]) -> None:
-    """Poll ``done``; fails at the deadline."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not done():
-        assert time.monotonic() < deadline, "the deadline passed"
-        time.sleep(0.01)
-
-
 def test_append_is_one_round_trip(proxy: Proxy, run_name: str) -> None:
     """XADD, gate and weights header travel together; so do the two GETs of status and all XTRIMs."""
     log = RedisLog(proxy.url, run_name)
@@ -614,7 +597,7 @@ def test_gate_shuts_by_itself(connect_redis: Callable[[], RedisLog], raw: Any) -
     log.publish(1, True)
     assert raw.pttl(log.gate_key) > 100
     raw.pexpire(log.gate_key, 20)
-    until(lambda: not log.status().gate_open)
+    until(lambda: not log.status().gate_open, "the gate lapses", DEADLINE_S)
 
 
 def test_only_the_gate_expires(connect_redis: Callable[[], RedisLog], raw: Any, run_name: str) -> None:
@@ -679,7 +662,7 @@ def test_frozen_server_makes_every_call_unavailable_in_time(own_server: Embedded
             with pytest.raises(Unavailable):
                 call()
             assert time.monotonic() - started < 1.0, f"call {number}"
-    until(lambda: can(log.status))
+    until(lambda: can(log.status), "the server answers again", DEADLINE_S)
     log.append(0, second, b"second")
     log.append(0, ChunkId(1, 3), b"third")
     assert [entry.data for entry in read_all(log)] == [b"first", b"second", b"third"]
@@ -695,7 +678,7 @@ def test_server_frozen_within_a_publish(own_server: EmbeddedServer, run_name: st
         with pytest.raises(Unavailable):
             log.publish(1, True, weights(1, 2))
         assert time.monotonic() - started < 1.0
-    until(lambda: can(lambda: log.publish(1, True, weights(1, 3))))
+    until(lambda: can(lambda: log.publish(1, True, weights(1, 3))), "the publication goes through", DEADLINE_S)
     assert log.fetch_weights() == weights(1, 3)
     log.close()
 
@@ -716,7 +699,7 @@ def test_server_restarted_empty_is_used_again(server_binary: Path, run_name: str
         log.append(0, FIRST, b"first")
         log.publish(3, True, weights(3, 1))
         os.kill(server.pid, signal.SIGKILL)
-        until(lambda: not server.alive())
+        until(lambda: not server.alive(), "the server's end", DEADLINE_S)
         with pytest.raises(Unavailable):
             log.append(0, ChunkId(1, 2), b"second")
         server.start()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from waiting import frozen, until
 
 from deploy.valkey import EmbeddedServer
 from learner.publisher import Publisher
@@ -21,14 +20,6 @@ DEADLINE_S = 20.0
 
 def weights(version: int) -> bytes:
     return pack(version, 0, 0, {})
-
-
-def until(true: Callable[[], bool], what: str) -> None:
-    """Wait until ``true()``; fails at the deadline."""
-    end = time.monotonic() + DEADLINE_S
-    while not true():
-        assert time.monotonic() < end, f"not within {DEADLINE_S:.0f} s: {what}"
-        time.sleep(0.01)
 
 
 def keep_setting(publisher: Publisher, gate_open: bool, value: bytes | None = None) -> None:
@@ -174,22 +165,19 @@ def test_a_frozen_server_gets_the_newest_weights_when_it_thaws(
     server_binary: Path, run_name: str, publisher: Callable[..., Publisher]
 ) -> None:
     """set never waits for it, and versions between are dropped."""
-    with EmbeddedServer("away", 64 << 20, binary=server_binary, roles={"admin": "~* &* +@all"}) as frozen:
-        url = frozen.url("admin")
+    with EmbeddedServer("away", 64 << 20, binary=server_binary, roles={"admin": "~* &* +@all"}) as server:
+        url = server.url("admin")
         tested = publisher(RedisLog(url, run_name, timeout_s=0.2))
         tested.set(True, weights(1))
         actor = RedisLog(url, run_name)
         until(lambda: version_on(actor) == 1, "the first version")
-        os.kill(frozen.pid, signal.SIGSTOP)
-        try:
+        with frozen(server):
             started = time.monotonic()
             for version in range(2, 50):
                 tested.set(True, weights(version))
             assert time.monotonic() - started < 0.2
             until(lambda: tested.unavailable >= 2, "it notices that the server is away, and tries again")
             tested.set(False, weights(50))
-        finally:
-            os.kill(frozen.pid, signal.SIGCONT)
         until(lambda: version_on(actor) == 50, "the newest version")
         assert not actor.status().gate_open
         tested.stop()

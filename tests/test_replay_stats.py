@@ -18,6 +18,7 @@ import pytest
 import redis
 from chunk_makers import CODEC, RUN, SCHEMA, FakeActor, append, spoilt
 from cli_runs import Run, qherd, running, summary
+from waiting import until
 
 import replay
 from deploy import replay_stats
@@ -419,10 +420,7 @@ def test_a_killed_run_leaves_its_url_which_is_no_server(tmp_path: Path) -> None:
         under_way(run)
         run.process.kill()
         run.process.wait()
-        end = time.monotonic() + 5
-        while run.find("valkey-server|redis-server"):
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        until(lambda: not run.find("valkey-server|redis-server"), "the server's end", 5)
         assert (tmp_path / "runs" / "r" / "replay.url").exists()
         done = qherd("replay", "stats", "runs/r", cwd=tmp_path)
     assert done.code == 2

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import server_roles
+from waiting import frozen, until
 
 from actors.config import ActorConfig, EnvConfig
 from actors.envs import make_lanes
@@ -156,25 +157,9 @@ def herd_on(binary: Path, run: str, config: LearnerConfig = LEARNER) -> Iterator
             torch.set_num_threads(threads)
 
 
-@contextmanager
-def frozen(server: EmbeddedServer) -> Iterator[None]:
-    os.kill(server.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(server.pid, signal.SIGCONT)
-
-
 def kill(server: EmbeddedServer) -> None:
     os.kill(server.pid, signal.SIGKILL)
     until(lambda: not server.alive(), "the server's end")
-
-
-def until(true: Callable[[], bool], what: str, deadline_s: float = 20.0) -> None:
-    end = time.monotonic() + deadline_s
-    while not true():
-        assert time.monotonic() < end, f"not within {deadline_s} s: {what}"
-        time.sleep(0.01)
 
 
 def weights(number: int) -> bytes:

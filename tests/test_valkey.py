@@ -18,6 +18,7 @@ import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from waiting import until
 
 from deploy import valkey
 from deploy.valkey import EmbeddedServer, PrivateDir, ServerError, ServerMissingError, ServerStartError, find_server
@@ -57,15 +58,6 @@ def running(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
-def wait_until(condition: Callable[[], bool], deadline_s: float) -> bool:
-    end = time.monotonic() + deadline_s
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
-
-
 @contextlib.contextmanager
 def owner_process() -> Iterator[tuple[subprocess.Popen[str], int, Path]]:
     """Another process that owns a server: (process, the server's pid, the server's directory)."""
@@ -96,7 +88,7 @@ def test_killed_owner_leaves_no_orphan_and_its_directory_is_swept() -> None:
         assert running(server_pid)
         owner.kill()
         owner.wait()
-        assert wait_until(lambda: not running(server_pid), deadline_s=5), "the server outlived its owner"
+        until(lambda: not running(server_pid), "the server's end: it outlived its owner", 5)
         assert home.exists()
         with EmbeddedServer("next", MEMORY_BYTES):
             assert not home.exists()
@@ -161,7 +153,7 @@ def test_start_after_a_crash_comes_back_at_the_same_url(server_binary: Path) -> 
     with EmbeddedServer("run", MEMORY_BYTES, binary=server_binary) as server:
         url = server.url("learner")
         os.kill(server.pid, signal.SIGKILL)
-        assert wait_until(lambda: not server.alive(), deadline_s=5)
+        until(lambda: not server.alive(), "the server's end", 5)
         server.start()
         assert server.url("learner") == url
         with connect(server, "learner") as client:
@@ -174,7 +166,7 @@ def test_data_dir_keeps_what_was_acknowledged_through_a_kill(tmp_path: Path, ser
         with connect(server, "learner") as client:
             client.xadd("qherd:run:chunks:0", {"c": b"bytes"}, id="1-1")
         os.kill(server.pid, signal.SIGKILL)
-        assert wait_until(lambda: not server.alive(), deadline_s=5)
+        until(lambda: not server.alive(), "the server's end", 5)
     with (
         EmbeddedServer("run", MEMORY_BYTES, data_dir, binary=server_binary) as server,
         connect(server, "actor") as client,
