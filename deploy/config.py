@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from actors.config import ActorConfig, EnvConfig, EvalConfig
-from learner.config import LearnerConfig
+from learner.config import CheckpointConfig, LearnerConfig
 from replay.config import ReplayConfig
 
 PRESETS = Path(__file__).parent / "presets"
@@ -123,6 +123,7 @@ class RunConfig(BaseModel):
     replay: ReplayConfig = ReplayConfig()
     learner: LearnerConfig = LearnerConfig()
     eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     budget: BudgetConfig = BudgetConfig()
     redis: RedisConfig = RedisConfig()
     ray: RayConfig = RayConfig()

@@ -58,3 +58,19 @@ class LearnerConfig(BaseModel):
     """auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
     threads: int = Field(1, ge=1)
     """torch's threads. Small networks are slower with more than one."""
+
+
+class CheckpointConfig(BaseModel):
+    """Checkpoints: what a run is resumed from. At its end, also at an interrupted one, a run writes one in any case."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    every_s: float = Field(30.0, gt=0)
+    """Seconds between two of them."""
+    every_updates: int = Field(5_000, ge=1)
+    """Updates between two of them in the inline mode, which knows no seconds."""
+    keep: int = Field(3, ge=1)
+    """How many are kept, the newest; older ones are removed when a newer one is whole."""
+    rows_max_bytes: int = Field(64 << 20, ge=0)
+    """A replay memory up to this size is part of each checkpoint. A bigger one is read from its server again: in the
+    local mode that keeps an append-only file in the run's folder then."""
