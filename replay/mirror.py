@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from replay.chunk import FIRST, Chunk, Schema
 from replay.nstep import Closed
+from replay.state import State
 from replay.storage import Ram, Storage
 
 Array = npt.NDArray[Any]
@@ -179,3 +180,25 @@ class Mirror:
             places[:, k] = place
             place = self._before.take(place) % self.capacity_rows
         return self._storage.take(self._obs, places.reshape(-1)).reshape(len(places), *self.schema.input_shape)
+
+    def state(self) -> State:
+        """See ``replay.state``. The arrays are the columns as far as they were ever filled."""
+        filled = min(self.end, self.capacity_rows)
+        arrays = {name: self._storage.host(column, filled) for name, column in self._stored_columns().items()}
+        arrays |= {name: column[:filled] for name, column in self._book_columns().items()}
+        return State({"end": self.end, "sampleable_rows": self.sampleable_rows}, arrays)
+
+    def restore(self, state: State) -> None:
+        """See ``replay.state``. The watcher is not told: it has a state of its own."""
+        for name, column in self._stored_columns().items():
+            self._storage.put(column, slice(0, len(state.arrays[name])), state.arrays[name])
+        for name, column in self._book_columns().items():
+            column[: len(state.arrays[name])] = state.arrays[name]
+        self.end, self.sampleable_rows = state.values["end"], state.values["sampleable_rows"]
+
+    def _stored_columns(self) -> dict[str, Any]:
+        return {"obs": self._obs, "action": self._action, "r_t": self._r_t, "discount_t": self._discount_t}
+
+    def _book_columns(self) -> dict[str, Array]:
+        links = {"before": self._before, "behind": self._behind} if self.schema.stack > 1 else {}
+        return {"boot": self._boot, "sampleable": self._sampleable, **links}

@@ -28,6 +28,7 @@ priority of Ape-X (arXiv 1803.00933, section 3)::
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,6 +61,9 @@ class _Rows(NamedTuple):
     done: Array
 
 
+CARRIED = _Rows._fields
+
+
 class LaneWindows:
     """The open windows of one actor's E lanes: the last n rows of each, carried from chunk to chunk."""
 
@@ -77,6 +81,14 @@ class LaneWindows:
     def last_row(self) -> Array:
         """Each lane's newest row <int64>[E] where its episode goes on behind it, else -1."""
         return np.where(self._carried.flags[-1] & BOUNDARY, -1, self._carried.row[-1])
+
+    def state(self) -> dict[str, Array]:
+        """What is carried from chunk to chunk, by column: [n, E] each."""
+        return self._carried._asdict()
+
+    def restore(self, carried: Mapping[str, Array]) -> None:
+        """Go on from there."""
+        self._carried = _Rows(**{name: np.array(column) for name, column in carried.items()})
 
     def extend(self, reward: Array, flags: Array, row: Array, q_taken: Array, q_max: Array) -> Closed:
         """Add T rows per lane, [T, E] each: reward, q_taken, q_max <float32>, flags <uint8>, row <int64>.

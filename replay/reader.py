@@ -10,19 +10,24 @@ import contextlib
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from heapq import merge
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from replay.chunk import BadChunk, Chunk, Codec, Counters
 from replay.log import ChunkId, Entry
 from replay.mirror import Mirror
-from replay.nstep import LaneWindows
+from replay.nstep import CARRIED, LaneWindows
+from replay.state import State
 
+Array = npt.NDArray[Any]
 FIRST_ID, NOTHING = ChunkId(), Counters()
+PAGE_BYTES = 64 << 20
 QUARANTINED = 5
 """How many bad chunks are kept for inspection."""
 
@@ -38,10 +43,11 @@ class Source(Protocol):
 
 
 class Stored(NamedTuple):
-    """Where a chunk lies in the mirror: its id in the log and the row behind its last one."""
+    """Where a chunk lies in the mirror: its id in the log, its first row and the row behind its last one."""
 
     slot: int
     id: ChunkId
+    start: int
     end: int
 
 
@@ -63,6 +69,12 @@ class Totals:
     refused: Counter[str] = field(default_factory=Counter)
     rows_lost: Counter[str] = field(default_factory=Counter)
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """From what ``asdict`` made of them."""
+        counts = {name: Counter(values[name]) for name in ("refused", "rows_lost")}
+        return cls(**{**values, **counts})
+
 
 @dataclass
 class Slot:
@@ -79,6 +91,29 @@ class Slot:
     windows: LaneWindows | None = None
     lanes: int = 0
     totals: Totals = field(default_factory=Totals)
+    resumed: bool = False
+
+    def values(self) -> dict[str, Any]:
+        """All but the windows, as JSON can say it."""
+        plain = {name: getattr(self, name) for name in _PLAIN}
+        ids = {name: list(getattr(self, name)) for name in ("cursor", "taken", "counters", "past")}
+        return {**plain, **ids, "totals": asdict(self.totals)}
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """From what ``values`` gave. What this slot sent meanwhile and the log has no more is lost to the resume."""
+        return cls(
+            ChunkId(*values["cursor"]),
+            ChunkId(*values["taken"]),
+            Counters(*values["counters"]),
+            Counters(*values["past"]),
+            **{name: values[name] for name in _PLAIN},
+            totals=Totals.of(values["totals"]),
+            resumed=True,
+        )
+
+
+_PLAIN = ("rows_read", "rows_lost", "refused_since", "weight_version", "lanes")
 
 
 class Reader:
@@ -110,7 +145,7 @@ class Reader:
         for slot in slots:
             self.slots.setdefault(slot, Slot())
 
-    def poll(self, max_bytes: int = 64 << 20, budget_s: float | None = None) -> int:
+    def poll(self, max_bytes: int = PAGE_BYTES, budget_s: float | None = None) -> int:
         """Read once and take chunks in until ``budget_s`` is spent (the rest waits for the next poll).
 
         Returns the env steps inserted. At least one chunk is taken where there is one.
@@ -126,7 +161,7 @@ class Reader:
                 break
         return inserted
 
-    def drain(self, page_bytes: int = 64 << 20, most_rows: float = math.inf) -> None:
+    def drain(self, page_bytes: int = PAGE_BYTES, most_rows: float = math.inf) -> None:
         """Take in all that the log has, a page at a time, or about ``most_rows`` of it."""
         seen, end = None, self._mirror.end + most_rows
         while self._mirror.end < end and seen != (seen := [books.cursor for books in self.slots.values()]):
@@ -219,8 +254,8 @@ class Reader:
         books.rows_read += chunk.rows
         books.rows_lost += gap.rows
         books.taken, books.counters, books.weight_version = entry.id, chunk.counters, chunk.weight_version
-        why_lost = "refused" if books.refused_since == gap.chunks else "gap"
-        books.refused_since = 0
+        why_lost = "refused" if books.refused_since == gap.chunks else "resume" if books.resumed else "gap"
+        books.refused_since, books.resumed = 0, False
         for totals in (self.totals, books.totals):
             if gap.rows:
                 totals.rows_lost[why_lost] += gap.rows
@@ -230,16 +265,98 @@ class Reader:
             totals.bytes += len(entry.data)
 
     def _insert(self, books: Slot, entry: Entry, chunk: Chunk, follows: bool) -> None:
-        lanes = chunk.flags.shape[1]
+        lanes, start = chunk.flags.shape[1], self._mirror.end
         if books.windows is not None and not (follows and lanes == books.lanes):
-            self._mirror.close(books.windows.break_lanes())
-            books.windows = None
+            self._break(books)
         if books.windows is None:
-            books.windows, books.lanes = LaneWindows(lanes, self._n, self._gamma), lanes
+            books.windows, books.lanes = self._new_windows(lanes), lanes
         ids = self._mirror.add(chunk, books.windows.last_row)
         with np.errstate(over="ignore"):  # what is infinite then, no window takes
             reward = chunk.reward * self._reward_scale
         self._mirror.close(books.windows.extend(reward, chunk.flags, ids, chunk.q_taken, chunk.q_max))
-        self._stored.append(Stored(entry.slot, entry.id, self._mirror.end))
+        self._stored.append(Stored(entry.slot, entry.id, start, self._mirror.end))
         while self._stored[0].end <= self._mirror.start:
             self._stored.popleft()
+
+    def _new_windows(self, lanes: int) -> LaneWindows:
+        return LaneWindows(lanes, self._n, self._gamma)
+
+    def _break(self, books: Slot) -> None:
+        """What comes next does not follow: each lane's last row serves as its boundary row."""
+        assert books.windows is not None
+        self._mirror.close(books.windows.break_lanes())
+        books.windows = None
+
+    def state(self) -> State:
+        """See ``replay.state``: the books, the open windows, and where in the mirror which chunk lies.
+
+        What was read and not yet taken in is left out: it is read again.
+        """
+        values = {
+            "totals": asdict(self.totals),
+            "quarantined": self._quarantined,
+            "slots": {str(slot): books.values() for slot, books in self.slots.items()},
+        }
+        stored = [(each.slot, *each.id, each.start, each.end) for each in self._stored]
+        arrays = {"stored": np.array(stored, np.int64).reshape(-1, 5)}
+        for slot, books in self.slots.items():
+            if books.windows is not None:
+                arrays |= {f"{slot}.{name}": column for name, column in books.windows.state().items()}
+        return State(values, arrays)
+
+    def restore(self, state: State, rows: bool) -> tuple[Array, Array]:
+        """See ``replay.state``. With ``rows`` the mirror is restored, too; else the log refills it.
+
+        Returns which rows of the state's mirror <int64>[M] are which of this one's <int64>[M].
+        """
+        self.totals = Totals.of(state.values["totals"])
+        self._quarantined = state.values["quarantined"]
+        self.slots = {int(slot): Slot.of(values) for slot, values in state.values["slots"].items()}
+        stored = [
+            Stored(slot, ChunkId(incarnation, seq), start, end)
+            for slot, incarnation, seq, start, end in state.arrays["stored"].tolist()
+        ]
+        if not rows:
+            return self._refill(stored)
+        self._stored = deque(stored)
+        for slot, books in self.slots.items():
+            carried = {name: state.arrays[key] for name in CARRIED if (key := f"{slot}.{name}") in state.arrays}
+            if carried:
+                books.windows = self._new_windows(books.lanes)
+                books.windows.restore(carried)
+        alive = np.arange(self._mirror.start, self._mirror.end)
+        return alive, alive
+
+    def _refill(self, stored: list[Stored]) -> tuple[Array, Array]:
+        """Take in again what the log still has up to the cursors; nothing of it is booked a second time."""
+        had = {(each.slot, each.id): each for each in stored}
+        was, now = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        newest: dict[int, ChunkId] = {}
+        # slots are merged by the weights that their chunks were acted with, and so about as they came in before
+        pages = (self._log_again(slot, books.cursor) for slot, books in self.slots.items())
+        for entry, chunk in merge(*pages, key=lambda each: (each[1].weight_version, each[0].id.seq)):
+            before = newest.get(entry.slot, FIRST_ID)
+            follows = entry.id == (before.incarnation, before.seq + 1)
+            self._insert(self.slots[entry.slot], entry, chunk, follows)
+            newest[entry.slot] = entry.id
+            old = had.get((entry.slot, entry.id))
+            if old is not None and old.end - old.start == chunk.rows:
+                was.append(np.arange(old.start, old.end))
+                now.append(np.arange(self._mirror.end - chunk.rows, self._mirror.end))
+        for slot, books in self.slots.items():
+            if books.windows is not None and newest[slot] != books.taken:
+                self._break(books)  # the log's end is missing: what comes next does not follow
+        old_rows, new_rows = np.concatenate(was), np.concatenate(now)
+        alive = new_rows >= self._mirror.start
+        return old_rows[alive], new_rows[alive]
+
+    def _log_again(self, slot: int, upto: ChunkId) -> Iterator[tuple[Entry, Chunk]]:
+        """A slot's good chunks up to an id, from the oldest that the log has; a page of them in memory at a time."""
+        cursor, page = FIRST_ID, PAGE_BYTES // max(1, len(self.slots))
+        while entries := self._log.read({slot: cursor}, page):
+            for entry in entries:
+                if entry.id > upto:
+                    return
+                with contextlib.suppress(BadChunk):  # it was counted when it first came
+                    yield entry, self._codec.decode(entry.data, entry.slot, *entry.id)
+            cursor = entries[-1].id

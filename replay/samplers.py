@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from replay.config import ReplayConfig
 from replay.mirror import Mirror
+from replay.state import State, restore_rng, rng_state
 
 Array = npt.NDArray[Any]
 SMALLEST_ERROR = 1e-6
@@ -37,6 +38,12 @@ class Sampler(Protocol):
 
     def figures(self) -> dict[str, float]:
         """What it reports, by metric name."""
+
+    def state(self) -> State:
+        """See ``replay.state``."""
+
+    def restore(self, state: State, was: Array, now: Array) -> None:
+        """See ``replay.state``; rows ``was`` <int64>[M] of the state's mirror are rows ``now`` of this one."""
 
 
 def make_sampler(config: ReplayConfig, mirror: Mirror, rng: np.random.Generator) -> Sampler:
@@ -72,6 +79,14 @@ class UniformSampler:
     def figures(self) -> dict[str, float]:
         """Nothing beside the mirror's."""
         return {}
+
+    def state(self) -> State:
+        """See ``Sampler.state``: the random numbers."""
+        return State({"rng": rng_state(self._rng)}, {})
+
+    def restore(self, state: State, was: Array, now: Array) -> None:
+        """See ``Sampler.restore``."""
+        restore_rng(self._rng, state.values["rng"])
 
 
 def tree_bytes(capacity_rows: int) -> int:
@@ -152,6 +167,21 @@ class PrioritisedSampler:
             "importance_beta": self._newest_beta,
             "priority_mean": self._tree.total / max(1, self._mirror.sampleable_rows),
         }
+
+    def state(self) -> State:
+        """See ``Sampler.state``: the random numbers, and every row's p^alpha at its place in the ring. beta's position
+        is the number of updates, which is the learner's."""
+        filled = min(self._mirror.end, self._mirror.capacity_rows)
+        values = {"rng": rng_state(self._rng), "missed": self._missed, "beta": self._newest_beta}
+        return State(values, {"weights": self._tree.weights[:filled]})
+
+    def restore(self, state: State, was: Array, now: Array) -> None:
+        """See ``Sampler.restore``. Rows that could not be sampled then keep what the actor's TD error gave them."""
+        restore_rng(self._rng, state.values["rng"])
+        self._missed, self._newest_beta = state.values["missed"], state.values["beta"]
+        weights = state.arrays["weights"][was % self._mirror.capacity_rows]
+        known = self._mirror.sampleable(now) & (weights > 0)
+        self._tree.set(now[known] % self._mirror.capacity_rows, weights[known])
 
 
 def _check_any(mirror: Mirror) -> None:

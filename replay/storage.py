@@ -41,6 +41,9 @@ class Storage(Protocol):
     def take(self, column: Any, places: Array) -> Any:
         """Rows at ``places`` <int64>[B] as a contiguous <dtype>[B, *shape] of their own."""
 
+    def host(self, column: Any, rows: int) -> Array:
+        """The first ``rows`` rows as a host's array, perhaps a view."""
+
 
 class Ram:
     """Host memory."""
@@ -56,6 +59,9 @@ class Ram:
 
     def take(self, column: Array, places: Array) -> Array:
         return column.take(places, axis=0)
+
+    def host(self, column: Array, rows: int) -> Array:
+        return column[:rows]
 
 
 class Memmap(Ram):
@@ -101,6 +107,10 @@ class Device:
     def take(self, column: Any, places: Array) -> Any:
         taken = self._plain(column)[self._torch.from_numpy(places).to(self._device)]
         return taken.view(column.dtype)
+
+    def host(self, column: Any, rows: int) -> Array:
+        copied: Array = column[:rows].cpu().numpy()
+        return copied
 
     def _plain(self, tensor: Any) -> Any:
         """The same bytes in a dtype that torch can index: uint16 it cannot."""
