@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from learner.checkpoint import Checkpointer, Found, Name
 from learner.config import LearnerConfig
 from learner.learner import Figures, Learner, choose_device, host_arrays
 from learner.publisher import Publisher
-from learner.report import Report
-from learner.weights import pack, version
+from learner.report import Report, Resumed
+from learner.weights import pack, version, version_count
 from replay.about import About, SlotAbout
 from replay.chunk import Codec, Counters, Schema
 from replay.config import ReplayConfig
@@ -23,6 +25,7 @@ from replay.log import ChunkLog, LogError, unless_away
 from replay.mirror import Batch, Mirror
 from replay.reader import Reader
 from replay.samplers import make_sampler
+from replay.state import State
 from replay.storage import CannotFit, check_fit, make_storage
 
 PUBLISH_MIN_S = 0.1
@@ -55,8 +58,15 @@ class LearnerLoop:
         fence: int,
         seed: int,
         quarantine: Path | None = None,
+        checkpointer: Checkpointer | None = None,
+        found: Found | None = None,
+        republish: bool = True,
     ) -> None:
-        """``seed`` starts the network's and the sampler's random numbers; ``fence`` comes from the run directory."""
+        """``seed`` starts the network's and the sampler's random numbers; ``fence`` comes from the run directory.
+
+        ``found``: the checkpoint to go on from; ``republish``: also where the log may still have the weights published
+        last. Raises ValueError where the checkpoint is of another network.
+        """
         self._log, self._publisher, self._config, self._replay = log, publisher, config, replay
         self._fence, self._published = fence, 0
         self._keep_rows = replay.rows_in_log
@@ -75,7 +85,11 @@ class LearnerLoop:
         self._newest_figures: Figures | None = None
         self._noted = Counters()
         self._exploring_return: float | None = None
-        self.publish()
+        self._checkpointer, self._told = checkpointer, list[str]()
+        self._sums_before: Mapping[str, float] = {}
+        self.resumed = None if found is None else self._restore(found)
+        if republish:
+            self.publish()
 
     def _make_mirror(self, schema: Schema) -> Mirror:
         replay = self._replay
@@ -105,6 +119,7 @@ class LearnerLoop:
                 time.sleep(IDLE_S)
                 self._wait_s += time.perf_counter() - now
             self._publish_when_due(now)
+            self._checkpoint_when_due()
         elapsed = time.perf_counter() - started
         self._env_steps_per_s = (self.reader.totals.env_steps - env_steps) / elapsed
         self._updates_per_s = (self.learner.updates - updates) / elapsed
@@ -234,33 +249,39 @@ class LearnerLoop:
         self._newest_figures = self.learner.figures() or self._newest_figures
         totals, counters = self.reader.totals, self.reader.counters()
         newest = version(self._fence, self._published)
-        acted_with = [books.weight_version for books in self.reader.slots.values() if books.weight_version]
+        acted_with = [
+            version_count(books.weight_version) for books in self.reader.slots.values() if books.weight_version
+        ]
         self._note_exploring_return(counters)
-        figures: dict[str, float] = self.sampler.figures() | {
-            "updates": self.learner.updates,
-            "env_steps": totals.env_steps,
-            "actor_env_steps": counters.env_steps,
-            "actor_episodes": counters.episodes,
-            "actor_returns_sum": counters.return_sum,
-            "actor_gate_wait_seconds": counters.gate_wait_s,
-            "chunks": totals.chunks,
-            "chunk_bytes": totals.bytes,
-            "weights_published": self._publisher.published,
-            "weights_published_bytes": self._publisher.published_bytes,
-            "weight_version": newest,
-            "log_full": self._log_full,
-            "log_rows": self.reader.log_rows,
-            "log_unavailable": self._log_unavailable + self._publisher.unavailable,
-            "servers_down": self._publisher.servers_down,
-            "learner_wait_seconds": self._wait_s,
-            "replay_rows": self.mirror.rows,
-            "replay_capacity_rows": self.mirror.capacity_rows,
-            "samples_per_insert": self.limiter.realised,
-            "weight_staleness_versions": newest - min(acted_with) if acted_with else 0,
-            "gate_open": float(self.limiter.gate_open),
-            "env_steps_per_second": self._env_steps_per_s,
-            "updates_per_second": self._updates_per_s,
-        }
+        figures: dict[str, float] = (
+            self.sampler.figures()
+            | self._sums()
+            | {
+                "updates": self.learner.updates,
+                "env_steps": totals.env_steps,
+                "actor_env_steps": counters.env_steps,
+                "actor_episodes": counters.episodes,
+                "actor_returns_sum": counters.return_sum,
+                "actor_gate_wait_seconds": counters.gate_wait_s,
+                "chunks": totals.chunks,
+                "chunk_bytes": totals.bytes,
+                "weights_published": self._publisher.published,
+                "weights_published_bytes": self._publisher.published_bytes,
+                "weight_version": newest,
+                "log_full": self._log_full,
+                "log_rows": self.reader.log_rows,
+                "log_unavailable": self._log_unavailable + self._publisher.unavailable,
+                "servers_down": self._publisher.servers_down,
+                "learner_wait_seconds": self._wait_s,
+                "replay_rows": self.mirror.rows,
+                "replay_capacity_rows": self.mirror.capacity_rows,
+                "samples_per_insert": self.limiter.realised,
+                "weight_staleness_versions": max(0, self._published - min(acted_with, default=self._published)),
+                "gate_open": float(self.limiter.gate_open),
+                "env_steps_per_second": self._env_steps_per_s,
+                "updates_per_second": self._updates_per_s,
+            }
+        )
         if self._exploring_return is not None:
             figures["exploring_return"] = self._exploring_return
         if self._newest_figures is not None:
@@ -272,4 +293,82 @@ class LearnerLoop:
                     "learner.reward_scale; the best policy so far is kept"
                 )
             figures |= self._newest_figures._asdict()
-        return Report(figures, dict(totals.refused), dict(totals.rows_lost))
+        told, self._told = self._told, []
+        if self._checkpointer is not None:
+            figures |= self._checkpointer.figures()
+            told += self._checkpointer.told()
+        return Report(figures, dict(totals.refused), dict(totals.rows_lost), tuple(told))
+
+    def checkpoint(self, more: Mapping[str, State] | None = None, wait: bool = False) -> None:
+        """Write a checkpoint of all parts, and of ``more``. None is written while updates are skipped: the newest one
+        then is from before what made them so."""
+        if self._checkpointer is not None and not self.learner.last_was_skipped:
+            name = Name(self._fence, self.learner.updates, self.reader.totals.env_steps)
+            self._checkpointer.save(name, lambda: {**self.state(), **(more or {})}, wait)
+
+    def _checkpoint_when_due(self) -> None:
+        if self._checkpointer is not None and self._checkpointer.due:
+            self.checkpoint()
+
+    def state(self) -> dict[str, State]:
+        """All that a learner goes on from, by part; see ``replay.state``."""
+        parts = {"loop": State(self._values(), {}), "learner": self.learner.state(), "reader": self.reader.state()}
+        parts["sampler"] = self.sampler.state()
+        if self._checkpointer is not None and self._checkpointer.with_rows:
+            parts["mirror"] = self.mirror.state()
+        return parts
+
+    def _values(self) -> dict[str, Any]:
+        return {
+            "published": self._published,
+            "published_at_updates": self._published_at_updates,
+            "inserts": self.limiter.inserts,
+            "samples": self.limiter.samples,
+            "noted": list(self._noted),
+            "exploring_return": self._exploring_return,
+            "figures": self._newest_figures and list(self._newest_figures),
+            "sums": self._sums(),
+        }
+
+    def _sums(self) -> dict[str, float]:
+        """What all learners of this run have counted together: those before this one, and this one since it began."""
+        counted = {
+            "weights_published": self._publisher.published,
+            "weights_published_bytes": self._publisher.published_bytes,
+            "log_full": self._log_full,
+            "log_unavailable": self._log_unavailable + self._publisher.unavailable,
+            "learner_wait_seconds": self._wait_s,
+        }
+        return {name: self._sums_before.get(name, 0) + count for name, count in counted.items()}
+
+    def _restore(self, found: Found) -> Resumed:
+        """Go on from a checkpoint: with its rows, or with those that the log has."""
+        parts = found.parts
+        self.learner.restore(parts["learner"])
+        if "mirror" in parts:
+            self.mirror.restore(parts["mirror"])
+        was, now = self.reader.restore(parts["reader"], rows="mirror" in parts)
+        self.sampler.restore(parts["sampler"], was, now)
+        values = parts["loop"].values
+        self._published, self._published_at_updates = values["published"], values["published_at_updates"]
+        self.limiter.inserts, self.limiter.samples = values["inserts"], values["samples"]
+        self._noted, self._exploring_return = Counters(*values["noted"]), values["exploring_return"]
+        self._newest_figures = values["figures"] and Figures(*values["figures"])
+        self._sums_before = values["sums"]
+        self._trimmed_end = self.mirror.end
+        self._tell_resumed(found)
+        cursors = {slot: books.cursor.incarnation for slot, books in self.reader.slots.items()}
+        return Resumed(self.learner.updates, self.reader.totals.env_steps, cursors)
+
+    def _tell_resumed(self, found: Found) -> None:
+        self._told += [f"a newer checkpoint is passed over: {why}" for why in found.skipped]
+        source = "its own" if "mirror" in found.parts else "the log's"
+        self._told.append(
+            f"resumed from checkpoint {found.name}: {self.learner.updates:,} updates, "
+            f"{self.reader.totals.env_steps:,} env steps, {source} {self.mirror.rows:,} rows of replay"
+        )
+        if self.mirror.rows < self._replay.min_rows <= self.limiter.inserts:
+            self.limiter.inserts, self.limiter.samples = self.mirror.rows, 0
+            self._told.append(
+                f"the replay is lost: learning waits until {self._replay.min_rows:,} rows have come in anew"
+            )

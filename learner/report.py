@@ -11,3 +11,13 @@ class Report(NamedTuple):
     figures: dict[str, float]
     refused: dict[str, int]
     rows_lost: dict[str, int]
+    told: tuple[str, ...] = ()
+    """What the learner has to tell the user, once."""
+
+
+class Resumed(NamedTuple):
+    """Where a learner goes on from: the counters of its checkpoint, and the newest incarnation of each slot in it."""
+
+    updates: int
+    env_steps: int
+    incarnations: dict[int, int]

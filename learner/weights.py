@@ -20,6 +20,11 @@ def version(fence: int, count: int) -> int:
     return (fence << FENCE_SHIFT) + count
 
 
+def version_count(weights_version: int) -> int:
+    """How many weights the run had published with this version, under whichever fence."""
+    return weights_version & ((1 << FENCE_SHIFT) - 1)
+
+
 def pack(weights_version: int, updates: int, env_steps: int, arrays: Arrays) -> bytes:
     """Header and weights as one value."""
     body = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
