@@ -129,10 +129,9 @@ def _sync_folder(folder: Path) -> None:
 
 def names(folder: Path) -> list[Name]:
     """The checkpoints in ``folder``, whole or damaged, newest first."""
-    entries = os.listdir(folder) if folder.is_dir() else []
-    return sorted(
-        (Name(*map(int, match.groups())) for each in entries if (match := _NAME.fullmatch(each))), reverse=True
-    )
+    entries = folder.iterdir() if folder.is_dir() else ()
+    matches = [match for entry in entries if (match := _NAME.fullmatch(entry.name))]
+    return sorted((Name(*map(int, match.groups())) for match in matches), reverse=True)
 
 
 def read(folder: Path, name: Name) -> dict[str, State]:
@@ -208,7 +207,7 @@ class Checkpointer:
         self, folder: Path, config: CheckpointConfig, with_rows: bool, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """``with_rows``: the replay memory's rows are a part of each."""
-        self._folder, self._config, self._clock = folder, config, clock
+        self.folder, self._config, self._clock = folder, config, clock
         self.with_rows = with_rows
         self._thread: threading.Thread | None = None
         self._told: list[str] = []
@@ -227,6 +226,15 @@ class Checkpointer:
     def age_s(self) -> float:
         """Seconds since the newest was whole, or since the start."""
         return self._clock() - self._written_s
+
+    def newest(self) -> Found | None:
+        """See ``newest``."""
+        return newest(self.folder)
+
+    def check(self) -> None:
+        """Raises CheckpointError where the last one could not be written: a run does not begin on a full disk."""
+        if self._failing:
+            raise CheckpointError("; ".join(self.told()))
 
     def save(self, name: Name, parts: Callable[[], Mapping[str, State]], wait: bool = False) -> None:
         """Write ``parts()`` as they are now; with ``wait``, return when it is on disk or has failed."""
@@ -247,8 +255,8 @@ class Checkpointer:
 
     def _write(self, name: Name, files: Files) -> None:
         try:
-            write(self._folder, name, files)
-            prune(self._folder, self._config.keep)
+            write(self.folder, name, files)
+            prune(self.folder, self._config.keep)
         except OSError as error:
             self.failures += 1
             self._tell_failure(error)
@@ -261,7 +269,7 @@ class Checkpointer:
     def _tell_failure(self, error: OSError) -> None:
         """Once per spell: it is tried again all the time."""
         if not self._failing:
-            there = names(self._folder)
+            there = names(self.folder)
             kept = f"the newest is of update {there[0].updates:,}" if there else "there is none yet"
             self._told.append(f"a checkpoint cannot be written: {error}; {kept}; the run goes on, make room")
         self._failing = True

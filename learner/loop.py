@@ -15,7 +15,7 @@ from learner.checkpoint import Checkpointer, Found, Name
 from learner.config import LearnerConfig
 from learner.learner import Figures, Learner, choose_device, host_arrays
 from learner.publisher import Publisher
-from learner.report import Report, Resumed
+from learner.report import Diverged, Report, Resumed
 from learner.weights import pack, version, version_count
 from replay.about import About, SlotAbout
 from replay.chunk import Codec, Counters, Schema
@@ -37,10 +37,6 @@ DESCRIBE_EVERY_S = 1.0
 IDLE_S = 0.002
 GATE_LATENCY_S = 0.1
 """How long a shut gate takes to reach the actors (publisher, server, their next chunk): sizes the limiter's band."""
-
-
-class Diverged(RuntimeError):
-    """Update after update has a loss or a gradient that is not finite."""
 
 
 class LearnerLoop:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
+class Diverged(RuntimeError):
+    """Update after update has a loss or a gradient that is not finite."""
+
+
 class Report(NamedTuple):
     """Totals so far, rates over the last slice, and counts by reason; names as in learner/metrics.py."""
 

@@ -11,8 +11,9 @@ from chunk_makers import RUN, SCHEMA, FakeActor
 
 from learner import loop as loop_module
 from learner.config import LearnerConfig, NetworkConfig
-from learner.loop import Diverged, LearnerLoop
+from learner.loop import LearnerLoop
 from learner.publisher import Publisher
+from learner.report import Diverged
 from replay.config import ReplayConfig
 from replay.log import MemoryLog
 from replay.mirror import Batch

@@ -71,7 +71,7 @@ def best(folder: Path) -> bytes:
 def learned(tmp_path: Path, seed: int) -> tuple[dict[str, np.ndarray[Any, Any]], list[dict[str, float]]]:
     """The learner's networks after some thousand env steps, and all figures on the way."""
     settings = config(tmp_path / f"{seed}-{time.monotonic_ns()}", seed)
-    session = InlineSession(settings, RunDirectory.create(settings), probe_env(settings))
+    session = InlineSession(settings, RunDirectory.create(settings), probe_env(settings), print)
     seen = [session.advance().figures for _ in range(5)]
     nets = session.loop.learner
     arrays = {
