@@ -60,7 +60,8 @@ class RaySession:
             _start_ray(config, self._cleanup)
         opened.result()
 
-        from actors.supervisor import Restarts, Screening, Silence, Supervisor
+        from actors.restarts import Restarts
+        from actors.supervisor import Screening, Silence, Supervisor
 
         self._silence = Silence(config.actors.silence_s)
         self._server_restarts = Restarts("the replay server", config.actors.restarts)
@@ -70,9 +71,7 @@ class RaySession:
         self._slices: deque[Any] = deque()
         self._ask_slice()
         self._asked_s = time.monotonic()
-        self._supervisor = Supervisor(
-            self._actor_starter(identity, urls), config.actors.count, config.actors.restarts, self._say
-        )
+        self._supervisor = Supervisor(self._actor_starter(identity, urls), config.actors, config.env.id, self._say)
         self._screening = Screening(
             self._evaluator_starter(identity),
             self._learner.candidate.remote,
@@ -154,7 +153,7 @@ class RaySession:
     def advance(self) -> Progress:
         import ray
 
-        from actors.supervisor import CrashLoopError, cause
+        from actors.restarts import CrashLoopError, cause
 
         done, _ = ray.wait([self._slices[0]], timeout=SLICE_S)
         if done:
