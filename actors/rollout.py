@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from actors.config import ActorConfig
-from actors.envs import EnvError
+from actors.envs import EnvError, name_of
 from actors.epsilon import annealed, ladder
+from actors.lanes import REBUILT
 from actors.policy import NumpyMlp, explore
 from actors.rows import Columns, Rows
 from learner.weights import unpack
@@ -39,6 +40,14 @@ class Place:
         root = np.random.SeedSequence(self.seed, spawn_key=(self.slot, self.incarnation))
         actions, *per_lane = root.spawn(lanes + 1)
         return [int(s.generate_state(1)[0]) for s in per_lane], np.random.default_rng(actions)
+
+
+class Heartbeat(NamedTuple):
+    """What an actor answers: its incarnation's counters, and a line for each environment made anew since it last did:
+    ``lane 3: RuntimeError: the bridge is down, after env step 812 of it``."""
+
+    counters: Counters
+    rebuilt: tuple[str, ...]
 
 
 class Rollout:
@@ -68,8 +77,11 @@ class Rollout:
         lanes = place.slot * envs.num_envs + np.arange(envs.num_envs)
         self._floor = ladder(lanes, place.slots * envs.num_envs, config.epsilon, config.epsilon_alpha)
         self._epsilon = annealed(self._floor, 0, config.epsilon_anneal_env_steps)
-        self._obs = np.asarray(envs.reset(seed=lane_seeds)[0])
-        self._rows = Rows(config.chunk_steps, envs.num_envs, schema)
+        self._rebuilt: list[str] = []
+        obs, infos = envs.reset(seed=lane_seeds)
+        self._obs = np.asarray(obs)
+        self._note_rebuilt(infos)
+        self._rows = Rows(config.chunk_steps, envs.num_envs, schema, name_of(envs.envs[0]))
         self._newest = np.s_[:, -1] if schema.stack > 1 else np.s_[:]  # the frame that a row stores
         self._pending: bytes | None = None
         self._seq = 1
@@ -80,7 +92,7 @@ class Rollout:
         self.weight_version = 0
         self.counters = Counters()
 
-    def collect(self, seconds: float) -> Counters:
+    def collect(self, seconds: float) -> Heartbeat:
         """Work for about ``seconds``: chunks where the gate is open, polls where it is not."""
         end = self._clock() + seconds
         while self._clock() < end:
@@ -91,7 +103,12 @@ class Rollout:
             self._poll_s = POLL_MIN_S
             self.fill()
             self.send()
-        return self.counters
+        return Heartbeat(self.counters, self.take_rebuilt())
+
+    def take_rebuilt(self) -> tuple[str, ...]:
+        """A line for each environment that was made anew since the last call."""
+        rebuilt, self._rebuilt = tuple(self._rebuilt), []
+        return rebuilt
 
     def ready(self) -> bool:
         """Whether the next chunk may be collected: nothing in doubt, gate open, weights there. Asks the log if not."""
@@ -117,7 +134,15 @@ class Rollout:
         q = self._policy(self._obs)
         action = np.where(planned < 0, q.argmax(1), planned)
         rows.obs[t], rows.q[t], rows.action[t] = self._obs[self._newest], q, action
-        self._obs, rows.reward[t], rows.terminated[t], rows.truncated[t], _ = self._envs.step(action)
+        self._obs, rows.reward[t], rows.terminated[t], rows.truncated[t], infos = self._envs.step(action)
+        if infos:  # a lane has no others
+            rows.broken[t] = self._note_rebuilt(infos)
+
+    def _note_rebuilt(self, infos: Mapping[str, Array]) -> Array:
+        """Which lanes' environments were made anew, as the lanes say: <bool>[E]."""
+        which = infos.get(f"_{REBUILT}", np.zeros(self._envs.num_envs, np.bool_))
+        self._rebuilt += infos[REBUILT][which].tolist() if which.any() else []
+        return which
 
     def _encode(self, columns: Columns, counters: Counters) -> None:
         self.counters = counters

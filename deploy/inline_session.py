@@ -6,10 +6,9 @@ import time
 import traceback
 from typing import TYPE_CHECKING
 
-from actors.lanes import NotReplayable
-
 from actors.envs import make_lanes
 from actors.evaluator import Evaluator, Verdict
+from actors.lanes import NotReplayable
 from deploy import __version__
 from deploy.config import RunConfig
 from deploy.plan import backstop_chunks, chunk_rows
@@ -95,7 +94,7 @@ class InlineSession:
         config = self._config
         return Rollout(
             Place(self._directory.run, config.seed, slot, config.actors.count, incarnation),
-            make_lanes(env_of(config), config.actors.lanes, recorded=True),
+            make_lanes(env_of(config), config.actors.lanes, config.actors.restarts, recorded=True),
             self._schema,
             NumpyMlp(config.learner.network.dueling),
             self._log,

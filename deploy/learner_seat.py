@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
-from actors.restarts import Restarts, cause
 
+from actors.restarts import Restarts, cause
 from deploy.session import RunFailedError, Say
 from learner.checkpoint import CheckpointError
 from learner.report import Diverged, Report, Resumed

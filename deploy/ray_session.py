@@ -63,7 +63,6 @@ class RaySession:
         opened.result()
 
         from actors.restarts import Restarts
-
         from actors.supervisor import Screening, Silence, Supervisor
         from deploy.learner_seat import LearnerSeat
 
@@ -81,7 +80,7 @@ class RaySession:
             self._directory.rewind(resumed)
             incarnations = resumed.incarnations
         self._supervisor = Supervisor(
-            self._actor_starter(identity, urls, incarnations), config.actors.count, budget, self._say
+            self._actor_starter(identity, urls, incarnations), config.actors, config.env.id, self._say
         )
         self._screening = Screening(
             self._evaluator_starter(identity),
@@ -178,6 +177,7 @@ class RaySession:
 
     def advance(self) -> Progress:
         import ray
+
         from actors.restarts import CrashLoopError
 
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -58,6 +59,28 @@ class ScriptedEnv(gym.Env[npt.NDArray[np.float32], np.int64]):
         return obs
 
 
+class RaisingEnv(ScriptedEnv):
+    """A ScriptedEnv that asks ``fault`` before it is made, reset and stepped, by that word, with itself."""
+
+    def __init__(self, fault: Callable[[str, RaisingEnv], None], lengths: tuple[int, ...] = (3, 1, 5, 2)) -> None:
+        super().__init__(lengths)
+        self._fault = fault
+        fault("make", self)
+
+    @property
+    def at(self) -> tuple[int, int, int]:
+        """Seed, episode and time."""
+        return self._seed, self._episode, self._t
+
+    def reset(self, **arguments: Any) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+        self._fault("reset", self)
+        return super().reset(**arguments)
+
+    def step(self, action: np.int64) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        self._fault("step", self)
+        return super().step(action)
+
+
 class SpacesEnv(gym.Env[Any, Any]):
     """Any spaces; the observations are samples, and ``state`` where one is given."""
 
@@ -78,4 +101,5 @@ class SpacesEnv(gym.Env[Any, Any]):
 
 
 gym.register("Scripted-v0", entry_point=f"{__name__}:ScriptedEnv")
+gym.register("Raising-v0", entry_point=f"{__name__}:RaisingEnv")
 gym.register("Spaces-v0", entry_point=f"{__name__}:SpacesEnv")

@@ -5,6 +5,7 @@ A real actor is killed in test_known_answer.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,16 @@ import pytest
 import ray
 
 from actors import supervisor
+from actors.config import ActorConfig
 from actors.evaluator import Episodes, Verdict
-from actors.supervisor import CrashLoopError, Restarts, Screening, Silence, Supervisor, cause
+from actors.restarts import CrashLoopError, Restarts, cause
+from actors.rollout import Heartbeat
+from actors.supervisor import Rebuilt, Screening, Silence, Supervisor
+from replay.chunk import Counters
 from replay.log import Refused, Unavailable
 
 DIED = ray.exceptions.ActorDiedError()
+ALIVE = Heartbeat(Counters(), ())
 
 
 class Call:
@@ -25,7 +31,7 @@ class Call:
     def __init__(self, argument: Any) -> None:
         self.argument, self.done, self.answer = argument, False, None
 
-    def finish(self, answer: Any = None) -> None:
+    def finish(self, answer: Any = ALIVE) -> None:
         self.done, self.answer = True, answer
 
 
@@ -90,7 +96,8 @@ class Herd:
         self.started: list[tuple[int, Handle]] = []
         self.said: list[str] = []
         self.failures: list[Exception] = []
-        self.supervisor = Supervisor(self.start, slots, restarts, self.said.append)
+        config = ActorConfig(count=slots, restarts=restarts, step_timeout_s=10.0, flush_s=2.0)
+        self.supervisor = Supervisor(self.start, config, "Bridge-v0", self.said.append, jitter=lambda: 1.0)
 
     def start(self, slot: int) -> Handle:
         if self.failures:
@@ -169,7 +176,7 @@ def test_a_crash_loop_ends_the_run_loudly(fake: FakeRay) -> None:
 
 def test_old_deaths_are_forgotten(fake: FakeRay) -> None:
     """The budget is per ten minutes, the total is not."""
-    restarts = Restarts("actor 0", 1)
+    restarts = Restarts("actor 0", 1, clock=fake.monotonic, jitter=lambda: 1.0)
     for _ in range(5):
         assert restarts.died(DIED) == 0.5
         fake.now += 601
@@ -177,6 +184,138 @@ def test_old_deaths_are_forgotten(fake: FakeRay) -> None:
     restarts.died(DIED)
     with pytest.raises(CrashLoopError):
         restarts.died(DIED)
+
+
+def test_what_they_died_of_is_counted(fake: FakeRay) -> None:
+    """Over all slots, by the name of the error's type; what was raised in the actor counts, not Ray's wrapping."""
+    herd = Herd()
+    for slot, error in ((0, DIED), (1, raised_in_an_actor(ValueError("the moon"))), (1, DIED)):
+        next(handle for at, handle in reversed(herd.started) if at == slot).collect.calls[0].finish(error)
+        herd.supervisor.tick()
+        fake.now += 10
+        herd.supervisor.tick()
+    assert herd.supervisor.restart_reasons == {"ActorDiedError": 2, "ValueError": 1}
+
+
+def test_what_has_been_spent_is_handed_on(fake: FakeRay) -> None:
+    """Another process's clock counts from elsewhere; the window goes on all the same."""
+    spent = Restarts("lane 0", 2, clock=fake.monotonic)
+    for _ in range(2):
+        spent.died(DIED)
+        fake.now += 100
+    state = json.loads(json.dumps(spent.state()))
+    assert state == {"ages_s": [200, 100], "total": 2, "reasons": {"ActorDiedError": 2}}
+    clock = Ticking()
+    again = Restarts("lane 0", 2, clock=clock)
+    again.restore(state)
+    assert again.state() == state
+    clock.now += 401
+    again.died(DIED)
+    assert again.total == 3
+    with pytest.raises(CrashLoopError):
+        again.died(DIED)
+
+
+def test_waits_are_spread() -> None:
+    """By half in both directions; what died together does not come back together."""
+    waits = [Restarts("actor 0", 1).died(DIED) for _ in range(200)]
+    assert 0.25 <= min(waits) < 0.3
+    assert 0.7 < max(waits) <= 0.75
+
+
+def quiet(herd: Herd, fake: FakeRay, seconds: float, tick_s: float = 0.25) -> None:
+    """Tick for so long while nobody answers."""
+    for _ in range(round(seconds / tick_s)):
+        fake.now += tick_s
+        herd.supervisor.tick()
+
+
+LIMIT_S = 1.0 + 2.0 + 20.0 + 10.0
+"""collect's own second, flush_s, four calls on the log, step_timeout_s."""
+
+
+def test_an_actor_that_hangs_is_killed_and_restarted(fake: FakeRay) -> None:
+    """Only that one, no sooner than all that it may wait for is over; the text names the environment, the option and
+    where it was."""
+    herd = Herd(slots=2)
+    (_, hangs), (_, works) = herd.started
+    hangs.collect.calls[0].finish(Heartbeat(Counters(env_steps=812), ()))
+    for _ in range(int(LIMIT_S)):
+        works.collect.calls[-1].finish()
+        quiet(herd, fake, 1.0)
+    assert herd.said == []
+    assert fake.killed == []
+    works.collect.calls[-1].finish()
+    quiet(herd, fake, 1.0)
+    assert fake.killed == [hangs]
+    (line,) = herd.said
+    assert line.startswith("actor 0 died (HangError: no answer for 33 s: Bridge-v0 hangs in a step")
+    assert "actors.step_timeout_s (10 s); raise that option" in line
+    assert "last heard of at env step 812" in line
+    quiet(herd, fake, 1.0)
+    assert [slot for slot, _ in herd.started] == [0, 1, 0]
+    assert herd.supervisor.restart_reasons == {"HangError": 1}
+
+
+def test_an_actor_that_answers_late_is_left_alone(fake: FakeRay) -> None:
+    """Its silence is counted anew from each answer."""
+    herd = Herd(slots=1)
+    for _ in range(5):
+        quiet(herd, fake, LIMIT_S - 1)
+        herd.started[0][1].collect.calls[-1].finish()
+        quiet(herd, fake, 0.25)
+    assert fake.killed == []
+
+
+def test_the_first_answer_may_take_longer(fake: FakeRay) -> None:
+    """A cluster has to find a node; also a restarted actor has that time. Five minutes more, not for ever."""
+    herd = Herd(slots=1, restarts=1)
+    quiet(herd, fake, 300 + LIMIT_S)
+    assert fake.killed == []
+    quiet(herd, fake, 2)
+    assert len(fake.killed) == 1
+    assert "never heard of" in herd.said[0]
+    quiet(herd, fake, 300 + LIMIT_S - 2)
+    assert len(fake.killed) == 1
+
+
+def test_a_driver_that_was_stopped_blames_nobody(fake: FakeRay) -> None:
+    """An hour between two ticks is this process's own, whatever the actors did; the answers may not be in yet."""
+    herd = Herd(slots=1)
+    herd.started[0][1].collect.calls[0].finish()
+    herd.supervisor.tick()
+    for _ in range(5):
+        fake.now += 3600
+        herd.supervisor.tick()
+    assert fake.killed == []
+    quiet(herd, fake, LIMIT_S)
+    assert len(fake.killed) == 1
+
+
+def test_rebuilt_environments_are_said_and_counted(fake: FakeRay) -> None:
+    herd = Herd()
+    lines = ("lane 3: RuntimeError: the bridge is down, after env step 812 of it", "lane 4: OSError: gone, after ...")
+    herd.started[1][1].collect.calls[0].finish(Heartbeat(Counters(), lines))
+    herd.supervisor.tick()
+    assert herd.said == [f"actor 1: its environment was made anew: {line}" for line in lines]
+    assert herd.supervisor.rebuilds == 2
+    assert herd.supervisor.restarts == 0
+
+
+def test_a_flood_of_rebuilt_environments_does_not_fill_the_terminal(fake: FakeRay) -> None:
+    """Five lines a minute, one of them about those that were not said."""
+    said: list[str] = []
+    rebuilt = Rebuilt(said.append)
+    for n in range(1000):
+        rebuilt.note(str(n))
+        rebuilt.catch_up()
+    assert said == ["0", "1", "2", "3", "4"]
+    fake.now += 61
+    rebuilt.catch_up()
+    rebuilt.note("another")
+    rebuilt.catch_up()
+    assert said[5:] == ["995 more environments were made anew meanwhile", "another"]
+    assert rebuilt.total == 1001
 
 
 def test_a_server_that_is_away_delays_a_restart(fake: FakeRay) -> None:
