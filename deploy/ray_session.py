@@ -248,8 +248,7 @@ class RaySession:
             self._say(f"replay servers that do not answer: {down}; their actors wait" if down else "all servers answer")
 
     def _progress(self, verdict: Verdict | None, policy: bytes | None) -> Progress:
-        figures = (self._figures or self._before) | self._driver_figures
-        return Progress(figures, self._refused, self._rows_lost, verdict, policy)
+        return Progress(self._figures | self._driver_figures, self._refused, self._rows_lost, verdict, policy)
 
     def stop(self, deadline_s: float) -> Progress | None:
         """See ``Session.stop``. The parts share the deadline: a server that is frozen takes at most FLUSH_S of it."""

@@ -133,7 +133,7 @@ def go_on(config: RunConfig, directory: RunDirectory) -> int:
 def earlier(directory: RunDirectory) -> Outcome:
     """How a run has gone so far, as its directory tells."""
     figures, best = directory.figures(), directory.best() or {}
-    wall_s = figures.get("wall_s", 0.0)
+    wall_s = figures.pop("wall_s", 0.0)
     outcome = Outcome(best=best, figures=figures, wall_before_s=wall_s)
     if best.get("solved"):
         outcome.solve(wall_s)

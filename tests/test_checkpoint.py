@@ -23,7 +23,10 @@ FIRST, SECOND, THIRD = Name(1, 100, 900), Name(1, 200, 1800), Name(2, 150, 1300)
 
 def parts(number: int) -> dict[str, State]:
     """A checkpoint whose contents are known by its number."""
-    arrays = {"w": np.full(50, number, np.float32), "rows": np.arange(number, dtype=np.int64).reshape(-1, 1)}
+    arrays: dict[str, Any] = {
+        "w": np.full(50, number, np.float32),
+        "rows": np.arange(number, dtype=np.int64).reshape(-1, 1),
+    }
     return {"learner": State({"updates": number}, arrays), "loop": State({"number": number}, {})}
 
 

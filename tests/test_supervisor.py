@@ -364,21 +364,33 @@ class Screens:
     """A Screening with its evaluators, and candidates named by number."""
 
     def __init__(self, share: float = 0.1, restarts: int = 1) -> None:
-        self.started: list[tuple[int, Handle]] = []
+        self.started: list[Handle] = []
         self.candidates, self.said = 0, list[str]()
         self.screening = Screening(self.start, self.candidate, share, restarts, self.said.append)
 
-    def start(self, restart: int) -> Handle:
-        self.started.append((restart, Handle()))
-        return self.started[-1][1]
+    def start(self) -> Handle:
+        self.started.append(Handle())
+        return self.started[-1]
 
-    def candidate(self) -> str:
+    def candidate(self) -> Call:
         self.candidates += 1
-        return f"policy {self.candidates}"
+        policy = Call(f"policy {self.candidates}")
+        policy.finish(policy.argument)
+        return policy
 
     @property
     def calls(self) -> list[Call]:
-        return self.started[-1][1].screen.calls
+        return self.started[-1].screen.calls
+
+    @property
+    def played(self) -> list[str]:
+        return [call.argument.answer for call in self.calls]
+
+    def judged(self) -> tuple[Verdict, str]:
+        """A verdict that is due, and the policy it is about."""
+        result = self.screening.tick(learning=True)
+        assert result is not None
+        return result[0], result[1].answer
 
 
 def verdict(seconds: float, *, confirmed: bool = False) -> Verdict:
@@ -392,7 +404,7 @@ def test_nothing_is_screened_before_something_was_learned(fake: FakeRay) -> None
     assert tested.calls == []
     tested.screening.tick(learning=True)
     tested.screening.tick(learning=True)
-    assert [call.argument for call in tested.calls] == ["policy 1"]
+    assert tested.played == ["policy 1"]
 
 
 def test_screening_keeps_to_its_share(fake: FakeRay) -> None:
@@ -401,13 +413,13 @@ def test_screening_keeps_to_its_share(fake: FakeRay) -> None:
     tested.screening.tick(learning=True)
     given = verdict(2.0)
     tested.calls[0].finish(given)
-    assert tested.screening.tick(learning=True) == (given, "policy 1")
+    assert tested.judged() == (given, "policy 1")
     fake.now += 17.9
     assert tested.screening.tick(learning=True) is None
     assert len(tested.calls) == 1
     fake.now += 0.2
     tested.screening.tick(learning=True)
-    assert [call.argument for call in tested.calls] == ["policy 1", "policy 2"]
+    assert tested.played == ["policy 1", "policy 2"]
 
 
 def test_a_verdict_comes_with_the_policy_it_is_about(fake: FakeRay) -> None:
@@ -417,22 +429,33 @@ def test_a_verdict_comes_with_the_policy_it_is_about(fake: FakeRay) -> None:
         tested.screening.tick(learning=True)
         given = verdict(5.0, confirmed=True)
         tested.calls[-1].finish(given)
-        assert tested.screening.tick(learning=True) == (given, f"policy {number}")
+        assert tested.judged() == (given, f"policy {number}")
 
 
 def test_a_dead_evaluator_restarts_within_its_budget(fake: FakeRay) -> None:
-    """It is told its number, so that it plays new seeds."""
     tested = Screens(restarts=1)
     tested.screening.tick(learning=True)
     tested.calls[0].finish(DIED)
     assert tested.screening.tick(learning=True) is None
-    assert [restart for restart, _ in tested.started] == [0, 1]
+    assert len(tested.started) == 2
     assert tested.screening.restarts == 1
     fake.now += 10
     tested.screening.tick(learning=True)
     tested.calls[0].finish(DIED)
     with pytest.raises(CrashLoopError, match="the evaluator"):
         tested.screening.tick(learning=True)
+
+
+def test_a_policy_that_a_dead_learner_owes_is_not_the_evaluators_death(fake: FakeRay) -> None:
+    """Its call fails with the learner's error; the evaluator goes on with the next policy."""
+    tested = Screens(restarts=0)
+    policy = Call(None)
+    tested.screening._candidate = lambda: policy
+    tested.screening.tick(learning=True)
+    for call in (policy, tested.calls[0]):
+        call.finish(DIED)
+    assert tested.screening.tick(learning=False) is None
+    assert (tested.screening.restarts, fake.killed, tested.said) == (0, [], [])
 
 
 def raised_in_an_actor(error: Exception) -> ray.exceptions.RayTaskError:
