@@ -100,7 +100,3 @@ class Lane(gym.Wrapper[Any, Any, Any, Any]):
             return None
         stream = np.random.SeedSequence(self._seed, spawn_key=(self._restarts.total,))
         return int(stream.generate_state(1)[0])
-
-
-class NotReplayable(Exception):
-    pass

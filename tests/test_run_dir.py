@@ -289,7 +289,7 @@ ROWS = [{"updates": updates, "env_steps": 10 * updates, "loss": 0.5**updates} fo
 
 
 def test_the_curves_go_on_from_the_checkpoint(directory: RunDirectory) -> None:
-    """Rows behind it are kept elsewhere, among them the one that a driver was killed in; TensorBoard shows one curve."""
+    """Rows behind it are kept elsewhere, also the one a driver was killed in; TensorBoard shows one curve."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for row in ROWS:
