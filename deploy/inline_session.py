@@ -52,7 +52,7 @@ class InlineSession:
         self._rollouts = [
             Rollout(
                 Place(run, config.seed, slot, count, directory.next_incarnation(slot)),
-                make_lanes(env, config.actors.lanes, config.actors.restarts),
+                make_lanes(env, config.actors.lanes, config.actors.restarts, recorded=True),
                 schema,
                 NumpyMlp(dueling),
                 log,
