@@ -21,7 +21,7 @@ from gymnasium.wrappers import (
 )
 
 from actors.config import EnvConfig
-from actors.lanes import Lane
+from actors.lanes import Lane, RecordedLane
 from replay.chunk import DTYPES, Schema
 
 NARROWED = {"float64": "float32", "int64": "float32", "uint32": "float32", "uint64": "float32", "bool": "int8"}
@@ -86,22 +86,37 @@ def stack_of(env: gym.Env[Any, Any]) -> int:
         if type(env) is FrameStackObservation:
             plain = env.padding_type == "reset" and isinstance(env.env.observation_space, gym.spaces.Box)
             return env.stack_size if plain else 1
-        if type(env) not in (OrderEnforcing, PassiveEnvChecker, TimeLimit, RecordEpisodeStatistics, _Narrow, Lane):
+        if type(env) not in (
+            OrderEnforcing,
+            PassiveEnvChecker,
+            TimeLimit,
+            RecordEpisodeStatistics,
+            _Narrow,
+            Lane,
+            RecordedLane,
+        ):
             return 1
         env = env.env
     return 1
 
 
 def make_lanes(
-    config: EnvConfig, lanes: int, restarts: int = 5, *, clock: Callable[[], float] = time.monotonic
+    config: EnvConfig,
+    lanes: int,
+    restarts: int = 5,
+    *,
+    recorded: bool = False,
+    clock: Callable[[], float] = time.monotonic,
 ) -> SyncVectorEnv:
     """``lanes`` environments stepped together; the step after an end resets and leaves a boundary row.
 
-    One that raises is made anew, up to ``restarts`` times within ten minutes (actors/lanes.py).
+    One that raises is made anew, up to ``restarts`` times within ten minutes (actors/lanes.py). ``recorded`` lanes
+    can be brought back to where they were, by ``Rollout.restore``.
     """
+    kind = RecordedLane if recorded else Lane
 
     def lane(index: int) -> Callable[[], Lane]:
-        return lambda: Lane(lambda: make_env(config, training=True), config.id, index, restarts, clock)
+        return lambda: kind(lambda: make_env(config, training=True), config.id, index, restarts, clock)
 
     return SyncVectorEnv([lane(index) for index in range(lanes)], copy=False, autoreset_mode=AutoresetMode.NEXT_STEP)
 

@@ -14,12 +14,13 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from actors.config import ActorConfig
 from actors.envs import EnvError, name_of
 from actors.epsilon import annealed, ladder
-from actors.lanes import REBUILT
+from actors.lanes import REBUILT, RecordedLane
 from actors.policy import NumpyMlp, explore
 from actors.rows import Columns, Rows
 from learner.weights import unpack
 from replay.chunk import Chunk, Counters, Schema, encode
-from replay.log import ChunkId, ChunkLog, Full, Status, Unavailable
+from replay.log import ChunkId, ChunkLog, Full, Status, Unavailable, WeightsHeader
+from replay.state import State, restore_rng, rng_state
 
 POLL_MIN_S, POLL_MAX_S = 0.05, 0.5
 Array = npt.NDArray[Any]
@@ -144,6 +145,63 @@ class Rollout:
         self._rebuilt += infos[REBUILT][which].tolist() if which.any() else []
         return which
 
+    def state(self) -> State:
+        """All that a fresh rollout of the same place goes on from bit by bit, between two chunks; for lanes that are
+        recorded. Not in it: when weights were fetched last, and the pauses of ``collect``; they count seconds.
+
+        Raises ValueError while a chunk is in doubt.
+        """
+        if self._pending is not None:
+            raise ValueError(f"chunk {self._seq} of slot {self._place.slot} is in doubt; send it first")
+        values, actions = zip(*(lane.state() for lane in self._recorded()), strict=True)
+        header = self._status.weights
+        return State(
+            {
+                "slot": self._place.slot,
+                "incarnation": self._place.incarnation,
+                "seq": self._seq,
+                "counters": list(self.counters),
+                "rng": rng_state(self._rng),
+                "weight_version": self.weight_version,
+                "gate_open": self._status.gate_open,
+                "newest_weights": None if header is None else list(header),
+                "lanes": list(values),
+            },
+            {"obs": np.array(self._obs), "epsilon": self._epsilon}
+            | {f"actions.{lane}": array for lane, array in enumerate(actions)}
+            | {f"rows.{name}": array for name, array in self._rows.state().items()}
+            | {f"policy.{name}": array for name, array in self._policy.state().items()},
+        )
+
+    def restore(self, state: State) -> None:
+        """Go on where the rollout was that gave ``state``: its lanes' episodes are played again to there.
+
+        Raises NotReplayable where an environment does not allow that, and ValueError for another place's state. This
+        rollout is of no use then; another incarnation of the slot may start from scratch.
+        """
+        values, arrays = state
+        (ended,) = arrays["rows.ended"]
+        lanes = self._recorded()
+        told, own = (values["slot"], values["incarnation"]), (self._place.slot, self._place.incarnation)
+        if told != own or len(values["lanes"]) != len(lanes):
+            raise ValueError(f"the state of slot and incarnation {told} with {len(ended)} lanes is not {own}'s")
+        for i, lane in enumerate(lanes):
+            lane.restore(values["lanes"][i], arrays[f"actions.{i}"], arrays["obs"][i], bool(ended[i]))
+        header = values["newest_weights"]
+        self._status = Status(values["gate_open"], None if header is None else WeightsHeader(*header))
+        self._obs, self._epsilon = np.array(arrays["obs"]), np.array(arrays["epsilon"])
+        self._rows.restore(_named("rows.", arrays))
+        self._policy.load(_named("policy.", arrays))
+        self._seq, self.counters = values["seq"], Counters(*values["counters"])
+        self.weight_version = values["weight_version"]
+        restore_rng(self._rng, values["rng"])
+
+    def _recorded(self) -> list[RecordedLane]:
+        lanes = [env for env in self._envs.envs if isinstance(env, RecordedLane)]
+        if len(lanes) < self._envs.num_envs:
+            raise ValueError("only lanes that are recorded have a state: make_lanes(..., recorded=True)")
+        return lanes
+
     def _encode(self, columns: Columns, counters: Counters) -> None:
         self.counters = counters
         place = self._place
@@ -210,3 +268,8 @@ class Rollout:
                 return False
             self._sleep(POLL_MIN_S)
         return True
+
+
+def _named(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Those of ``arrays`` whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

@@ -6,6 +6,7 @@ A step is on the actor's hot path, where every numpy call costs microseconds; al
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,8 @@ from actors.envs import EnvError
 from replay.chunk import BOUNDARY, FIRST, TERMINATED, TRUNCATED, Counters, Schema
 
 Array = npt.NDArray[Any]
+CARRIED = ("ended", "fresh", "returns", "env_steps")
+"""What ``Rows`` carries from chunk to chunk, for each lane."""
 
 
 class Columns(NamedTuple):
@@ -83,6 +86,15 @@ class Rows:
             return_sum=counters.return_sum + return_sum,
         )
         return columns, booked
+
+    def state(self) -> dict[str, Array]:
+        """Where each lane stands between two chunks: [1, E] or [E] each."""
+        return {name: np.array(getattr(self, f"_{name}")) for name in CARRIED}
+
+    def restore(self, carried: Mapping[str, Array]) -> None:
+        """Go on from there."""
+        for name in CARRIED:
+            setattr(self, f"_{name}", np.array(carried[name]))
 
     def boundary(self, obs: Array, q: Array, counters: Counters) -> tuple[Columns, Counters]:
         """One boundary row per lane at the observations <obs_dtype>[E, ...] where the lanes stand."""
