@@ -282,13 +282,13 @@ class Clock:
 def test_one_is_due_at_once_and_then_every_so_often(tmp_path: Path) -> None:
     clock = Clock()
     checkpointer = Checkpointer(tmp_path, CheckpointConfig(every_s=30), with_rows=True, clock=clock)
-    assert checkpointer.due
+    due = [checkpointer.due]
     checkpointer.save(FIRST, lambda: parts(100), wait=True)
-    assert not checkpointer.due
-    clock.now += 29
-    assert (checkpointer.due, checkpointer.figures()["checkpoint_age_seconds"]) == (False, 29)
-    clock.now += 1
-    assert checkpointer.due
+    for seconds in (0, 29, 1):
+        clock.now += seconds
+        due.append(checkpointer.due)
+    assert due == [True, False, False, True]
+    assert checkpointer.figures()["checkpoint_age_seconds"] == 30
 
 
 def test_the_learner_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
