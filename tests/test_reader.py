@@ -120,7 +120,7 @@ def test_conservation_law(seed: int, fates: list[str]) -> None:
     twice._chunks, twice._last = log._chunks, log._last
     reader, mirror = make(log)
     actor, rng = FakeActor(seed=seed), random.Random(seed)
-    sent = arrived = 0
+    sent = arrived = taken = 0
     for fate in fates:
         if fate == "restart":
             actor.restart()
@@ -141,8 +141,9 @@ def test_conservation_law(seed: int, fates: list[str]) -> None:
         assert books.cursor >= before
         if fate in ("arrives", "restart", "repeated"):
             arrived += chunk.rows
+            taken += chunk.rows
             assert (books.rows_read, books.counters.rows) == (arrived, sent)
-    assert mirror.end == reader.totals.rows
+    assert mirror.end == reader.totals.rows == taken, "a chunk was taken twice"
 
 
 @pytest.mark.parametrize(
