@@ -168,10 +168,10 @@ class Herd:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for actor in self.actors:
+        for actor in (*self.actors, *self.past):
             actor._over.set()
         self.learner.publisher.stop()
-        for actor in self.actors:
+        for actor in (*self.actors, *self.past):
             actor._thread.join(DEADLINE_S)
         torch.set_num_threads(self._threads)
 
@@ -181,6 +181,10 @@ class Herd:
     def restart(self, slot: int, incarnation: int) -> None:
         """A new incarnation of a slot, whose actor has ended."""
         assert self.actors[slot].ended
+        self.replace(slot, incarnation)
+
+    def replace(self, slot: int, incarnation: int) -> None:
+        """A new incarnation of a slot, whose actor was given up but may still live."""
         self.past.append(self.actors[slot])
         self.actors[slot] = self._actor(slot, incarnation)
 
