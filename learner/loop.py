@@ -241,7 +241,9 @@ class LearnerLoop:
             self._noted = counters
 
     def report(self) -> Report:
-        """The figures of the live table and of Prometheus. Raises Diverged where learning has come to nothing."""
+        """The figures of the live table and of Prometheus. Raises Diverged where learning has come to nothing.
+        Raises Unbalanced where the reader's books are wrong."""
+        self.reader.check_conservation()
         self._newest_figures = self.learner.figures() or self._newest_figures
         totals, counters = self.reader.totals, self.reader.counters()
         newest = version(self._fence, self._published)
