@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
@@ -28,12 +29,18 @@ class Proxy:
     do this first.
     """
 
-    def __init__(self, server_url: str) -> None:
-        """``server_url``: a server on a Unix socket."""
+    def __init__(self, server_url: str, listen: Path | None = None) -> None:
+        """``server_url``: a server on a Unix socket; ``listen``: the Unix socket of the proxy, else it has a port."""
         parts = urlsplit(server_url)
         self._server = parts.path
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"redis://{parts.netloc}127.0.0.1:{self._listener.getsockname()[1]}/0"
+        if listen is None:
+            self._listener = socket.create_server(("127.0.0.1", 0))
+            self.url = f"redis://{parts.netloc}127.0.0.1:{self._listener.getsockname()[1]}/0"
+        else:
+            self._listener = socket.socket(socket.AF_UNIX)
+            self._listener.bind(str(listen))
+            self._listener.listen(64)
+            self.url = f"unix://{parts.netloc}{listen}"
         self.round_trips = 0
         self.cuts = 0
         self.lose_replies = self.stalled = self.refusing = self.cut = False
@@ -91,7 +98,8 @@ class Proxy:
             with self._lock:
                 self._clients.add(client)
             with contextlib.suppress(OSError):  # either end is gone
-                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if client.family == socket.AF_INET:
+                    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 for end in (client, server):
                     end.settimeout(DEADLINE_S)
                 server.connect(self._server)
