@@ -27,6 +27,7 @@ STOP_S = 17.0
 LOG_EVERY_S = 1.0
 INTERRUPTED = 75
 """Exit code of a run that was asked to stop and can be resumed: EX_TEMPFAIL of sysexits.h."""
+_SCREENS = ("greedy_return", "first_greedy_return")
 _REMEDIES = {
     "budget of env steps": "; to go on, raise --budget.env-steps",
     "budget of seconds": "; to go on, raise --budget.seconds",
@@ -127,16 +128,17 @@ def go_on(config: RunConfig, directory: RunDirectory) -> int:
     schema = probe_env(config)
     check_memory(config, schema)
     directory.note_config(config)
+    # the learner's own figures are its checkpoint's, which may be older than the newest row
+    outcome.figures = {name: outcome.figures[name] for name in _SCREENS if name in outcome.figures}
     return _run(config, directory, schema, outcome)
 
 
 def earlier(directory: RunDirectory) -> Outcome:
     """How a run has gone so far, as its directory tells."""
     figures, best = directory.figures(), directory.best() or {}
-    wall_s = figures.pop("wall_s", 0.0)
-    outcome = Outcome(best=best, figures=figures, wall_before_s=wall_s)
+    outcome = Outcome(best=best, figures=figures, wall_before_s=figures.get("wall_s", 0.0))
     if best.get("solved"):
-        outcome.solve(wall_s)
+        outcome.solve(outcome.wall_before_s)
     return outcome
 
 
