@@ -14,6 +14,8 @@ from typing import Any
 
 BUDGET_WINDOW_S = 600.0
 BACKOFF_S, MOST_BACKOFF_S = 0.5, 15.0
+_GUESSES = " Some common causes include"
+"""What follows in Ray's word of a dead worker is a page of what else might have been."""
 
 
 class CrashLoopError(RuntimeError):
@@ -76,7 +78,7 @@ class Restarts:
 def cause(error: Exception) -> str:
     """The innermost reason of an error, which may be Ray's wrapping of another process's, in one line."""
     inner = _inner(error)
-    lines = str(inner).strip().splitlines() or [type(inner).__name__]
+    lines = str(inner).partition(_GUESSES)[0].strip().splitlines() or [type(inner).__name__]
     return f"{type(inner).__name__}: {lines[-1] if _is_rays(inner) else lines[0]}"
 
 

@@ -60,8 +60,8 @@ class RunDirectory:
         path = config.runs_dir / name
         if path.exists():
             raise RunDirError(
-                f"{path} exists already, and a run is never overwritten: choose another --run, or leave it out "
-                "for a unique one"
+                f"{path} exists already, and a run is never overwritten: go on with it (qherd resume {path}), choose "
+                "another --run, or leave it out for a unique one"
             )
         made, made_parent = False, not config.runs_dir.exists()
         try:

@@ -241,7 +241,7 @@ def test_one_signal_ends_it_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     before = signal.getsignal(number)
     monkeypatch.setattr(deploy.train, "start_session", lambda *_: Interrupted(verdict([1, 2]), verdict([1, 2])))
-    assert train(config(tmp_path)) == 130
+    assert train(config(tmp_path)) == 75
     assert summary(tmp_path / "r")["exit_reason"] == "interrupted"
     assert signal.getsignal(number) == before, "the handlers are as before"
 
