@@ -277,13 +277,14 @@ def test_a_read_only_server_is_waited_for(server_binary: Path, run_name: str) ->
     """A primary that was made a replica by mistake, or a failover under way: it passes by."""
     with own_server(server_binary) as server, admin(server) as client, Herd(server.url("admin"), run_name) as herd:
         herd.works()
+        herd.learner.train_until(lambda: client.get(f"qherd:{run_name}:gate") == b"open", "the gate is open, and stays")
         client.replicaof("127.0.0.1", 1)
         try:
             herd.pauses(HOLD_S)
         finally:
             client.replicaof("NO", "ONE")
-        logs = (herd.learner.publisher_log, *(actor.log for actor in herd.actors))
-        assert {error for log in logs for error in log.errors} == {"Unavailable"}
+        for log in (herd.learner.publisher_log, *(actor.log for actor in herd.actors)):
+            assert set(log.errors) == {"Unavailable"}
         herd.works()
         herd.end()
         herd.assert_calls_are_bounded()
