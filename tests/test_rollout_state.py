@@ -17,7 +17,7 @@ from scripted_env import DrawnEnv, RaisingEnv
 
 from actors import lanes as lanes_module
 from actors.config import ActorConfig, EnvConfig
-from actors.envs import make_env, make_lanes, schema_of
+from actors.envs import EnvError, make_env, make_lanes, schema_of
 from actors.lanes import NotReplayable, replay_refused
 from actors.policy import NumpyMlp
 from actors.rollout import Place, Rollout
@@ -186,6 +186,17 @@ class SometimesEnv(DrawnEnv):
 
 
 gym.register("Sometimes-v0", f"{__name__}:SometimesEnv")
+
+
+def test_what_is_said_of_a_lane_goes_on_too() -> None:
+    """Which env step of its life it is at, where it then misbehaves: 3 before the state, 1 + 2 after it."""
+    scripted = EnvConfig(id="scripted_env:Scripted-v0", kwargs={"bad_at": (2, 2)})
+    tested = Actor(scripted, lanes=1, chunk_steps=4)
+    tested.work(1)
+    again = goes_on(tested, lanes=1, chunk_steps=4)
+    again.rollout._envs.envs[0].unwrapped._bad_reward = np.nan  # type: ignore[attr-defined]
+    with pytest.raises(EnvError, match=r"the reward nan.* in lane 0 after env step 6 of it"):
+        again.work(9)
 
 
 def test_what_an_environment_remembers_across_episodes_is_noticed() -> None:
