@@ -146,8 +146,8 @@ class RecordedLane(Lane):
             return obs, 0.0, False, False, infos
         played = self._played
         stepped = super().step(action)
-        if self._played is played and len(played.actions) < RECORDED_MOST:  # another one: it was made anew
-            played.actions.append(int(action))
+        if len(played.actions) < RECORDED_MOST:
+            played.actions.append(int(action))  # of no use where the step raised: another episode is played then
         return stepped
 
     def _begin(self, seed: int | None) -> Any:

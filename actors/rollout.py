@@ -37,7 +37,8 @@ class Place:
     incarnation: int
 
     def seeds(self, lanes: int) -> tuple[list[int | None], np.random.Generator]:
-        """A seed per lane, and the generator of the actions. Each restart has new ones, logged by the supervisor."""
+        """A seed per lane, and the generator of the actions. Each restart has new ones, by its incarnation, which
+        is on record in the run's fences.json."""
         root = np.random.SeedSequence(self.seed, spawn_key=(self.slot, self.incarnation))
         actions, *per_lane = root.spawn(lanes + 1)
         return [int(s.generate_state(1)[0]) for s in per_lane], np.random.default_rng(actions)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ import ray
 
 from actors.config import ActorConfig
 from actors.evaluator import Verdict
-from actors.restarts import BACKOFF_S, Restarts, cause, jitter
+from actors.restarts import BACKOFF_S, Rebuilt, Restarts, cause, jitter
 from actors.rollout import Heartbeat
 from replay.log import LogError
 
@@ -138,8 +138,7 @@ class Supervisor:
             heartbeat: Heartbeat = ray.get(call)
             slot.heard_s, slot.silent_s = time.monotonic(), 0.0
             slot.env_steps = heartbeat.counters.env_steps
-            for line in heartbeat.rebuilt:
-                self._rebuilt.note(f"actor {index}: its environment was made anew: {line}")
+            self._rebuilt.note(index, heartbeat.rebuilt)
 
     def _check_silence(self, slot: _Slot) -> None:
         """Raises HangError where all that a ``collect`` may wait for is over; a gate or a server that it waits for has
@@ -175,39 +174,6 @@ class Supervisor:
         wait_s = slot.restarts.died(error)
         slot.restart_at_s = time.monotonic() + wait_s
         self._say(f"actor {index} died ({slot.death}); it restarts in {wait_s:.1f} s")
-
-
-class Rebuilt:
-    """Counts the environments that were made anew and says each, but no more than ``BURST`` of them a minute."""
-
-    BURST, EVERY_S = 5, 60.0
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
-        self._said_s: deque[float] = deque(maxlen=self.BURST)
-        self._unsaid = 0
-        self.total = 0
-
-    def note(self, line: str) -> None:
-        """Count one, and say it where there is room."""
-        self.total += 1
-        if self._room():
-            self._say_now(line)
-        else:
-            self._unsaid += 1
-
-    def catch_up(self) -> None:
-        """Say how many were not said, once there is room again."""
-        if self._unsaid and self._room():
-            self._say_now(f"{self._unsaid} more environments were made anew meanwhile")
-            self._unsaid = 0
-
-    def _say_now(self, line: str) -> None:
-        self._said_s.append(time.monotonic())
-        self._say(line)
-
-    def _room(self) -> bool:
-        return len(self._said_s) < self.BURST or time.monotonic() - self._said_s[0] > self.EVERY_S
 
 
 class Silence:

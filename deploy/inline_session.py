@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from actors.envs import make_lanes
 from actors.evaluator import Evaluator, Verdict
 from actors.lanes import NotReplayable
+from actors.restarts import CrashLoopError, Rebuilt, Restarts, cause
 from deploy import __version__
 from deploy.config import RunConfig
 from deploy.plan import backstop_chunks, chunk_rows
@@ -61,13 +62,17 @@ class InlineSession:
         )
         self.loop.expect(range(count), chunk_rows(config))
         self._rollouts = [self._rollout(slot, found) for slot in range(count)]
-        self._evaluator = Evaluator(env_of(config), config.eval, config.learner.network.dueling, config.seed)
+        self._evaluator = self._make_evaluator()
+        self._evaluator_restarts = Restarts("the evaluator", config.actors.restarts)
         self._screened_at = 0
+        self._rebuilt = Rebuilt(say)
         self._checkpointed_at = self.loop.learner.updates
         self._whole = True  # no advance failed half-way
         if found is not None:
             self._evaluator.restore(found.parts["evaluator"])
             self._screened_at = found.parts["session"].values["screened_at"]
+            self._rebuilt.total = found.parts["session"].values["env_rebuilds"]
+            self._evaluator_restarts.total = found.parts["session"].values["evaluator_restarts"]
         if self.loop.resumed is not None:
             directory.rewind(self.loop.resumed)
         self._checkpoint()
@@ -102,10 +107,16 @@ class InlineSession:
             clock=lambda: 0.0,
         )
 
+    def _restarts(self) -> dict[str, int]:
+        return {"env_rebuilds": self._rebuilt.total, "evaluator_restarts": self._evaluator_restarts.total}
+
     def _checkpoint(self) -> None:
         """All of the process, between two advances: whatever the last one did is in metrics.jsonl by then."""
         actors = {f"actor-{slot}": rollout.state() for slot, rollout in enumerate(self._rollouts)}
-        session = {"session": State({"screened_at": self._screened_at}, {}), "evaluator": self._evaluator.state()}
+        session = {
+            "session": State({"screened_at": self._screened_at, **self._restarts()}, {}),
+            "evaluator": self._evaluator.state(),
+        }
         self.loop.checkpoint({**actors, **session, "log": self._log.state()}, wait=True)
         self._checkpointed_at = self.loop.learner.updates
 
@@ -121,6 +132,7 @@ class InlineSession:
                     if rollout.ready():
                         rollout.fill()
                         rollout.send()
+                    self._rebuilt.note(slot, rollout.take_rebuilt())
                 except Exception as error:  # whatever the environment raised
                     message = f"actor {slot} failed: {type(error).__name__}: {error}"
                     raise RunFailedError(message, traceback.format_exc()) from error
@@ -136,6 +148,7 @@ class InlineSession:
         except Diverged as error:
             raise RunFailedError(str(error)) from None
         figures = report.figures | {
+            **self._restarts(),
             "actors_alive": len(self._rollouts),
             "updates_per_second": (self.loop.learner.updates - before[0]) / elapsed,
             "env_steps_per_second": (self.loop.reader.totals.env_steps - before[1]) / elapsed,
@@ -143,6 +156,7 @@ class InlineSession:
         if verdict is not None:
             figures["greedy_return"] = verdict.episodes.mean
         self._metrics.show(report, figures)
+        self._rebuilt.catch_up()
         for text in report.told:
             self._say(text)
         self._whole = True
@@ -154,7 +168,25 @@ class InlineSession:
             return None, None
         self._screened_at = updates
         policy = self.loop.candidate()
-        return self._evaluator.screen(policy), policy
+        try:
+            return self._evaluator.screen(policy), policy
+        except Exception as error:  # whatever the environment raised
+            self._restart_evaluator(error)
+            return None, None
+
+    def _restart_evaluator(self, error: Exception) -> None:
+        """Another evaluator goes on with the next seeds, within its budget, as in the other modes."""
+        try:
+            self._evaluator_restarts.died(error)
+        except CrashLoopError as crash_loop:
+            raise RunFailedError(str(crash_loop), traceback.format_exc()) from error
+        self._say(f"the evaluator died ({cause(error)}); it restarts")
+        before, self._evaluator = self._evaluator, self._make_evaluator()
+        self._evaluator.restore(before.state())
+
+    def _make_evaluator(self) -> Evaluator:
+        config = self._config
+        return Evaluator(env_of(config), config.eval, config.learner.network.dueling, config.seed)
 
     def stop(self, deadline_s: float) -> Progress | None:
         del deadline_s

@@ -17,7 +17,7 @@ from scripted_env import DrawnEnv, RaisingEnv
 
 from actors import lanes as lanes_module
 from actors.config import ActorConfig, EnvConfig
-from actors.envs import make_env, make_lanes, schema_of
+from actors.envs import EnvError, make_env, make_lanes, schema_of
 from actors.lanes import NotReplayable, replay_refused
 from actors.policy import NumpyMlp
 from actors.rollout import Place, Rollout
@@ -111,7 +111,10 @@ def test_a_fresh_rollout_goes_on_to_the_byte(env: EnvConfig) -> None:
         assert again.rollout.counters == tested.rollout.counters
         expected = tested.work(20)
         assert again.work(20) == expected
-        assert stored(again.rollout.state()).values == stored(tested.rollout.state()).values
+        state, other = again.rollout.state(), tested.rollout.state()
+        assert state.values == other.values
+        for name, array in other.arrays.items():
+            np.testing.assert_array_equal(state.arrays[name], array, name)
         tested = again
 
 
@@ -185,6 +188,17 @@ class SometimesEnv(DrawnEnv):
 gym.register("Sometimes-v0", f"{__name__}:SometimesEnv")
 
 
+def test_what_is_said_of_a_lane_goes_on_too() -> None:
+    """Which env step of its life it is at, where it then misbehaves: 3 before the state, 1 + 2 after it."""
+    scripted = EnvConfig(id="scripted_env:Scripted-v0", kwargs={"bad_at": (2, 2)})
+    tested = Actor(scripted, lanes=1, chunk_steps=4)
+    tested.work(1)
+    again = goes_on(tested, lanes=1, chunk_steps=4)
+    again.rollout._envs.envs[0].unwrapped._bad_reward = np.nan  # type: ignore[attr-defined]
+    with pytest.raises(EnvError, match=r"the reward nan.* in lane 0 after env step 6 of it"):
+        again.work(9)
+
+
 def test_what_an_environment_remembers_across_episodes_is_noticed() -> None:
     """The scripted one counts its episodes: played again from its newest reset it shows another number."""
     tested = Actor(EnvConfig(id="scripted_env:Scripted-v0"))
@@ -217,6 +231,30 @@ def test_other_random_numbers_are_noticed_before_they_show() -> None:
     tested.work(6)
     with pytest.raises(NotReplayable, match="drew other random numbers"):
         goes_on(tested, lanes=1)
+
+
+class AgesEnv(DrawnEnv):
+    """Ends its episodes after more and more env steps."""
+
+    def reset(self, **arguments: Any) -> Any:
+        self._life = getattr(self, "_life", 0) + 1
+        obs, info = super().reset(**arguments)
+        self._left = self._life
+        return obs * 0, info
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(3, np.float32), *super().step(action)[1:]
+
+
+gym.register("Ages-v0", f"{__name__}:AgesEnv")
+
+
+def test_an_end_that_comes_elsewhere_is_noticed() -> None:
+    """The third episode has three env steps, the replayed one two, as a second has: it is over too soon."""
+    tested = Actor(EnvConfig(id="scripted_env:Ages-v0"), lanes=1, chunk_steps=7)  # 1 + 1, 2 + 1, and 2 of 3
+    tested.work(1)
+    with pytest.raises(NotReplayable, match="its episode ended"):
+        goes_on(tested, lanes=1, chunk_steps=7)
 
 
 def test_an_environment_that_raises_while_it_is_replayed() -> None:

@@ -15,9 +15,9 @@ import ray
 from actors import supervisor
 from actors.config import ActorConfig
 from actors.evaluator import Episodes, Verdict
-from actors.restarts import CrashLoopError, Restarts, cause
+from actors.restarts import CrashLoopError, Rebuilt, Restarts, cause
 from actors.rollout import Heartbeat
-from actors.supervisor import Rebuilt, Screening, Silence, Supervisor
+from actors.supervisor import Screening, Silence, Supervisor
 from replay.chunk import Counters
 from replay.log import Refused, Unavailable
 
@@ -302,19 +302,21 @@ def test_rebuilt_environments_are_said_and_counted(fake: FakeRay) -> None:
     assert herd.supervisor.restarts == 0
 
 
-def test_a_flood_of_rebuilt_environments_does_not_fill_the_terminal(fake: FakeRay) -> None:
+def test_a_flood_of_rebuilt_environments_does_not_fill_the_terminal() -> None:
     """Five lines a minute, one of them about those that were not said."""
     said: list[str] = []
-    rebuilt = Rebuilt(said.append)
+    clock = Ticking()
+    rebuilt = Rebuilt(said.append, clock)
     for n in range(1000):
-        rebuilt.note(str(n))
+        rebuilt.note(2, (f"lane {n}",))
         rebuilt.catch_up()
-    assert said == ["0", "1", "2", "3", "4"]
-    fake.now += 61
+    text = "actor 2: its environment was made anew: lane"
+    assert said == [f"{text} {n}" for n in range(5)]
+    clock.now += 61
     rebuilt.catch_up()
-    rebuilt.note("another")
+    rebuilt.note(2, ("lane 7",))
     rebuilt.catch_up()
-    assert said[5:] == ["995 more environments were made anew meanwhile", "another"]
+    assert said[5:] == ["995 more environments were made anew meanwhile", f"{text} 7"]
     assert rebuilt.total == 1001
 
 
