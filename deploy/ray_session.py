@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from actors.evaluator import Verdict
+from actors.restarts import CrashLoopError, NotNowError, Restarts
 from deploy import __version__
 from deploy.config import ConfigError, RunConfig
 from deploy.plan import backstop_chunks, chunk_rows, plan, rows_in_checkpoint
-from deploy.run_dir import RunDirectory, env_of
+from deploy.run_dir import RunDirectory, RunDirError, env_of
 from deploy.session import RESTARTS, Progress, RunFailedError, Say, make_checkpointer, replay_of
 from deploy.valkey import EmbeddedServer, PrivateDir
 from replay.chunk import Schema
@@ -48,6 +49,9 @@ class RaySession:
         self._servers_down = 0
         try:
             self._start()
+        except NotNowError as error:  # at the start there is nothing to wait for
+            self._cleanup.close()
+            raise ConfigError(str(error)) from error
         except BaseException:
             self._cleanup.close()
             raise
@@ -62,7 +66,6 @@ class RaySession:
             _start_ray(config, self._cleanup)
         opened.result()
 
-        from actors.restarts import Restarts
         from actors.supervisor import Screening, Silence, Supervisor
         from deploy.learner_seat import LearnerSeat
 
@@ -85,7 +88,7 @@ class RaySession:
         self._screening = Screening(
             self._evaluator_starter(identity),
             self._seat.candidate,
-            config.eval.cpu_share,
+            config.eval,
             budget,
             self._say,
         )
@@ -123,6 +126,8 @@ class RaySession:
 
         config = self._config
         local = config.mode == "local"
+        with _later_if_away():
+            fence = self._directory.next_fence()
         return LearnerWorker.options(  # type: ignore[attr-defined]
             num_cpus=0 if local else 1, num_gpus=_gpus(config)
         ).remote(
@@ -132,7 +137,7 @@ class RaySession:
             self._schema,
             replay_of(config, self._directory),
             config.learner,
-            fence=self._directory.next_fence(),
+            fence=fence,
             seed=config.seed,
             slots=config.actors.count,
             chunk_rows=chunk_rows(config),
@@ -156,8 +161,9 @@ class RaySession:
         log = self._cleanup.enter_context(contextlib.closing(ShardedLog(logs)))
 
         def start(slot: int) -> Any:
-            newest = max(log.last_id(slot).incarnation, incarnations.get(slot, 0))
-            incarnation = self._directory.next_incarnation(slot, newest)
+            with _later_if_away():
+                newest = max(log.last_id(slot).incarnation, incarnations.get(slot, 0))
+                incarnation = self._directory.next_incarnation(slot, newest)
             place = Place(run, config.seed, slot, config.actors.count, incarnation)
             url = urls["actor"][shard_of(slot, len(urls["actor"]))]
             return ActorWorker.options(num_cpus=config.actors.cpus).remote(  # type: ignore[attr-defined]
@@ -171,14 +177,18 @@ class RaySession:
 
         config = self._config
         env, dueling = env_of(config), config.learner.network.dueling
-        return lambda: EvaluatorWorker.options(num_cpus=0).remote(  # type: ignore[attr-defined]
-            identity, env, config.eval, dueling, config.seed, self._directory.next_evaluator()
-        )
+
+        def start() -> Any:
+            with _later_if_away():
+                number = self._directory.next_evaluator()
+            return EvaluatorWorker.options(num_cpus=0).remote(  # type: ignore[attr-defined]
+                identity, env, config.eval, dueling, config.seed, number
+            )
+
+        return start
 
     def advance(self) -> Progress:
         import ray
-
-        from actors.restarts import CrashLoopError
 
         try:
             self._take_report()
@@ -271,6 +281,19 @@ class RaySession:
             return self._progress(None, None)
         finally:
             self._cleanup.close()
+
+
+@contextlib.contextmanager
+def _later_if_away() -> Iterator[None]:
+    """A number that fences comes from the server or from the disk; where either is away for now, so is the start."""
+    try:
+        yield
+    except RunDirError as error:
+        raise NotNowError(str(error)) from error
+    except LogError as error:
+        if not error.temporary:
+            raise
+        raise NotNowError(str(error)) from error
 
 
 def _start_ray(config: RunConfig, cleanup: contextlib.ExitStack) -> None:

@@ -32,7 +32,10 @@ from learner.learner import host_arrays
 from learner.weights import pack
 
 ENV_STEPS = 2500
-SPEEDS = ("wall_s", "env_steps_per_second", "updates_per_second")
+SPEEDS = (
+    *("wall_s", "env_steps_per_second", "updates_per_second"),
+    *("checkpoint_age_seconds", "checkpoint_pause_seconds"),
+)
 OPTIONS: dict[str, Any] = {
     "mode": "inline",
     "env": {"id": "CartPole-v1"},
