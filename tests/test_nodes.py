@@ -106,7 +106,7 @@ class Herd:
     def books(self) -> dict[str, Any]:
         """The reader's books in the newest checkpoint."""
         folder = self.folder / "runs" / RUN / "checkpoints"
-        values: dict[str, Any] = read(folder, names(folder)[0])["reader"].values
+        values = dict(read(folder, names(folder)[0])["reader"].values)
         return values
 
 
