@@ -128,6 +128,7 @@ class Node:
         if self._init is not None:
             self._init.kill()
             self._init.communicate()
+            self._init = None
         for program in self.programs:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 program.process.wait(5)
@@ -152,7 +153,16 @@ class Network:
         sh("ip", "-n", switch, "link", "set", "bridge", "up")
         self._write_hosts()
 
-    def add(self, name: str, mounts: Sequence[str] = (), boot: bool = True) -> Node:
+    def join(self, name: str, of: str, mounts: Sequence[str] = ()) -> Node:
+        """A node that shares the network of another one, as a container with ``network_mode: service:...`` does."""
+        node = Node(name, self.nodes[of].ip, self.nodes[of].netns, self.folder / name, mounts)
+        node.folder.mkdir()
+        self.nodes[name] = node
+        self._write_hosts()
+        node.boot()
+        return node
+
+    def add(self, name: str, mounts: Sequence[str] = ()) -> Node:
         """One more node, with its address."""
         number = 10 + len(self.nodes)
         netns, switch, port = f"{self.prefix}-{name}", f"{self.prefix}-switch", f"p{number}"
@@ -167,14 +177,8 @@ class Network:
             sh("ip", "-n", netns, "link", "set", device, "up")
         node.folder.mkdir()
         self._write_hosts()
-        if boot:
-            node.boot()
+        node.boot()
         return node
-
-    def share(self, name: str, of: str) -> None:
-        """Make ``name`` another name of the node ``of``."""
-        self.nodes[name] = self.nodes[of]
-        self._write_hosts()
 
     def _write_hosts(self) -> None:
         lines = ["127.0.0.1 localhost", *(f"{node.ip} {name}" for name, node in self.nodes.items())]

@@ -106,8 +106,7 @@ class Herd:
     def books(self) -> dict[str, Any]:
         """The reader's books in the newest checkpoint."""
         folder = self.folder / "runs" / RUN / "checkpoints"
-        values = dict(read(folder, names(folder)[0])["reader"].values)
-        return values
+        return dict(read(folder, names(folder)[0])["reader"].values)
 
 
 TOKEN = {"RAY_AUTH_MODE": "token"}
