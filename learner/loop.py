@@ -12,14 +12,16 @@ import torch
 
 from learner.config import LearnerConfig
 from learner.learner import Figures, Learner, choose_device, host_arrays
+from learner.phases import Phases
 from learner.publisher import Publisher
 from learner.report import Report
-from learner.weights import pack, version
+from learner.samples import Samples, on_device
+from learner.weights import pack, version, version_lag
 from replay.about import About, SlotAbout
 from replay.chunk import Codec, Counters, Schema
 from replay.config import ReplayConfig
 from replay.limiter import Limiter
-from replay.log import ChunkLog, LogError, unless_away
+from replay.log import ChunkLog, LogError, Memory, unless_away
 from replay.mirror import Batch, Mirror
 from replay.reader import Reader
 from replay.samplers import make_sampler
@@ -69,9 +71,11 @@ class LearnerLoop:
         )
         self.sampler = make_sampler(replay, self.mirror, np.random.default_rng(sample_seed))
         self.limiter = Limiter(replay.samples_per_insert, replay.min_rows, replay.capacity_rows, config.batch)
-        self._wait_s = self._env_steps_per_s = self._updates_per_s = 0.0
+        self._env_steps_per_s = self._updates_per_s = 0.0
+        self.phases, self._samples = Phases(), Samples(config.batch)
         self._last_publish_s = self._last_trim_s = self._last_describe_s = -math.inf
         self._rows_in_flight = self._log_unavailable = self._log_full = self._trimmed_end = 0
+        self._memory: Memory | None = None
         self._newest_figures: Figures | None = None
         self._noted = Counters()
         self._exploring_return: float | None = None
@@ -103,7 +107,7 @@ class LearnerLoop:
         while (now := time.perf_counter()) < started + seconds:
             if not self.cycle(self._replay.ingest_budget_s):
                 time.sleep(IDLE_S)
-                self._wait_s += time.perf_counter() - now
+                self.phases.charge("wait")
             self._publish_when_due(now)
         elapsed = time.perf_counter() - started
         self._env_steps_per_s = (self.reader.totals.env_steps - env_steps) / elapsed
@@ -113,8 +117,10 @@ class LearnerLoop:
 
     def cycle(self, ingest_budget_s: float | None = None) -> int:
         """Take in what arrived, then update while the limiter allows, up to the next ingest; the updates done."""
+        self.phases.charge("outside")
         with unless_away(self._note_unavailable):
             self.limiter.inserts += self.reader.poll(budget_s=ingest_budget_s)
+        self.phases.charge("ingest")
         batch, updates = self._config.batch, 0
         most = self._replay.ingest_every_updates if self.mirror.sampleable_rows else 0
         while updates < most and self.limiter.may_sample:
@@ -124,6 +130,7 @@ class LearnerLoop:
         for done in range(0, updates, together):
             self._learn(min(together, updates - done))
         self._publisher.set(self.limiter.gate_open)
+        self.phases.charge("publish")
         return updates
 
     def _learn(self, updates: int) -> None:
@@ -132,12 +139,19 @@ class LearnerLoop:
         batch = self._config.batch
         rows, weights = self.sampler.choose(batch, updates, self.learner.updates)
         gathered = self.mirror.gather(rows)
+        self.phases.charge("sample")
+        columns = Batch(*on_device(gathered, self.learner.device))
+        factors = None if weights is None else next(on_device((weights,), self.learner.device))
+        self._samples.note(rows, weights, self.mirror.end, columns.r_t, columns.discount_t)
+        self.phases.charge("transfer")
         errors = []
         for part in (slice(start, start + batch) for start in range(0, len(rows), batch)):
-            transitions = Batch(*(column[part] for column in gathered))
-            errors.append(self.learner.update(transitions, None if weights is None else weights[part]))
+            transitions = Batch(*(column[part] for column in columns))
+            errors.append(self.learner.update(transitions, None if factors is None else factors[part]))
+        self.phases.charge("compute")
         if weights is not None:
             self.sampler.update(rows, torch.cat(errors).cpu().numpy())
+            self.phases.charge("priorities")
 
     def _note_unavailable(self, _: LogError) -> None:
         """The learner goes on with what the mirror has while the server does not answer."""
@@ -193,6 +207,7 @@ class LearnerLoop:
     def _publish_when_due(self, now: float) -> None:
         if now - self._last_publish_s >= PUBLISH_MIN_S and self.publish_if_due():
             self._last_publish_s = now
+            self.phases.charge("publish")
         turned = self.mirror.end - self._trimmed_end > max(self._keep_rows // TRIM_SHARE, self._rows_in_flight)
         if now - self._last_trim_s >= TRIM_EVERY_S or turned:
             self._last_trim_s, self._trimmed_end = now, self.mirror.end
@@ -201,12 +216,13 @@ class LearnerLoop:
                 if now - self._last_describe_s >= DESCRIBE_EVERY_S:
                     self._last_describe_s = now
                     self.describe()
+            self.phases.charge("trim")
 
     def _trim(self) -> None:
         """Bound the log. Where the server is nearly full the bound falls by a quarter, for good: a full server refuses
         all writes, and only the learner can make room. Below an eighth of the server other things fill it: rows that
         are yet to be read, or another run's."""
-        memory = self._log.memory()
+        self._memory = memory = self._log.memory()
         if memory is not None:
             row_bytes = self.mirror.schema.row_bytes
             margin = min(max(memory.bound // 10, 2 * self._rows_in_flight * row_bytes), memory.bound // 2)
@@ -231,36 +247,54 @@ class LearnerLoop:
 
     def report(self) -> Report:
         """The figures of the live table and of Prometheus. Raises Diverged where learning has come to nothing."""
+        self.phases.charge("outside")
         self._newest_figures = self.learner.figures() or self._newest_figures
         totals, counters = self.reader.totals, self.reader.counters()
         newest = version(self._fence, self._published)
-        acted_with = [books.weight_version for books in self.reader.slots.values() if books.weight_version]
+        slots = self.reader.slots.values()
+        lags = [version_lag(newest, books.weight_version) for books in slots if books.weight_version]
         self._note_exploring_return(counters)
-        figures: dict[str, float] = self.sampler.figures() | {
-            "updates": self.learner.updates,
-            "env_steps": totals.env_steps,
-            "actor_env_steps": counters.env_steps,
-            "actor_episodes": counters.episodes,
-            "actor_returns_sum": counters.return_sum,
-            "actor_gate_wait_seconds": counters.gate_wait_s,
-            "chunks": totals.chunks,
-            "chunk_bytes": totals.bytes,
-            "weights_published": self._publisher.published,
-            "weights_published_bytes": self._publisher.published_bytes,
-            "weight_version": newest,
-            "log_full": self._log_full,
-            "log_rows": self.reader.log_rows,
-            "log_unavailable": self._log_unavailable + self._publisher.unavailable,
-            "servers_down": self._publisher.servers_down,
-            "learner_wait_seconds": self._wait_s,
-            "replay_rows": self.mirror.rows,
-            "replay_capacity_rows": self.mirror.capacity_rows,
-            "samples_per_insert": self.limiter.realised,
-            "weight_staleness_versions": newest - min(acted_with) if acted_with else 0,
-            "gate_open": float(self.limiter.gate_open),
-            "env_steps_per_second": self._env_steps_per_s,
-            "updates_per_second": self._updates_per_s,
-        }
+        figures: dict[str, float] = (
+            self.sampler.figures()
+            | self._samples.figures()
+            | {
+                "updates": self.learner.updates,
+                "env_steps": totals.env_steps,
+                "actor_env_steps": counters.env_steps,
+                "actor_episodes": counters.episodes,
+                "actor_returns_sum": counters.return_sum,
+                "actor_gate_wait_seconds": counters.gate_wait_s,
+                "chunks": totals.chunks,
+                "chunk_bytes": totals.bytes,
+                "weights_published": self._publisher.published,
+                "weights_published_bytes": self._publisher.published_bytes,
+                "weight_version": newest,
+                "log_full": self._log_full,
+                "log_rows": self.reader.log_rows,
+                "log_unavailable": self._log_unavailable + self._publisher.unavailable,
+                "servers_down": self._publisher.servers_down,
+                "replay_rows": self.mirror.rows,
+                "replay_capacity_rows": self.mirror.capacity_rows,
+                "replay_sampleable_rows": self.mirror.sampleable_rows,
+                "replay_bytes": Mirror.planned_bytes(self.mirror.schema, self.mirror.capacity_rows),
+                "ingest_backlog_chunks": self.reader.backlog_chunks,
+                "rows": totals.rows,
+                "samples": self.limiter.samples,
+                "samples_per_insert": self.limiter.realised,
+                "samples_per_insert_target": self.limiter.samples_per_insert,
+                "limiter_error": self.limiter.error,
+                "limiter_half_band": self.limiter.half_band,
+                "limiter_min_rows": self.limiter.min_rows,
+                "weight_staleness_versions": max(lags, default=0),
+                "weight_staleness_mean_versions": sum(lags) / max(1, len(lags)),
+                "gate_open": float(self.limiter.gate_open),
+                "actors_expected": len(slots),
+                "actor_push_retries": counters.refusals,
+                "target_syncs": self.learner.updates // self._config.target_period_updates,
+                "env_steps_per_second": self._env_steps_per_s,
+                "updates_per_second": self._updates_per_s,
+            }
+        )
         if self._exploring_return is not None:
             figures["exploring_return"] = self._exploring_return
         if self._newest_figures is not None:
@@ -272,4 +306,8 @@ class LearnerLoop:
                     "learner.reward_scale; the best policy so far is kept"
                 )
             figures |= self._newest_figures._asdict()
+        if self._memory is not None:
+            figures |= {"log_memory_bytes": self._memory.used, "log_memory_limit_bytes": self._memory.bound}
+        self.phases.charge("report")
+        figures |= self.phases.figures()
         return Report(figures, dict(totals.refused), dict(totals.rows_lost))
