@@ -19,7 +19,7 @@ ANYWHERE = ""
 RAY = "modes local and cluster"
 SERVER = "where the server has a `maxmemory`"
 PRIORITISED = "with `replay.sampler: prioritised`"
-DISCOUNTED = "with `learner.gamma` < 1"
+DISCOUNTED = "from the first update on, with `learner.gamma` < 1"
 EVALUATED = "from the first evaluation on"
 EPISODES = "from the first finished episode on"
 UPDATED = "from the first update on"
@@ -158,7 +158,7 @@ LEARNER = (
     _gauge("q_abs_max", "Greatest absolute Q value of the last batch.", when=UPDATED),
     _gauge(
         "q_bound",
-        "Greatest absolute Q value that the rewards sampled so far can explain, max |r| / (1 - discount).",
+        "Greatest absolute Q value that the rewards sampled so far can explain, max abs(r) / (1 - discount).",
         when=DISCOUNTED,
     ),
     _gauge("grad_norm", "Norm of the last gradient before clipping.", when=UPDATED),
