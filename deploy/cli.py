@@ -27,6 +27,7 @@ USAGE = """qherd: a herd of actors, one learner, deep Q-learning.
   qherd replay stats RUN|URL
                        what a run's replay memory holds, slot by slot
   qherd clean RUN      remove what a run has left on its server
+  qherd discovery      tell Prometheus which runs there are
   qherd --version
 
 Each command explains itself: qherd train --help. An example:
@@ -114,6 +115,21 @@ class Clean(BaseModel):
     """Do not ask."""
 
 
+class Discovery(BaseModel):
+    """Tell Prometheus which runs there are, and where their /metrics is: HTTP service discovery, until interrupted.
+
+    It knows the runs of this machine's --runs-dir, or of a folder that several machines share. A run is on the list
+    from its learner's start to its orderly end; it needs --metrics.port (0: a free one, so that several never meet).
+    """
+
+    runs_dir: tuple[Path, ...] = (Path("runs"),)
+    """Where the folders of runs are; several may be given."""
+    port: int = Field(9180, ge=0, le=65535)
+    """The port to serve on; deploy/prometheus/prometheus.yml asks 9180."""
+    host: str = "127.0.0.1"
+    """The address to serve on."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; every failure that a user can cause is one message on stderr and exit code 2."""
     os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
@@ -128,6 +144,7 @@ def _dispatch(arguments: list[str]) -> int:
         "record": _record,
         "replay stats": _replay_stats,
         "clean": _clean,
+        "discovery": _discovery,
     }
     command, *rest = arguments or ["--help"]
     if command == "replay":  # a group of commands, for now of one
@@ -218,6 +235,13 @@ def _clean(arguments: list[str]) -> int:
     from deploy.clean import clean
 
     return clean(call.given, call.redis, yes=call.yes)
+
+
+def _discovery(arguments: list[str]) -> int:
+    call = tyro.cli(Discovery, args=arguments, prog="qherd discovery")
+    from deploy.discovery import serve
+
+    return serve(call.runs_dir, call.host, call.port)
 
 
 def _guarded(run: Callable[[], int]) -> int:

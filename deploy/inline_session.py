@@ -32,8 +32,10 @@ class InlineSession:
         torch.use_deterministic_algorithms(True)
         self._config = config
         run, count = directory.run, config.actors.count
-        address = (config.metrics.host, config.metrics.port) if config.metrics.port else None
+        address = None if config.metrics.port is None else (config.metrics.host, config.metrics.port)
         self._metrics = MetricsServer(run, __version__, address)
+        if self._metrics.address:
+            directory.show_metrics_address(*self._metrics.address)
         log, fence = MemoryLog(backstop_chunks(config)), directory.next_fence()
         self.loop = LearnerLoop(
             run,

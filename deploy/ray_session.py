@@ -41,7 +41,11 @@ class RaySession:
         self._config, self._directory, self._schema, self._say = config, directory, schema, say
         self._cleanup = contextlib.ExitStack()
         self._figures: dict[str, float] = {}
-        self._driver_figures: dict[str, float] = {"actors_alive": 0, "actor_restarts": 0}
+        self._driver_figures: dict[str, float] = {
+            "actors_alive": 0,
+            "actor_restarts": 0,
+            "checkpoint_interval_seconds": config.checkpoint.every_s,
+        }
         self._server: EmbeddedServer | None = None
         self._servers_down = 0
         try:
@@ -67,6 +71,7 @@ class RaySession:
         identity = Identity.here()
         self._say("starting the learner, the evaluator and the actors")
         self._learner = self._start_learner(identity, urls["learner"])
+        self._metrics_address = self._learner.metrics_address.remote()
         self._slices: deque[Any] = deque()
         self._ask_slice()
         self._asked_s = time.monotonic()
@@ -119,7 +124,7 @@ class RaySession:
             slots=config.actors.count,
             chunk_rows=chunk_rows(config),
             quarantine=self._directory.quarantine if local else None,
-            metrics_address=(config.metrics.host, config.metrics.port) if config.metrics.port else None,
+            metrics_address=None if config.metrics.port is None else (config.metrics.host, config.metrics.port),
             version=__version__,
         )
 
@@ -165,6 +170,7 @@ class RaySession:
             while len(self._slices) < 2:  # so that the learner never waits for the driver
                 self._ask_slice()
             self._asked_s = time.monotonic()
+            self._register_metrics()
         elif time.monotonic() - self._asked_s > READY_S:
             raise RunFailedError(f"the learner has not answered for {READY_S:.0f} s")
         try:
@@ -197,6 +203,15 @@ class RaySession:
         self._say("the replay server died; it restarts, empty")
         self._server.start()
         self._claim([self._server.url("learner")])
+
+    def _register_metrics(self) -> None:
+        """Once per learner, when it works: write down where its /metrics is."""
+        import ray
+
+        if self._metrics_address is not None:
+            address, self._metrics_address = ray.get(self._metrics_address), None
+            if address is not None:
+                self._directory.show_metrics_address(*address)
 
     def _tell_servers_down(self) -> None:
         """Say when servers stop or begin to answer the learner."""

@@ -1,7 +1,7 @@
 """A run's directory: what is written once, what grows, and the counts that survive everything.
 
 runs/<run>/config.yaml  metrics.jsonl  tb/  checkpoints/best.*  summary.json  fences.json  quarantine/
-           replay.url (while the run's own server is there)
+           replay.url (while the run's own server is there)  scrape.json (while there is a /metrics)
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import yaml
 from actors.config import EnvConfig
 from deploy import __version__
 from deploy.config import RunConfig, dump
+from deploy.discovery import registration
 from learner.weights import unpack
 
 
@@ -120,6 +121,20 @@ class RunDirectory:
             yield
         finally:
             self.replay_url.unlink(missing_ok=True)
+
+    @property
+    def scrape(self) -> Path:
+        """The file that tells ``qherd discovery`` where the run's /metrics is, until the run ends in order."""
+        return self.path / "scrape.json"
+
+    def show_metrics_address(self, host: str, port: int) -> None:
+        """Write it: from now on Prometheus may find the run."""
+        self._write("scrape.json", registration(self.run, host, port).encode())
+
+    def hide_metrics_address(self) -> None:
+        """Take it away. A disk that refuses changes nothing."""
+        with contextlib.suppress(OSError):
+            self.scrape.unlink(missing_ok=True)
 
     def next_fence(self) -> int:
         """The next learner's fence: on disk before it is used, so that no two learners ever share one."""

@@ -118,6 +118,8 @@ def train(config: RunConfig) -> int:
             raise
         finally:
             if directory.path.exists():
+                if not outcome.reason.startswith("failed"):  # a run that failed is to be noticed
+                    directory.hide_metrics_address()
                 directory.write_summary(outcome.summary(config, directory.run, time.monotonic() - started))
     print(_farewell(directory, outcome))
     return 130 if outcome.reason == "interrupted" else 0

@@ -14,9 +14,9 @@ HEAD = """\
 
 <!-- made by python -m docs.metrics from learner/catalogue.py: edit that -->
 
-What `/metrics` of a run has (`--metrics.port`; [monitoring](monitoring.md) says how to collect it). Every metric has the
-label `run`. A metric that has no value yet has its help and no series: *there* says what it takes. Counters go on where
-they were when a run is resumed.
+What `/metrics` of a run has (`--metrics.port`; [monitoring](monitoring.md) says how to collect it). Every metric has
+the label `run`. A metric that has no value yet has its help and no series: *there* says what it takes. Figures are
+renewed once per report of the learner, four times a second (in the inline mode: with each advance).
 """
 PHASE_HEAD = """
 ## Phases of the learner
@@ -46,6 +46,8 @@ def _label(metric: Metric) -> str:
     """The label and its values, where they are known beforehand."""
     if not metric.label:
         return ""
+    if metric.name == "build_info":
+        return " by `version`, `python`, `torch`"
     values = ", ".join(metric.figures)
     return f" by `{metric.label}`" + (f": {values}" if values and metric.label not in (BY_REASON, "phase") else "")
 

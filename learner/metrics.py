@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version as version_of
@@ -74,8 +75,11 @@ class MetricsServer:
 
     @property
     def address(self) -> tuple[str, int] | None:
-        """Host and port that it listens on."""
-        return (str(self._server.server_address[0]), self._server.server_port) if self._server else None
+        """Host and port to ask: where it listens on all of the machine's addresses, the one of its default route."""
+        if self._server is None:
+            return None
+        host = str(self._server.server_address[0])
+        return _own_address() if host in ("0.0.0.0", "::") else host, self._server.server_port
 
     def show(self, report: Report, driver_figures: Mapping[str, float]) -> None:
         """Show this report, and the driver's figures beside it, from the next scrape on."""
@@ -87,3 +91,13 @@ class MetricsServer:
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
+
+
+def _own_address() -> str:
+    """The address that this machine has for others; no packet is sent for it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # reserved for documentation: any address beyond the default route does
+        except OSError:
+            return socket.gethostname()
+        return str(probe.getsockname()[0])

@@ -170,7 +170,7 @@ def test_a_real_run_is_scraped(tmp_path: Path) -> None:
     with running(*command, *options, cwd=tmp_path) as run:
         run.until(moved, 60, "two scrapes with all figures, rising")
     first, second = scrapes
-    not_yet = {"env_rebuilds", "checkpoint_interval_seconds"}
+    not_yet = {"env_rebuilds"}
     for found in scrapes:
         assert found.keys() == {f"qherd_{metric.name}" for metric in catalogue()}
         assert {sample.labels["run"] for sample in found["qherd_updates"].samples} == {"scraped"}
