@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks import machine
 from benchmarks.result import Result, show
 
-NAMES = ("log_rate", "replay", "actor_rate", "learner_rate", "start_time", "solve")
+NAMES = ("log_rate", "replay", "actor_rate", "learner_rate", "metrics_cost", "start_time", "solve")
 BY_NAME_ONLY = ("soak",)
 """Eleven minutes, and no figure of it is a speed."""
 
