@@ -119,6 +119,11 @@ def test_there_is_an_alert_for_each_of_these() -> None:
     assert {f"Qherd{name}" for name in wanted.split()} <= {alert["alert"] for alert in alerts()}
 
 
+def test_the_page_lists_the_alerts_and_their_severities() -> None:
+    listed = re.findall(r"^\| `(Qherd\w+)` \|.*\| (\w+) \|$", (ROOT / "docs/monitoring.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted((alert["alert"], alert["labels"]["severity"]) for alert in alerts())
+
+
 @pytest.mark.parametrize("alert", alerts(), ids=lambda alert: str(alert["alert"]))
 def test_an_alert_says_what_is_wrong_and_what_to_do(alert: dict[str, Any]) -> None:
     annotations = alert["annotations"]
