@@ -78,8 +78,8 @@ def _learner(loop: LearnerLoop, slices: int, repetitions: int) -> tuple[tuple[fl
         spent["scrape"] = costs["scrape"] * elapsed_s * SCRAPES_PER_S
         shares.append(100 * sum(spent.values()) / cpu_s)
         told = [
-            f"{name}: {costs[name] * 1e6:.1f} us, {counts[name] / updates:.3g} a batch: {100 * spent[name] / cpu_s:.2f}%"
-            for name in costs
+            f"{name}: {cost * 1e6:.1f} us, {counts[name] / updates:.3g} a batch: {100 * spent[name] / cpu_s:.2f} %"
+            for name, cost in costs.items()
         ]
         told.append(f"a batch takes {cpu_s / updates * 1e6:.0f} us of CPU time")
     return tuple(shares), tuple(told)
