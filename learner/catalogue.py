@@ -77,7 +77,10 @@ ACTORS = (
         "Versions from the weights that a slot's newest chunk was acted with to the newest weights: of the slot that "
         "is furthest behind.",
     ),
-    _gauge("weight_staleness_mean_versions", "The same, the mean over the slots."),
+    _gauge(
+        "weight_staleness_mean_versions",
+        "Versions from the weights that slots' newest chunks were acted with to the newest weights: the mean.",
+    ),
     _gauge(
         "env_steps_per_second", "Env steps inserted per second, over the learner's newest slice of a quarter second."
     ),
@@ -85,15 +88,15 @@ ACTORS = (
 )
 LOG = (
     _counter("chunks", "Chunks that actors pushed and the mirror took in."),
-    _counter("chunk_bytes", "Bytes of these chunks."),
-    _counter("rows", "Rows of these chunks, boundary rows included."),
+    _counter("chunk_bytes", "Bytes of the chunks that the mirror took in."),
+    _counter("rows", "Rows that the mirror took in, boundary rows included."),
     _counter("env_steps", "Env steps inserted into the mirror: rows without boundary rows."),
     _by_reason("chunks_refused", "Chunks that the learner refused, by reason."),
     _by_reason("rows_lost", "Rows that actors sent and the mirror never took in, by reason."),
     _gauge("ingest_backlog_chunks", "Chunks that were read from the log and are yet to be taken into the mirror."),
     _gauge("log_rows", "Rows that the log still has of those ingested."),
     _gauge("log_memory_bytes", "Bytes that the server uses; of several servers the fullest.", when=SERVER),
-    _gauge("log_memory_limit_bytes", "Bytes at which that server refuses writes.", when=SERVER),
+    _gauge("log_memory_limit_bytes", "Bytes at which the fullest server refuses writes.", when=SERVER),
     _counter("log_full", "Times that the learner trimmed the log because the server's memory was nearly full."),
     _counter("log_unavailable", "Calls of the learner that a server did not answer, or not now."),
     _gauge("servers_down", "Servers that did not answer the learner's newest call; their slots wait."),
@@ -109,7 +112,7 @@ SAMPLER = (
         "Rows inserted after a sampled row, the mean over the newest cycle's samples.",
         when=UPDATED,
     ),
-    _gauge("sample_age_max_rows", "The same, of the oldest of them.", when=UPDATED),
+    _gauge("sample_age_max_rows", "Rows inserted after the oldest of the newest cycle's samples.", when=UPDATED),
     _gauge(
         "effective_sample_size",
         "Equally weighted transitions that a batch is worth: (sum w)^2 / sum w^2 of its importance weights.",

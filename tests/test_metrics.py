@@ -142,6 +142,19 @@ def test_the_endpoint_shows_learner_and_driver(port: int) -> None:
         MetricsServer("another", "1.2.3", ("127.0.0.1", port))
 
 
+def test_all_of_a_machines_addresses_are_told_as_one_that_others_can_ask() -> None:
+    """On a cluster Prometheus gets the address from the learner: 0.0.0.0 would be Prometheus' own machine."""
+    server = MetricsServer("a-run", "1.2.3", ("0.0.0.0", 0))
+    assert server.address is not None
+    host, number = server.address
+    assert host != "0.0.0.0"
+    assert number > 0
+    with urllib.request.urlopen(f"http://{host}:{number}/metrics", timeout=5) as reply:
+        assert b"qherd_build_info" in reply.read()
+    server.close()
+    assert MetricsServer("a-run", "1.2.3", None).address is None
+
+
 def test_a_real_run_is_scraped(tmp_path: Path) -> None:
     """Local mode: the learner's figures and the actors' rise between two scrapes and agree with one another."""
     port = free_port()
