@@ -20,7 +20,7 @@ INPUTS := pyproject.toml constraints.txt deploy/__init__.py
 NOT_HERE := long or root
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all lint format bench
+.PHONY: help setup train test test-all chaos lint format bench
 .DELETE_ON_ERROR:
 
 help: ## Print this list
@@ -37,6 +37,9 @@ test: lint ## Lint, types, unit, contract and short real runs; no root (ARGS="..
 
 test-all: test ## Also what is long or needs root
 	$(BIN)/python -m pytest -m "$(NOT_HERE)" $(ARGS)
+
+chaos: $(DEV_STAMP) ## Kill, freeze and cut off parts of a real run, 50 times (ARGS="--seed 3")
+	cd tests && ../$(BIN)/python chaos.py $(ARGS)
 
 lint: $(DEV_STAMP) ## Ruff (rules and format) and mypy (strict)
 	$(BIN)/ruff check .

@@ -48,7 +48,11 @@ class ActorConfig(BaseModel):
     epsilon_anneal_env_steps: int = Field(20_000, ge=0)
     """Env steps of the run over which every lane goes from random to its place on the ladder."""
     restarts: int = Field(5, ge=0)
-    """Restarts that one actor may need within ten minutes before the run fails."""
+    """Restarts that one actor may need within ten minutes before the run fails. As many times the environment in one
+    lane may raise and be made anew before its actor gives up."""
+    step_timeout_s: float = Field(60.0, gt=0)
+    """Seconds that one env step of all lanes of an actor may take. An actor that does not answer for longer than that,
+    and than its other work may take, is killed and restarted. Raise it for an environment whose steps take longer."""
     silence_s: float = Field(120.0, gt=0)
     """Seconds without an env step of any actor, though the gate is open, after which the run fails. Raise it for an
     environment whose steps take longer."""

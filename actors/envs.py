@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -19,6 +21,7 @@ from gymnasium.wrappers import (
 )
 
 from actors.config import EnvConfig
+from actors.lanes import Lane, RecordedLane
 from replay.chunk import DTYPES, Schema
 
 NARROWED = {"float64": "float32", "int64": "float32", "uint32": "float32", "uint64": "float32", "bool": "int8"}
@@ -56,7 +59,7 @@ def make_env(config: EnvConfig, *, training: bool, render_mode: str | None = Non
 
 def schema_of(env: gym.Env[Any, Any]) -> Schema:
     """The schema of the rows that this environment leaves. Raises EnvError for spaces that qherd does not learn."""
-    name = env.spec.id if env.spec else str(env)
+    name = name_of(env)
     actions, observations = env.action_space, env.observation_space
     if not isinstance(actions, gym.spaces.Discrete):
         raise EnvError(f"{name} has the action space {actions}; Q-learning needs Discrete actions")
@@ -71,6 +74,11 @@ def schema_of(env: gym.Env[Any, Any]) -> Schema:
     return Schema(shape[1:] if stack > 1 else shape, dtype, int(actions.n), stack)
 
 
+def name_of(env: gym.Env[Any, Any]) -> str:
+    """What messages call this environment."""
+    return env.spec.id if env.spec else str(env)
+
+
 def stack_of(env: gym.Env[Any, Any]) -> int:
     """How many frames this environment's observations stack, where the newest alone tells all: gymnasium's wrapper,
     padded with the episode's first frame, and nothing around it that changes observations. 1 for all others."""
@@ -78,17 +86,39 @@ def stack_of(env: gym.Env[Any, Any]) -> int:
         if type(env) is FrameStackObservation:
             plain = env.padding_type == "reset" and isinstance(env.env.observation_space, gym.spaces.Box)
             return env.stack_size if plain else 1
-        if type(env) not in (OrderEnforcing, PassiveEnvChecker, TimeLimit, RecordEpisodeStatistics, _Narrow):
+        if type(env) not in (
+            OrderEnforcing,
+            PassiveEnvChecker,
+            TimeLimit,
+            RecordEpisodeStatistics,
+            _Narrow,
+            Lane,
+            RecordedLane,
+        ):
             return 1
         env = env.env
     return 1
 
 
-def make_lanes(config: EnvConfig, lanes: int) -> SyncVectorEnv:
-    """``lanes`` environments stepped together; the step after an end resets and leaves a boundary row."""
-    return SyncVectorEnv(
-        [lambda: make_env(config, training=True)] * lanes, copy=False, autoreset_mode=AutoresetMode.NEXT_STEP
-    )
+def make_lanes(
+    config: EnvConfig,
+    lanes: int,
+    restarts: int = 5,
+    *,
+    recorded: bool = False,
+    clock: Callable[[], float] = time.monotonic,
+) -> SyncVectorEnv:
+    """``lanes`` environments stepped together; the step after an end resets and leaves a boundary row.
+
+    One that raises is made anew, up to ``restarts`` times within ten minutes (actors/lanes.py). ``recorded`` lanes
+    can be brought back to where they were, by ``Rollout.restore``.
+    """
+    kind = RecordedLane if recorded else Lane
+
+    def lane(index: int) -> Callable[[], Lane]:
+        return lambda: kind(lambda: make_env(config, training=True), config.id, index, restarts, clock)
+
+    return SyncVectorEnv([lane(index) for index in range(lanes)], copy=False, autoreset_mode=AutoresetMode.NEXT_STEP)
 
 
 def _one_hot(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:

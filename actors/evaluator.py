@@ -15,6 +15,7 @@ from actors.config import EnvConfig, EvalConfig
 from actors.envs import make_env
 from actors.policy import NumpyMlp
 from learner.weights import unpack
+from replay.state import State
 
 Array = npt.NDArray[Any]
 LANES = 20
@@ -107,6 +108,14 @@ class Evaluator:
         self._envs = [make_env(env, training=False) for _ in range(min(LANES, config.confirm_episodes))]
         self._policy = NumpyMlp(dueling)
         self._next_seed = SEEDS_FROM + (seed << 24) + (restart << 20)
+
+    def state(self) -> State:
+        """See ``replay.state``: which seed comes next."""
+        return State({"next_seed": self._next_seed}, {})
+
+    def restore(self, state: State) -> None:
+        """See ``replay.state``."""
+        self._next_seed = state.values["next_seed"]
 
     def screen(self, candidate: bytes) -> Verdict:
         """Play a packed policy: the screen, and where its mean reaches the threshold the confirming episodes."""

@@ -25,6 +25,14 @@ class NumpyMlp:
             (np.ascontiguousarray(arrays[f"layers.{i}.weight"].T), arrays[f"layers.{i}.bias"]) for i in range(count)
         ]
 
+    def state(self) -> dict[str, Array]:
+        """The weights that ``load`` was given last; none before."""
+        return {
+            name: array
+            for i, (weight, bias) in enumerate(self._layers)
+            for name, array in ((f"layers.{i}.weight", np.ascontiguousarray(weight.T)), (f"layers.{i}.bias", bias))
+        }
+
     def __call__(self, obs: Array) -> npt.NDArray[np.float32]:
         """obs <obs_dtype>[E, *input_shape] to Q values <float32>[E, A]."""
         x = obs.reshape(len(obs), -1).astype(np.float32, copy=False)

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from actors.config import ActorConfig
-from actors.envs import EnvError
+from actors.envs import EnvError, name_of
 from actors.epsilon import annealed, ladder
+from actors.lanes import REBUILT, RecordedLane
 from actors.policy import NumpyMlp, explore
 from actors.rows import Columns, Rows
 from learner.weights import unpack
 from replay.chunk import Chunk, Counters, Schema, encode
-from replay.log import ChunkId, ChunkLog, Full, Status, Unavailable
+from replay.log import ChunkId, ChunkLog, Full, Status, Unavailable, WeightsHeader
+from replay.state import State, restore_rng, rng_state
 
 POLL_MIN_S, POLL_MAX_S = 0.05, 0.5
 Array = npt.NDArray[Any]
@@ -35,10 +37,19 @@ class Place:
     incarnation: int
 
     def seeds(self, lanes: int) -> tuple[list[int | None], np.random.Generator]:
-        """A seed per lane, and the generator of the actions. Each restart has new ones, logged by the supervisor."""
+        """A seed per lane, and the generator of the actions. Each restart has new ones, by its incarnation, which
+        is on record in the run's fences.json."""
         root = np.random.SeedSequence(self.seed, spawn_key=(self.slot, self.incarnation))
         actions, *per_lane = root.spawn(lanes + 1)
         return [int(s.generate_state(1)[0]) for s in per_lane], np.random.default_rng(actions)
+
+
+class Heartbeat(NamedTuple):
+    """What an actor answers: its incarnation's counters, and a line for each environment made anew since it last did:
+    ``lane 3: RuntimeError: the bridge is down, after env step 812 of it``."""
+
+    counters: Counters
+    rebuilt: tuple[str, ...]
 
 
 class Rollout:
@@ -68,8 +79,11 @@ class Rollout:
         lanes = place.slot * envs.num_envs + np.arange(envs.num_envs)
         self._floor = ladder(lanes, place.slots * envs.num_envs, config.epsilon, config.epsilon_alpha)
         self._epsilon = annealed(self._floor, 0, config.epsilon_anneal_env_steps)
-        self._obs = np.asarray(envs.reset(seed=lane_seeds)[0])
-        self._rows = Rows(config.chunk_steps, envs.num_envs, schema)
+        self._rebuilt: list[str] = []
+        obs, infos = envs.reset(seed=lane_seeds)
+        self._obs = np.asarray(obs)
+        self._note_rebuilt(infos)
+        self._rows = Rows(config.chunk_steps, envs.num_envs, schema, name_of(envs.envs[0]))
         self._newest = np.s_[:, -1] if schema.stack > 1 else np.s_[:]  # the frame that a row stores
         self._pending: bytes | None = None
         self._seq = 1
@@ -80,7 +94,7 @@ class Rollout:
         self.weight_version = 0
         self.counters = Counters()
 
-    def collect(self, seconds: float) -> Counters:
+    def collect(self, seconds: float) -> Heartbeat:
         """Work for about ``seconds``: chunks where the gate is open, polls where it is not."""
         end = self._clock() + seconds
         while self._clock() < end:
@@ -91,7 +105,12 @@ class Rollout:
             self._poll_s = POLL_MIN_S
             self.fill()
             self.send()
-        return self.counters
+        return Heartbeat(self.counters, self.take_rebuilt())
+
+    def take_rebuilt(self) -> tuple[str, ...]:
+        """A line for each environment that was made anew since the last call."""
+        rebuilt, self._rebuilt = tuple(self._rebuilt), []
+        return rebuilt
 
     def ready(self) -> bool:
         """Whether the next chunk may be collected: nothing in doubt, gate open, weights there. Asks the log if not."""
@@ -117,7 +136,72 @@ class Rollout:
         q = self._policy(self._obs)
         action = np.where(planned < 0, q.argmax(1), planned)
         rows.obs[t], rows.q[t], rows.action[t] = self._obs[self._newest], q, action
-        self._obs, rows.reward[t], rows.terminated[t], rows.truncated[t], _ = self._envs.step(action)
+        self._obs, rows.reward[t], rows.terminated[t], rows.truncated[t], infos = self._envs.step(action)
+        if infos:  # a lane has no others
+            rows.broken[t] = self._note_rebuilt(infos)
+
+    def _note_rebuilt(self, infos: Mapping[str, Array]) -> Array:
+        """Which lanes' environments were made anew, as the lanes say: <bool>[E]."""
+        which = infos.get(f"_{REBUILT}", np.zeros(self._envs.num_envs, np.bool_))
+        self._rebuilt += infos[REBUILT][which].tolist() if which.any() else []
+        return which
+
+    def state(self) -> State:
+        """All that a fresh rollout of the same place goes on from bit by bit, between two chunks; for lanes that are
+        recorded. Not in it: when weights were fetched last, and the pauses of ``collect``; they count seconds.
+
+        Raises ValueError while a chunk is in doubt.
+        """
+        if self._pending is not None:
+            raise ValueError(f"chunk {self._seq} of slot {self._place.slot} is in doubt; send it first")
+        values, actions = zip(*(lane.state() for lane in self._recorded()), strict=True)
+        header = self._status.weights
+        return State(
+            {
+                "slot": self._place.slot,
+                "incarnation": self._place.incarnation,
+                "seq": self._seq,
+                "counters": list(self.counters),
+                "rng": rng_state(self._rng),
+                "weight_version": self.weight_version,
+                "gate_open": self._status.gate_open,
+                "newest_weights": None if header is None else list(header),
+                "lanes": list(values),
+            },
+            {"obs": np.array(self._obs), "epsilon": self._epsilon}
+            | {f"actions.{lane}": array for lane, array in enumerate(actions)}
+            | {f"rows.{name}": array for name, array in self._rows.state().items()}
+            | {f"policy.{name}": array for name, array in self._policy.state().items()},
+        )
+
+    def restore(self, state: State) -> None:
+        """Go on where the rollout was that gave ``state``: its lanes' episodes are played again to there.
+
+        Raises NotReplayable where an environment does not allow that, and ValueError for another place's state. This
+        rollout is of no use then; another incarnation of the slot may start from scratch.
+        """
+        values, arrays = state
+        (ended,) = arrays["rows.ended"]
+        lanes = self._recorded()
+        told, own = (values["slot"], values["incarnation"]), (self._place.slot, self._place.incarnation)
+        if told != own or len(values["lanes"]) != len(lanes):
+            raise ValueError(f"the state of slot and incarnation {told} with {len(ended)} lanes is not {own}'s")
+        for i, lane in enumerate(lanes):
+            lane.restore(values["lanes"][i], arrays[f"actions.{i}"], arrays["obs"][i], bool(ended[i]))
+        header = values["newest_weights"]
+        self._status = Status(values["gate_open"], None if header is None else WeightsHeader(*header))
+        self._obs, self._epsilon = np.array(arrays["obs"]), np.array(arrays["epsilon"])
+        self._rows.restore(_named("rows.", arrays))
+        self._policy.load(_named("policy.", arrays))
+        self._seq, self.counters = values["seq"], Counters(*values["counters"])
+        self.weight_version = values["weight_version"]
+        restore_rng(self._rng, values["rng"])
+
+    def _recorded(self) -> list[RecordedLane]:
+        lanes = [env for env in self._envs.envs if isinstance(env, RecordedLane)]
+        if len(lanes) < self._envs.num_envs:
+            raise ValueError("only lanes that are recorded have a state: make_lanes(..., recorded=True)")
+        return lanes
 
     def _encode(self, columns: Columns, counters: Counters) -> None:
         self.counters = counters
@@ -185,3 +269,8 @@ class Rollout:
                 return False
             self._sleep(POLL_MIN_S)
         return True
+
+
+def _named(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Those of ``arrays`` whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

@@ -6,6 +6,7 @@ A step is on the actor's hot path, where every numpy call costs microseconds; al
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,8 @@ from actors.envs import EnvError
 from replay.chunk import BOUNDARY, FIRST, TERMINATED, TRUNCATED, Counters, Schema
 
 Array = npt.NDArray[Any]
+CARRIED = ("ended", "fresh", "returns", "env_steps")
+"""What ``Rows`` carries from chunk to chunk, for each lane."""
 
 
 class Columns(NamedTuple):
@@ -32,28 +35,33 @@ class Rows:
     """What T time steps of E lanes leave, and where each lane stands between two chunks.
 
     ``obs``, ``q``, ``action``, ``reward``, ``terminated`` and ``truncated`` are [T, E, ...]; the steps write them.
+    ``broken`` [T, E] is for the steps at which a lane's environment was made anew; it is false where none was.
     """
 
-    def __init__(self, steps: int, lanes: int, schema: Schema) -> None:
+    def __init__(self, steps: int, lanes: int, schema: Schema, env_name: str) -> None:
+        self._env_name = env_name
         self.obs = np.zeros((steps, lanes, *schema.obs_shape), schema.obs_dtype)
         self.q = np.zeros((steps, lanes, schema.num_actions), np.float32)
         self.action = np.zeros((steps, lanes), np.int32)
         self.reward = np.zeros((steps, lanes), np.float64)
         self.terminated = np.zeros((steps, lanes), np.bool_)
         self.truncated = np.zeros((steps, lanes), np.bool_)
+        self.broken = np.zeros((steps, lanes), np.bool_)
         self._ended = np.zeros((1, lanes), np.bool_)
         self._fresh = np.ones((1, lanes), np.bool_)
         self._returns = np.zeros(lanes, np.float64)
+        self._env_steps = np.zeros(lanes, np.int64)
 
     def close(self, steps: int, counters: Counters) -> tuple[Columns, Counters]:
         """The first ``steps`` time steps as columns, and the counters with them.
 
-        The step after an episode's end is its boundary row: it has the terminal observation and an ignored action.
+        The step after an episode's end is its boundary row: it has the terminal observation and an ignored action. So
+        is a step at which the lane's environment was made anew: what it had played of an episode is no episode.
         Raises EnvError where an observation or a reward is not finite.
         """
-        self._check_finite(steps, counters)
-        ended = self.terminated[:steps] | self.truncated[:steps]
-        boundary = np.concatenate((self._ended, ended[:-1]))
+        ended, broken = self.terminated[:steps] | self.truncated[:steps], self.broken[:steps]
+        boundary = np.concatenate((self._ended, ended[:-1])) | broken
+        self._check_finite(boundary)
         first = np.concatenate((self._fresh, boundary[:-1]))
         flags = (
             self.terminated[:steps] * np.uint8(TERMINATED)
@@ -67,8 +75,10 @@ class Rows:
         columns = Columns(
             self.obs[:steps], action, self.reward[:steps].astype(np.float32), q_taken, q.max(2), flags
         )  # fmt: skip
-        episodes, return_sum = self._finish_episodes(self.reward[:steps], ended)
+        episodes, return_sum = self._finish_episodes(self.reward[:steps], ended, broken)
         self._ended, self._fresh = ended[-1:].copy(), boundary[-1:].copy()
+        self._env_steps += np.count_nonzero(~boundary, axis=0)
+        self.broken[:] = False
         booked = counters._replace(
             env_steps=counters.env_steps + int(np.count_nonzero(~boundary)),
             rows=counters.rows + boundary.size,
@@ -76,6 +86,15 @@ class Rows:
             return_sum=counters.return_sum + return_sum,
         )
         return columns, booked
+
+    def state(self) -> dict[str, Array]:
+        """Where each lane stands between two chunks: [1, E] or [E] each."""
+        return {name: np.array(getattr(self, f"_{name}")) for name in CARRIED}
+
+    def restore(self, carried: Mapping[str, Array]) -> None:
+        """Go on from there."""
+        for name in CARRIED:
+            setattr(self, f"_{name}", np.array(carried[name]))
 
     def boundary(self, obs: Array, q: Array, counters: Counters) -> tuple[Columns, Counters]:
         """One boundary row per lane at the observations <obs_dtype>[E, ...] where the lanes stand."""
@@ -86,24 +105,31 @@ class Rows:
         )
         return columns, counters._replace(rows=counters.rows + len(obs))
 
-    def _finish_episodes(self, reward: Array, ended: Array) -> tuple[int, float]:
-        """How many episodes ended, and the sum of their returns; carries the others' on."""
+    def _finish_episodes(self, reward: Array, ended: Array, broken: Array) -> tuple[int, float]:
+        """How many episodes ended, and the sum of their returns; carries the others' on, drops the broken ones'."""
         episodes, return_sum, start = 0, 0.0, 0
-        for t in np.flatnonzero(ended.any(1)).tolist():
+        over = ended | broken
+        for t in np.flatnonzero(over.any(1)).tolist():
             self._returns += reward[start : t + 1].sum(0)
             start = t + 1
             episodes += int(np.count_nonzero(ended[t]))
             return_sum += float(self._returns[ended[t]].sum())
-            self._returns[ended[t]] = 0
+            self._returns[over[t]] = 0
         self._returns += reward[start:].sum(0)
         return episodes, return_sum
 
-    def _check_finite(self, steps: int, counters: Counters) -> None:
-        """Refuse what the learner would have to refuse, while the environment can still be named."""
-        where = f"after env step {counters.env_steps} of this actor"
-        reward = self.reward[:steps]
-        if not (np.abs(reward) <= np.finfo(np.float32).max).all():
-            bad = reward[~(np.abs(reward) <= np.finfo(np.float32).max)][0]
-            raise EnvError(f"the environment returned the reward {bad} {where}; float32 has to hold it")
-        if self.obs.dtype.kind == "f" and not np.isfinite(self.obs[:steps]).all():
-            raise EnvError(f"the environment returned an observation that is not finite {where}")
+    def _check_finite(self, boundary: Array) -> None:
+        """Refuse what the learner would have to refuse, while environment and lane can still be named."""
+        steps = len(boundary)
+        wrong_reward = ~(np.abs(self.reward[:steps]) <= np.finfo(np.float32).max)
+        if wrong_reward.any():
+            t, lane = np.argwhere(wrong_reward)[0]
+            what = f"the reward {self.reward[t, lane]}, which float32 has to hold,"
+        elif self.obs.dtype.kind == "f" and not np.isfinite(self.obs[:steps]).all():
+            wrong = ~np.isfinite(self.obs[:steps]).reshape(*boundary.shape, -1).all(2)
+            t, lane = np.argwhere(wrong)[0]
+            what = "an observation that is not finite"
+        else:
+            return
+        env_step = self._env_steps[lane] + np.count_nonzero(~boundary[:t, lane])
+        raise EnvError(f"{self._env_name} returned {what} in lane {lane} after env step {env_step} of it")

@@ -8,53 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 
+from actors.config import ActorConfig
 from actors.evaluator import Verdict
+from actors.restarts import BACKOFF_S, Rebuilt, Restarts, cause, jitter
+from actors.rollout import Heartbeat
 from replay.log import LogError
 
 COLLECT_S = 1.0
 IN_FLIGHT = 2
-BUDGET_WINDOW_S = 600.0
-BACKOFF_S = 0.5
-
-
-class CrashLoopError(RuntimeError):
-    """A worker died more often than its budget allows; the text has its last error, ``details`` its traceback."""
-
-    def __init__(self, message: str, details: str) -> None:
-        super().__init__(message)
-        self.details = details
-
-
-@dataclass
-class Restarts:
-    """A budget of restarts within ``BUDGET_WINDOW_S``, and when the next may happen."""
-
-    name: str
-    budget: int
-    deaths: deque[float] = field(default_factory=deque)
-    total: int = 0
-
-    def died(self, error: Exception) -> float:
-        """Book a death; returns the seconds to wait before the restart. Raises CrashLoopError beyond the budget."""
-        now = time.monotonic()
-        self.deaths.append(now)
-        while self.deaths[0] < now - BUDGET_WINDOW_S:
-            self.deaths.popleft()
-        if len(self.deaths) > self.budget:
-            raise CrashLoopError(
-                f"{self.name} died {len(self.deaths)} times within {BUDGET_WINDOW_S:.0f} s (actors.restarts allows "
-                f"{self.budget}); the last time of {cause(error)}",
-                str(error),
-            )
-        self.total += 1
-        return float(BACKOFF_S * 2 ** (len(self.deaths) - 1))
+START_S = 300.0
+"""Seconds that an actor may take to answer for the first time: a cluster may have to find a node for it first."""
+LOG_S = 20.0
+"""Seconds that one ``collect`` may spend on the log beyond its own: four calls that time out after 5 s each."""
+TICK_S = 2.0
+"""The most that one pause between two ticks counts as an actor's silence. Where the pause was longer this process was
+the one that did not run (a stopped or a frozen machine), and the actors may be well."""
 
 
 @dataclass
@@ -64,6 +39,8 @@ class _Slot:
     restarts: Restarts
     restart_at_s: float | None = None
     heard_s: float | None = None
+    silent_s: float = 0.0
+    env_steps: int = 0
     death: str | None = None
 
     def told(self, now_s: float) -> str:
@@ -77,12 +54,28 @@ class _Slot:
         )
 
 
+class HangError(RuntimeError):
+    """An actor that does not answer."""
+
+
 class Supervisor:
     """The actors of all slots. ``start(slot)`` starts a slot's actor under a new incarnation and returns its handle."""
 
-    def __init__(self, start: Callable[[int], Any], slots: int, restarts: int, say: Callable[[str], None]) -> None:
-        self._start, self._say = start, say
-        self._slots = [_Slot(start(slot), [], Restarts(f"actor {slot}", restarts)) for slot in range(slots)]
+    def __init__(
+        self,
+        start: Callable[[int], Any],
+        config: ActorConfig,
+        env_id: str,
+        say: Callable[[str], None],
+        jitter: Callable[[], float] = jitter,
+    ) -> None:
+        self._start, self._config, self._env_id, self._say = start, config, env_id, say
+        self._rebuilt = Rebuilt(say)
+        self._ticked_s = time.monotonic()
+        self._slots = [
+            _Slot(start(slot), [], Restarts(f"actor {slot}", config.restarts, jitter=jitter))
+            for slot in range(config.count)
+        ]
         for slot in self._slots:
             self._refill(slot)
 
@@ -96,27 +89,37 @@ class Supervisor:
         """Restarts so far, over all slots."""
         return sum(slot.restarts.total for slot in self._slots)
 
+    @property
+    def restart_reasons(self) -> Counter[str]:
+        """Deaths so far by the name of the error's type, over all slots."""
+        return sum((slot.restarts.reasons for slot in self._slots), Counter())
+
+    @property
+    def rebuilds(self) -> int:
+        """Environments that raised and were made anew so far, over all slots."""
+        return self._rebuilt.total
+
     def told(self) -> str:
         """What each actor was last known to do, in one line."""
         now_s = time.monotonic()
         return "; ".join(f"actor {index} {slot.told(now_s)}" for index, slot in enumerate(self._slots))
 
     def tick(self) -> None:
-        """Take the answers that are there, ask again, restart who died. Does not wait."""
+        """Take the answers that are there, ask again, restart who died or hangs. Does not wait."""
+        now_s = time.monotonic()
+        passed_s, self._ticked_s = min(now_s - self._ticked_s, TICK_S), now_s
+        self._rebuilt.catch_up()
         for index, slot in enumerate(self._slots):
             if slot.restart_at_s is not None:
-                if time.monotonic() >= slot.restart_at_s:
+                if now_s >= slot.restart_at_s:
                     self._restart(index, slot)
                 continue
-            done, _ = ray.wait(slot.calls, num_returns=len(slot.calls), timeout=0)
-            for call in done:
-                slot.calls.remove(call)
-                try:
-                    ray.get(call)
-                except ray.exceptions.RayError as error:
-                    self._bury(index, slot, error)
-                    break
-                slot.heard_s = time.monotonic()
+            slot.silent_s += passed_s
+            try:
+                self._take_answers(index, slot)
+                self._check_silence(slot)
+            except (ray.exceptions.RayError, HangError) as error:
+                self._bury(index, slot, error)
             else:
                 self._refill(slot)
 
@@ -127,6 +130,27 @@ class Supervisor:
             ray.wait(flushes, num_returns=len(flushes), timeout=deadline_s)
         for slot in self._slots:
             ray.kill(slot.handle)
+
+    def _take_answers(self, index: int, slot: _Slot) -> None:
+        done, _ = ray.wait(slot.calls, num_returns=len(slot.calls), timeout=0)
+        for call in done:
+            slot.calls.remove(call)
+            heartbeat: Heartbeat = ray.get(call)
+            slot.heard_s, slot.silent_s = time.monotonic(), 0.0
+            slot.env_steps = heartbeat.counters.env_steps
+            self._rebuilt.note(index, heartbeat.rebuilt)
+
+    def _check_silence(self, slot: _Slot) -> None:
+        """Raises HangError where all that a ``collect`` may wait for is over; a gate or a server that it waits for has
+        it answer in time. A ``collect`` may begin a chunk just before its own time is over."""
+        limit_s = COLLECT_S + self._config.flush_s + LOG_S + self._config.step_timeout_s
+        if slot.silent_s > limit_s + (START_S if slot.heard_s is None else 0.0):
+            last = "never heard of" if slot.heard_s is None else f"last heard of at env step {slot.env_steps}"
+            raise HangError(
+                f"no answer for {slot.silent_s:.0f} s: {self._env_id} hangs in a step or computes for longer than "
+                f"actors.step_timeout_s ({self._config.step_timeout_s:g} s); raise that option if its steps take that "
+                f"long; {last}"
+            )
 
     def _refill(self, slot: _Slot) -> None:
         while len(slot.calls) < IN_FLIGHT:
@@ -140,7 +164,7 @@ class Supervisor:
                 raise
             slot.restart_at_s = time.monotonic() + BACKOFF_S
             return
-        slot.calls, slot.restart_at_s = [], None
+        slot.calls, slot.restart_at_s, slot.silent_s, slot.env_steps = [], None, 0.0, 0
         self._refill(slot)
 
     def _bury(self, index: int, slot: _Slot, error: Exception) -> None:
@@ -175,15 +199,15 @@ class Screening:
 
     def __init__(
         self,
-        start: Callable[[int], Any],
+        start: Callable[[], Any],
         candidate: Callable[[], Any],
         cpu_share: float,
         restarts: int,
         say: Callable[[str], None],
     ) -> None:
-        """``start(restart)`` starts the evaluator; ``candidate()`` is a reference to the packed policy to play next."""
+        """``start()`` starts an evaluator; ``candidate()`` is a reference to the packed policy to play next."""
         self._start, self._candidate, self._cpu_share, self._say = start, candidate, cpu_share, say
-        self._handle = start(0)
+        self._handle = start()
         self._screening: tuple[Any, Any] | None = None
         self._not_before_s = 0.0
         self._budget = Restarts("the evaluator", restarts)
@@ -204,11 +228,8 @@ class Screening:
             try:
                 verdict: Verdict = ray.get(call)
             except ray.exceptions.RayError as error:
-                self._not_before_s = time.monotonic() + self._budget.died(error)
-                self._say(f"the evaluator died ({cause(error)}); it restarts")
-                with contextlib.suppress(ray.exceptions.RayError):
-                    ray.kill(self._handle)
-                self._handle = self._start(self._budget.total)
+                if not _failed(policy):  # else it was the learner that died
+                    self._bury(error)
             else:
                 pause_s = verdict.seconds * (1 / self._cpu_share - 1) if verdict.confirmed is None else 0.0
                 self._not_before_s = time.monotonic() + pause_s
@@ -218,13 +239,22 @@ class Screening:
             self._screening = self._handle.screen.remote(policy), policy
         return result
 
+    def _bury(self, error: Exception) -> None:
+        self._not_before_s = time.monotonic() + self._budget.died(error)
+        self._say(f"the evaluator died ({cause(error)}); it restarts")
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.kill(self._handle)
+        self._handle = self._start()
+
     def stop(self) -> None:
         """End the evaluator."""
         ray.kill(self._handle)
 
 
-def cause(error: Exception) -> str:
-    """The innermost reason of a Ray error, in one line."""
-    inner = getattr(error, "cause", None) or error
-    lines = str(inner).strip().splitlines() or [type(inner).__name__]
-    return f"{type(inner).__name__}: {lines[-1] if isinstance(inner, ray.exceptions.RayError) else lines[0]}"
+def _failed(policy: Any) -> bool:
+    """Whether there is no policy where one was asked for."""
+    try:
+        ray.get(policy)
+    except ray.exceptions.RayError:
+        return True
+    return False

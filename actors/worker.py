@@ -10,15 +10,14 @@ from actors.config import ActorConfig, EnvConfig, EvalConfig
 from actors.envs import make_lanes, schema_of
 from actors.evaluator import Evaluator, Verdict
 from actors.policy import NumpyMlp
-from actors.rollout import Place, Rollout
-from replay.chunk import Counters
+from actors.rollout import Heartbeat, Place, Rollout
 from replay.identity import Identity
 from replay.redis_log import RedisLog
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
 class ActorWorker:
-    """One slot's actor. The supervisor calls ``collect`` again and again: its return is heartbeat and counters."""
+    """One slot's actor. The supervisor calls ``collect`` again and again: its return is its heartbeat."""
 
     def __init__(
         self,
@@ -32,7 +31,7 @@ class ActorWorker:
     ) -> None:
         """``url`` has the actor's own password: it comes as an argument since Ray logs a runtime_env in clear."""
         identity.check()
-        envs = make_lanes(env, config.lanes)
+        envs = make_lanes(env, config.lanes, config.restarts)
         log = RedisLog(url, place.run, max_chunks=chunks)
         self._rollout = Rollout(place, envs, schema_of(envs.envs[0]), NumpyMlp(dueling), log, config)
 
@@ -40,7 +39,7 @@ class ActorWorker:
         """This worker's process id."""
         return os.getpid()
 
-    def collect(self, seconds: float) -> Counters:
+    def collect(self, seconds: float) -> Heartbeat:
         """See ``Rollout.collect``."""
         return self._rollout.collect(seconds)
 

@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from gymnasium.vector import SyncVectorEnv
 
 from actors.config import ActorConfig, EnvConfig
-from actors.envs import make_lanes, schema_of
+from actors.envs import make_env, make_lanes, schema_of
 from actors.policy import NumpyMlp
 from actors.rollout import Place, Rollout
 from benchmarks.herd import beside, publish_weights
@@ -76,14 +77,14 @@ def actor_loop(rollout: Rollout) -> Callable[[float], int]:
 
     def work(seconds: float) -> int:
         before = rollout.counters.env_steps
-        return rollout.collect(seconds).env_steps - before
+        return rollout.collect(seconds).counters.env_steps - before
 
     return work
 
 
 def bare_loop() -> Callable[[float], int]:
     """A function that steps lanes at random for some seconds and returns the env steps."""
-    envs = make_lanes(ENV, LANES)
+    envs = SyncVectorEnv([lambda: make_env(ENV, training=True)] * LANES, copy=False)
     rng = np.random.default_rng(0)
     actions = int(envs.single_action_space.n)  # type: ignore[attr-defined]
     envs.reset(seed=0)

@@ -24,7 +24,7 @@ from benchmarks.herd import beside, publish_weights
 from benchmarks.learner_rate import Side, running_herd
 from benchmarks.result import Result
 from deploy.config import compose
-from deploy.ray_session import SLICE_S
+from deploy.learner_seat import SLICE_S
 from deploy.valkey import EmbeddedServer
 from learner.learner import ERRORS_KEPT
 from learner.loop import LearnerLoop
@@ -192,9 +192,10 @@ def _actor_share(rollout: Rollout, seconds: float) -> float:
     chunk_s = (time.process_time() - started) / (rollout._seq - chunks)
     rows, counters = rollout._rows, rollout.counters
     ended = rows.terminated | rows.truncated
+    broken = np.zeros_like(ended)
 
     def book() -> None:
-        episodes, return_sum = rows._finish_episodes(rows.reward, ended)
+        episodes, return_sum = rows._finish_episodes(rows.reward, ended, broken)
         counters._replace(
             env_steps=counters.env_steps + int(np.count_nonzero(~ended)),
             rows=counters.rows + ended.size,

@@ -1,6 +1,7 @@
 """The command ``qherd``.
 
-Exit codes: 0 done, 1 the run failed or the user declined, 2 the call or its needs are wrong, 130 interrupted.
+Exit codes: 0 done, 1 the run failed or the user declined, 2 the call or its needs are wrong, 75 a run was interrupted
+and can be resumed, 130 interrupted otherwise.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from deploy.config import ConfigError, RedisConfig, RunConfig, check_bounds, com
 USAGE = """qherd: a herd of actors, one learner, deep Q-learning.
 
   qherd train [ENV]    train; LunarLander-v3 where no ENV is given
+  qherd resume RUN     go on with a run that was interrupted, killed, or is out of budget
   qherd eval RUN       play a run's best policy greedily
   qherd record RUN     write a video of it
   qherd replay stats RUN|URL
@@ -47,6 +49,8 @@ class Launch(BaseModel):
     """A YAML file of options, over the preset."""
     dry_run: bool = False
     """Print the resolved configuration and stop."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with the run --run where there is one of that name already: for launchers that repeat their command."""
 
 
 class Train(Launch):
@@ -55,6 +59,17 @@ class Train(Launch):
 
     Options by dotted name come on top of the environment variables (QHERD_LEARNER_LR=5e-4), these on top of --config,
     this on top of the preset.
+    """
+
+    options: Annotated[RunConfig, tyro.conf.arg(name="")] = RunConfig()
+
+
+class Resume(BaseModel):
+    """Go on with a run from its newest checkpoint, with all that it has counted, learned and stored. Its directory
+    comes first: qherd resume runs/NAME.
+
+    Options by dotted name change what may change, such as --budget.env-steps or --learner.lr; what the run has learned
+    and stored goes by the others, which stay as they were.
     """
 
     options: Annotated[RunConfig, tyro.conf.arg(name="")] = RunConfig()
@@ -140,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _dispatch(arguments: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
+        "resume": _resume,
         "eval": _eval,
         "record": _record,
         "replay stats": _replay_stats,
@@ -173,9 +189,35 @@ def _train(arguments: list[str]) -> int:
     if full.dry_run:
         print(yaml.safe_dump(dump(config), sort_keys=False), end="")
         return 0
+    if full.resume:
+        return _train_or_resume(config)
     from deploy.train import train
 
     return train(config)
+
+
+def _train_or_resume(config: RunConfig) -> int:
+    from deploy.resume import resume
+    from deploy.train import train
+
+    if config.run is None:
+        raise ConfigError("--resume needs to know the run: give its name with --run")
+    path = config.runs_dir / config.run
+    return resume(path, config) if path.exists() else train(config)
+
+
+def _resume(arguments: list[str]) -> int:
+    path = Path(arguments.pop(0)) if arguments and not arguments[0].startswith("-") else None
+    if path is None and not {"-h", "--help"} & set(arguments):
+        raise ConfigError("qherd resume needs the run's directory: qherd resume runs/NAME")
+    from deploy.resume import config_of, resume
+
+    check_bounds(arguments)
+    base = RunConfig() if path is None else config_of(path)
+    call = tyro.cli(
+        Resume, args=arguments, default=Resume(options=base), prog="qherd resume RUN", registry=_yaml_options()
+    )
+    return resume(path or Path(), call.options)
 
 
 def _yaml_options() -> tyro.constructors.ConstructorRegistry:
@@ -250,6 +292,7 @@ def _guarded(run: Callable[[], int]) -> int:
     from deploy.run_dir import RunDirError
     from deploy.session import RunFailedError
     from deploy.valkey import ServerError
+    from learner.checkpoint import CheckpointError
     from replay.log import LogError
     from replay.storage import CannotFit
 
@@ -257,7 +300,7 @@ def _guarded(run: Callable[[], int]) -> int:
         return run()
     except ValidationError as error:
         message = explain(error, "command line")
-    except (ConfigError, EnvError, RunDirError, ServerError, LogError, CannotFit) as error:
+    except (ConfigError, EnvError, RunDirError, ServerError, LogError, CannotFit, CheckpointError) as error:
         message = str(error)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):

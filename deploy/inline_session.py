@@ -4,71 +4,128 @@ from __future__ import annotations
 
 import time
 import traceback
+from typing import TYPE_CHECKING
 
 from actors.envs import make_lanes
 from actors.evaluator import Evaluator, Verdict
+from actors.lanes import NotReplayable
+from actors.restarts import CrashLoopError, Rebuilt, Restarts, cause
 from deploy import __version__
 from deploy.config import RunConfig
 from deploy.plan import backstop_chunks, chunk_rows
 from deploy.run_dir import RunDirectory, env_of
-from deploy.session import Progress, RunFailedError, replay_of
+from deploy.session import Progress, RunFailedError, Say, make_checkpointer, replay_of
+from learner.checkpoint import Found
+from learner.report import Diverged
 from replay.chunk import Schema
 from replay.log import MemoryLog
+from replay.state import State
+
+if TYPE_CHECKING:
+    from actors.rollout import Rollout
 
 
 class InlineSession:
     """One process, in lock-step, reproducible to the bit: every cadence is in updates or env steps."""
 
-    def __init__(self, config: RunConfig, directory: RunDirectory, schema: Schema) -> None:
+    def __init__(self, config: RunConfig, directory: RunDirectory, schema: Schema, say: Say) -> None:
         import torch
 
-        from actors.policy import NumpyMlp
-        from actors.rollout import Place, Rollout
         from learner.loop import LearnerLoop
         from learner.metrics import MetricsServer
         from learner.publisher import Publisher
 
         torch.set_num_threads(config.learner.threads)
         torch.use_deterministic_algorithms(True)
-        self._config = config
+        self._config, self._directory, self._schema, self._say = config, directory, schema, say
         run, count = directory.run, config.actors.count
         address = None if config.metrics.port is None else (config.metrics.host, config.metrics.port)
         self._metrics = MetricsServer(run, __version__, address)
         if self._metrics.address:
             directory.show_metrics_address(*self._metrics.address)
-        log, fence = MemoryLog(backstop_chunks(config)), directory.next_fence()
+        self._log, fence = MemoryLog(backstop_chunks(config)), directory.next_fence()
+        self._checkpointer = make_checkpointer(config, directory, schema)
+        found = self._checkpointer.newest() if fence > 1 else None
+        if found is not None:
+            self._log.restore(found.parts["log"])
         self.loop = LearnerLoop(
             run,
-            log,
-            Publisher(log, fence),
+            self._log,
+            Publisher(self._log, fence),
             schema,
             replay_of(config, directory),
             config.learner,
             fence=fence,
             seed=config.seed,
             quarantine=directory.quarantine,
+            checkpointer=self._checkpointer,
+            found=found,
+            republish=found is None,
         )
         self.loop.expect(range(count), chunk_rows(config))
-        env, dueling = env_of(config), config.learner.network.dueling
-        untimed = config.actors.model_copy(update={"fetch_every_s": 0.0})
-        self._rollouts = [
-            Rollout(
-                Place(run, config.seed, slot, count, directory.next_incarnation(slot)),
-                make_lanes(env, config.actors.lanes),
-                schema,
-                NumpyMlp(dueling),
-                log,
-                untimed,
-                clock=lambda: 0.0,
-            )
-            for slot in range(count)
-        ]
-        self._evaluator = Evaluator(env, config.eval, dueling, config.seed)
+        self._rollouts = [self._rollout(slot, found) for slot in range(count)]
+        self._evaluator = self._make_evaluator()
+        self._evaluator_restarts = Restarts("the evaluator", config.actors.restarts)
         self._screened_at = 0
+        self._rebuilt = Rebuilt(say)
+        self._checkpointed_at = self.loop.learner.updates
+        self._whole = True  # no advance failed half-way
+        if found is not None:
+            self._evaluator.restore(found.parts["evaluator"])
+            self._screened_at = found.parts["session"].values["screened_at"]
+            self._rebuilt.total = found.parts["session"].values["env_rebuilds"]
+            self._evaluator_restarts.total = found.parts["session"].values["evaluator_restarts"]
+        if self.loop.resumed is not None:
+            directory.rewind(self.loop.resumed)
+        self._checkpoint()
+        if found is None:
+            self._checkpointer.check()
+
+    def _rollout(self, slot: int, found: Found | None) -> Rollout:
+        """The slot's actor: as it was in the checkpoint, or, where its environment cannot be played again to the bit,
+        a new incarnation."""
+        if found is not None:
+            try:
+                rollout = self._make_rollout(slot, found.parts[f"actor-{slot}"].values["incarnation"])
+                rollout.restore(found.parts[f"actor-{slot}"])
+            except NotReplayable as error:
+                self._say(f"actor {slot} begins anew, so the run does not go on to the bit: {error}")
+            else:
+                return rollout
+        return self._make_rollout(slot, self._directory.next_incarnation(slot))
+
+    def _make_rollout(self, slot: int, incarnation: int) -> Rollout:
+        from actors.policy import NumpyMlp
+        from actors.rollout import Place, Rollout
+
+        config = self._config
+        return Rollout(
+            Place(self._directory.run, config.seed, slot, config.actors.count, incarnation),
+            make_lanes(env_of(config), config.actors.lanes, config.actors.restarts, recorded=True),
+            self._schema,
+            NumpyMlp(config.learner.network.dueling),
+            self._log,
+            config.actors.model_copy(update={"fetch_every_s": 0.0}),
+            clock=lambda: 0.0,
+        )
+
+    def _restarts(self) -> dict[str, int]:
+        return {"env_rebuilds": self._rebuilt.total, "evaluator_restarts": self._evaluator_restarts.total}
+
+    def _checkpoint(self) -> None:
+        """All of the process, between two advances: whatever the last one did is in metrics.jsonl by then."""
+        actors = {f"actor-{slot}": rollout.state() for slot, rollout in enumerate(self._rollouts)}
+        session = {
+            "session": State({"screened_at": self._screened_at, **self._restarts()}, {}),
+            "evaluator": self._evaluator.state(),
+        }
+        self.loop.checkpoint({**actors, **session, "log": self._log.state()}, wait=True)
+        self._checkpointed_at = self.loop.learner.updates
 
     def advance(self) -> Progress:
-        from learner.loop import Diverged
-
+        if self.loop.learner.updates - self._checkpointed_at >= self._config.checkpoint.every_updates:
+            self._checkpoint()
+        self._whole = False
         until = self.loop.learner.updates + 200
         started, before = time.perf_counter(), (self.loop.learner.updates, self.loop.reader.totals.env_steps)
         for _ in range(200):
@@ -77,6 +134,7 @@ class InlineSession:
                     if rollout.ready():
                         rollout.fill()
                         rollout.send()
+                    self._rebuilt.note(slot, rollout.take_rebuilt())
                 except Exception as error:  # whatever the environment raised
                     message = f"actor {slot} failed: {type(error).__name__}: {error}"
                     raise RunFailedError(message, traceback.format_exc()) from error
@@ -92,14 +150,18 @@ class InlineSession:
         except Diverged as error:
             raise RunFailedError(str(error)) from None
         figures = report.figures | {
+            **self._restarts(),
             "actors_alive": len(self._rollouts),
-            "actor_restarts": 0,
             "updates_per_second": (self.loop.learner.updates - before[0]) / elapsed,
             "env_steps_per_second": (self.loop.reader.totals.env_steps - before[1]) / elapsed,
         }
         if verdict is not None:
             figures["greedy_return"] = verdict.episodes.mean
         self._metrics.show(report, figures)
+        self._rebuilt.catch_up()
+        for text in report.told:
+            self._say(text)
+        self._whole = True
         return Progress(figures, report.refused, report.rows_lost, verdict, policy)
 
     def _screen(self) -> tuple[Verdict | None, bytes | None]:
@@ -108,9 +170,29 @@ class InlineSession:
             return None, None
         self._screened_at = updates
         policy = self.loop.candidate()
-        return self._evaluator.screen(policy), policy
+        try:
+            return self._evaluator.screen(policy), policy
+        except Exception as error:  # whatever the environment raised
+            self._restart_evaluator(error)
+            return None, None
+
+    def _restart_evaluator(self, error: Exception) -> None:
+        """Another evaluator goes on with the next seeds, within its budget, as in the other modes."""
+        try:
+            self._evaluator_restarts.died(error)
+        except CrashLoopError as crash_loop:
+            raise RunFailedError(str(crash_loop), traceback.format_exc()) from error
+        self._say(f"the evaluator died ({cause(error)}); it restarts")
+        before, self._evaluator = self._evaluator, self._make_evaluator()
+        self._evaluator.restore(before.state())
+
+    def _make_evaluator(self) -> Evaluator:
+        config = self._config
+        return Evaluator(env_of(config), config.eval, config.learner.network.dueling, config.seed)
 
     def stop(self, deadline_s: float) -> Progress | None:
         del deadline_s
+        if self._whole:
+            self._checkpoint()
         self._metrics.close()
         return None

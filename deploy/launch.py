@@ -21,7 +21,7 @@ from replay.redis_log import TIMEOUT_S, RedisLog
 def start_session(config: RunConfig, directory: RunDirectory, schema: Schema, say: Say) -> Session:
     """The session of ``config.mode``."""
     if config.mode == "inline":
-        return InlineSession(config, directory, schema)
+        return InlineSession(config, directory, schema, say)
     return RaySession(config, directory, schema, say)
 
 

@@ -61,6 +61,12 @@ def check_memory(config: RunConfig, schema: Schema) -> None:
         )
 
 
+def rows_in_checkpoint(config: RunConfig, schema: Schema) -> bool:
+    """Whether the replay memory's rows are a part of each checkpoint. An inline run has them nowhere else."""
+    planned = Mirror.planned_bytes(schema, config.replay.capacity_rows)
+    return config.mode == "inline" or planned <= config.checkpoint.rows_max_bytes
+
+
 def chunk_rows(config: RunConfig) -> int:
     """Rows of a full chunk."""
     return config.actors.lanes * config.actors.chunk_steps

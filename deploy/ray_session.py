@@ -8,17 +8,17 @@ import secrets
 import signal
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from actors.evaluator import Verdict
 from deploy import __version__
 from deploy.config import ConfigError, RunConfig
-from deploy.plan import backstop_chunks, chunk_rows, plan
-from deploy.run_dir import RunDirectory, env_of
-from deploy.session import Progress, RunFailedError, Say, replay_of
+from deploy.plan import backstop_chunks, chunk_rows, plan, rows_in_checkpoint
+from deploy.run_dir import RunDirectory, RunDirError, env_of
+from deploy.session import RESTARTS, Progress, RunFailedError, Say, make_checkpointer, replay_of
 from deploy.valkey import EmbeddedServer, PrivateDir
 from replay.chunk import Schema
 from replay.identity import Identity
@@ -26,10 +26,10 @@ from replay.log import LogError
 from replay.redis_log import RedisLog
 from replay.sharded_log import ShardedLog, shard_of
 
-SLICE_S = 0.25
-"""Seconds of one call of the learner."""
-READY_S = 120.0
-"""Seconds after which a learner that has not answered counts as hung."""
+FLUSH_S = 9.0
+"""How long the end of a run waits for the actors to flush, at the most."""
+METRICS_ADDRESS_S = 5.0
+"""How long the driver waits for the learner to say where its /metrics is."""
 LAST_ID_TIMEOUT_S = 2.0
 """How long the driver waits for a server before it restarts an actor: as long as the others have calls in flight."""
 
@@ -40,13 +40,17 @@ class RaySession:
     def __init__(self, config: RunConfig, directory: RunDirectory, schema: Schema, say: Say) -> None:
         self._config, self._directory, self._schema, self._say = config, directory, schema, say
         self._cleanup = contextlib.ExitStack()
+        self._before = directory.figures()
         self._figures: dict[str, float] = {}
+        self._refused: dict[str, int] = {}
+        self._rows_lost: dict[str, int] = {}
         self._driver_figures: dict[str, float] = {
             "actors_alive": 0,
-            "actor_restarts": 0,
             "checkpoint_interval_seconds": config.checkpoint.every_s,
         }
+        self._registered: Any = None
         self._server: EmbeddedServer | None = None
+        self._server_restart_s: float | None = None
         self._servers_down = 0
         try:
             self._start()
@@ -64,25 +68,31 @@ class RaySession:
             _start_ray(config, self._cleanup)
         opened.result()
 
-        from actors.supervisor import Restarts, Screening, Silence, Supervisor
+        from actors.restarts import Restarts
+        from actors.supervisor import Screening, Silence, Supervisor
+        from deploy.learner_seat import LearnerSeat
 
+        budget = config.actors.restarts
         self._silence = Silence(config.actors.silence_s)
-        self._server_restarts = Restarts("the replay server", config.actors.restarts)
+        self._server_restarts = Restarts("the replay server", budget)
         identity = Identity.here()
         self._say("starting the learner, the evaluator and the actors")
-        self._learner = self._start_learner(identity, urls["learner"])
-        self._metrics_address = self._learner.metrics_address.remote()
-        self._slices: deque[Any] = deque()
-        self._ask_slice()
-        self._asked_s = time.monotonic()
+        resumes = self._directory.fence > 0
+        self._seat = LearnerSeat(
+            lambda: self._start_learner(identity, urls["learner"]), Restarts("the learner", budget), self._say
+        )
+        incarnations: Mapping[int, int] = {}
+        if resumes and (resumed := self._seat.started()) is not None:
+            self._directory.rewind(resumed)
+            incarnations = resumed.incarnations
         self._supervisor = Supervisor(
-            self._actor_starter(identity, urls), config.actors.count, config.actors.restarts, self._say
+            self._actor_starter(identity, urls, incarnations), config.actors, config.env.id, self._say
         )
         self._screening = Screening(
             self._evaluator_starter(identity),
-            self._learner.candidate.remote,
+            self._seat.candidate,
             config.eval.cpu_share,
-            config.actors.restarts,
+            budget,
             self._say,
         )
 
@@ -92,9 +102,18 @@ class RaySession:
         if config.mode == "cluster":
             return {"learner": config.redis.servers, "actor": config.redis.servers}
         planned = plan(config, self._schema).server
-        self._server = self._cleanup.enter_context(EmbeddedServer(self._directory.run, planned))
+        self._server = self._cleanup.enter_context(EmbeddedServer(self._directory.run, planned, self._server_dir()))
         self._cleanup.enter_context(self._directory.showing_replay_url(self._server.url("reader")))
         return {role: (self._server.url(role),) for role in ("learner", "actor")}
+
+    def _server_dir(self) -> Path | None:
+        """Where the embedded server keeps the rows that checkpoints are too small for; None where they hold them."""
+        folder = self._directory.path / "redis"
+        if rows_in_checkpoint(self._config, self._schema):
+            return folder if folder.exists() else None  # the limit was raised since
+        bound = f"checkpoint.rows_max_bytes = {self._config.checkpoint.rows_max_bytes:,}"
+        self._say(f"the replay memory is bigger than {bound}: its server keeps an append-only file in {folder}")
+        return folder
 
     def _claim(self, urls: Sequence[str]) -> None:
         """Claim the run's name on every server, in their order, so that of two runs the first server's wins."""
@@ -124,11 +143,16 @@ class RaySession:
             slots=config.actors.count,
             chunk_rows=chunk_rows(config),
             quarantine=self._directory.quarantine if local else None,
-            metrics_address=None if config.metrics.port is None else (config.metrics.host, config.metrics.port),
+            checkpointer=make_checkpointer(config, self._directory, self._schema),
+            must_resume=(self._figures or self._before).get("checkpoints", 0) > 0,
+            metrics_address=_metrics_address(config),
             version=__version__,
         )
 
-    def _actor_starter(self, identity: Identity, urls: Mapping[str, Sequence[str]]) -> Callable[[int], Any]:
+    def _actor_starter(
+        self, identity: Identity, urls: Mapping[str, Sequence[str]], incarnations: Mapping[int, int]
+    ) -> Callable[[int], Any]:
+        """``incarnations``: the newest that the checkpoint knows, of a run that is resumed."""
         from actors.rollout import Place
         from actors.worker import ActorWorker
 
@@ -138,7 +162,8 @@ class RaySession:
         log = self._cleanup.enter_context(contextlib.closing(ShardedLog(logs)))
 
         def start(slot: int) -> Any:
-            incarnation = self._directory.next_incarnation(slot, log.last_id(slot).incarnation)
+            newest = max(log.last_id(slot).incarnation, incarnations.get(slot, 0))
+            incarnation = self._directory.next_incarnation(slot, newest)
             place = Place(run, config.seed, slot, config.actors.count, incarnation)
             url = urls["actor"][shard_of(slot, len(urls["actor"]))]
             return ActorWorker.options(num_cpus=config.actors.cpus).remote(  # type: ignore[attr-defined]
@@ -147,46 +172,59 @@ class RaySession:
 
         return start
 
-    def _evaluator_starter(self, identity: Identity) -> Callable[[int], Any]:
+    def _evaluator_starter(self, identity: Identity) -> Callable[[], Any]:
         from actors.worker import EvaluatorWorker
 
         config = self._config
         env, dueling = env_of(config), config.learner.network.dueling
-        return lambda restart: EvaluatorWorker.options(num_cpus=0).remote(  # type: ignore[attr-defined]
-            identity, env, config.eval, dueling, config.seed, restart
+        return lambda: EvaluatorWorker.options(num_cpus=0).remote(  # type: ignore[attr-defined]
+            identity, env, config.eval, dueling, config.seed, self._directory.next_evaluator()
         )
 
     def advance(self) -> Progress:
         import ray
 
-        from actors.supervisor import CrashLoopError, cause
+        from actors.restarts import CrashLoopError
 
-        done, _ = ray.wait([self._slices[0]], timeout=SLICE_S)
-        if done:
-            try:
-                self._figures, self._refused, self._rows_lost = ray.get(self._slices.popleft())
-            except ray.exceptions.RayError as error:
-                raise RunFailedError(f"the learner failed: {cause(error)}", str(error)) from None
-            while len(self._slices) < 2:  # so that the learner never waits for the driver
-                self._ask_slice()
-            self._asked_s = time.monotonic()
-            self._register_metrics()
-        elif time.monotonic() - self._asked_s > READY_S:
-            raise RunFailedError(f"the learner has not answered for {READY_S:.0f} s")
         try:
+            self._take_report()
             self._tend_server()
             self._supervisor.tick()
             self._check_silence()
-            result = self._screening.tick(learning=self._figures.get("updates", 0) > 0)
+            result = self._screening.tick(learning=self._seat.works and self._figures.get("updates", 0) > 0)
         except CrashLoopError as error:
             raise RunFailedError(str(error), error.details) from None
         self._tell_servers_down()
         verdict, policy = (result[0], ray.get(result[1])) if result else (None, None)
         if verdict is not None:
             self._driver_figures["greedy_return"] = verdict.episodes.mean
-        self._driver_figures["actors_alive"] = self._supervisor.alive
-        self._driver_figures["actor_restarts"] = self._supervisor.restarts + self._screening.restarts
+        self._driver_figures |= {"actors_alive": self._supervisor.alive, **self._restarts()}
         return self._progress(verdict, policy)
+
+    def _take_report(self) -> None:
+        """Wait up to a slice for what the learner has to report; one that was started anew has its curves go on from
+        where it went on."""
+        found = self._seat.tick(self._driver_figures)
+        if found is None:
+            return
+        report, resumed = found
+        self._figures, self._refused, self._rows_lost = report.figures, report.refused, report.rows_lost
+        if resumed is not None:
+            self._directory.rewind(resumed)
+        for text in report.told:
+            self._say(text)
+        self._register_metrics()
+
+    def _restarts(self) -> dict[str, float]:
+        """Restarts by kind, those before the run was resumed included."""
+        counts = (
+            self._supervisor.restarts,
+            self._screening.restarts,
+            self._seat.restarts.total,
+            self._server_restarts.total,
+            self._supervisor.rebuilds,
+        )
+        return {name: self._before.get(name, 0) + count for name, count in zip(RESTARTS, counts, strict=True)}
 
     def _check_silence(self) -> None:
         if self._silence.too_long(self._figures):
@@ -196,22 +234,34 @@ class RaySession:
             )
 
     def _tend_server(self) -> None:
-        """Bring the embedded server back, empty, if it died: the mirror has the rows, the learner publishes again."""
+        """Bring the embedded server back if it died, empty or with what its file has: the mirror has the rows, the
+        learner publishes again."""
         if self._server is None or self._server.alive():
             return
-        self._server_restarts.died(RuntimeError("its process ended"))
-        self._say("the replay server died; it restarts, empty")
-        self._server.start()
-        self._claim([self._server.url("learner")])
+        if self._server_restart_s is None:
+            wait_s = self._server_restarts.died(RuntimeError("its process ended"))
+            self._server_restart_s = time.monotonic() + wait_s
+            self._say(f"the replay server died; it restarts in {wait_s:.1f} s")
+        if time.monotonic() >= self._server_restart_s:
+            self._server_restart_s = None
+            self._server.start()
+            self._claim([self._server.url("learner")])
 
     def _register_metrics(self) -> None:
-        """Once per learner, when it works: write down where its /metrics is."""
+        """Once per learner, when it works: write down where its /metrics is, which only it knows."""
         import ray
 
-        if self._metrics_address is not None:
-            address, self._metrics_address = ray.get(self._metrics_address), None
-            if address is not None:
-                self._directory.show_metrics_address(*address)
+        from actors.restarts import cause
+
+        if self._config.metrics.port is None or self._registered is self._seat.handle:
+            return
+        try:
+            address = ray.get(self._seat.handle.metrics_address.remote(), timeout=METRICS_ADDRESS_S)
+            self._directory.show_metrics_address(*address)
+        except (ray.exceptions.RayError, RunDirError) as error:
+            self._say(f"Prometheus will not find this run yet: {cause(error)}")
+            return
+        self._registered = self._seat.handle
 
     def _tell_servers_down(self) -> None:
         """Say when servers stop or begin to answer the learner."""
@@ -220,28 +270,35 @@ class RaySession:
             self._servers_down = down
             self._say(f"replay servers that do not answer: {down}; their actors wait" if down else "all servers answer")
 
-    def _ask_slice(self) -> None:
-        self._slices.append(self._learner.train.remote(SLICE_S, self._driver_figures))
-
     def _progress(self, verdict: Verdict | None, policy: bytes | None) -> Progress:
-        if not self._figures:
-            return Progress(dict(self._driver_figures), {}, {}, verdict, policy)
         return Progress(self._figures | self._driver_figures, self._refused, self._rows_lost, verdict, policy)
 
     def stop(self, deadline_s: float) -> Progress | None:
+        """See ``Session.stop``. The parts share the deadline: a server that is frozen takes at most FLUSH_S of it."""
         import ray
 
+        end = time.monotonic() + deadline_s
         try:
+            if not self._seat.works:
+                self._supervisor.stop(FLUSH_S)
+                return self._progress(None, None)
             with contextlib.suppress(ray.exceptions.RayError, LogError):
-                ray.get(self._learner.shut_gate.remote(), timeout=deadline_s / 4)
-                self._supervisor.stop(deadline_s / 2)
+                flushed = time.monotonic() + FLUSH_S
+                ray.get(self._seat.handle.shut_gate.remote(), timeout=FLUSH_S / 2)
+                self._supervisor.stop(flushed - time.monotonic())
                 self._screening.stop()
-                self._figures, self._refused, self._rows_lost = ray.get(
-                    self._learner.drain.remote(), timeout=deadline_s / 4
-                )
+                report = ray.get(self._seat.handle.finish.remote(), timeout=end - time.monotonic())
+                self._figures, self._refused, self._rows_lost = report.figures, report.refused, report.rows_lost
+                for text in report.told:
+                    self._say(text)
             return self._progress(None, None)
         finally:
             self._cleanup.close()
+
+
+def _metrics_address(config: RunConfig) -> tuple[str, int] | None:
+    """Where to serve /metrics; 0 is a free port."""
+    return None if config.metrics.port is None else (config.metrics.host, config.metrics.port)
 
 
 def _start_ray(config: RunConfig, cleanup: contextlib.ExitStack) -> None:

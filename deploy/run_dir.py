@@ -1,12 +1,16 @@
 """A run's directory: what is written once, what grows, and the counts that survive everything.
 
-runs/<run>/config.yaml  metrics.jsonl  tb/  checkpoints/best.*  summary.json  fences.json  quarantine/
-           replay.url (while the run's own server is there)  scrape.json (while there is a /metrics)
+runs/<run>/config.yaml (config-N.yaml: as the N-th learner was resumed, where that differs)
+           metrics.jsonl (metrics.superseded.jsonl: rows behind the checkpoint that was resumed from)  tb/
+           checkpoints/best.*  checkpoints/<fence>-<updates>-<env steps>/  summary.json  fences.json  quarantine/
+           lock (held while a driver has the run)  replay.url (while the run's own server is there)
+           scrape.json (where /metrics is, until the run ends in order)
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import math
@@ -28,7 +32,11 @@ from actors.config import EnvConfig
 from deploy import __version__
 from deploy.config import RunConfig, dump
 from deploy.discovery import registration
+from learner.report import Resumed
 from learner.weights import unpack
+
+SUPERSEDED = "metrics.superseded.jsonl"
+_CONFIG = re.compile(r"config-(\d+)\.yaml$")
 
 
 class RunDirError(ValueError):
@@ -45,6 +53,7 @@ class RunDirectory:
         self.run = path.name
         self._metrics: IO[str] | None = None
         self._events: Any = None
+        self._lock_fd: int | None = None
 
     @classmethod
     def create(cls, config: RunConfig) -> RunDirectory:
@@ -53,14 +62,14 @@ class RunDirectory:
         path = config.runs_dir / name
         if path.exists():
             raise RunDirError(
-                f"{path} exists already, and a run is never overwritten: choose another --run, or leave it out "
-                "for a unique one"
+                f"{path} exists already, and a run is never overwritten: go on with it (qherd resume {path}), choose "
+                "another --run, or leave it out for a unique one"
             )
         made, made_parent = False, not config.runs_dir.exists()
         try:
             path.mkdir(parents=True)
             made = True
-            return cls(path, made_parent)._furnish(config)
+            return cls(path, made_parent)._furnish(config)._locked()
         except (OSError, RunDirError) as error:
             if made:  # by this call, and still without any data
                 shutil.rmtree(path, ignore_errors=True)
@@ -71,13 +80,15 @@ class RunDirectory:
             ) from error
 
     def _furnish(self, config: RunConfig) -> RunDirectory:
-        (self.path / "checkpoints").mkdir()
-        header = {"qherd": __version__, "git": _git_revision(), "versions": _versions()}
-        self._write("config.yaml", yaml.safe_dump({**header, "config": dump(config)}, sort_keys=False).encode())
-        self._write(
-            "fences.json", json.dumps({"fence": 0, "incarnations": {}, "nonce": secrets.token_hex(16)}).encode()
-        )
+        self.checkpoints.mkdir()
+        self._write_config("config.yaml", config)
+        nothing = {"fence": 0, "evaluators": 0, "incarnations": {}}
+        self._write("fences.json", json.dumps({**nothing, "nonce": secrets.token_hex(16)}).encode())
         return self
+
+    def _write_config(self, name: str, config: RunConfig) -> None:
+        header = {"qherd": __version__, "git": _git_revision(), "versions": _versions()}
+        self._write(name, yaml.safe_dump({**header, "config": dump(config)}, sort_keys=False).encode())
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -86,13 +97,51 @@ class RunDirectory:
             raise RunDirError(f"{path} is no run: it has no config.yaml")
         return cls(path)
 
+    @classmethod
+    def reopen(cls, path: Path) -> RunDirectory:
+        """An existing directory, to go on with its run. Raises RunDirError where it is none, or a driver has it."""
+        return cls.open(path)._locked()
+
+    def _locked(self) -> RunDirectory:
+        """Lock the directory for as long as this process lives: two drivers would both count fences."""
+        with self._disk(self.path / "lock"):
+            self._lock_fd = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.read(self._lock_fd, 100).decode(errors="replace").strip()
+            os.close(self._lock_fd)
+            raise RunDirError(
+                f"{self.shown} is at work already, in {holder or 'another process'}: stop it first"
+            ) from None
+        os.truncate(self._lock_fd, 0)
+        os.write(self._lock_fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        return self
+
+    @property
+    def config_file(self) -> Path:
+        """The newest configuration."""
+        resumed = [(int(m[1]), path) for path in self.path.glob("config-*.yaml") if (m := _CONFIG.match(path.name))]
+        return max(resumed)[1] if resumed else self.path / "config.yaml"
+
     @property
     def config(self) -> RunConfig:
         """The run's resolved configuration (without the Redis password)."""
+        file = self.config_file
         try:
-            return RunConfig.model_validate(yaml.safe_load((self.path / "config.yaml").read_text())["config"])
+            return RunConfig.model_validate(yaml.safe_load(file.read_text())["config"])
         except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
-            raise RunDirError(f"{self.path}/config.yaml is damaged: {error}") from error
+            raise RunDirError(f"{self.path}/{file.name} is damaged: {error}") from error
+
+    def note_config(self, config: RunConfig) -> None:
+        """Keep the configuration that the run is resumed with, beside the earlier ones, where it is another."""
+        if dump(config) != dump(self.config):
+            self._write_config(f"config-{self.fence + 1}.yaml", config)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints and the best policy are."""
+        return self.path / "checkpoints"
 
     @property
     def nonce(self) -> str:
@@ -136,12 +185,24 @@ class RunDirectory:
         with contextlib.suppress(OSError):
             self.scrape.unlink(missing_ok=True)
 
+    @property
+    def fence(self) -> int:
+        """The newest learner's fence; 0 before the first."""
+        return int(self._counts()["fence"])
+
     def next_fence(self) -> int:
         """The next learner's fence: on disk before it is used, so that no two learners ever share one."""
+        return self._count_up("fence")
+
+    def next_evaluator(self) -> int:
+        """How many evaluators the run had before the next one, whose seeds are not to be played again."""
+        return self._count_up("evaluators") - 1
+
+    def _count_up(self, name: str) -> int:
         counts = self._counts()
-        counts["fence"] += 1
+        counts[name] = counts.get(name, 0) + 1
         self._write("fences.json", json.dumps(counts).encode())
-        return int(counts["fence"])
+        return int(counts[name])
 
     def next_incarnation(self, slot: int, at_least: int = 0) -> int:
         """The next incarnation of a slot, above ``at_least``; on disk before it is used."""
@@ -159,13 +220,44 @@ class RunDirectory:
 
     def log(self, figures: Mapping[str, float]) -> None:
         """Append one row to metrics.jsonl and to the TensorBoard events, at the step ``env_steps``."""
+        metrics, events = self._opened()
+        with self._disk(self.path / "metrics.jsonl"):
+            metrics.write(json.dumps({key: _rounded(value) for key, value in figures.items()}) + "\n")
+            metrics.flush()
+            _write_scalars(events, figures)
+
+    def _opened(self) -> tuple[IO[str], Any]:
         if self._metrics is None:
             self.open_files()
         assert self._metrics is not None
-        with self._disk(self.path / "metrics.jsonl"):
-            self._metrics.write(json.dumps({key: _rounded(value) for key, value in figures.items()}) + "\n")
-            self._metrics.flush()
-            _write_scalars(self._events, figures)
+        return self._metrics, self._events
+
+    def figures(self) -> dict[str, float]:
+        """The newest row of metrics.jsonl; empty before the first."""
+        rows = self._rows()[0]
+        return {} if not rows else {name: value for name, value in json.loads(rows[-1]).items() if value is not None}
+
+    def rewind(self, resumed: Resumed) -> None:
+        """Have the curves go on from a checkpoint: rows behind it move to metrics.superseded.jsonl, and TensorBoard is
+        told to pass over its events behind it."""
+        whole, torn = self._rows()
+        kept = [row for row in whole if _upto(json.loads(row), resumed)]
+        if len(kept) < len(whole) or torn:
+            with self._disk(self.path / SUPERSEDED), (self.path / SUPERSEDED).open("a") as file:
+                file.writelines([*whole[len(kept) :], *torn])
+            self._write("metrics.jsonl", "".join(kept).encode())
+        if self._metrics is not None:
+            self.close_files()
+            self.open_files()
+        with self._disk(self.path / "tb"):
+            _write_restart(self._opened()[1], resumed.env_steps)
+
+    def _rows(self) -> tuple[list[str], list[str]]:
+        """The whole rows of metrics.jsonl, and the one that a driver was killed in, if any."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        torn = [lines.pop() + "\n"] if lines and not lines[-1].endswith("\n") else []
+        return lines, torn
 
     def save_best(self, policy: bytes, about: Mapping[str, Any]) -> None:
         """Keep a packed policy as the best one: weights under their own name, then the manifest that names them."""
@@ -174,9 +266,19 @@ class RunDirectory:
         self._write(f"checkpoints/{name}", policy)
         manifest = {**about, "file": name, "sha256": digest}
         self._write("checkpoints/best.json", json.dumps(manifest, indent=2).encode())
-        for older in (self.path / "checkpoints").glob("best-*.weights"):
+        for older in self.checkpoints.glob("best-*.weights"):
             if older.name != name:
                 older.unlink()
+
+    def best(self) -> dict[str, Any] | None:
+        """The best policy's manifest; None where no evaluation was finished. Raises RunDirError where it is damaged."""
+        try:
+            manifest: dict[str, Any] = json.loads((self.checkpoints / "best.json").read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise RunDirError(f"{self.path}/checkpoints/best.json is damaged: {error}") from error
+        return manifest
 
     def load_best(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
         """The best policy's arrays and its manifest. Raises RunDirError where there is none or it is damaged."""
@@ -209,7 +311,14 @@ class RunDirectory:
                 self.path.parent.rmdir()
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close what is open and let go of the run."""
+        self.close_files()
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+    def close_files(self) -> None:
+        """Close the metrics and the events."""
         if self._metrics is not None:
             for file in (self._metrics, self._events):
                 with contextlib.suppress(OSError):  # what is left in its buffer after a write that was refused
@@ -264,6 +373,21 @@ def _event_writer(folder: Path) -> Any:
     writer.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
     writer.flush()
     return writer
+
+
+def _write_restart(writer: Any, env_steps: int) -> None:
+    """TensorBoard passes over earlier files' events at this step and behind it."""
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+    start = SessionLog(status=SessionLog.START)
+    writer.write(Event(wall_time=time.time(), step=env_steps + 1, session_log=start).SerializeToString())
+    writer.flush()
+
+
+def _upto(row: Mapping[str, Any], resumed: Resumed) -> bool:
+    """Whether a row of metrics.jsonl is not behind the checkpoint."""
+    updates, env_steps = row.get("updates", 0), row.get("env_steps", 0)
+    return bool(updates <= resumed.updates and env_steps <= resumed.env_steps)
 
 
 def _write_scalars(writer: Any, figures: Mapping[str, float]) -> None:

@@ -7,10 +7,15 @@ from typing import NamedTuple, Protocol
 
 from actors.evaluator import Verdict
 from deploy.config import RunConfig
+from deploy.plan import rows_in_checkpoint
 from deploy.run_dir import RunDirectory
+from learner.checkpoint import Checkpointer
+from replay.chunk import Schema
 from replay.config import ReplayConfig
 
 Say = Callable[[str], None]
+RESTARTS = ("actor_restarts", "evaluator_restarts", "learner_restarts", "server_restarts", "env_rebuilds")
+"""Figures that count what was restarted, over the whole run."""
 
 
 class RunFailedError(RuntimeError):
@@ -38,7 +43,13 @@ class Session(Protocol):
         """Let the run go on for a moment."""
 
     def stop(self, deadline_s: float) -> Progress | None:
-        """Flush, take in what was flushed, and end everything that this session started."""
+        """Flush, take in what was flushed, write a checkpoint, and end everything that this session started."""
+
+
+def make_checkpointer(config: RunConfig, directory: RunDirectory, schema: Schema) -> Checkpointer:
+    """The writer of this run's checkpoints."""
+    folder = config.checkpoint.dir or directory.checkpoints
+    return Checkpointer(folder, config.checkpoint, rows_in_checkpoint(config, schema))
 
 
 def replay_of(config: RunConfig, directory: RunDirectory) -> ReplayConfig:

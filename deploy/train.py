@@ -15,27 +15,44 @@ from deploy.config import ConfigError, RunConfig
 from deploy.display import Display
 from deploy.launch import check, probe_env, start_session
 from deploy.plan import check_memory, plan
-from deploy.run_dir import RunDirectory
-from deploy.session import Progress, RunFailedError, Session
+from deploy.run_dir import RunDirectory, RunDirError
+from deploy.session import RESTARTS, Progress, RunFailedError, Say, Session
 from deploy.valkey import ServerError
+from learner.checkpoint import CheckpointError
+from replay.chunk import Schema
 from replay.log import LogError
 from replay.storage import CannotFit
 
-STOP_S = 20.0
+STOP_S = 17.0
 LOG_EVERY_S = 1.0
+INTERRUPTED = 75
+"""Exit code of a run that was asked to stop and can be resumed: EX_TEMPFAIL of sysexits.h."""
+_SCREENS = ("greedy_return", "first_greedy_return")
+_REMEDIES = {
+    "budget of env steps": "; to go on, raise --budget.env-steps",
+    "budget of seconds": "; to go on, raise --budget.seconds",
+}
 
 
 @dataclass
 class Outcome:
-    """How a run went so far; becomes summary.json."""
+    """How a run went so far; becomes summary.json. ``reason``: why it is over, empty while it is not;
+    ``wall_before_s``: what it took before it was resumed."""
 
-    reason: str = "running"
+    reason: str = ""
+    wall_before_s: float = 0.0
     solved_s: float | None = None
     solved_env_steps: int | None = None
     best: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
     rows_lost: dict[str, int] = field(default_factory=dict)
+
+    def solve(self, elapsed: float) -> None:
+        """The best policy has solved the environment."""
+        self.reason = "solved"
+        self.solved_s = elapsed
+        self.solved_env_steps = int(self.figures.get("env_steps", 0))
 
     def summary(self, config: RunConfig, run: str, wall_s: float) -> dict[str, Any]:
         """The fields of summary.json."""
@@ -46,7 +63,7 @@ class Outcome:
             "env": config.env.id,
             "seed": config.seed,
             "mode": config.mode,
-            "exit_reason": self.reason,
+            "exit_reason": self.reason or "running",
             "wall_s": round(wall_s, 2),
             "solved_s": self.solved_s and round(self.solved_s, 2),
             "solved_env_steps": self.solved_env_steps,
@@ -61,7 +78,7 @@ class Outcome:
             "chunks_refused": self.refused,
             "rows_lost": self.rows_lost,
             "samples_per_insert": figures.get("samples_per_insert", 0.0),
-            "actor_restarts": int(figures.get("actor_restarts", 0)),
+            **{name: int(figures.get(name, 0)) for name in RESTARTS},
         }
 
 
@@ -89,21 +106,49 @@ class Stop:
 
 def train(config: RunConfig) -> int:
     """Train until solved, out of budget or interrupted; returns the exit code. Raises what makes a run fail."""
-    started = time.monotonic()
     check(config)
     schema = probe_env(config)
     check_memory(config, schema)
-    directory = RunDirectory.create(config)
-    outcome, stop = Outcome(), Stop()
-    with contextlib.closing(directory), stop.listening(), Display(directory.run, config) as display:
+    with contextlib.closing(RunDirectory.create(config)) as directory:
+        try:
+            return _run(config, directory, schema, Outcome())
+        except (ConfigError, CannotFit, CheckpointError, LogError, ServerError):
+            if not directory.figures():
+                directory.discard()  # nothing has run: the name stays free
+            raise
+
+
+def go_on(config: RunConfig, directory: RunDirectory) -> int:
+    """Go on with a run, as ``train``; one that is over already is left alone."""
+    outcome = earlier(directory)
+    if over := _over(config, outcome, Stop(), outcome.wall_before_s):
+        print(f"{directory.shown} is over: {over}{_REMEDIES.get(over, '')}")
+        return 0
+    check(config)
+    schema = probe_env(config)
+    check_memory(config, schema)
+    directory.note_config(config)
+    # the learner's own figures are its checkpoint's, which may be older than the newest row
+    outcome.figures = {name: outcome.figures[name] for name in _SCREENS if name in outcome.figures}
+    return _run(config, directory, schema, outcome)
+
+
+def earlier(directory: RunDirectory) -> Outcome:
+    """How a run has gone so far, as its directory tells."""
+    figures, best = directory.figures(), directory.best() or {}
+    outcome = Outcome(best=best, figures=figures, wall_before_s=figures.get("wall_s", 0.0))
+    if best.get("solved"):
+        outcome.solve(outcome.wall_before_s)
+    return outcome
+
+
+def _run(config: RunConfig, directory: RunDirectory, schema: Schema, outcome: Outcome) -> int:
+    started, stop = time.monotonic() - outcome.wall_before_s, Stop()
+    with stop.listening(), Display(directory.run, config) as display:
         display.say(f"run {directory.shown}")
         display.say(plan(config, schema).told(config))
         try:
-            try:
-                session = start_session(config, directory, schema, display.say)
-            except (ConfigError, CannotFit, LogError, ServerError):
-                directory.discard()  # nothing has run: the name stays free
-                raise
+            session = start_session(config, directory, schema, display.say)
             display.say("waiting for the first experience")
             try:
                 _advance_until_over(config, directory, session, display, outcome, stop, started)
@@ -112,17 +157,19 @@ def train(config: RunConfig) -> int:
                 _note(outcome, session.stop(STOP_S))
         except BaseException as error:
             if isinstance(error, RunFailedError) and error.details:
-                (directory.path / "failure.txt").write_text(error.details)
+                with contextlib.suppress(OSError):  # a full disk: the message says what matters
+                    (directory.path / "failure.txt").write_text(error.details)
                 display.say(f"the part's own traceback: {directory.shown}/failure.txt")
             outcome.reason = f"failed: {error}" if str(error) else f"failed: {type(error).__name__}"
             raise
         finally:
-            if directory.path.exists():
-                if not outcome.reason.startswith("failed"):  # a run that failed is to be noticed
-                    directory.hide_metrics_address()
-                directory.write_summary(outcome.summary(config, directory.run, time.monotonic() - started))
+            if not outcome.reason.startswith("failed"):  # a run that failed is to be noticed
+                directory.hide_metrics_address()
+            summary = outcome.summary(config, directory.run, time.monotonic() - started)
+            with _DiskAlarm(display.say).writing():
+                directory.write_summary(summary)
     print(_farewell(directory, outcome))
-    return 130 if outcome.reason == "interrupted" else 0
+    return INTERRUPTED if outcome.reason == "interrupted" else 0
 
 
 def _advance_until_over(
@@ -134,21 +181,42 @@ def _advance_until_over(
     stop: Stop,
     started: float,
 ) -> None:
-    logged_s = 0.0
-    while outcome.reason == "running":
+    disk, logged_s = _DiskAlarm(display.say), 0.0
+    while not outcome.reason:
         progress = session.advance()
         _note(outcome, progress)
         if progress.verdict is not None and progress.policy is not None:
-            _judge(config, directory, outcome, progress.verdict, progress.policy, time.monotonic() - started)
+            with disk.writing():
+                _judge(config, directory, outcome, progress.verdict, progress.policy, time.monotonic() - started)
         elapsed = time.monotonic() - started
-        figures = {"wall_s": elapsed} | outcome.figures
+        figures = {"wall_s": elapsed} | outcome.figures | {"write_failures": disk.failures}
         display.update(figures)
         due = config.mode == "inline" or elapsed - logged_s >= LOG_EVERY_S or progress.verdict is not None
         if figures.get("env_steps") and due:
-            directory.log(figures)
+            with disk.writing():
+                directory.log(figures)
             logged_s = elapsed
-        if outcome.reason == "running":
-            outcome.reason = _over(config, outcome, stop, elapsed)
+        outcome.reason = outcome.reason or _over(config, outcome, stop, elapsed)
+
+
+class _DiskAlarm:
+    """A disk that refuses what a running run writes is told once per spell, counted, and stops nothing."""
+
+    def __init__(self, say: Say) -> None:
+        self._say, self._failing = say, False
+        self.failures = 0
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Go on where the block's writing is refused."""
+        try:
+            yield
+            self._failing = False
+        except RunDirError as error:
+            if not self._failing:
+                self._say(f"{error}; the run goes on, make room")
+            self._failing = True
+            self.failures += 1
 
 
 def _note(outcome: Outcome, progress: Progress | None) -> None:
@@ -163,12 +231,14 @@ def _note(outcome: Outcome, progress: Progress | None) -> None:
 def _judge(
     config: RunConfig, directory: RunDirectory, outcome: Outcome, verdict: Verdict, policy: bytes, elapsed: float
 ) -> None:
-    """Keep the policy if it is the best so far, by the mean of its most thorough evaluation; note a solution."""
+    """Keep the policy if it is the best so far, by the mean of its most thorough evaluation; note a solution.
+
+    Raises RunDirError, and then notes nothing, where the disk refuses the policy: a later one may be kept."""
     episodes = verdict.episodes
     outcome.figures.setdefault("first_greedy_return", verdict.screen.mean)
     rank = [verdict.solved, verdict.confirmed is not None, episodes.mean]
     if rank > outcome.best.get("rank", [False, False, float("-inf")]):
-        outcome.best = {
+        best = {
             "version": verdict.version,
             "updates": verdict.updates,
             "episodes": len(episodes.returns),
@@ -179,26 +249,30 @@ def _judge(
             "solved": verdict.solved,
             "rank": rank,
         }
-        directory.save_best(policy, outcome.best)
+        directory.save_best(policy, best)
+        outcome.best = best
     if verdict.solved:
-        outcome.reason = "solved"
-        outcome.solved_s = elapsed
-        outcome.solved_env_steps = int(outcome.figures.get("env_steps", 0))
+        outcome.solve(elapsed)
 
 
 def _over(config: RunConfig, outcome: Outcome, stop: Stop, elapsed: float) -> str:
+    """Why the run is over; empty where it is not."""
+    if outcome.reason:
+        return outcome.reason
     if stop.signal is not None:
         return "interrupted"
     if config.budget.env_steps and outcome.figures.get("env_steps", 0) >= config.budget.env_steps:
         return "budget of env steps"
     if config.budget.seconds and elapsed >= config.budget.seconds:
         return "budget of seconds"
-    return "running"
+    return ""
 
 
 def _farewell(directory: RunDirectory, outcome: Outcome) -> str:
     best = outcome.best
     lines = [f"{outcome.reason}: {directory.shown}"]
+    if outcome.reason == "interrupted":
+        lines[0] += f"    go on with it: qherd resume {directory.shown}"
     if outcome.solved_s is not None:
         lines[0] = (
             f"solved after {outcome.solved_s:.1f} s and {outcome.solved_env_steps:,} env steps: {directory.shown}"

@@ -126,7 +126,7 @@ DASHBOARDS: Mapping[str, tuple[str, Mapping[str, Sequence[Panel]]]] = {
                         _of("qherd_checkpoint_interval_seconds", "{{run}} configured interval"),
                     ),
                 ),
-                Panel("Time to write", "s", (_of("qherd_checkpoint_seconds"),)),
+                Panel("Learner pauses", "percentunit", (_rate("qherd_checkpoint_pause_seconds_total"),)),
                 Panel("Size", "bytes", (_of("qherd_checkpoint_bytes"),)),
                 Panel(
                     "Written and failed",

@@ -23,7 +23,6 @@ DISCOUNTED = "from the first update on, with `learner.gamma` < 1"
 EVALUATED = "from the first evaluation on"
 EPISODES = "from the first finished episode on"
 UPDATED = "from the first update on"
-CHECKPOINTS = "where checkpoints are written"
 OCCURRED = "per reason, from its first occurrence on"
 
 
@@ -169,12 +168,12 @@ LEARNER = (
     _counter("weights_published_bytes", "Bytes of the weights sent, over all servers."),
 )
 CHECKPOINT = (
-    _gauge("checkpoint_age_seconds", "Seconds since the newest checkpoint was whole.", when=CHECKPOINTS),
+    _gauge("checkpoint_age_seconds", "Seconds since the newest checkpoint was whole."),
     _gauge("checkpoint_interval_seconds", "Seconds that are configured between two checkpoints.", when=RAY),
-    _counter("checkpoints", "Checkpoints written.", when=CHECKPOINTS),
-    _counter("checkpoint_failures", "Checkpoints that could not be written.", when=CHECKPOINTS),
-    _gauge("checkpoint_bytes", "Size of the newest checkpoint.", when=CHECKPOINTS),
-    _gauge("checkpoint_seconds", "Seconds that the newest checkpoint took.", when=CHECKPOINTS),
+    _counter("checkpoints", "Checkpoints written."),
+    _counter("checkpoint_failures", "Checkpoints that could not be written."),
+    _gauge("checkpoint_bytes", "Size of the newest checkpoint."),
+    _counter("checkpoint_pause_seconds", "Seconds that the learner paused for checkpoints."),
 )
 RUN = (
     Metric(

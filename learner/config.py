@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -71,6 +73,9 @@ class CheckpointConfig(BaseModel):
     """Updates between two of them in the inline mode, which knows no seconds."""
     keep: int = Field(3, ge=1)
     """How many are kept, the newest; older ones are removed when a newer one is whole."""
+    dir: Path | None = None
+    """Where they are, as the learner's node sees it. The default is the run's folder: on a cluster give one that every
+    node on which the learner may run sees under this name."""
     rows_max_bytes: int = Field(64 << 20, ge=0)
     """A replay memory up to this size is part of each checkpoint. A bigger one is read from its server again: in the
     local mode that keeps an append-only file in the run's folder then."""

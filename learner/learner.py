@@ -15,6 +15,7 @@ from learner.networks import MlpQNetwork, flatten_parameters
 from learner.td import double_q_learning, huber, q_learning
 from replay.chunk import Schema
 from replay.mirror import Batch
+from replay.state import State
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 ERRORS_KEPT = 16
@@ -154,6 +155,40 @@ class Learner:
         figures = Figures(*torch.nan_to_num(torch.stack(tensors), 0.0, 0.0, 0.0).tolist())
         self._reset_figures()
         return figures
+
+    def state(self) -> State:
+        """See ``replay.state``. Figures that were not read yet are left out: a checkpoint comes behind a report."""
+        arrays = {name: vector.detach().cpu().numpy() for name, vector in self._vectors().items()}
+        values = {name: float(scalar) for name, scalar in self._scalars().items()}
+        return State({"updates": self.updates, **values}, arrays)
+
+    def restore(self, state: State) -> None:
+        """See ``replay.state``. Raises ValueError where the state is of another network."""
+        for name, vector in self._vectors().items():
+            saved = torch.from_numpy(state.arrays[name])
+            if saved.shape != vector.shape:
+                raise ValueError(f"a network of {vector.numel()} parameters, the checkpoint's has {saved.numel()}")
+            vector.detach().copy_(saved)
+        for name, scalar in self._scalars().items():
+            scalar.fill_(state.values[name])
+        self.updates = state.values["updates"]
+
+    @property
+    def last_was_skipped(self) -> bool:
+        """Whether the newest update was not finite (it waits for the device)."""
+        return bool(self._in_a_row > 0)
+
+    def _vectors(self) -> dict[str, Tensor]:
+        return {
+            "online": self._parameters,
+            "target": self._target_parameters,
+            "average": self._average_parameters,
+            "adam_m": self._adam_m,
+            "adam_v": self._adam_v,
+        }
+
+    def _scalars(self) -> dict[str, Tensor]:
+        return {"adam_steps": self._adam_steps, "skipped": self._skipped, "skipped_in_a_row": self._in_a_row}
 
 
 def host_arrays(network: MlpQNetwork) -> dict[str, npt.NDArray[Any]]:

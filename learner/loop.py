@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from learner.checkpoint import Checkpointer, Found, Name
 from learner.config import LearnerConfig
 from learner.learner import Figures, Learner, choose_device, host_arrays
 from learner.phases import Phases
 from learner.publisher import Publisher
-from learner.report import Report
+from learner.report import Diverged, Report, Resumed
 from learner.samples import Samples, on_device
-from learner.weights import pack, version, version_lag
+from learner.weights import pack, version, version_count
 from replay.about import About, SlotAbout
 from replay.chunk import Codec, Counters, Schema
 from replay.config import ReplayConfig
@@ -25,6 +27,7 @@ from replay.log import ChunkLog, LogError, Memory, unless_away
 from replay.mirror import Batch, Mirror
 from replay.reader import Reader
 from replay.samplers import make_sampler
+from replay.state import State
 from replay.storage import CannotFit, check_fit, make_storage
 
 PUBLISH_MIN_S = 0.1
@@ -36,10 +39,6 @@ DESCRIBE_EVERY_S = 1.0
 IDLE_S = 0.002
 GATE_LATENCY_S = 0.1
 """How long a shut gate takes to reach the actors (publisher, server, their next chunk): sizes the limiter's band."""
-
-
-class Diverged(RuntimeError):
-    """Update after update has a loss or a gradient that is not finite."""
 
 
 class LearnerLoop:
@@ -57,8 +56,15 @@ class LearnerLoop:
         fence: int,
         seed: int,
         quarantine: Path | None = None,
+        checkpointer: Checkpointer | None = None,
+        found: Found | None = None,
+        republish: bool = True,
     ) -> None:
-        """``seed`` starts the network's and the sampler's random numbers; ``fence`` comes from the run directory."""
+        """``seed`` starts the network's and the sampler's random numbers; ``fence`` comes from the run directory.
+
+        ``found``: the checkpoint to go on from; ``republish``: also where the log may still have the weights published
+        last. Raises ValueError where the checkpoint is of another network.
+        """
         self._log, self._publisher, self._config, self._replay = log, publisher, config, replay
         self._fence, self._published = fence, 0
         self._keep_rows = replay.rows_in_log
@@ -79,7 +85,12 @@ class LearnerLoop:
         self._newest_figures: Figures | None = None
         self._noted = Counters()
         self._exploring_return: float | None = None
-        self.publish()
+        self._checkpointer, self._told = checkpointer, list[str]()
+        self._sums_before: Mapping[str, float] = {}
+        self._seconds_before: Mapping[str, float] = {}
+        self.resumed = None if found is None else self._restore(found)
+        if republish:
+            self.publish()
 
     def _make_mirror(self, schema: Schema) -> Mirror:
         replay = self._replay
@@ -109,6 +120,7 @@ class LearnerLoop:
                 time.sleep(IDLE_S)
                 self.phases.charge("wait")
             self._publish_when_due(now)
+            self._checkpoint_when_due()
         elapsed = time.perf_counter() - started
         self._env_steps_per_s = (self.reader.totals.env_steps - env_steps) / elapsed
         self._updates_per_s = (self.learner.updates - updates) / elapsed
@@ -246,17 +258,22 @@ class LearnerLoop:
             self._noted = counters
 
     def report(self) -> Report:
-        """The figures of the live table and of Prometheus. Raises Diverged where learning has come to nothing."""
+        """The figures of the live table and of Prometheus. Raises Diverged where learning has come to nothing.
+        Raises Unbalanced where the reader's books are wrong."""
         self.phases.charge("outside")
+        self.reader.check_conservation()
         self._newest_figures = self.learner.figures() or self._newest_figures
         totals, counters = self.reader.totals, self.reader.counters()
         newest = version(self._fence, self._published)
         slots = self.reader.slots.values()
-        lags = [version_lag(newest, books.weight_version) for books in slots if books.weight_version]
+        acted_with = [version_count(books.weight_version) for books in slots if books.weight_version]
+        lags = [max(0, self._published - count) for count in acted_with]
         self._note_exploring_return(counters)
         figures: dict[str, float] = (
             self.sampler.figures()
             | self._samples.figures()
+            | self._sums()
+            | self._seconds()
             | {
                 "updates": self.learner.updates,
                 "env_steps": totals.env_steps,
@@ -266,12 +283,8 @@ class LearnerLoop:
                 "actor_gate_wait_seconds": counters.gate_wait_s,
                 "chunks": totals.chunks,
                 "chunk_bytes": totals.bytes,
-                "weights_published": self._publisher.published,
-                "weights_published_bytes": self._publisher.published_bytes,
                 "weight_version": newest,
-                "log_full": self._log_full,
                 "log_rows": self.reader.log_rows,
-                "log_unavailable": self._log_unavailable + self._publisher.unavailable,
                 "servers_down": self._publisher.servers_down,
                 "replay_rows": self.mirror.rows,
                 "replay_capacity_rows": self.mirror.capacity_rows,
@@ -308,6 +321,90 @@ class LearnerLoop:
             figures |= self._newest_figures._asdict()
         if self._memory is not None:
             figures |= {"log_memory_bytes": self._memory.used, "log_memory_limit_bytes": self._memory.bound}
+        told, self._told = self._told, []
+        if self._checkpointer is not None:
+            figures |= self._checkpointer.figures()
+            told += self._checkpointer.told()
         self.phases.charge("report")
-        figures |= self.phases.figures()
-        return Report(figures, dict(totals.refused), dict(totals.rows_lost))
+        return Report(figures, dict(totals.refused), dict(totals.rows_lost), tuple(told))
+
+    def checkpoint(self, more: Mapping[str, State] | None = None, wait: bool = False) -> None:
+        """Write a checkpoint of all parts, and of ``more``. None is written while updates are skipped: the newest one
+        then is from before what made them so."""
+        if self._checkpointer is not None and not self.learner.last_was_skipped:
+            name = Name(self._fence, self.learner.updates, self.reader.totals.env_steps)
+            self._checkpointer.save(name, lambda: {**self.state(), **(more or {})}, wait)
+
+    def _checkpoint_when_due(self) -> None:
+        if self._checkpointer is not None and self._checkpointer.due:
+            self.checkpoint()
+            self.phases.charge("checkpoint")
+
+    def state(self) -> dict[str, State]:
+        """All that a learner goes on from, by part; see ``replay.state``."""
+        parts = {"loop": State(self._values(), {}), "learner": self.learner.state(), "reader": self.reader.state()}
+        parts["sampler"] = self.sampler.state()
+        if self._checkpointer is not None and self._checkpointer.with_rows:
+            parts["mirror"] = self.mirror.state()
+        return parts
+
+    def _values(self) -> dict[str, Any]:
+        return {
+            "published": self._published,
+            "published_at_updates": self._published_at_updates,
+            "inserts": self.limiter.inserts,
+            "samples": self.limiter.samples,
+            "noted": list(self._noted),
+            "exploring_return": self._exploring_return,
+            "figures": self._newest_figures and list(self._newest_figures),
+            "sums": self._sums(),
+            "seconds": self._seconds(),
+            "q_bound": self._samples.bound if math.isfinite(self._samples.bound) else None,
+        }
+
+    def _sums(self) -> dict[str, float]:
+        """What all learners of this run have counted together: those before this one, and this one since it began."""
+        counted = {
+            "weights_published": self._publisher.published,
+            "weights_published_bytes": self._publisher.published_bytes,
+            "log_full": self._log_full,
+            "log_unavailable": self._log_unavailable + self._publisher.unavailable,
+        }
+        return {name: self._sums_before.get(name, 0) + count for name, count in counted.items()}
+
+    def _seconds(self) -> dict[str, float]:
+        """Where the time of all learners of this run went."""
+        return {name: self._seconds_before.get(name, 0) + spent for name, spent in self.phases.figures().items()}
+
+    def _restore(self, found: Found) -> Resumed:
+        """Go on from a checkpoint: with its rows, or with those that the log has."""
+        parts = found.parts
+        self.learner.restore(parts["learner"])
+        if "mirror" in parts:
+            self.mirror.restore(parts["mirror"])
+        was, now = self.reader.restore(parts["reader"], rows="mirror" in parts)
+        self.sampler.restore(parts["sampler"], was, now)
+        values = parts["loop"].values
+        self._published, self._published_at_updates = values["published"], values["published_at_updates"]
+        self.limiter.inserts, self.limiter.samples = values["inserts"], values["samples"]
+        self._noted, self._exploring_return = Counters(*values["noted"]), values["exploring_return"]
+        self._newest_figures = values["figures"] and Figures(*values["figures"])
+        self._sums_before, self._seconds_before = values["sums"], values["seconds"]
+        self._samples.bound = math.inf if values["q_bound"] is None else values["q_bound"]
+        self._trimmed_end = self.mirror.end
+        self._tell_resumed(found)
+        cursors = {slot: books.cursor.incarnation for slot, books in self.reader.slots.items()}
+        return Resumed(self.learner.updates, self.reader.totals.env_steps, cursors)
+
+    def _tell_resumed(self, found: Found) -> None:
+        self._told += [f"a newer checkpoint is passed over: {why}" for why in found.skipped]
+        source = "its own" if "mirror" in found.parts else "the log's"
+        self._told.append(
+            f"resumed from checkpoint {found.name}: {self.learner.updates:,} updates, "
+            f"{self.reader.totals.env_steps:,} env steps, {source} {self.mirror.rows:,} rows of replay"
+        )
+        if self.mirror.rows < self._replay.min_rows <= self.limiter.inserts:
+            self.limiter.inserts, self.limiter.samples = self.mirror.rows, 0
+            self._told.append(
+                f"the replay is lost: learning waits until {self._replay.min_rows:,} rows have come in anew"
+            )

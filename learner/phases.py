@@ -14,8 +14,9 @@ PHASES = {
     "priorities": "fetched the TD errors (on a GPU: waited for it) and changed the priorities",
     "publish": "packed weights and handed weights and gate to the publisher",
     "trim": "trimmed the chunk log and described the run",
+    "checkpoint": "took the state for a checkpoint, which a thread writes",
     "report": "put the figures together (on a GPU: waited for it)",
-    "outside": "not in the loop: evaluation's copies, checkpoints, the driver; in the inline mode the actors",
+    "outside": "not in the loop: evaluation's copies, the driver; in the inline mode the actors",
 }
 
 

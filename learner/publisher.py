@@ -93,7 +93,7 @@ class _Writer:
     def __init__(self, log: ChunkLog, fence: int) -> None:
         self._log, self._fence = log, fence
         self._state = threading.Condition()
-        self._gate_open = False
+        self._gate_open: bool | None = None  # as an earlier learner left it: the first setting is written in any case
         self._newest: bytes | None = None
         self._sent: bytes | None = None
         self._changed = self._stopped = False
@@ -162,7 +162,7 @@ class _Writer:
         """Publish the newest state; a server that is away is tried again at the next refresh, with the newest then."""
         with self._state:
             stalled = self._thread is not None and time.monotonic() - self._heard_s > self._patience_s
-            gate_open, newest = self._gate_open and not stalled, self._newest
+            gate_open, newest = bool(self._gate_open) and not stalled, self._newest
             self._changed = False
         with unless_away(self.note):
             due = None if self._holds(newest) else newest

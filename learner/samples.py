@@ -23,7 +23,7 @@ class Samples:
     def __init__(self, batch: int) -> None:
         self._batch = batch
         self._newest: tuple[Array, Array | None, int, Tensor, Tensor] | None = None
-        self._bound = 0.0
+        self.bound = 0.0
 
     def note(self, rows: Array, weights: Array | None, end: int, r_t: Tensor, discount_t: Tensor) -> None:
         """A cycle's rows <int64>[K·B], their weights <float32>[K·B] (None: all 1), r_t and discount_t <float32>[K·B],
@@ -41,9 +41,9 @@ class Samples:
             "sample_age_max_rows": float(end - rows.min()),
             "effective_sample_size": effective_sample_size(weights, self._batch),
         }
-        self._bound = max(self._bound, q_bound(r_t, discount_t))
-        if math.isfinite(self._bound):
-            figures["q_bound"] = self._bound
+        self.bound = max(self.bound, q_bound(r_t, discount_t))
+        if math.isfinite(self.bound):
+            figures["q_bound"] = self.bound
         return figures
 
 

@@ -20,11 +20,9 @@ def version(fence: int, count: int) -> int:
     return (fence << FENCE_SHIFT) + count
 
 
-def version_lag(newest: int, older: int) -> int:
-    """Versions between two of them. Of weights that an earlier learner published, at least those that this one did:
-    how many it missed nobody knows."""
-    same_learner = newest >> FENCE_SHIFT == older >> FENCE_SHIFT
-    return max(0, newest - older) if same_learner else newest & ((1 << FENCE_SHIFT) - 1)
+def version_count(weights_version: int) -> int:
+    """How many weights the run had published with this version, under whichever fence."""
+    return weights_version & ((1 << FENCE_SHIFT) - 1)
 
 
 def pack(weights_version: int, updates: int, env_steps: int, arrays: Arrays) -> bytes:

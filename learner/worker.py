@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ray
 
+from learner.checkpoint import Checkpointer, CheckpointError
 from learner.config import LearnerConfig
-from learner.report import Report
+from learner.report import Report, Resumed
 from replay.chunk import Schema
 from replay.config import ReplayConfig
 from replay.identity import Identity
@@ -34,11 +36,16 @@ class LearnerWorker:
         slots: int,
         chunk_rows: int,
         quarantine: Path | None,
+        checkpointer: Checkpointer,
+        must_resume: bool,
         metrics_address: tuple[str, int] | None,
         version: str,
     ) -> None:
         """``urls`` of all servers have the learner's own passwords: they come as an argument since Ray logs a
-        runtime_env in clear."""
+        runtime_env in clear. ``must_resume``: an earlier learner of this run has written checkpoints.
+
+        Raises CheckpointError where there is none to go on from but should be, or where the first cannot be written.
+        """
         identity.check()
         import torch
 
@@ -54,10 +61,33 @@ class LearnerWorker:
         publisher.start()
         self._publisher = publisher
         log = ShardedLog([RedisLog(url, run, timeout_s=READ_TIMEOUT_S) for url in urls], publisher)
+        found = checkpointer.newest() if fence > 1 else None
+        if found is None and must_resume:
+            raise CheckpointError(
+                f"none of the run's checkpoints is in {checkpointer.folder} on {socket.gethostname()}: give a "
+                "--checkpoint.dir that every node sees on which the learner may run"
+            )
         self._loop = LearnerLoop(
-            run, log, publisher, schema, replay, config, fence=fence, seed=seed, quarantine=quarantine
+            run,
+            log,
+            publisher,
+            schema,
+            replay,
+            config,
+            fence=fence,
+            seed=seed,
+            quarantine=quarantine,
+            checkpointer=checkpointer,
+            found=found,
         )
         self._loop.expect(range(slots), chunk_rows)
+        self._loop.checkpoint(wait=found is None)
+        if found is None:
+            checkpointer.check()
+
+    def resumed(self) -> Resumed | None:
+        """Where this learner went on from; None for one that began anew."""
+        return self._loop.resumed
 
     def train(self, seconds: float, driver_figures: Mapping[str, float]) -> Report:
         """See ``LearnerLoop.train``. ``driver_figures`` are shown on /metrics beside the learner's own."""
@@ -77,7 +107,8 @@ class LearnerWorker:
         """Have the actors stop inserting: no more updates follow."""
         self._publisher.stop()
 
-    def drain(self) -> Report:
-        """Take in what the actors have flushed; the last report."""
+    def finish(self) -> Report:
+        """Take in what the actors have flushed, and write a checkpoint; the last report."""
         self._loop.drain()
+        self._loop.checkpoint(wait=True)
         return self._loop.report()

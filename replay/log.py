@@ -15,6 +15,10 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
+from replay.state import State
+
 
 class LogError(Exception):
     """What a log may raise. ``temporary``: the same call may succeed later."""
@@ -173,6 +177,36 @@ class MemoryLog:
         self._nonce: str | None = None
         self._fence = 0
         self._description: bytes | None = None
+
+    def state(self) -> State:
+        """All of it, as bytes; chunks that were trimmed are not in it."""
+        stored = {"weights": self._weights, "description": self._description} | {
+            f"chunk.{slot}.{chunk_id}": data
+            for slot, chunks in self._chunks.items()
+            for chunk_id, data in chunks.items()
+        }
+        return State(
+            {
+                "last": [[slot, *chunk_id] for slot, chunk_id in self._last.items()],
+                "gate": self._gate,
+                "nonce": self._nonce,
+                "fence": self._fence,
+            },
+            {name: np.frombuffer(data, np.uint8) for name, data in stored.items() if data is not None},
+        )
+
+    def restore(self, state: State) -> None:
+        """Go on from there."""
+        values, arrays = state
+        stored = {name: array.tobytes() for name, array in arrays.items()}
+        self._weights, self._description = stored.pop("weights", None), stored.pop("description", None)
+        self._last = {slot: ChunkId(incarnation, seq) for slot, incarnation, seq in values["last"]}
+        self._gate, self._nonce, self._fence = values["gate"], values["nonce"], values["fence"]
+        self._chunks = {}
+        names = (name.split(".") for name in stored)
+        ids = sorted((int(slot), ChunkId(*map(int, each.split("-")))) for _, slot, each in names)
+        for slot, chunk_id in ids:  # in their order, which is how they are read and dropped
+            self._chunks.setdefault(slot, {})[chunk_id] = stored[f"chunk.{slot}.{chunk_id}"]
 
     def append(self, slot: int, chunk_id: ChunkId, data: bytes) -> Status:
         last = self.last_id(slot)

@@ -51,6 +51,10 @@ class Stored(NamedTuple):
     end: int
 
 
+class Unbalanced(AssertionError):
+    """The reader's books break the conservation law: qherd has a bug, and counts and rows cannot be trusted."""
+
+
 class Gap(NamedTuple):
     """Chunks of an incarnation that were not taken before the present one, and their rows."""
 
@@ -78,7 +82,8 @@ class Totals:
 
 @dataclass
 class Slot:
-    """The books of one slot: ``cursor`` is the last chunk seen, ``taken`` the last that was not refused."""
+    """The books of one slot: ``cursor`` is the last chunk seen, ``taken`` the last that was not refused, ``checked``
+    the cursor when the books were last checked."""
 
     cursor: ChunkId = FIRST_ID
     taken: ChunkId = FIRST_ID
@@ -92,6 +97,7 @@ class Slot:
     lanes: int = 0
     totals: Totals = field(default_factory=Totals)
     resumed: bool = False
+    checked: ChunkId = FIRST_ID
 
     def values(self) -> dict[str, Any]:
         """All but the windows, as JSON can say it."""
@@ -201,6 +207,22 @@ class Reader:
         for books in self.slots.values():
             total = total.plus(books.past).plus(books.counters)
         return total
+
+    def check_conservation(self) -> None:
+        """Raises Unbalanced unless, for each slot's newest incarnation, rows read + rows lost = rows sent, as the last
+        good header counts them, and no cursor has moved back."""
+        for slot, books in self.slots.items():
+            if books.rows_read + books.rows_lost != books.counters.rows:
+                raise Unbalanced(
+                    f"slot {slot}, incarnation {books.taken.incarnation}: {books.rows_read} rows read + "
+                    f"{books.rows_lost} lost are not the {books.counters.rows} that its actor has sent up to "
+                    f"{books.taken}"
+                )
+            if not max(books.checked, books.taken) <= books.cursor:
+                raise Unbalanced(
+                    f"slot {slot}: the cursor moved back to {books.cursor}, from {max(books.checked, books.taken)}"
+                )
+            books.checked = books.cursor
 
     def _take(self, entry: Entry) -> int:
         books = self.slots[entry.slot]

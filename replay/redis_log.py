@@ -107,8 +107,10 @@ class RedisLog:
         added, *status = self._call(lambda: self._exchange(pieces, 3))
         if isinstance(added, redis.ResponseError) and _STALE_ID in str(added):
             last = self.last_id(slot)
-            if last != chunk_id:
+            if last > chunk_id:
                 raise Fenced(f"slot {slot}: {chunk_id} is refused, the stream is at {last}")
+            if last < chunk_id:  # it has lost the stream between the two questions
+                raise Unavailable(f"{self.url} refused {chunk_id} of slot {slot}, and has come back at {last}")
         elif isinstance(added, Exception):
             raise self._translate(added) from added
         return self._status(status)
@@ -201,7 +203,9 @@ class RedisLog:
             if weights is not None:
                 pipe.set(self.weights_key, weights)
 
-        self._call(lambda: self._fenced(fence, write))
+        # An EXEC that was given up for lost may still come through, after newer weights of this same learner.
+        keys = () if weights is None else (self.weights_key,)
+        self._call(lambda: self._fenced(fence, write, *keys))
 
     def release_lease(self, fence: int) -> None:
         try:
@@ -216,13 +220,15 @@ class RedisLog:
         description: bytes | None = self._call(lambda: self._client.get(self.about_key))
         return description
 
-    def _fenced(self, fence: int, write: Callable[[Any], Any]) -> None:
-        """Do ``write`` and note ``fence`` as the newest, in one MULTI, if no newer fence was noted before.
+    def _fenced(self, fence: int, write: Callable[[Any], Any], *unless_changed: str) -> None:
+        """Do ``write`` and note ``fence`` as the newest, in one MULTI, if no newer fence was noted before, and nobody
+        changes the keys ``unless_changed`` meanwhile.
 
         A fence that stands already is not written again: that would fail the learner's other connection, which watches.
         """
-        with self._client.pipeline(transaction=True) as pipe:
-            pipe.watch(self.fence_key)
+        pipe: Any
+        with _Transaction(self._client.connection_pool, self._client.response_callbacks, True, None) as pipe:
+            pipe.watch(self.fence_key, *unless_changed)
             newest = int(pipe.get(self.fence_key) or 0)
             if newest > fence:
                 raise Fenced(f"fence {newest} has taken over from {fence}")
@@ -251,6 +257,19 @@ class RedisLog:
         passing = isinstance(error, _PASSING_TYPES) or _PASSING_CODE.search(str(error))
         final = isinstance(error, _FINAL_TYPES) and not passing
         return Refused(where) if final else Unavailable(where)
+
+
+class _Transaction(redis.client.Pipeline):
+    """Hangs up where it ends between WATCH and EXEC. redis-py's own says UNWATCH then, on a new connection where the
+    old one has failed, and on another: a server that freezes within a publish would be waited for four times."""
+
+    def reset(self) -> None:  # type: ignore[override]
+        """See ``redis.client.Pipeline``."""
+        connection: Any = self.connection
+        if self.watching and connection is not None:
+            connection.disconnect()
+            self.watching = False
+        super().reset()
 
 
 def _command(*words: object) -> bytes:

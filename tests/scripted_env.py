@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -58,6 +59,53 @@ class ScriptedEnv(gym.Env[npt.NDArray[np.float32], np.int64]):
         return obs
 
 
+class RaisingEnv(ScriptedEnv):
+    """A ScriptedEnv that asks ``fault`` before it is made, reset and stepped, by that word, with itself."""
+
+    def __init__(self, fault: Callable[[str, RaisingEnv], None], lengths: tuple[int, ...] = (3, 1, 5, 2)) -> None:
+        super().__init__(lengths)
+        self._fault = fault
+        fault("make", self)
+
+    @property
+    def at(self) -> tuple[int, int, int]:
+        """Seed, episode and time."""
+        return self._seed, self._episode, self._t
+
+    def reset(self, **arguments: Any) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+        self._fault("reset", self)
+        return super().reset(**arguments)
+
+    def step(self, action: np.int64) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        self._fault("step", self)
+        return super().step(action)
+
+
+class DrawnEnv(gym.Env[npt.NDArray[np.float32], np.int64]):
+    """Episodes whose number and length (1 to 9 env steps) are drawn, and whose observations drift by drawn steps."""
+
+    def __init__(self) -> None:
+        self.action_space = gym.spaces.Discrete(2)
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+        self._number, self._left, self._at = 0, 0, 0.0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+        super().reset(seed=seed)
+        self._number, self._left = (int(drawn) for drawn in self.np_random.integers((0, 1), (1000, 10)))
+        self._at = 0.0
+        return self._observe(), {}
+
+    def step(self, action: np.int64) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        self._at += self.np_random.normal() + (1 if action else -1)
+        self._left -= 1
+        return self._observe(), self._at, self._left == 0 and self._number % 2 == 0, self._left == 0, {}
+
+    def _observe(self) -> npt.NDArray[np.float32]:
+        return np.array([self._number, self._left, self._at], np.float32)
+
+
 class SpacesEnv(gym.Env[Any, Any]):
     """Any spaces; the observations are samples, and ``state`` where one is given."""
 
@@ -78,4 +126,6 @@ class SpacesEnv(gym.Env[Any, Any]):
 
 
 gym.register("Scripted-v0", entry_point=f"{__name__}:ScriptedEnv")
+gym.register("Raising-v0", entry_point=f"{__name__}:RaisingEnv")
+gym.register("Drawn-v0", entry_point=f"{__name__}:DrawnEnv")
 gym.register("Spaces-v0", entry_point=f"{__name__}:SpacesEnv")

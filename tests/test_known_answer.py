@@ -82,7 +82,7 @@ def config(folder: Path, **changes: Any) -> RunConfig:
 
 def run_inline(tmp_path: Path, updates: int, **changes: Any) -> Array:
     run = config(tmp_path, **changes)
-    session = InlineSession(run, RunDirectory.create(run), probe_env(run))
+    session = InlineSession(run, RunDirectory.create(run), probe_env(run), print)
     while session.loop.learner.updates < updates:
         progress = session.advance()
     assert not progress.refused

@@ -111,7 +111,7 @@ def test_the_planned_memory_holds_all_that_the_mirror_may_reach(steps: int, lane
 
 
 def some_chunk(slot: int, seq: int, steps: int, lanes: int, rng: np.random.Generator) -> bytes:
-    rows = Rows(steps, lanes, SCHEMA)
+    rows = Rows(steps, lanes, SCHEMA, "an env")
     rows.obs[:] = rng.normal(size=rows.obs.shape)
     columns, counters = rows.close(steps, Counters())
     return encode(Chunk(slot, 1, seq, 1, counters, *columns), SCHEMA, "r")

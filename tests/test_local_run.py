@@ -185,7 +185,7 @@ def test_nothing_is_left_of_it(learned: Learned) -> None:
 def assert_orderly(run: Run, folder: Path, signalled_s: float) -> Finished:
     done = run.finish(STOP_S)
     assert time.monotonic() - signalled_s < STOP_S
-    assert done.code == 130, done
+    assert done.code == 75, done
     assert done.err == ""
     assert done.leftovers == []
     assert list(run.tmp.iterdir()) == []
@@ -320,7 +320,7 @@ def test_a_server_that_was_killed_ends_or_mends_the_run(tmp_path: Path) -> None:
             os.kill(run.process.pid, signal.SIGTERM)
         done = run.finish(STOP_S)
         assert list(run.tmp.iterdir()) == []
-    assert done.code in (1, 130), done
+    assert done.code in (1, 75), done
     assert "server" in done.out + done.err
     assert "Traceback" not in done.out + done.err
     assert done.leftovers == []

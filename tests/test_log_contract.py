@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
-import tempfile
 import threading
 import time
 import traceback
@@ -19,6 +17,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import redis
+from proxy import Proxy
 from waiting import frozen, until
 
 from deploy.valkey import EmbeddedServer, acl_rules
@@ -357,82 +356,11 @@ class TestShardedLog(LogContract):
 # What follows needs a server.
 
 
-class Proxy:
-    """Between a client and the server's socket: counts round trips, loses replies or parts, and acts at a command.
-
-    ``reply_bytes`` bounds what it still passes on of the replies. Then it hangs up (``cut``), or keeps the rest until
-    the same connection asks again.
-    """
-
-    def __init__(self, server_url: str, folder: str) -> None:
-        parts = urlsplit(server_url)
-        self._server, path = parts.path, f"{folder}/proxy.sock"
-        self.url = server_url.replace(parts.path, path)
-        self.round_trips = 0
-        self.lose_replies = False
-        self.reply_bytes: int | None = None
-        self.cut = False
-        self.before: tuple[bytes, Callable[[], None]] | None = None
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(path)
-        self._listener.listen()
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        """Accept no more."""
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._pass_on, args=(client,), daemon=True).start()
-
-    def _pass_on(self, client: socket.socket) -> None:
-        with client, socket.socket(socket.AF_UNIX) as server:
-            server.connect(self._server)
-            asking, kept = False, b""
-            while True:
-                for ready in select.select([client, server], [], [])[0]:
-                    data = ready.recv(1 << 16)
-                    if not data:
-                        return
-                    if ready is server:
-                        asking = False
-                        if not self.lose_replies:
-                            now, later = self._split(data)
-                            client.sendall(now)
-                            kept += later
-                            if later and self.cut:
-                                return
-                        continue
-                    client.sendall(kept)
-                    kept = b""
-                    self.round_trips += not asking
-                    asking = True
-                    if self.before and self.before[0] in data:
-                        act, self.before = self.before[1], None
-                        act()
-                    server.sendall(data)
-
-    def _split(self, data: bytes) -> tuple[bytes, bytes]:
-        """What is passed on of a reply, and what is not."""
-        if self.reply_bytes is None:
-            return data, b""
-        now, later = data[: self.reply_bytes], data[self.reply_bytes :]
-        self.reply_bytes -= len(now)
-        return now, later
-
-
 @pytest.fixture
 def proxy(server_url: str) -> Iterator[Proxy]:
     """In front of the session's server."""
-    with tempfile.TemporaryDirectory(prefix="qherd-proxy-") as folder:
-        started = Proxy(server_url, folder)
+    with Proxy(server_url) as started:
         yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -680,6 +608,65 @@ def test_server_frozen_within_a_publish(own_server: EmbeddedServer, run_name: st
         assert time.monotonic() - started < 1.0
     until(lambda: can(lambda: log.publish(1, True, weights(1, 3))), "the publication goes through", DEADLINE_S)
     assert log.fetch_weights() == weights(1, 3)
+    log.close()
+
+
+@pytest.mark.parametrize("at", [b"WATCH", b"GET", b"MULTI"])
+def test_connection_that_stalls_within_a_publish_is_waited_for_once(
+    proxy: Proxy, connect_redis: Callable[[], RedisLog], run_name: str, at: bytes
+) -> None:
+    """redis-py would say UNWATCH on a new connection, and on another when that one does not answer either: four
+    time-outs, where TIMEOUT_S bounds what a call waits without progress."""
+    log = RedisLog(proxy.url, run_name, timeout_s=0.5)
+    log.publish(1, True, weights(1, 1))
+    proxy.before = (at, lambda: setattr(proxy, "stalled", True))
+    started = time.monotonic()
+    with pytest.raises(Unavailable):
+        log.publish(1, True, weights(1, 2))
+    assert time.monotonic() - started < 0.9
+    proxy.stalled = False
+    until(lambda: can(lambda: log.publish(1, True, weights(1, 3))), "the publication goes through", DEADLINE_S)
+    assert connect_redis().fetch_weights() == weights(1, 3)
+    log.close()
+
+
+def test_weights_that_come_late_do_not_replace_newer_ones(
+    proxy: Proxy, connect_redis: Callable[[], RedisLog], raw: Any, run_name: str
+) -> None:
+    """The publish timed out, the learner has published again on a new connection, and then the old EXEC arrives."""
+    late, learner = RedisLog(proxy.url, run_name, timeout_s=0.2), connect_redis()
+    late.publish(1, True, weights(1, 1))
+    proxy.before = (b"EXEC", lambda: setattr(proxy, "stalled", True))
+    with pytest.raises(Unavailable):
+        late.publish(1, True, weights(1, 2))
+    learner.publish(1, True, weights(1, 3))
+    done = raw.info("commandstats")["cmdstat_exec"]["calls"]
+    proxy.stalled = False
+    until(lambda: raw.info("commandstats")["cmdstat_exec"]["calls"] > done, "the late EXEC", DEADLINE_S)
+    assert learner.fetch_weights() == weights(1, 3)
+    late.close()
+
+
+@pytest.mark.parametrize("died", [True, False], ids=["restarted empty", "frozen"])
+def test_refusal_whose_reason_the_server_has_lost_is_no_fence(
+    proxy: Proxy, raw: Any, run_name: str, died: bool
+) -> None:
+    """The repeated id was stored already, and before XINFO could say so the server lost it: in doubt, not fenced."""
+    log = RedisLog(proxy.url, run_name, timeout_s=0.2)
+    log.append(0, FIRST, b"once")
+
+    def lose() -> None:
+        if died:
+            raw.delete(log.chunks_key(0))
+        else:
+            proxy.stalled = True
+
+    proxy.before = (b"XINFO", lose)
+    with pytest.raises(Unavailable):
+        log.append(0, FIRST, b"once")
+    proxy.stalled = False
+    until(lambda: can(lambda: log.append(0, FIRST, b"once")), "the chunk is stored", DEADLINE_S)
+    assert read_all(log) == [Entry(0, FIRST, b"once")]
     log.close()
 
 

@@ -11,11 +11,13 @@ from chunk_makers import RUN, SCHEMA, FakeActor
 
 from learner import loop as loop_module
 from learner.config import LearnerConfig, NetworkConfig
-from learner.loop import Diverged, LearnerLoop
+from learner.loop import LearnerLoop
 from learner.publisher import Publisher
+from learner.report import Diverged
 from replay.config import ReplayConfig
 from replay.log import MemoryLog
 from replay.mirror import Batch
+from replay.reader import Unbalanced
 from replay.samplers import SMALLEST_ERROR, PrioritisedSampler
 
 
@@ -118,4 +120,15 @@ def test_a_run_whose_loss_stays_no_number_stops_and_says_why() -> None:
     with pytest.raises(
         Diverged, match=r"the last 1\d\d of 1\d\d updates .*max_skipped_updates is 100.*lower learner.lr"
     ):
+        loop.report()
+
+
+def test_a_report_checks_the_books() -> None:
+    """A row that is counted nowhere ends the run at the next report."""
+    loop, log = make()
+    FakeActor().send(log)
+    loop.cycle()
+    loop.report()
+    loop.reader.slots[0].rows_read -= 1
+    with pytest.raises(Unbalanced, match="3 rows read"):
         loop.report()

@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from replay.chunk import Chunk, Codec, Counters, encode
 from replay.log import ChunkId, ChunkLog, Entry, MemoryLog, Unavailable
 from replay.mirror import Mirror
-from replay.reader import QUARANTINED, Reader
+from replay.reader import QUARANTINED, Reader, Unbalanced
 
 
 def make(
@@ -104,17 +105,22 @@ def test_missing_first_chunk_is_a_gap() -> None:
     assert sum(reader.totals.rows_lost.values()) == 3
 
 
-@settings(max_examples=100, derandomize=True, deadline=None)
-@given(
-    seed=st.integers(0, 1 << 16),
-    fates=st.lists(st.sampled_from(["arrives", "arrives", "lost", "spoilt", "restart"]), max_size=25),
-)
+FATES = ("arrives", "arrives", "lost", "spoilt", "restart", "repeated", "emptied")
+
+
+@settings(max_examples=200, derandomize=True, deadline=None)
+@given(seed=st.integers(0, 1 << 16), fates=st.lists(st.sampled_from(FATES), max_size=25))
 def test_conservation_law(seed: int, fates: list[str]) -> None:
-    """Per incarnation, after every chunk: rows read + rows lost in gaps = cumulative rows of the last good header."""
+    """Per incarnation, after every chunk: rows read + rows lost in gaps = cumulative rows of the last good header.
+
+    ``repeated``: all that the log ever held is told again; ``emptied``: the server restarts empty, the chunk unread.
+    """
     log = MemoryLog()
+    twice = TellsTwice()
+    twice._chunks, twice._last = log._chunks, log._last
     reader, mirror = make(log)
     actor, rng = FakeActor(seed=seed), random.Random(seed)
-    sent = arrived = 0
+    sent = arrived = taken = 0
     for fate in fates:
         if fate == "restart":
             actor.restart()
@@ -123,13 +129,49 @@ def test_conservation_law(seed: int, fates: list[str]) -> None:
         sent += chunk.rows
         if fate != "lost":
             append(log, chunk, spoilt(chunk) if fate == "spoilt" else None)
+        if fate == "emptied":
+            log._chunks.clear()
+            log._last.clear()
+        reader._log = twice if fate == "repeated" else log
+        before = reader.slots[0].cursor
         reader.poll()
+        reader.check_conservation()
         books = reader.slots[0]
         assert books.rows_read + books.rows_lost == books.counters.rows
-        if fate in ("arrives", "restart"):
+        assert books.cursor >= before
+        if fate in ("arrives", "restart", "repeated"):
             arrived += chunk.rows
+            taken += chunk.rows
             assert (books.rows_read, books.counters.rows) == (arrived, sent)
-    assert mirror.end == reader.totals.rows
+    assert mirror.end == reader.totals.rows == taken, "a chunk was taken twice"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"rows_read": 9}, "slot 1, incarnation 2: 9 rows read .* 2 lost are not the 10 .* up to 2-3"),
+        ({"rows_lost": 0}, "8 rows read .* 0 lost are not the 10"),
+        ({"counters": Counters(rows=11)}, "8 rows read .* 2 lost are not the 11"),
+        ({"cursor": ChunkId(2, 2)}, "slot 1: the cursor moved back to 2-2, from 2-3"),
+        ({"cursor": ChunkId(1, 9), "taken": ChunkId(1, 9)}, "slot 1: the cursor moved back to 1-9, from 2-3"),
+    ],
+)
+def test_books_that_are_wrong_are_told(wrong: dict[str, Any], told: str) -> None:
+    """What the law says is asserted while a run goes, and the message says where it broke."""
+    log = MemoryLog()
+    reader, _ = make(log, slots=2)
+    actor = FakeActor(1)
+    actor.send(log)
+    actor.restart()
+    actor.send(log)
+    actor.chunk(2)
+    actor.send(log)
+    reader.poll()
+    reader.check_conservation()
+    for name, value in wrong.items():
+        setattr(reader.slots[1], name, value)
+    with pytest.raises(Unbalanced, match=told):
+        reader.check_conservation()
 
 
 @pytest.mark.parametrize("difference", [-1, 1, 1 << 40])

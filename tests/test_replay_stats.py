@@ -401,7 +401,7 @@ def test_a_running_local_run_shows_its_figures_and_a_notebook_can_attach(tmp_pat
         password = url.split(":")[2].partition("@")[0]
         assert len(password) > 20
         os.kill(run.process.pid, signal.SIGTERM)
-        assert run.finish(25).code == 130
+        assert run.finish(25).code == 75
         shown = [run.out, run.err, table.out, refused.err, json.dumps(found)]
         assert not [text for text in shown if password in text]
         left = [path for path in folder.rglob("*") if path.is_file() and password.encode() in path.read_bytes()]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from actors.config import EnvConfig
 from deploy import __version__
 from deploy.config import RedisConfig, RunConfig
 from deploy.run_dir import RunDirectory, RunDirError, env_of
+from learner.report import Resumed
 from learner.weights import pack
 
 POLICY = pack(1, 2, 3, {"layers.0.weight": np.ones((2, 4), np.float32)})
@@ -27,8 +29,9 @@ def config(runs_dir: Path, run: str | None = None, env_id: str = "CartPole-v1", 
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> RunDirectory:
-    return RunDirectory.create(config(tmp_path, "mine"))
+def directory(tmp_path: Path) -> Iterator[RunDirectory]:
+    with closing(RunDirectory.create(config(tmp_path, "mine"))) as made:
+        yield made
 
 
 @pytest.fixture
@@ -262,3 +265,100 @@ def test_the_envs_folder_is_absolute_for_workers_elsewhere(monkeypatch: pytest.M
     relative = RunConfig(env=EnvConfig(path=Path("envs")))
     assert env_of(relative).path == tmp_path / "envs"
     assert env_of(RunConfig()).path is None
+
+
+# -- going on with a run
+
+
+def test_a_run_has_one_driver_at_a_time(directory: RunDirectory) -> None:
+    """The lock goes with the process that holds it, however that ends; reading needs none."""
+    with pytest.raises(RunDirError, match=rf"mine is at work already, in process {os.getpid()} on \S+: stop it first"):
+        RunDirectory.reopen(directory.path)
+    assert RunDirectory.open(directory.path).config.seed == 5
+    directory.close()
+    RunDirectory.reopen(directory.path).close()
+
+
+def test_a_lock_that_names_nobody_is_one_all_the_same(directory: RunDirectory) -> None:
+    (directory.path / "lock").write_text("")
+    with pytest.raises(RunDirError, match="in another process"):
+        RunDirectory.reopen(directory.path)
+
+
+ROWS = [{"updates": updates, "env_steps": 10 * updates, "loss": 0.5**updates} for updates in (1, 2, 3, 4)]
+
+
+def test_the_curves_go_on_from_the_checkpoint(directory: RunDirectory) -> None:
+    """Rows behind it are kept elsewhere, also the one a driver was killed in; TensorBoard shows one curve."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for row in ROWS:
+        directory.log(row)
+    directory.close()
+    with (directory.path / "metrics.jsonl").open("a") as file:
+        file.write('{"updates": 5, "env_st')
+    resumed = RunDirectory.reopen(directory.path)
+    assert resumed.figures() == ROWS[3]
+    resumed.rewind(Resumed(2, 20, {}))
+    assert resumed.figures() == ROWS[1]
+    again = {"updates": 3, "env_steps": 30, "loss": 7.0}
+    resumed.log(again)
+    resumed.close()
+    lines = (directory.path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [*ROWS[:2], again]
+    superseded = (directory.path / "metrics.superseded.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in superseded[:2]] == ROWS[2:]
+    assert superseded[2] == '{"updates": 5, "env_st'
+    events = EventAccumulator(str(directory.path / "tb"))
+    events.Reload()
+    losses = [(event.step, event.value) for event in events.Scalars("qherd/loss")]
+    assert losses == [(10, 0.5), (20, 0.25), (30, 7.0)]
+
+
+def test_a_rewind_while_files_are_open(directory: RunDirectory) -> None:
+    """A learner that was restarted within the run: the same."""
+    for row in ROWS:
+        directory.log(row)
+    directory.rewind(Resumed(3, 30, {}))
+    directory.log({"updates": 4, "env_steps": 41})
+    lines = (directory.path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["env_steps"] for line in lines] == [10, 20, 30, 41]
+
+
+def test_a_rewind_behind_the_newest_row_moves_nothing(directory: RunDirectory) -> None:
+    directory.log(ROWS[0])
+    directory.rewind(Resumed(5, 50, {}))
+    assert directory.figures() == ROWS[0]
+    assert not (directory.path / "metrics.superseded.jsonl").exists()
+
+
+def test_the_newest_configuration_counts_and_the_first_stays(directory: RunDirectory) -> None:
+    before = (directory.path / "config.yaml").read_bytes()
+    directory.note_config(directory.config)
+    assert directory.config_file.name == "config.yaml", "nothing is another"
+    for fence, seconds in ((9, 5.0), (10, 7.0)):
+        while directory.fence < fence - 1:
+            directory.next_fence()
+        budget = directory.config.budget.model_copy(update={"seconds": seconds})
+        directory.note_config(directory.config.model_copy(update={"budget": budget}))
+    assert directory.config_file.name == "config-10.yaml"
+    assert directory.config.budget.seconds == 7
+    assert (directory.path / "config.yaml").read_bytes() == before
+
+
+def test_evaluators_are_counted_over_all_drivers(directory: RunDirectory) -> None:
+    """Each plays seeds of its own."""
+    assert [directory.next_evaluator() for _ in range(2)] == [0, 1]
+    directory.close()
+    resumed = RunDirectory.reopen(directory.path)
+    assert resumed.next_evaluator() == 2
+    resumed.close()
+
+
+def test_a_run_of_an_older_qherd_can_be_resumed(directory: RunDirectory) -> None:
+    """Its fences.json counts no evaluators."""
+    path = directory.path / "fences.json"
+    path.write_text(
+        json.dumps({name: count for name, count in json.loads(path.read_text()).items() if name != "evaluators"})
+    )
+    assert directory.next_evaluator() == 0

@@ -10,7 +10,6 @@ import torch
 
 from learner.phases import PHASES, Phases
 from learner.samples import Samples, effective_sample_size, q_bound
-from learner.weights import version, version_lag
 
 
 class Clock:
@@ -77,10 +76,3 @@ def test_the_samples_figures() -> None:
     assert samples.figures() == {"batch_size": 2.0, "effective_sample_size": 1.5, "q_bound": 5.0, **ages}
     samples.note(rows, None, 100, torch.ones(4), torch.ones(4))
     assert "q_bound" not in samples.figures()
-
-
-def test_the_lag_of_versions_across_learners() -> None:
-    """A version has the fence in its upper bits: a plain difference would be 10^12 for a while after each resume."""
-    assert version_lag(version(1, 9), version(1, 4)) == 5
-    assert version_lag(version(2, 3), version(1, 400)) == 3
-    assert version_lag(version(2, 1), version(2, 1)) == 0

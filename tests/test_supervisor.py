@@ -5,6 +5,7 @@ A real actor is killed in test_known_answer.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,16 @@ import pytest
 import ray
 
 from actors import supervisor
+from actors.config import ActorConfig
 from actors.evaluator import Episodes, Verdict
-from actors.supervisor import CrashLoopError, Restarts, Screening, Silence, Supervisor, cause
+from actors.restarts import CrashLoopError, Rebuilt, Restarts, cause
+from actors.rollout import Heartbeat
+from actors.supervisor import Screening, Silence, Supervisor
+from replay.chunk import Counters
 from replay.log import Refused, Unavailable
 
 DIED = ray.exceptions.ActorDiedError()
+ALIVE = Heartbeat(Counters(), ())
 
 
 class Call:
@@ -25,7 +31,7 @@ class Call:
     def __init__(self, argument: Any) -> None:
         self.argument, self.done, self.answer = argument, False, None
 
-    def finish(self, answer: Any = None) -> None:
+    def finish(self, answer: Any = ALIVE) -> None:
         self.done, self.answer = True, answer
 
 
@@ -90,7 +96,8 @@ class Herd:
         self.started: list[tuple[int, Handle]] = []
         self.said: list[str] = []
         self.failures: list[Exception] = []
-        self.supervisor = Supervisor(self.start, slots, restarts, self.said.append)
+        config = ActorConfig(count=slots, restarts=restarts, step_timeout_s=10.0, flush_s=2.0)
+        self.supervisor = Supervisor(self.start, config, "Bridge-v0", self.said.append, jitter=lambda: 1.0)
 
     def start(self, slot: int) -> Handle:
         if self.failures:
@@ -169,7 +176,7 @@ def test_a_crash_loop_ends_the_run_loudly(fake: FakeRay) -> None:
 
 def test_old_deaths_are_forgotten(fake: FakeRay) -> None:
     """The budget is per ten minutes, the total is not."""
-    restarts = Restarts("actor 0", 1)
+    restarts = Restarts("actor 0", 1, clock=fake.monotonic, jitter=lambda: 1.0)
     for _ in range(5):
         assert restarts.died(DIED) == 0.5
         fake.now += 601
@@ -177,6 +184,140 @@ def test_old_deaths_are_forgotten(fake: FakeRay) -> None:
     restarts.died(DIED)
     with pytest.raises(CrashLoopError):
         restarts.died(DIED)
+
+
+def test_what_they_died_of_is_counted(fake: FakeRay) -> None:
+    """Over all slots, by the name of the error's type; what was raised in the actor counts, not Ray's wrapping."""
+    herd = Herd()
+    for slot, error in ((0, DIED), (1, raised_in_an_actor(ValueError("the moon"))), (1, DIED)):
+        next(handle for at, handle in reversed(herd.started) if at == slot).collect.calls[0].finish(error)
+        herd.supervisor.tick()
+        fake.now += 10
+        herd.supervisor.tick()
+    assert herd.supervisor.restart_reasons == {"ActorDiedError": 2, "ValueError": 1}
+
+
+def test_what_has_been_spent_is_handed_on(fake: FakeRay) -> None:
+    """Another process's clock counts from elsewhere; the window goes on all the same."""
+    spent = Restarts("lane 0", 2, clock=fake.monotonic)
+    for _ in range(2):
+        spent.died(DIED)
+        fake.now += 100
+    state = json.loads(json.dumps(spent.state()))
+    assert state == {"ages_s": [200, 100], "total": 2, "reasons": {"ActorDiedError": 2}}
+    clock = Ticking()
+    again = Restarts("lane 0", 2, clock=clock)
+    again.restore(state)
+    assert again.state() == state
+    clock.now += 401
+    again.died(DIED)
+    assert again.total == 3
+    with pytest.raises(CrashLoopError):
+        again.died(DIED)
+
+
+def test_waits_are_spread() -> None:
+    """By half in both directions; what died together does not come back together."""
+    waits = [Restarts("actor 0", 1).died(DIED) for _ in range(200)]
+    assert 0.25 <= min(waits) < 0.3
+    assert 0.7 < max(waits) <= 0.75
+
+
+def quiet(herd: Herd, fake: FakeRay, seconds: float, tick_s: float = 0.25) -> None:
+    """Tick for so long while nobody answers."""
+    for _ in range(round(seconds / tick_s)):
+        fake.now += tick_s
+        herd.supervisor.tick()
+
+
+LIMIT_S = 1.0 + 2.0 + 20.0 + 10.0
+"""collect's own second, flush_s, four calls on the log, step_timeout_s."""
+
+
+def test_an_actor_that_hangs_is_killed_and_restarted(fake: FakeRay) -> None:
+    """Only that one, no sooner than all that it may wait for is over; the text names the environment, the option and
+    where it was."""
+    herd = Herd(slots=2)
+    (_, hangs), (_, works) = herd.started
+    hangs.collect.calls[0].finish(Heartbeat(Counters(env_steps=812), ()))
+    for _ in range(int(LIMIT_S)):
+        works.collect.calls[-1].finish()
+        quiet(herd, fake, 1.0)
+    assert herd.said == []
+    assert fake.killed == []
+    works.collect.calls[-1].finish()
+    quiet(herd, fake, 1.0)
+    assert fake.killed == [hangs]
+    (line,) = herd.said
+    assert line.startswith("actor 0 died (HangError: no answer for 33 s: Bridge-v0 hangs in a step")
+    assert "actors.step_timeout_s (10 s); raise that option" in line
+    assert "last heard of at env step 812" in line
+    quiet(herd, fake, 1.0)
+    assert [slot for slot, _ in herd.started] == [0, 1, 0]
+    assert herd.supervisor.restart_reasons == {"HangError": 1}
+
+
+def test_an_actor_that_answers_late_is_left_alone(fake: FakeRay) -> None:
+    """Its silence is counted anew from each answer."""
+    herd = Herd(slots=1)
+    for _ in range(5):
+        quiet(herd, fake, LIMIT_S - 1)
+        herd.started[0][1].collect.calls[-1].finish()
+        quiet(herd, fake, 0.25)
+    assert fake.killed == []
+
+
+def test_the_first_answer_may_take_longer(fake: FakeRay) -> None:
+    """A cluster has to find a node; also a restarted actor has that time. Five minutes more, not for ever."""
+    herd = Herd(slots=1, restarts=1)
+    quiet(herd, fake, 300 + LIMIT_S)
+    assert fake.killed == []
+    quiet(herd, fake, 2)
+    assert len(fake.killed) == 1
+    assert "never heard of" in herd.said[0]
+    quiet(herd, fake, 300 + LIMIT_S - 2)
+    assert len(fake.killed) == 1
+
+
+def test_a_driver_that_was_stopped_blames_nobody(fake: FakeRay) -> None:
+    """An hour between two ticks is this process's own, whatever the actors did; the answers may not be in yet."""
+    herd = Herd(slots=1)
+    herd.started[0][1].collect.calls[0].finish()
+    herd.supervisor.tick()
+    for _ in range(5):
+        fake.now += 3600
+        herd.supervisor.tick()
+    assert fake.killed == []
+    quiet(herd, fake, LIMIT_S)
+    assert len(fake.killed) == 1
+
+
+def test_rebuilt_environments_are_said_and_counted(fake: FakeRay) -> None:
+    herd = Herd()
+    lines = ("lane 3: RuntimeError: the bridge is down, after env step 812 of it", "lane 4: OSError: gone, after ...")
+    herd.started[1][1].collect.calls[0].finish(Heartbeat(Counters(), lines))
+    herd.supervisor.tick()
+    assert herd.said == [f"actor 1: its environment was made anew: {line}" for line in lines]
+    assert herd.supervisor.rebuilds == 2
+    assert herd.supervisor.restarts == 0
+
+
+def test_a_flood_of_rebuilt_environments_does_not_fill_the_terminal() -> None:
+    """Five lines a minute, one of them about those that were not said."""
+    said: list[str] = []
+    clock = Ticking()
+    rebuilt = Rebuilt(said.append, clock)
+    for n in range(1000):
+        rebuilt.note(2, (f"lane {n}",))
+        rebuilt.catch_up()
+    text = "actor 2: its environment was made anew: lane"
+    assert said == [f"{text} {n}" for n in range(5)]
+    clock.now += 61
+    rebuilt.catch_up()
+    rebuilt.note(2, ("lane 7",))
+    rebuilt.catch_up()
+    assert said[5:] == ["995 more environments were made anew meanwhile", f"{text} 7"]
+    assert rebuilt.total == 1001
 
 
 def test_a_server_that_is_away_delays_a_restart(fake: FakeRay) -> None:
@@ -225,21 +366,33 @@ class Screens:
     """A Screening with its evaluators, and candidates named by number."""
 
     def __init__(self, share: float = 0.1, restarts: int = 1) -> None:
-        self.started: list[tuple[int, Handle]] = []
+        self.started: list[Handle] = []
         self.candidates, self.said = 0, list[str]()
         self.screening = Screening(self.start, self.candidate, share, restarts, self.said.append)
 
-    def start(self, restart: int) -> Handle:
-        self.started.append((restart, Handle()))
-        return self.started[-1][1]
+    def start(self) -> Handle:
+        self.started.append(Handle())
+        return self.started[-1]
 
-    def candidate(self) -> str:
+    def candidate(self) -> Call:
         self.candidates += 1
-        return f"policy {self.candidates}"
+        policy = Call(f"policy {self.candidates}")
+        policy.finish(policy.argument)
+        return policy
 
     @property
     def calls(self) -> list[Call]:
-        return self.started[-1][1].screen.calls
+        return self.started[-1].screen.calls
+
+    @property
+    def played(self) -> list[str]:
+        return [call.argument.answer for call in self.calls]
+
+    def judged(self) -> tuple[Verdict, str]:
+        """A verdict that is due, and the policy it is about."""
+        result = self.screening.tick(learning=True)
+        assert result is not None
+        return result[0], result[1].answer
 
 
 def verdict(seconds: float, *, confirmed: bool = False) -> Verdict:
@@ -253,7 +406,7 @@ def test_nothing_is_screened_before_something_was_learned(fake: FakeRay) -> None
     assert tested.calls == []
     tested.screening.tick(learning=True)
     tested.screening.tick(learning=True)
-    assert [call.argument for call in tested.calls] == ["policy 1"]
+    assert tested.played == ["policy 1"]
 
 
 def test_screening_keeps_to_its_share(fake: FakeRay) -> None:
@@ -262,13 +415,13 @@ def test_screening_keeps_to_its_share(fake: FakeRay) -> None:
     tested.screening.tick(learning=True)
     given = verdict(2.0)
     tested.calls[0].finish(given)
-    assert tested.screening.tick(learning=True) == (given, "policy 1")
+    assert tested.judged() == (given, "policy 1")
     fake.now += 17.9
     assert tested.screening.tick(learning=True) is None
     assert len(tested.calls) == 1
     fake.now += 0.2
     tested.screening.tick(learning=True)
-    assert [call.argument for call in tested.calls] == ["policy 1", "policy 2"]
+    assert tested.played == ["policy 1", "policy 2"]
 
 
 def test_a_verdict_comes_with_the_policy_it_is_about(fake: FakeRay) -> None:
@@ -278,22 +431,33 @@ def test_a_verdict_comes_with_the_policy_it_is_about(fake: FakeRay) -> None:
         tested.screening.tick(learning=True)
         given = verdict(5.0, confirmed=True)
         tested.calls[-1].finish(given)
-        assert tested.screening.tick(learning=True) == (given, f"policy {number}")
+        assert tested.judged() == (given, f"policy {number}")
 
 
 def test_a_dead_evaluator_restarts_within_its_budget(fake: FakeRay) -> None:
-    """It is told its number, so that it plays new seeds."""
     tested = Screens(restarts=1)
     tested.screening.tick(learning=True)
     tested.calls[0].finish(DIED)
     assert tested.screening.tick(learning=True) is None
-    assert [restart for restart, _ in tested.started] == [0, 1]
+    assert len(tested.started) == 2
     assert tested.screening.restarts == 1
     fake.now += 10
     tested.screening.tick(learning=True)
     tested.calls[0].finish(DIED)
     with pytest.raises(CrashLoopError, match="the evaluator"):
         tested.screening.tick(learning=True)
+
+
+def test_a_policy_that_a_dead_learner_owes_is_not_the_evaluators_death(fake: FakeRay) -> None:
+    """Its call fails with the learner's error; the evaluator goes on with the next policy."""
+    tested = Screens(restarts=0)
+    policy = Call(None)
+    tested.screening._candidate = lambda: policy
+    tested.screening.tick(learning=True)
+    for call in (policy, tested.calls[0]):
+        call.finish(DIED)
+    assert tested.screening.tick(learning=False) is None
+    assert (tested.screening.restarts, fake.killed, tested.said) == (0, [], [])
 
 
 def raised_in_an_actor(error: Exception) -> ray.exceptions.RayTaskError:

@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from cli_runs import qherd, summary
+from gymnasium.envs.classic_control import CartPoleEnv
 
 import deploy.train
+from actors import evaluator
 from actors.config import EnvConfig
 from actors.envs import EnvError
 from actors.evaluator import Episodes, Verdict
@@ -72,7 +75,7 @@ def best(folder: Path) -> bytes:
 def learned(tmp_path: Path, seed: int) -> tuple[dict[str, np.ndarray[Any, Any]], list[dict[str, float]]]:
     """The learner's networks after some thousand env steps, and all figures on the way."""
     settings = config(tmp_path / f"{seed}-{time.monotonic_ns()}", seed)
-    session = InlineSession(settings, RunDirectory.create(settings), probe_env(settings))
+    session = InlineSession(settings, RunDirectory.create(settings), probe_env(settings), print)
     seen = [session.advance().figures for _ in range(5)]
     nets = session.loop.learner
     arrays = {
@@ -242,7 +245,7 @@ def test_one_signal_ends_it_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     before = signal.getsignal(number)
     monkeypatch.setattr(deploy.train, "start_session", lambda *_: Interrupted(verdict([1, 2]), verdict([1, 2])))
-    assert train(config(tmp_path)) == 130
+    assert train(config(tmp_path)) == 75
     assert summary(tmp_path / "r")["exit_reason"] == "interrupted"
     assert signal.getsignal(number) == before, "the handlers are as before"
 
@@ -256,6 +259,83 @@ def test_a_second_signal_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (stop.signal, codes) == (signal.SIGTERM, [])
         os.kill(os.getpid(), signal.SIGINT)
     assert codes == [130]
+
+
+# -- environments that raise
+
+
+class FragileEnv(CartPoleEnv):
+    """Raises in every ``raises_every``-th env step of all of its kind."""
+
+    steps, raises_every = 0, 0
+
+    def step(self, action: Any) -> Any:
+        FragileEnv.steps += 1
+        if FragileEnv.steps % FragileEnv.raises_every == 0:
+            raise RuntimeError("the bridge is down")
+        return super().step(action)  # type: ignore[no-untyped-call]
+
+
+gym.register("Fragile-v0", f"{__name__}:FragileEnv", max_episode_steps=200)
+FRAGILE = {"id": f"{__name__}:Fragile-v0"}
+NEVER = 1 << 60
+
+
+def fragile(monkeypatch: pytest.MonkeyPatch, training: int, evaluations: list[int]) -> None:
+    """Have it raise every so many env steps of the training, and of each evaluation; the last is for all others."""
+    monkeypatch.setattr(FragileEnv, "steps", 0)
+    monkeypatch.setattr(FragileEnv, "raises_every", training)
+    play = evaluator.play
+
+    def played(*arguments: Any) -> Any:
+        FragileEnv.raises_every = evaluations.pop(0) if len(evaluations) > 1 else evaluations[0]
+        try:
+            return play(*arguments)
+        finally:
+            FragileEnv.raises_every = training
+
+    monkeypatch.setattr(evaluator, "play", played)
+
+
+def test_an_environment_that_raises_now_and_then_costs_its_episodes_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said, counted, and the run goes on to its end."""
+    fragile(monkeypatch, 900, [NEVER])
+    assert train(config(tmp_path, env=FRAGILE)) == 0
+    out, written = capsys.readouterr().out, summary(tmp_path / "r")
+    assert written["exit_reason"] == "budget of env steps"
+    assert "its environment was made anew: lane" in out
+    assert "RuntimeError: the bridge is down, after env step" in out
+    assert (written["env_rebuilds"], written["evaluator_restarts"]) == (out.count("was made anew"), 0)
+
+
+def test_so_does_one_that_raises_where_it_is_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next evaluation plays other seeds; nothing of the training changes."""
+    fragile(monkeypatch, NEVER, [20, NEVER])
+    assert train(config(tmp_path, env=FRAGILE)) == 0
+    out, written = capsys.readouterr().out, summary(tmp_path / "r")
+    assert written["exit_reason"] == "budget of env steps"
+    assert "the evaluator died (RuntimeError: the bridge is down); it restarts" in out
+    assert (written["env_rebuilds"], written["evaluator_restarts"]) == (0, 1)
+    assert written["eval_mean"] is not None
+
+
+@pytest.mark.parametrize(
+    ("training", "evaluations", "said"),
+    [(1, NEVER, "actor 0 failed: LaneError: the environment in lane 0 of"), (NEVER, 1, "the evaluator")],
+    ids=["training", "evaluation"],
+)
+def test_one_that_always_raises_ends_the_run_with_its_own_words(
+    tmp_path: Path, training: int, evaluations: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fragile(monkeypatch, training, [evaluations])
+    actors = {**OPTIONS["actors"], "restarts": 1}
+    with pytest.raises(RunFailedError, match=f"{said}.* died 2 times.*RuntimeError: the bridge is down"):
+        train(config(tmp_path, env=FRAGILE, actors=actors))
+    assert "test_train.py" in (tmp_path / "r" / "failure.txt").read_text()
 
 
 # -- refusals leave nothing

@@ -1,0 +1,238 @@
+"""A lane: one training environment that is made anew where it raises, so that the others of its actor go on.
+
+``SyncVectorEnv.step`` has stepped the lanes before the one that raises, and leaves no way to step only the others. So
+each lane catches its own exceptions. What a lane leaves then:
+
+==========================  ========================================================================================
+the environment raises      the lane
+==========================  ========================================================================================
+in ``step`` at row t        row t is a boundary row: its observation is valid, its action ignored. Row t+1 is the
+                            first of an episode of a new environment
+in ``reset`` after an end   row t is a boundary row anyway; row t+1 is the first of an episode of a new environment
+while it is made anew       raises LaneError, which ends the actor
+beyond the lane's budget    raises LaneError, which ends the actor
+==========================  ========================================================================================
+
+A lane that is recorded can also be brought back to where it was, in another process: an environment has no state that
+could be kept, but what it does follows from its random numbers and the actions. So what has been played of the newest
+episode is played again, and compared with what it showed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from array import array
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+
+from actors.restarts import CrashLoopError, Restarts, cause
+from replay.state import restore_rng, rng_state
+
+REBUILT = "rebuilt"
+"""The one key that the infos of a lane may have: the line that says which environment was made anew, and why."""
+
+RECORDED_MOST = 1 << 20
+"""Env steps of an episode that are recorded, 4 bytes each; a longer one cannot be replayed."""
+
+Env = gym.Env[Any, Any]
+Stepped = tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]
+
+
+class LaneError(RuntimeError):
+    """An environment that raises again and again; the text has its last error's own words."""
+
+
+class NotReplayable(RuntimeError):
+    """A lane that cannot be brought back to where it was; the text has its environment, its number and the reason."""
+
+
+class Lane(gym.Wrapper[Any, Any, Any, Any]):
+    """An environment that is made anew where it raises. Its infos are dropped, since no row has them.
+
+    Each environment of a lane has a seed of its own, derived from the one that the lane was reset with.
+    """
+
+    def __init__(
+        self, make: Callable[[], Env], env_id: str, index: int, restarts: int, clock: Callable[[], float]
+    ) -> None:
+        """``restarts`` bounds how often the environment may be made anew within ten minutes."""
+        super().__init__(make())
+        self._make, self._env_id, self._index = make, env_id, index
+        self._restarts = Restarts(f"the environment in lane {index} of {env_id}", restarts, clock)
+        self._seed: int | None = None
+        self._env_steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode; with a ``seed`` in all the lane's further environments, too."""
+        if seed is not None:
+            self._seed = seed
+        try:
+            return self._begin(seed), {}
+        except Exception as error:  # an environment may raise anything
+            return self._rebuild(error)
+
+    def step(self, action: Any) -> Stepped:
+        """The environment's step; where it raises, the first observation of a new environment's first episode."""
+        try:
+            obs, reward, terminated, truncated, _ = self.env.step(action)
+        except Exception as error:  # an environment may raise anything
+            obs, infos = self._rebuild(error)
+            return obs, 0.0, False, False, infos
+        self._env_steps += 1
+        return obs, reward, terminated, truncated, {}
+
+    def _begin(self, seed: int | None) -> Any:
+        """The first observation of an episode."""
+        return self.env.reset(seed=seed)[0]
+
+    def _rebuild(self, error: Exception) -> tuple[Any, dict[str, Any]]:
+        """The first observation of a new environment, and the infos that say so. Does not wait as other restarts do:
+        the actor's other lanes would wait along."""
+        try:
+            self._restarts.died(error)
+        except CrashLoopError as crash_loop:
+            raise LaneError(str(crash_loop)) from error
+        with contextlib.suppress(Exception):
+            self.env.close()
+        try:
+            self.env = self._make()
+            obs = self._begin(self._next_seed())
+        except Exception as again:
+            raise LaneError(
+                f"the environment in lane {self._index} of {self._env_id} could not be made anew: {cause(again)}; it "
+                f"had to be because of {cause(error)}"
+            ) from again
+        return obs, {REBUILT: f"lane {self._index}: {cause(error)}, after env step {self._env_steps} of it"}
+
+    def _next_seed(self) -> int | None:
+        """The seed of this lane's n-th rebuilt environment: a stream of the lane's own, never the first seed again."""
+        if self._seed is None:
+            return None
+        stream = np.random.SeedSequence(self._seed, spawn_key=(self._restarts.total,))
+        return int(stream.generate_state(1)[0])
+
+
+@dataclass
+class _Played:
+    """How an environment came to where it is: its first reset's ``seed``; the state of its random numbers before its
+    newest reset (None where that was the first); the actions since."""
+
+    seed: int | None
+    rng: dict[str, Any] | None = None
+    actions: array[int] = field(default_factory=lambda: array("i"))
+
+
+class RecordedLane(Lane):
+    """A lane that knows what has been played of its episode, so that another can go on where it is."""
+
+    def __init__(
+        self, make: Callable[[], Env], env_id: str, index: int, restarts: int, clock: Callable[[], float]
+    ) -> None:
+        super().__init__(make, env_id, index, restarts, clock)
+        self._refused = replay_refused(self.env)
+        self._played = _Played(None)
+        self._owes_reset = False
+
+    def step(self, action: Any) -> Stepped:
+        """See ``Lane``. Restored where an episode had ended it begins the next: its vector env does not know of it."""
+        if self._owes_reset:
+            self._owes_reset = False
+            obs, infos = self.reset()
+            return obs, 0.0, False, False, infos
+        played = self._played
+        stepped = super().step(action)
+        if len(played.actions) < RECORDED_MOST:
+            played.actions.append(int(action))  # of no use where the step raised: another episode is played then
+        return stepped
+
+    def _begin(self, seed: int | None) -> Any:
+        if seed is not None:
+            self._played = _Played(seed)
+        elif self._refused is None:
+            self._played = _Played(self._played.seed, rng_state(self.env.unwrapped.np_random))
+        return super()._begin(seed)
+
+    def state(self) -> tuple[dict[str, Any], npt.NDArray[np.int32]]:
+        """Values for JSON, and the actions <int32>[env steps of this episode]."""
+        values = {
+            "seed": self._seed,
+            "env_steps": self._env_steps,
+            "restarts": self._restarts.state(),
+            "played_seed": self._played.seed,
+            "played_rng": self._played.rng,
+            "rng": None if self._refused else rng_state(self.env.unwrapped.np_random),
+        }
+        return values, np.array(self._played.actions, np.int32)
+
+    def restore(
+        self, values: Mapping[str, Any], actions: npt.NDArray[np.int32], obs: npt.NDArray[Any], ended: bool
+    ) -> None:
+        """Go on where the lane was that gave ``values`` and ``actions``, showed ``obs`` last, and had ``ended`` there.
+
+        Raises NotReplayable where the environment is known not to allow it, or does not show the same again.
+        """
+        reason = self._refused
+        if len(actions) >= RECORDED_MOST:
+            reason = f"its episode has {RECORDED_MOST} env steps or more, which are not recorded"
+        if reason is None:
+            self._seed, self._env_steps, self._owes_reset = values["seed"], values["env_steps"], ended
+            self._restarts.restore(values["restarts"])
+            self._played = _Played(values["played_seed"], values["played_rng"], array("i", actions.tolist()))
+            reason = self._replay(values["rng"], obs, ended)
+        if reason is not None:
+            raise NotReplayable(
+                f"lane {self._index} of {self._env_id} cannot be brought back to where it was: {reason}"
+            )
+
+    def _replay(self, rng: Mapping[str, Any], obs: npt.NDArray[Any], ended: bool) -> str | None:
+        """Play what was played in a new environment; the reason why that does not lead to the same, if so."""
+        with contextlib.suppress(Exception):
+            self.env.close()
+        try:
+            self.env = self._make()
+            shown, over = self._play_again()
+        except Exception as error:  # an environment may raise anything
+            return f"{cause(error)}, which it did not raise before"
+        shown = np.asarray(shown)
+        if shown.dtype != obs.dtype or shown.shape != obs.shape or shown.tobytes() != obs.tobytes():
+            return "with the same random numbers and actions it showed another observation"
+        if over != ended:
+            return f"with the same random numbers and actions its episode {'ended' if over else 'went on'}"
+        if rng_state(self.env.unwrapped.np_random) != rng:
+            return "with the same actions it drew other random numbers"
+        return None
+
+    def _play_again(self) -> tuple[Any, bool]:
+        """The observation at which the newest episode stands in ``self.env``, and whether it is over."""
+        obs, over = self.env.reset(seed=self._played.seed)[0], False
+        if self._played.rng is not None:
+            restore_rng(self.env.unwrapped.np_random, self._played.rng)
+            obs = self.env.reset()[0]
+        for action in self._played.actions:
+            obs, _, terminated, truncated, _ = self.env.step(np.int64(action))
+            over = bool(terminated or truncated)
+        return obs, over
+
+
+def replay_refused(env: Env) -> str | None:
+    """Why this environment is known not to be replayable; None where it may be, which replaying it finds out.
+
+    ========================  ===============================================================================
+    environment               why not
+    ========================  ===============================================================================
+    Atari (``ale_py``)        an emulator with random numbers and a state of its own, beside ``np_random``
+    other random generators   gymnasium's ``np_random`` is a numpy Generator over PCG64; others are not kept
+    ========================  ===============================================================================
+    """
+    env_id = env.spec.id if env.spec else ""
+    if env_id.startswith("ALE/") or type(env.unwrapped).__module__.split(".")[0] == "ale_py":
+        return "an Atari emulator has random numbers and a state of its own"
+    rng = getattr(env.unwrapped, "np_random", None)
+    if not (isinstance(rng, np.random.Generator) and isinstance(rng.bit_generator, np.random.PCG64)):
+        return f"its np_random is a {type(rng).__name__}, not gymnasium's numpy Generator over PCG64"
+    return None

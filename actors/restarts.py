@@ -1,0 +1,127 @@
+"""A budget of restarts: how often something may die, how long to wait before it comes back, and what it died of.
+
+Free of Ray, which what runs in one process does not import.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+BUDGET_WINDOW_S = 600.0
+BACKOFF_S, MOST_BACKOFF_S = 0.5, 15.0
+_GUESSES = " Some common causes include"
+"""What follows in Ray's word of a dead worker is a page of what else might have been."""
+
+
+class CrashLoopError(RuntimeError):
+    """Something died more often than its budget allows; the text has its last error, ``details`` its traceback."""
+
+    def __init__(self, message: str, details: str) -> None:
+        super().__init__(message)
+        self.details = details
+
+
+def jitter() -> float:
+    """A factor for a wait: what died together (a server went away) should not all come back at once."""
+    return random.uniform(0.5, 1.5)
+
+
+@dataclass
+class Restarts:
+    """A budget of restarts within ``BUDGET_WINDOW_S``, and when the next may happen."""
+
+    name: str
+    budget: int
+    clock: Callable[[], float] = time.monotonic
+    jitter: Callable[[], float] = jitter
+    deaths: deque[float] = field(default_factory=deque)
+    total: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Deaths by the name of the exception's type."""
+
+    def died(self, error: Exception) -> float:
+        """Book a death; returns the seconds to wait before the restart. Raises CrashLoopError beyond the budget.
+
+        The n-th death within the window waits ``BACKOFF_S * 2^(n-1)``, at most MOST_BACKOFF_S, times the jitter.
+        """
+        now = self.clock()
+        self.deaths.append(now)
+        while self.deaths[0] < now - BUDGET_WINDOW_S:
+            self.deaths.popleft()
+        self.reasons[type(_inner(error)).__name__] += 1
+        if len(self.deaths) > self.budget:
+            raise CrashLoopError(
+                f"{self.name} died {len(self.deaths)} times within {BUDGET_WINDOW_S:.0f} s (actors.restarts allows "
+                f"{self.budget}); the last time of {cause(error)}",
+                str(error),
+            )
+        self.total += 1
+        return float(min(MOST_BACKOFF_S, BACKOFF_S * 2 ** (len(self.deaths) - 1)) * self.jitter())
+
+    def state(self) -> dict[str, Any]:
+        """What has been spent, for JSON: deaths as their ages, since another process has another clock."""
+        now = self.clock()
+        return {"ages_s": [now - died for died in self.deaths], "total": self.total, "reasons": dict(self.reasons)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on with what another has spent."""
+        now = self.clock()
+        self.deaths = deque(now - age for age in state["ages_s"])
+        self.total, self.reasons = state["total"], Counter(state["reasons"])
+
+
+class Rebuilt:
+    """Counts the environments that were made anew and says each, but no more than ``BURST`` of them a minute."""
+
+    BURST, EVERY_S = 5, 60.0
+
+    def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._say, self._clock = say, clock
+        self._said_s: deque[float] = deque(maxlen=self.BURST)
+        self._unsaid = 0
+        self.total = 0
+
+    def note(self, actor: int, lines: Iterable[str]) -> None:
+        """Count what an actor tells of, each in one line, and say it where there is room."""
+        for line in lines:
+            self.total += 1
+            if self._room():
+                self._say_now(f"actor {actor}: its environment was made anew: {line}")
+            else:
+                self._unsaid += 1
+
+    def catch_up(self) -> None:
+        """Say how many were not said, once there is room again."""
+        if self._unsaid and self._room():
+            self._say_now(f"{self._unsaid} more environments were made anew meanwhile")
+            self._unsaid = 0
+
+    def _say_now(self, line: str) -> None:
+        self._said_s.append(self._clock())
+        self._say(line)
+
+    def _room(self) -> bool:
+        return len(self._said_s) < self.BURST or self._clock() - self._said_s[0] > self.EVERY_S
+
+
+def cause(error: Exception) -> str:
+    """The innermost reason of an error, which may be Ray's wrapping of another process's, in one line."""
+    inner = _inner(error)
+    lines = str(inner).partition(_GUESSES)[0].strip().splitlines() or [type(inner).__name__]
+    return f"{type(inner).__name__}: {lines[-1] if _is_rays(inner) else lines[0]}"
+
+
+def _inner(error: Exception) -> Exception:
+    """The error that was raised in an actor, inside Ray's RayTaskError."""
+    inner = getattr(error, "cause", None)
+    return inner if isinstance(inner, Exception) else error
+
+
+def _is_rays(error: Exception) -> bool:
+    """Whether this is a RayError, whose last line says most, told without importing Ray."""
+    return any(base.__module__ == "ray.exceptions" for base in type(error).__mro__)

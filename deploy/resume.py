@@ -1,0 +1,69 @@
+"""``qherd resume``: which run, and what of its configuration may be another than it was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from deploy.config import ConfigError, RunConfig, compose, dump
+from deploy.run_dir import RunDirectory
+from deploy.train import go_on
+
+KEPT = (
+    "mode",
+    "seed",
+    "env.id",
+    "env.kwargs",
+    "env.frame_stack",
+    "env.max_episode_steps",
+    "replay.capacity_rows",
+    "replay.sampler",
+    "replay.alpha",
+    "learner.network",
+    "learner.n_step",
+    "learner.gamma",
+    "learner.reward_scale",
+)
+"""What shapes the contents of a checkpoint: weights, rows and their returns, priorities."""
+KEPT_INLINE = (*KEPT, "actors.count", "actors.lanes")
+"""An inline run's checkpoint has the lanes themselves, too."""
+
+
+def config_of(path: Path) -> RunConfig:
+    """The configuration that a run is resumed with where no option says otherwise: its own, with the environment's
+    variables over it (a server's password is nowhere else)."""
+    config = compose(None, None, RunDirectory.open(path).config_file)
+    return config.model_copy(update={"run": path.absolute().name, "runs_dir": path.parent})
+
+
+def check_changes(before: RunConfig, after: RunConfig) -> None:
+    """Raises ConfigError for an option that a run has to keep."""
+    old, new = dump(before), dump(after)
+    for path in KEPT_INLINE if before.mode == "inline" else KEPT:
+        was, asked = _at(old, path), _at(new, path)
+        if was != asked:
+            raise ConfigError(
+                f"{path} is {was} in this run, and {asked} was asked for: it shapes what the run has learned and "
+                "stored; leave it, or start a new run"
+            )
+
+
+def _at(values: Mapping[str, Any], path: str) -> Any:
+    found: Any = values
+    for key in path.split("."):
+        found = found[key]
+    return found
+
+
+def resume(path: Path, config: RunConfig) -> int:
+    """Go on with the run in ``path`` under ``config``; the exit code."""
+    with closing(RunDirectory.reopen(path)) as directory:
+        check_changes(directory.config, config)
+        if any("***" in url for url in config.redis.servers):
+            raise ConfigError(
+                f"{path}/{directory.config_file.name} keeps no password of its server: give the whole URL with "
+                "--redis.url or QHERD_REDIS_URL (of several servers: --redis.urls or QHERD_REDIS_URLS)"
+            )
+        return go_on(config, directory)

@@ -1,0 +1,290 @@
+"""Checkpoints: what a run is resumed from. Whatever ends the process at whatever moment, the newest whole one loads.
+
+A checkpoint is a folder ``{fence}-{updates}-{env steps}`` with plain files::
+
+    state.json         every part's values
+    {part}.safetensors its arrays
+    manifest.json      size and sha256 of the others, written last
+
+It is written and synced as ``.writing-{name}`` and then renamed, so that a folder under its own name is whole; sizes
+and digests find what a disk has done to it later. Names order by fence first: what a learner writes that was replaced
+meanwhile is older than all that its successor writes (and the successor's first checkpoint comes before its first
+update). See docs/survive.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+
+from learner.config import CheckpointConfig
+from replay.state import State
+
+FORMAT = 1
+"""Raised where older code could not read what newer code writes."""
+VALUES, MANIFEST, ARRAYS = "state.json", "manifest.json", ".safetensors"
+_NAME = re.compile(r"(\d+)-(\d+)-(\d+)")
+_WRITING = ".writing-"
+
+Files = Mapping[str, bytes]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the text says which and why."""
+
+
+class Name(NamedTuple):
+    """Orders the checkpoints of a run."""
+
+    fence: int
+    updates: int
+    env_steps: int
+
+    def __str__(self) -> str:
+        return f"{self.fence:06d}-{self.updates:012d}-{self.env_steps:012d}"
+
+
+class Found(NamedTuple):
+    """A checkpoint as it was loaded, and why each newer one was passed over."""
+
+    name: Name
+    parts: dict[str, State]
+    skipped: tuple[str, ...]
+
+
+def pack(parts: Mapping[str, State]) -> dict[str, bytes]:
+    """The files of a checkpoint but its manifest. Copies what goes on changing; touches no disk."""
+    files = {VALUES: json.dumps({"format": FORMAT, "parts": {part: parts[part].values for part in parts}}).encode()}
+    for part, state in parts.items():
+        if state.arrays:
+            files[part + ARRAYS] = save_arrays({key: np.ascontiguousarray(each) for key, each in state.arrays.items()})
+    return files
+
+
+def write(folder: Path, name: Name, files: Files) -> None:
+    """Write a checkpoint, whole or not at all. Raises OSError, with nothing left behind, where the disk refuses.
+
+    One that is there under that name already has the same rows and weights, and stays.
+    """
+    final, temporary = folder / str(name), folder / f"{_WRITING}{name}"
+    if final.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_cut_off(folder, name.fence)
+    about = {file: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for file, data in files.items()}
+    manifest = json.dumps({"format": FORMAT, "files": about}, indent=1).encode()
+    try:
+        temporary.mkdir()
+        for file, data in {**files, MANIFEST: manifest}.items():
+            _write_synced(temporary / file, data)
+        _sync_folder(temporary)
+        temporary.rename(final)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync_folder(folder)
+
+
+def _remove_cut_off(folder: Path, fence: int) -> None:
+    """What a writer left that was killed; a newer learner may be writing."""
+    for left in folder.glob(f"{_WRITING}*"):
+        found = _NAME.fullmatch(left.name.removeprefix(_WRITING))
+        if found and int(found[1]) <= fence:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def names(folder: Path) -> list[Name]:
+    """The checkpoints in ``folder``, whole or damaged, newest first."""
+    entries = folder.iterdir() if folder.is_dir() else ()
+    matches = [match for entry in entries if (match := _NAME.fullmatch(entry.name))]
+    return sorted((Name(*map(int, match.groups())) for match in matches), reverse=True)
+
+
+def read(folder: Path, name: Name) -> dict[str, State]:
+    """A checkpoint's parts. Raises CheckpointError where it is damaged or of another format."""
+    files = _checked_files(folder / str(name))
+    values = json.loads(files[VALUES])["parts"]
+    try:
+        arrays = {file.removesuffix(ARRAYS): load_arrays(data) for file, data in files.items() if file != VALUES}
+    except SafetensorError as error:
+        raise CheckpointError(f"{folder / str(name)}: {error}") from error
+    return {part: State(values[part], arrays.get(part, {})) for part in values}
+
+
+def _checked_files(path: Path) -> dict[str, bytes]:
+    """The files that the manifest names, each as it was written."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        if manifest["format"] != FORMAT:
+            raise CheckpointError(f"{path} has format {manifest['format']!r}, this qherd reads {FORMAT}")
+        files = {}
+        for file, about in manifest["files"].items():
+            files[file] = data = (path / file).read_bytes()
+            if len(data) != about["bytes"] or hashlib.sha256(data).hexdigest() != about["sha256"]:
+                raise CheckpointError(f"{path / file} does not match its size and sha256 in {MANIFEST}")
+        if VALUES not in files:
+            raise CheckpointError(f"{path / MANIFEST} does not name {VALUES}")
+    except OSError as error:
+        raise CheckpointError(f"{error.filename}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path / MANIFEST} is damaged: {error}") from error
+    return files
+
+
+def newest(folder: Path) -> Found | None:
+    """The newest checkpoint that is whole; None where none was ever written.
+
+    Raises CheckpointError where there are some and none is whole: to begin anew is then not ours to decide.
+    """
+    skipped: list[str] = []
+    for name in names(folder):
+        try:
+            return Found(name, read(folder, name), tuple(skipped))
+        except CheckpointError as error:
+            skipped.append(str(error))
+    if skipped:
+        raise CheckpointError(
+            "none of the run's checkpoints can be used; they are left as they are:\n  " + "\n  ".join(skipped)
+        )
+    return None
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all that is older than the ``keep`` newest that are whole: the only good one never goes."""
+    whole = 0
+    for name in names(folder):
+        if whole >= keep:
+            shutil.rmtree(folder / str(name), ignore_errors=True)
+            continue
+        with contextlib.suppress(CheckpointError):
+            _checked_files(folder / str(name))
+            whole += 1
+
+
+class Checkpointer:
+    """Writes the checkpoints of one learner, in a thread of its own, so that the learner does not wait for the disk.
+
+    A checkpoint that cannot be written is counted and told; the one before it stays, and the run goes on.
+    """
+
+    def __init__(
+        self, folder: Path, config: CheckpointConfig, with_rows: bool, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """``with_rows``: the replay memory's rows are a part of each."""
+        self.folder, self._config, self._clock = folder, config, clock
+        self.with_rows = with_rows
+        self._thread: threading.Thread | None = None
+        self._told: list[str] = []
+        self._failing = False
+        self._written_s, self._asked_s = clock(), -math.inf
+        self.written = self.failures = self.newest_bytes = 0
+        self.paused_s = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for the next, by the clock; the first is due at once."""
+        idle = self._thread is None or not self._thread.is_alive()
+        return idle and self._clock() - self._asked_s >= self._config.every_s
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the newest was whole, or since the start."""
+        return self._clock() - self._written_s
+
+    def newest(self) -> Found | None:
+        """See ``newest``."""
+        return newest(self.folder)
+
+    def check(self) -> None:
+        """Raises CheckpointError where the last one could not be written: a run does not begin on a full disk."""
+        if self._failing:
+            raise CheckpointError("; ".join(self.told()))
+
+    def save(self, name: Name, parts: Callable[[], Mapping[str, State]], wait: bool = False) -> None:
+        """Write ``parts()`` as they are now; with ``wait``, return when it is on disk or has failed."""
+        started = time.perf_counter()
+        self.join()
+        self._asked_s = self._clock()
+        files = pack(parts())
+        self._thread = threading.Thread(target=self._write, args=(name, files), name="qherd-checkpoint", daemon=True)
+        self._thread.start()
+        if wait:
+            self.join()
+        self.paused_s += time.perf_counter() - started
+
+    def join(self, timeout_s: float | None = None) -> None:
+        """Wait for the one that is being written."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    def _write(self, name: Name, files: Files) -> None:
+        try:
+            write(self.folder, name, files)
+            prune(self.folder, self._config.keep)
+        except OSError as error:
+            self.failures += 1
+            self._tell_failure(error)
+        else:
+            if self._failing:
+                self._told.append("checkpoints can be written again")
+            self._failing, self._written_s = False, self._clock()
+            self.written, self.newest_bytes = self.written + 1, sum(map(len, files.values()))
+
+    def _tell_failure(self, error: OSError) -> None:
+        """Once per spell: it is tried again all the time."""
+        if not self._failing:
+            there = names(self.folder)
+            kept = f"the newest is of update {there[0].updates:,}" if there else "there is none yet"
+            self._told.append(f"a checkpoint cannot be written: {error}; {kept}; the run goes on, make room")
+        self._failing = True
+
+    def told(self) -> tuple[str, ...]:
+        """What there was to tell since the last call."""
+        told, self._told = tuple(self._told), []
+        return told
+
+    def figures(self) -> dict[str, float]:
+        """By metric name."""
+        return {
+            "checkpoints": self.written,
+            "checkpoint_failures": self.failures,
+            "checkpoint_bytes": self.newest_bytes,
+            "checkpoint_age_seconds": self.age_s,
+            "checkpoint_pause_seconds": self.paused_s,
+        }

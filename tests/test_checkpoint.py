@@ -1,0 +1,328 @@
+"""Checkpoints on disk: whatever ends the writer at whatever moment, whatever the disk does later, a whole one loads."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from waiting import until
+
+from learner import checkpoint
+from learner.checkpoint import Checkpointer, CheckpointError, Name, names, newest, pack, prune, read, write
+from learner.config import CheckpointConfig
+from replay.state import State
+
+FIRST, SECOND, THIRD = Name(1, 100, 900), Name(1, 200, 1800), Name(2, 150, 1300)
+
+
+def parts(number: int) -> dict[str, State]:
+    """A checkpoint whose contents are known by its number."""
+    arrays: dict[str, Any] = {
+        "w": np.full(50, number, np.float32),
+        "rows": np.arange(number, dtype=np.int64).reshape(-1, 1),
+    }
+    return {"learner": State({"updates": number}, arrays), "loop": State({"number": number}, {})}
+
+
+def number_of(found: dict[str, State]) -> int:
+    number: int = found["loop"].values["number"]
+    np.testing.assert_array_equal(found["learner"].arrays["w"], np.full(50, number, np.float32))
+    np.testing.assert_array_equal(found["learner"].arrays["rows"][:, 0], np.arange(number))
+    return number
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two checkpoints."""
+    for name in (FIRST, SECOND):
+        write(tmp_path, name, pack(parts(name.updates)))
+    return tmp_path
+
+
+def files_of(folder: Path, name: Name) -> list[Path]:
+    return sorted((folder / str(name)).iterdir())
+
+
+def test_what_was_written_is_read_to_the_bit(tmp_path: Path) -> None:
+    """Integers of 128 bits (a generator's state), floats, every dtype, empty arrays, views that are not contiguous."""
+    values = {"rng": np.random.default_rng(3).bit_generator.state, "third": 1 / 3, "tiny": 5e-324, "none": None}
+    kinds = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "uint16", "bool")
+    arrays: dict[str, Any] = {kind: np.array([0, 1, 2, 1 / 3]).astype(kind) for kind in kinds}
+    arrays |= {"empty": np.zeros((0, 5), np.int64), "strided": np.arange(12).reshape(3, 4)[:, ::2]}
+    write(tmp_path, FIRST, pack({"part": State(values, arrays)}))
+    found = read(tmp_path, FIRST)["part"]
+    assert found.values == values
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found.arrays[name], array)
+        assert found.arrays[name].dtype == array.dtype
+
+
+def test_packing_takes_a_copy(tmp_path: Path) -> None:
+    """The learner goes on while the thread writes."""
+    array = np.zeros(4)
+    files = pack({"part": State({}, {"a": array})})
+    array[:] = 1
+    write(tmp_path, FIRST, files)
+    assert read(tmp_path, FIRST)["part"].arrays["a"].sum() == 0
+
+
+def test_the_newest_is_that_of_the_highest_fence(folder: Path) -> None:
+    """A learner that was replaced and thaws may have done more updates; what it writes is older all the same."""
+    write(folder, THIRD, pack(parts(150)))
+    write(folder, Name(1, 99_999, 99_999), pack(parts(7)))
+    found = newest(folder)
+    assert found is not None
+    assert (found.name, number_of(found.parts), found.skipped) == (THIRD, 150, ())
+
+
+def test_nothing_was_ever_written(tmp_path: Path) -> None:
+    assert newest(tmp_path) is None
+    assert newest(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_a_flipped_byte_in_any_file_has_the_one_before_loaded(folder: Path, index: int) -> None:
+    """And the file is named; nothing is removed."""
+    damaged = files_of(folder, SECOND)[index]
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    found = newest(folder)
+    assert found is not None
+    assert (found.name, number_of(found.parts)) == (FIRST, 100)
+    assert str(SECOND) in found.skipped[0]
+    assert len(files_of(folder, SECOND)) == 3
+
+
+@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize("how", ["missing", "cut off", "empty"])
+def test_a_file_that_is_not_whole_has_the_one_before_loaded(folder: Path, index: int, how: str) -> None:
+    damaged = files_of(folder, SECOND)[index]
+    if how == "missing":
+        damaged.unlink()
+    else:
+        damaged.write_bytes(b"" if how == "empty" else damaged.read_bytes()[:-1])
+    found = newest(folder)
+    assert found is not None
+    assert (found.name, number_of(found.parts), len(found.skipped)) == (FIRST, 100, 1)
+
+
+@pytest.mark.parametrize(
+    "manifest", ['{"format": 2, "files": {}}', '{"format": 1, "files": {}}', "[1]", '{"format": 1}']
+)
+def test_a_manifest_of_something_else_is_passed_over(folder: Path, manifest: str) -> None:
+    (folder / str(SECOND) / checkpoint.MANIFEST).write_text(manifest)
+    found = newest(folder)
+    assert found is not None
+    assert found.name == FIRST
+
+
+def test_where_none_is_whole_nothing_begins_anew_and_nothing_is_removed(folder: Path) -> None:
+    for name in (FIRST, SECOND):
+        (folder / str(name) / checkpoint.VALUES).write_bytes(b"{}")
+    with pytest.raises(CheckpointError, match=rf"left as they are:\n.*{SECOND}.*\n.*{FIRST}"):
+        newest(folder)
+    assert names(folder) == [SECOND, FIRST]
+
+
+def test_retention_keeps_the_newest_and_never_removes_the_only_good_one(folder: Path) -> None:
+    write(folder, THIRD, pack(parts(150)))
+    for name in (SECOND, THIRD):
+        (folder / str(name) / checkpoint.VALUES).write_bytes(b"{}")
+    prune(folder, keep=1)
+    assert names(folder) == [THIRD, SECOND, FIRST], "two damaged ones do not count"
+    fourth = Name(2, 300, 2600)
+    write(folder, fourth, pack(parts(300)))
+    prune(folder, keep=2)
+    assert names(folder) == [fourth, THIRD, SECOND, FIRST]
+    prune(folder, keep=1)
+    assert names(folder) == [fourth]
+
+
+def test_a_second_one_of_the_same_name_changes_nothing(folder: Path) -> None:
+    write(folder, SECOND, pack(parts(1)))
+    assert number_of(read(folder, SECOND)) == 200
+
+
+# -- killed anywhere
+
+KILLED_AT = """
+import itertools, os, shutil, signal, sys
+from pathlib import Path
+from test_checkpoint import SECOND, parts
+from learner.checkpoint import pack, prune, write
+
+template, files, calls, at = Path(sys.argv[1]), pack(parts(200)), 0, 0
+
+def counted(call):
+    def counting(*arguments, **options):
+        global calls
+        calls += 1
+        if calls == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*arguments, **options)
+    return counting
+
+for at in itertools.count(1):
+    folder = template.with_name(str(at))
+    shutil.copytree(template, folder)
+    pid = os.fork()
+    if pid == 0:
+        half = os.write
+        os.write = lambda fd, data: half(fd, data[: max(1, len(data) // 2)])  # a disk takes what it likes of a write
+        for name in ("mkdir", "open", "write", "fsync", "close", "rename", "unlink", "rmdir", "scandir", "stat"):
+            setattr(os, name, counted(getattr(os, name)))
+        write(folder, SECOND, files)
+        prune(folder, keep=1)
+        os._exit(0)
+    if os.waitpid(pid, 0)[1] == 0:
+        print(at)
+        break
+"""
+
+
+def test_a_kill_between_any_two_system_calls_leaves_a_whole_one(tmp_path: Path) -> None:
+    """The one before, or the new one; the next writer then removes what was cut off."""
+    template = tmp_path / "template"
+    write(template, FIRST, pack(parts(100)))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parent, *sys.path)))}
+    command = [sys.executable, "-c", KILLED_AT, str(template)]
+    done = subprocess.run(command, env=environment, check=True, timeout=100, capture_output=True, text=True)
+    survived = int(done.stdout)
+    assert survived > 20, "fewer calls than a checkpoint has: they were not counted"
+    seen = set()
+    for at in range(1, survived):
+        folder = tmp_path / str(at)
+        found = newest(folder)
+        assert found is not None
+        assert found.skipped == ()
+        seen.add(number_of(found.parts))
+        write(folder, THIRD, pack(parts(150)))
+        assert not list(folder.glob(".writing-*"))
+        assert names(folder)[0] == THIRD
+    assert seen == {100, 200}
+    assert names(tmp_path / str(survived)) == [SECOND]
+
+
+def test_a_thawed_learner_leaves_alone_what_its_successor_is_writing(folder: Path) -> None:
+    theirs = folder / f".writing-{THIRD}"
+    theirs.mkdir()
+    write(folder, Name(1, 300, 2700), pack(parts(300)))
+    assert theirs.exists()
+
+
+# -- disks that refuse
+
+
+@pytest.mark.parametrize("call", ["open", "write", "fsync", "rename", "mkdir"])
+def test_a_refused_call_leaves_nothing_behind(folder: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    original = getattr(os, call)
+
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        if call == "open" and not arguments[1] & os.O_CREAT:
+            return original(*arguments, **options)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, refuse)
+        with pytest.raises(OSError, match="No space left"):
+            write(folder, THIRD, pack(parts(150)))
+    assert sorted(path.name for path in folder.iterdir()) == [str(FIRST), str(SECOND)]
+
+
+@pytest.mark.root
+def test_a_full_disk_keeps_the_one_before_and_is_written_again_when_there_is_room(tmp_path: Path) -> None:
+    """A real one: training goes on, the alarm is raised once, and once more when it is over."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], check=True)
+    try:
+        checkpointer = Checkpointer(disk / "c", CheckpointConfig(keep=1), with_rows=True)
+        checkpointer.save(FIRST, lambda: parts(100), wait=True)
+        (disk / "filler").write_bytes(bytes(200 << 10))
+        big = {"learner": State({}, {"w": np.zeros(60 << 10, np.uint8)}), **parts(200)}
+        for attempt in range(3):
+            checkpointer.save(Name(1, 200 + attempt, 1), lambda: big, wait=True)
+        assert checkpointer.figures()["checkpoint_failures"] == 0, "it fits"
+        bigger = {**big, "mirror": State({}, {"obs": np.zeros(120 << 10, np.uint8)})}
+        for attempt in range(3):
+            checkpointer.save(Name(1, 300 + attempt, 1), lambda: bigger, wait=True)
+        (told,) = checkpointer.told()
+        assert "No space left" in told
+        assert "the newest is of update 202" in told
+        assert checkpointer.figures()["checkpoint_failures"] == 3
+        found = newest(disk / "c")
+        assert found is not None
+        assert found.name.updates == 202
+        (disk / "filler").unlink()
+        checkpointer.save(Name(1, 400, 1), lambda: bigger, wait=True)
+        assert checkpointer.told() == ("checkpoints can be written again",)
+        assert names(disk / "c") == [Name(1, 400, 1)]
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+# -- the writer's thread
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 50.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_one_is_due_at_once_and_then_every_so_often(tmp_path: Path) -> None:
+    clock = Clock()
+    checkpointer = Checkpointer(tmp_path, CheckpointConfig(every_s=30), with_rows=True, clock=clock)
+    due = [checkpointer.due]
+    checkpointer.save(FIRST, lambda: parts(100), wait=True)
+    for seconds in (0, 29, 1):
+        clock.now += seconds
+        due.append(checkpointer.due)
+    assert due == [True, False, False, True]
+    assert checkpointer.figures()["checkpoint_age_seconds"] == 30
+
+
+def test_the_learner_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one is written no other is due; the end of a run waits for it."""
+    blocked, release = os.pipe()
+    fsync = os.fsync
+
+    def slow(fd: int) -> None:
+        os.read(blocked, 1)
+        fsync(fd)
+
+    clock = Clock()
+    checkpointer = Checkpointer(tmp_path, CheckpointConfig(every_s=30), with_rows=True, clock=clock)
+    monkeypatch.setattr(os, "fsync", slow)
+    checkpointer.save(FIRST, lambda: parts(100))
+    clock.now += 100
+    assert not checkpointer.due
+    assert names(tmp_path) == []
+    os.write(release, bytes(100))
+    until(lambda: checkpointer.due, "the thread's end")
+    checkpointer.save(SECOND, lambda: parts(200), wait=True)
+    assert names(tmp_path) == [SECOND, FIRST]
+
+
+def test_only_so_many_are_kept(tmp_path: Path) -> None:
+    checkpointer = Checkpointer(tmp_path, CheckpointConfig(keep=2), with_rows=True)
+    for updates in range(5):
+        checkpointer.save(Name(1, updates, 0), lambda: parts(3), wait=True)
+    assert [name.updates for name in names(tmp_path)] == [4, 3]
+
+
+def test_a_run_does_not_begin_where_none_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    checkpointer = Checkpointer(tmp_path / "file" / "c", CheckpointConfig(), with_rows=True)
+    checkpointer.save(FIRST, lambda: parts(1), wait=True)
+    with pytest.raises(CheckpointError, match=r"a checkpoint cannot be written: .*there is none yet"):
+        checkpointer.check()

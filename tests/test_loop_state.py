@@ -1,0 +1,250 @@
+"""A learner that goes on from a checkpoint does what the one that wrote it would have done, to the bit where the rows
+are its own, and with the same rows where the log gives them back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from chunk_makers import RUN, SCHEMA, FakeActor, append
+
+from learner.checkpoint import Checkpointer, Found
+from learner.config import CheckpointConfig, LearnerConfig, NetworkConfig
+from learner.loop import LearnerLoop
+from learner.publisher import Publisher
+from learner.weights import version_count
+from replay.chunk import Chunk
+from replay.config import ReplayConfig
+from replay.log import FENCE_SHIFT, ChunkId, MemoryLog
+from replay.samplers import PrioritisedSampler
+
+REPLAY = {"capacity_rows": 300, "min_rows": 40, "samples_per_insert": 4.0}
+
+
+class Made(NamedTuple):
+    loop: LearnerLoop
+    log: MemoryLog
+
+
+def make(folder: Path, log: MemoryLog, *, fence: int = 1, rows: bool = True, n_step: int = 3, **replay: Any) -> Made:
+    """A loop on ``log``, from the newest checkpoint in ``folder`` where it is not the first."""
+    learner = LearnerConfig(
+        network=NetworkConfig(hidden=(4,)), batch=8, device="cpu", n_step=n_step, target_tau=0.1, average_tau=0.01,
+        target_period_updates=3, publish_every_updates=7,
+    )  # fmt: skip
+    checkpointer = Checkpointer(folder, CheckpointConfig(), with_rows=rows)
+    found = checkpointer.newest() if fence > 1 else None
+    config = ReplayConfig(**{**REPLAY, **replay})
+    loop = LearnerLoop(
+        RUN, log, Publisher(log, fence), SCHEMA, config, learner, fence=fence, seed=0,
+        checkpointer=checkpointer, found=found,
+    )  # fmt: skip
+    loop.expect([0, 1], 8)
+    return Made(loop, log)
+
+
+def copy_of(log: MemoryLog) -> MemoryLog:
+    """What a server still has when the next learner comes."""
+    copy = MemoryLog()
+    copy.take_lease(1)
+    for entry in log.read({0: ChunkId(), 1: ChunkId()}, 1 << 30):
+        copy.append(entry.slot, entry.id, entry.data)
+    return copy
+
+
+class Actors:
+    """Two actors; what they send goes to every log."""
+
+    def __init__(self) -> None:
+        numbers = iter(range(1, 1 << 20))
+        self.actors = [FakeActor(slot, lanes=2, p_end=0.1, numbers=numbers) for slot in (0, 1)]
+
+    def send(self, *logs: MemoryLog) -> None:
+        for actor in self.actors:
+            chunk: Chunk = actor.chunk()
+            for log in logs:
+                append(log, chunk)
+
+
+def assert_equal(one: LearnerLoop, other: LearnerLoop) -> None:
+    """Weights, moments, rows, priorities, books, random numbers and counters, bit for bit; not the fence, nor times."""
+    states = [loop.state() for loop in (one, other)]
+    assert states[0].keys() == states[1].keys()
+    for part in states[0]:
+        values = [{name: each for name, each in state[part].values.items() if name != "seconds"} for state in states]
+        assert values[0] == values[1], part
+        assert states[0][part].arrays.keys() == states[1][part].arrays.keys()
+        for name, array in states[0][part].arrays.items():
+            np.testing.assert_array_equal(array, states[1][part].arrays[name], f"{part}.{name}")
+
+
+@pytest.mark.parametrize("sampler", ["uniform", "prioritised"])
+@pytest.mark.parametrize("rounds", [1, 4, 30])
+@pytest.mark.parametrize("storage", ["ram", "device"])
+def test_it_goes_on_to_the_bit(tmp_path: Path, sampler: str, rounds: int, storage: str) -> None:
+    """Before learning began, while the mirror fills, and when the ring has turned over several times."""
+    actors, one = Actors(), make(tmp_path, MemoryLog(), sampler=sampler, storage=storage)
+    for _ in range(rounds):
+        actors.send(one.log)
+        while one.loop.cycle():
+            one.loop.publish_if_due()
+    one.loop.checkpoint(wait=True)
+    log = copy_of(one.log)
+    other = make(tmp_path, log, fence=2, sampler=sampler, storage=storage)
+    one.loop.publish()  # as the other did at its start
+    assert_equal(one.loop, other.loop)
+    for _ in range(20):
+        actors.send(one.log, log)
+        for loop in (one.loop, other.loop):
+            while loop.cycle():
+                loop.publish_if_due()
+    assert one.loop.learner.updates > 100
+    assert_equal(one.loop, other.loop)
+    headers = [each.status().weights for each in (one.log, log)]
+    assert headers[0] is not None
+    assert headers[1] is not None
+    assert version_count(headers[0].version) == version_count(headers[1].version)
+    assert headers[1].version >> FENCE_SHIFT == 2
+    assert headers[0].crc == headers[1].crc
+
+
+def transitions(loop: LearnerLoop) -> dict[int, tuple[float, ...]]:
+    """Every sampleable row by its observation's number: action, return, discount, the number it bootstraps from and,
+    where priorities are kept, its own."""
+    rows = np.arange(loop.mirror.start, loop.mirror.end)
+    rows = rows[loop.mirror.sampleable(rows)]
+    columns = [np.asarray(column).reshape(len(rows)) for column in loop.mirror.gather(rows)]
+    if isinstance(loop.sampler, PrioritisedSampler):
+        columns.append(loop.sampler._tree.weights[rows % loop.mirror.capacity_rows])
+    return {int(row[0]): tuple(row[1:]) for row in zip(*(column.tolist() for column in columns), strict=True)}
+
+
+@pytest.mark.parametrize("sampler", ["uniform", "prioritised"])
+@pytest.mark.parametrize("rounds", [4, 15])
+def test_the_log_gives_the_rows_back(tmp_path: Path, sampler: str, rounds: int) -> None:
+    """Without rows in the checkpoint: the same transitions and priorities, whatever order the slots come in, the lanes
+    go on, and nothing counts as inserted a second time. 15 rounds are less than the mirror holds."""
+    actors, one = Actors(), make(tmp_path, MemoryLog(), sampler=sampler, rows=False)
+    for _ in range(rounds):
+        actors.send(one.log)
+        while one.loop.cycle():
+            pass
+    one.loop.checkpoint(wait=True)
+    log = copy_of(one.log)
+    other = make(tmp_path, log, fence=2, sampler=sampler, rows=False)
+    assert transitions(one.loop) == transitions(other.loop)
+    assert other.loop.limiter == one.loop.limiter
+    before = other.loop.reader.totals.env_steps
+    assert other.loop.cycle() == 0
+    assert other.loop.reader.totals.env_steps == before == one.loop.reader.totals.env_steps
+    for _ in range(3):
+        actors.send(one.log, log)
+        for loop in (one.loop, other.loop):
+            loop.reader.poll()
+    assert transitions(other.loop).keys() == transitions(one.loop).keys()
+    assert other.loop.reader.totals == one.loop.reader.totals
+
+
+def test_chunks_behind_the_cursors_are_inserts(tmp_path: Path) -> None:
+    """What came in after the checkpoint is read again, counted once, and paid for with samples."""
+    actors, one = Actors(), make(tmp_path, MemoryLog())
+    for _ in range(10):
+        actors.send(one.log)
+        one.loop.cycle()
+    one.loop.checkpoint(wait=True)
+    for _ in range(5):
+        actors.send(one.log)
+        one.loop.cycle()
+    other = make(tmp_path, copy_of(one.log), fence=2)
+    assert other.loop.reader.totals.env_steps < one.loop.reader.totals.env_steps
+    other.loop.cycle()
+    assert other.loop.reader.totals == one.loop.reader.totals
+    assert other.loop.limiter.inserts == one.loop.limiter.inserts
+    assert other.loop.report().rows_lost == {}
+
+
+def test_what_the_log_lost_meanwhile_is_counted_as_lost_to_the_resume(tmp_path: Path) -> None:
+    """The lanes break there: no window goes over the gap."""
+    actors, one = Actors(), make(tmp_path, MemoryLog())
+    for _ in range(5):
+        actors.send(one.log)
+        one.loop.cycle()
+    one.loop.checkpoint(wait=True)
+    for _ in range(2):
+        actors.send()  # to a server that died
+    log = copy_of(one.log)
+    actors.send(log)
+    other = make(tmp_path, log, fence=2)
+    other.loop.cycle()
+    assert other.loop.report().rows_lost == {"resume": 2 * 2 * 8}
+    for books in other.loop.reader.slots.values():
+        assert books.rows_read + books.rows_lost == books.counters.rows
+
+
+def test_an_empty_replay_is_filled_before_anything_is_learned_from_it(tmp_path: Path) -> None:
+    """The log is gone and the checkpoint had no rows: a thousand updates on the first ten rows would undo the run."""
+    actors, one = Actors(), make(tmp_path, MemoryLog(), rows=False)
+    for _ in range(10):
+        actors.send(one.log)
+        while one.loop.cycle():
+            pass
+    one.loop.checkpoint(wait=True)
+    empty = MemoryLog()
+    other = make(tmp_path, empty, fence=2, rows=False)
+    updates = other.loop.learner.updates
+    assert updates == one.loop.learner.updates > 0
+    for actor in actors.actors:
+        actor.restart()
+    actors.send(empty)
+    assert other.loop.cycle() == 0, "16 rows, 40 are the least"
+    assert "the replay is lost" in " ".join(other.loop.report().told)
+    for _ in range(3):
+        actors.send(empty)
+    assert other.loop.cycle() > 0
+    assert other.loop.learner.updates < updates + 20
+
+
+def test_counters_go_on(tmp_path: Path) -> None:
+    """Of the learner's own doings, too: what was published, waited for, not answered."""
+    actors, one = Actors(), make(tmp_path, MemoryLog())
+    for _ in range(10):
+        actors.send(one.log)
+        while one.loop.cycle():
+            one.loop.publish_if_due()
+    before = one.loop.report().figures
+    one.loop.checkpoint(wait=True)
+    after = make(tmp_path, copy_of(one.log), fence=2).loop.report().figures
+    assert after["weights_published"] == before["weights_published"] + 1
+    for name in ("updates", "env_steps", "actor_env_steps", "actor_episodes", "actor_returns_sum", "chunks", "loss"):
+        assert after[name] == before[name], name
+    assert after["weight_staleness_versions"] == before["weight_staleness_versions"] + 1
+
+
+def test_no_checkpoint_is_written_of_what_is_not_finite(tmp_path: Path) -> None:
+    """The newest is from before: a run that diverged is resumed from where it was well."""
+    one = make(tmp_path, MemoryLog())
+    actors = Actors()
+    for _ in range(10):
+        actors.send(one.log)
+        one.loop.cycle()
+    one.loop.checkpoint(wait=True)
+    one.loop.learner._parameters.data.fill_(float("nan"))
+    actors.send(one.log)
+    assert one.loop.cycle() > 0
+    one.loop.checkpoint(wait=True)
+    assert one.loop.report().figures["checkpoints"] == 1
+    found = one.loop._checkpointer.newest() if one.loop._checkpointer else None
+    assert found is not None
+    assert np.isfinite(found.parts["learner"].arrays["online"]).all()
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    one = make(tmp_path, MemoryLog())
+    one.loop.checkpoint(wait=True)
+    found = Checkpointer(tmp_path, CheckpointConfig(), with_rows=True).newest()
+    assert isinstance(found, Found)
+    log, config = MemoryLog(), LearnerConfig(network=NetworkConfig(hidden=(5,)), device="cpu")
+    with pytest.raises(ValueError, match="a network of 34 parameters, the checkpoint's has 28"):
+        LearnerLoop(RUN, log, Publisher(log, 2), SCHEMA, ReplayConfig(**REPLAY), config, fence=2, seed=0, found=found)

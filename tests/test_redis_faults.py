@@ -1,0 +1,325 @@
+"""What a server or a network can do to a run: no call hangs, actors pause and drop nothing, and training goes on.
+
+Each test lets a small real herd work, does something to its server, holds it, undoes it, and then asks for the books:
+every row that an actor has sent was read once, or is counted as lost, and only a server that forgets may lose any.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import redis
+from conftest import server_roles
+from herd import ACTORS, SLOTS, Herd, Learner, Observer
+from proxy import Proxy
+from waiting import frozen, until
+
+from actors.config import EnvConfig
+from deploy.config import RunConfig
+from deploy.run_dir import RunDirectory
+from deploy.valkey import EmbeddedServer, find_server
+from replay.config import ReplayConfig
+from replay.log import FENCE_SHIFT, ChunkId, Refused, Status
+from replay.redis_log import TIMEOUT_S, RedisLog
+
+HOLD_S = 1.0
+CHUNK_ROWS = ACTORS.lanes * ACTORS.chunk_steps
+
+
+@contextmanager
+def own_server(
+    binary: Path, megabytes: int = 64, data_dir: Path | None = None, **roles: str
+) -> Iterator[EmbeddedServer]:
+    """A server to do anything to."""
+    given = {**server_roles(), **roles}
+    with EmbeddedServer("tests", megabytes << 20, data_dir, binary=binary, roles=given) as server:
+        yield server
+
+
+def kill(server: EmbeddedServer) -> None:
+    os.kill(server.pid, signal.SIGKILL)
+    until(lambda: not server.alive(), "the server's end")
+
+
+def admin(server: EmbeddedServer) -> redis.Redis:
+    return redis.Redis.from_url(server.url("admin"))
+
+
+# -- the connection
+
+
+def test_a_network_that_fails_in_any_way_loses_nothing(run_name: str) -> None:
+    """All connections cut, often; cut within a reply, at any byte; nothing goes through; requests arrive and replies
+    do not; nobody is let in. Between them the herd works, in the end every row was read once."""
+    with (
+        own_server(find_server()) as server,
+        Proxy(server.url("admin")) as proxy,
+        Observer(server.url("admin"), run_name) as observer,
+        Herd(proxy.url, run_name) as herd,
+    ):
+        herd.works()
+        for _ in range(5):
+            proxy.hang_up()
+            herd.works(chunks=1)
+        for size in (0, 1, 17, 40, 400):
+            cuts = proxy.cuts
+            proxy.cut_reply_after(size)
+            herd.learner.train_until(lambda cuts=cuts: proxy.cuts > cuts, f"a cut after {size} bytes")  # type: ignore[misc]
+            herd.works(chunks=1)
+        for fault in ("stalled", "lose_replies", "refusing"):
+            setattr(proxy, fault, True)
+            if fault == "refusing":
+                proxy.hang_up()
+            herd.pauses(HOLD_S)
+            herd.assert_calls_are_bounded()
+            setattr(proxy, fault, False)
+            if fault == "lose_replies":
+                proxy.hang_up()
+            herd.works()
+        herd.end()
+        herd.assert_calls_are_bounded()
+        herd.assert_books_balance()
+        observer.assert_versions_never_go_back()
+        for actor in herd.actors:
+            assert actor.log.errors["Unavailable"] > 3
+            assert set(actor.log.errors) == {"Unavailable"}
+
+
+# -- the server stands still
+
+
+def test_a_server_frozen_for_3_s(run_name: str) -> None:
+    """With short time-outs."""
+    freeze(find_server(), run_name, 3.0, timeout_s=0.5)
+
+
+@pytest.mark.long
+def test_a_server_frozen_for_30_s(run_name: str) -> None:
+    """With the real time-outs: nobody waits longer than these in one call."""
+    freeze(find_server(), run_name, 30.0, TIMEOUT_S)
+
+
+def freeze(binary: Path, run: str, hold_s: float, timeout_s: float) -> None:
+    """Longer than the time-outs: everybody notices. What timed out may arrive when the server thaws; it counts once."""
+    with (
+        own_server(binary) as server,
+        Observer(server.url("admin"), run) as observer,
+        Herd(server.url("admin"), run, timeout_s) as herd,
+    ):
+        herd.works()
+        with frozen(server):
+            until_s = time.monotonic() + hold_s
+            herd.pauses(hold_s / 3)
+            herd.learner.train_for(until_s - time.monotonic())
+            herd.assert_calls_are_bounded()
+            assert herd.learner.loop.report().figures["servers_down"] == 1
+        herd.works()
+        herd.end()
+        herd.assert_calls_are_bounded()
+        herd.assert_books_balance()
+        observer.assert_versions_never_go_back()
+
+
+# -- the server forgets
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> RunDirectory:
+    """Where incarnations and fences are counted."""
+    return RunDirectory.create(RunConfig(run="a-run", runs_dir=tmp_path / "runs"))
+
+
+def last_id(server: EmbeddedServer, run: str, slot: int) -> ChunkId:
+    log = RedisLog(server.url("admin"), run)
+    try:
+        return log.last_id(slot)
+    finally:
+        log.close()
+
+
+def append_only_file(data_dir: Path) -> Path:
+    return max(data_dir.glob("appendonlydir/*.incr.aof"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def tear(file: Path, size: int) -> None:
+    """Cut the file to about ``size``, within a command, as the crash of a machine leaves it."""
+    data = file.read_bytes()
+    while data[size - 2 : size] == b"\r\n" or data[size : size + 1] == b"*":
+        size -= 1
+    os.truncate(file, size)
+
+
+@pytest.mark.parametrize("torn", [True, False], ids=["torn append-only file", "empty"])
+def test_a_server_that_comes_back_with_less_goes_on(
+    server_binary: Path, run_name: str, tmp_path: Path, directory: RunDirectory, torn: bool
+) -> None:
+    """Actors that live go on with their next ids. A slot that is restarted then, and a learner, are seen: their numbers
+    come from the run's directory and are above all that anybody had, where the server's own would have gone back."""
+    data_dir = tmp_path / "aof" if torn else None
+    with own_server(server_binary, data_dir=data_dir) as server, Herd(server.url("admin"), run_name) as herd:
+        for slot in range(SLOTS):
+            assert directory.next_incarnation(slot) == 1
+        assert directory.next_fence() == 1
+        herd.works()
+        herd.actors[0].end()
+        herd.restart(0, directory.next_incarnation(0, last_id(server, run_name, 0).incarnation))
+        herd.learner.train_until(lambda: herd.learner.read(0) >= (2, 2), "the restarted slot's chunks")
+        known, written = last_id(server, run_name, 0), append_only_file(data_dir).stat().st_size if data_dir else 0
+        kill(server)
+        if data_dir is not None:
+            tear(append_only_file(data_dir), written * 3 // 4)
+        herd.pauses(0.5)
+        server.start()
+        rolled_back = last_id(server, run_name, 0)
+        assert rolled_back < known, "the server has forgotten nothing: this test shows nothing"
+        assert (rolled_back > ChunkId()) is torn
+        herd.works()
+        herd.assert_calls_are_bounded()
+
+        herd.actors[0].end()
+        incarnation = directory.next_incarnation(0, rolled_back.incarnation)
+        assert incarnation == 3, "from the directory, not from what the server remembers"
+        herd.restart(0, incarnation)
+        herd.learner.train_until(lambda: herd.learner.read(0) >= (3, 3), "the third incarnation's chunks")
+
+        old = herd.learner
+        old.loop.reader.check_conservation()
+        assert old.loop.reader.totals.refused == {}
+        assert set(old.loop.reader.totals.rows_lost) <= {"gap"}
+        fence = directory.next_fence()
+        herd.learner = Learner(server.url("admin"), run_name, fence, herd.timeout_s)
+        old.publisher.stop()
+        herd.works()
+        log = RedisLog(server.url("admin"), run_name)
+        newest = log.status().weights
+        log.close()
+        assert newest is not None
+        assert newest.version >> FENCE_SHIFT == fence == 2
+        herd.end()
+        herd.assert_books_balance(lost=True)
+
+
+def test_numbers_from_the_server_would_hide_a_restarted_slot_for_ever(server_binary: Path, run_name: str) -> None:
+    """The danger that the run's directory closes, to the letter: the server is emptied, the slot is restarted under one
+    above the server's last id, and the learner, whose cursor only moves forward, never sees it."""
+    with own_server(server_binary) as server, Herd(server.url("admin"), run_name) as herd:
+        herd.actors[0].end()
+        herd.restart(0, 2)
+        herd.learner.train_until(lambda: herd.learner.read(0) >= (2, 2), "the second incarnation's chunks")
+        herd.actors[0].end()
+        flushed = last_id(server, run_name, 0)
+        herd.learner.train_until(lambda: herd.learner.read(0) == flushed, "its last chunk")
+        kill(server)
+        server.start()
+        herd.restart(0, last_id(server, run_name, 0).incarnation + 1)
+        herd.learner.train_until(lambda: herd.actors[0].rollout.counters.rows > 0, "it sends")
+        herd.learner.train_for(0.5)
+        assert herd.learner.read(0) == flushed
+        assert last_id(server, run_name, 0).incarnation == 1
+
+
+# -- the server refuses
+
+
+WIDE = EnvConfig(
+    id="scripted_env:Spaces-v0",
+    kwargs={"observation": gym.spaces.Box(-1, 1, (1024,), np.float32)},
+    max_episode_steps=50,
+)
+"""Rows of 4 kB."""
+
+
+def test_a_full_server_is_emptied_by_the_learner(server_binary: Path, run_name: str) -> None:
+    """The mirror may hold more than the server: everybody is refused and waits, until the learner comes to trim. Gate
+    and weights, which went meanwhile, are set again."""
+    replay = ReplayConfig(capacity_rows=20_000, min_rows=100, samples_per_insert=0.25)
+    with (
+        own_server(server_binary, megabytes=32) as server,
+        admin(server) as client,
+        Herd(server.url("admin"), run_name, env=WIDE, replay=replay) as herd,
+        Observer(server.url("admin"), run_name) as observer,
+    ):
+        learner = herd.learner
+        learner.train_until(lambda: learner.loop.reader.totals.rows > 1000, "4 MB")
+        client.config_set("maxmemory", client.info("memory")["used_memory"] - (1 << 20))
+        client.delete(f"qherd:{run_name}:gate", f"qherd:{run_name}:weights")
+
+        def all_refused() -> bool:
+            learner.publisher.set(True)  # the learner lives, and neither reads nor trims
+            return all(log.errors["Full"] for log in (learner.publisher_log, *(each.log for each in herd.actors)))
+
+        until(all_refused, "everybody is refused")
+        steps = [actor.steps for actor in herd.actors]
+        until(lambda: all(actor.log.errors["Full"] > 5 for actor in herd.actors), "they ask again")
+        assert steps == [actor.steps for actor in herd.actors]
+        gone: Status = observer.seen[-1]
+        assert gone == (False, None)
+        herd.works()
+        learner.train_until(lambda: observer.seen[-1].gate_open, "the gate is open again")
+        until(lambda: observer.seen[-1].weights, "the weights are there again")
+        assert learner.loop.report().figures["log_full"] > 0
+        herd.end()
+        herd.assert_calls_are_bounded()
+        herd.assert_books_balance()
+        observer.assert_versions_never_go_back()
+
+
+def test_a_read_only_server_is_waited_for(server_binary: Path, run_name: str) -> None:
+    """A primary that was made a replica by mistake, or a failover under way: it passes by."""
+    with own_server(server_binary) as server, admin(server) as client, Herd(server.url("admin"), run_name) as herd:
+        herd.works()
+        herd.learner.train_until(lambda: client.get(f"qherd:{run_name}:gate") == b"open", "the gate is open, and stays")
+        client.replicaof("127.0.0.1", 1)
+        try:
+            herd.pauses(HOLD_S)
+        finally:
+            client.replicaof("NO", "ONE")
+        for log in (herd.learner.publisher_log, *(actor.log for actor in herd.actors)):
+            assert set(log.errors) == {"Unavailable"}
+        herd.works()
+        herd.end()
+        herd.assert_calls_are_bounded()
+        herd.assert_books_balance()
+
+
+def test_a_password_that_was_changed_ends_everybody_who_has_the_old_one(server_binary: Path, run_name: str) -> None:
+    """It would not mend itself: no retry makes an old password right, and whoever retried for ever would hide that the
+    run is dead. So each ends, at once, and says where and why, without the password. Supervisor and driver then use up
+    their budget of restarts, end the run as failed, and it can be resumed with the new password: what was stored is
+    there, of each actor at most the chunk in doubt is not."""
+    with own_server(server_binary, herd="~* &* +@all") as server, admin(server) as client:
+        url = server.url("herd")
+        password = urlsplit(url).password
+        assert password
+        with Herd(url, run_name) as herd:
+            herd.works()
+            client.execute_command("ACL", "SETUSER", "herd", "resetpass", ">another")
+            client.execute_command("CLIENT", "KILL", "USER", "herd")
+            with pytest.raises(Refused, match="invalid username-password pair") as refused:
+                herd.learner.train_until(lambda: False, "the learner is refused")
+            until(lambda: all(actor.ended for actor in herd.actors), "the actors end", 5.0)
+            herd.assert_calls_are_bounded()
+            told = [str(refused.value), *(str(actor.failure) for actor in herd.actors)]
+            for text in told:
+                assert "invalid username-password pair" in text
+                assert urlsplit(url).path in text
+                assert password not in text
+            client.execute_command("ACL", "SETUSER", "herd", "resetpass", f">{password}")
+            herd.learner = Learner(url, run_name, 2, herd.timeout_s)
+            for slot in range(SLOTS):
+                herd.restart(slot, 2)
+            herd.works()
+            herd.end()
+            herd.assert_books_balance()
+            for actor in herd.past:
+                unknown = actor.rollout.counters.rows - herd.learner.loop.reader.slots[actor.slot].past.rows
+                assert 0 <= unknown <= CHUNK_ROWS

@@ -1,0 +1,135 @@
+"""``inline``: a run that is killed at any update and resumed ends as one that was never killed, to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_runs import Run, qherd, running, summary
+
+from learner.checkpoint import names, read
+from learner.phases import Phases
+from learner.weights import unpack
+
+PRESET = """
+mode: inline
+actors: {count: 2, lanes: 3, chunk_steps: 8, epsilon_anneal_env_steps: 2000}
+replay: {capacity_rows: 1500, min_rows: 100, samples_per_insert: 8}
+learner:
+  {network: {hidden: [16]}, batch: 32, target_period_updates: 10, target_tau: 0.5, average_tau: 0.01,
+   publish_every_updates: 5}
+eval: {every_updates: 300, screen_episodes: 2, confirm_episodes: 3, threshold: 1000}
+checkpoint: {every_updates: 350}
+"""
+BUDGET = 6000
+"""About 1,480 updates, a row each 200 and a checkpoint each 400: a kill at 600 or 1,000 is far from one."""
+
+
+def started(tmp_path: Path, run: str, *more: str) -> list[str]:
+    (tmp_path / "preset.yaml").write_text(PRESET)
+    options = ["--config", "preset.yaml", "--run", run, "--budget.env-steps", str(BUDGET), "--seed", "3"]
+    return ["train", *more, *options]
+
+
+def ended(folder: Path) -> dict[str, Any]:
+    """All that a run leaves, but for times and the fence."""
+    name = names(folder / "checkpoints")[0]
+    parts = read(folder / "checkpoints", name)
+    arrays = {f"{part}.{key}": array for part, state in parts.items() for key, array in state.arrays.items()}
+    unfenced = [each for each in arrays if each not in ("log.weights", "log.description")]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    timed = {"wall_s", "env_steps_per_second", "updates_per_second", "weight_version", *Phases().figures()}
+    curve = [{key: row[key] for key in row if key not in timed and "checkpoint" not in key} for row in rows]
+    best = json.loads((folder / "checkpoints" / "best.json").read_text())
+    weights = unpack((folder / "checkpoints" / best["file"]).read_bytes())[1]
+    return {
+        "name": name[1:],
+        "arrays": {each: arrays[each] for each in unfenced},
+        "learner": parts["learner"].values,
+        "sampler": parts["sampler"].values,
+        "curve": curve,
+        "best": {key: best[key] for key in best if key not in ("version", "file", "sha256")},
+        "weights": weights,
+        "rngs": [parts[f"actor-{slot}"].values["rng"] for slot in (0, 1)],
+    }
+
+
+def assert_same(one: Any, other: Any, where: str = "") -> None:
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, np.ndarray):
+        np.testing.assert_array_equal(one, other, where)
+    else:
+        assert one == other, where
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """CartPole, never killed."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert qherd(*started(folder, "whole", "CartPole-v1"), cwd=folder, deadline_s=90).code == 0
+    return ended(folder / "runs" / "whole")
+
+
+def shows(run: Run, updates: int) -> bool:
+    return run.figure("killed", "updates") >= updates
+
+
+def killed(tmp_path: Path, kills: tuple[int, ...], env: str, *options: str) -> dict[str, Any]:
+    """A run that is killed when it shows so many updates, resumed each time, and comes to its end."""
+    command = started(tmp_path, "killed", env, *options)
+    for updates in kills:
+        with running(*command, cwd=tmp_path) as run:
+            run.until(partial(shows, run, updates), 60, f"update {updates}")
+            os.kill(run.process.pid, signal.SIGKILL)
+            assert run.process.wait(10) == -signal.SIGKILL
+        command = ["resume", "runs/killed"]
+    done = qherd(*command, cwd=tmp_path, deadline_s=90)
+    assert done.code == 0, done
+    assert "resumed from checkpoint" in done.out
+    assert "begins anew" not in done.out
+    assert (tmp_path / "runs" / "killed" / "metrics.superseded.jsonl").exists(), "a kill at a checkpoint proves little"
+    return ended(tmp_path / "runs" / "killed")
+
+
+@pytest.mark.timeout(180)
+def test_a_killed_run_ends_as_one_that_was_never_killed(tmp_path: Path, whole: dict[str, Any]) -> None:
+    """Weights, moments, rows, priorities, random numbers, counters, curve and best policy; killed twice."""
+    assert_same(whole, killed(tmp_path, (600, 1000), "CartPole-v1"))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    ("env", "options"),
+    [
+        pytest.param("LunarLander-v3", ("--replay.sampler", "prioritised"), id="lunarlander, prioritised"),
+        pytest.param("Acrobot-v1", ("--env.frame-stack", "3"), id="acrobot, stacked"),
+    ],
+)
+def test_other_environments_and_samplers_do_too(tmp_path: Path, env: str, options: tuple[str, ...]) -> None:
+    assert qherd(*started(tmp_path, "whole", env, *options), cwd=tmp_path, deadline_s=90).code == 0
+    assert_same(ended(tmp_path / "runs" / "whole"), killed(tmp_path, (600,), env, *options))
+
+
+@pytest.mark.timeout(120)
+def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path: Path, whole: dict[str, Any]) -> None:
+    """SIGTERM: exit 75, a checkpoint of where it stands, and nothing superseded."""
+    with running(*started(tmp_path, "stopped", "CartPole-v1"), cwd=tmp_path) as run:
+        run.until(lambda: run.figure("stopped", "updates") >= 400, 60, "update 400")
+        run.process.send_signal(signal.SIGTERM)
+        done = run.finish(20)
+    assert done.code == 75, done
+    assert "qherd resume runs/stopped" in done.out
+    assert summary(tmp_path / "runs" / "stopped")["exit_reason"] == "interrupted"
+    assert qherd("resume", "runs/stopped", cwd=tmp_path, deadline_s=90).code == 0
+    assert_same(whole, ended(tmp_path / "runs" / "stopped"))
+    assert not (tmp_path / "runs" / "stopped" / "metrics.superseded.jsonl").exists()
