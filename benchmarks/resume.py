@@ -26,7 +26,9 @@ TIMEOUT_S = 400.0
 def measure(quick: bool) -> list[Result]:
     """Five seeds of both sides, in turn; ``quick`` is one."""
     seeds = range(1 if quick else 5)
-    whole, killed, notes = [], [], []
+    whole: list[float] = []
+    killed: list[float] = []
+    notes: list[str] = []
     for seed in seeds:
         for interrupt, returns in ((False, whole), (True, killed)):
             rows, ended_s = _rows(seed, interrupt)
