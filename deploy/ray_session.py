@@ -258,7 +258,17 @@ class RaySession:
             self._say(f"replay servers that do not answer: {down}; their actors wait" if down else "all servers answer")
 
     def _progress(self, verdict: Verdict | None, policy: bytes | None) -> Progress:
-        return Progress(self._figures | self._driver_figures, self._refused, self._rows_lost, verdict, policy)
+        figures = self._figures | self._driver_figures
+        return Progress(figures, self._refused, self._rows_lost, verdict, policy, self._deaths())
+
+    def _deaths(self) -> dict[str, int]:
+        parts = {
+            "actor": self._supervisor.restart_reasons,
+            "evaluator": self._screening.restart_reasons,
+            "learner": self._seat.restarts.reasons,
+            "server": self._server_restarts.reasons,
+        }
+        return {f"{part}: {reason}": count for part, reasons in parts.items() for reason, count in reasons.items()}
 
     def stop(self, deadline_s: float) -> Progress | None:
         """See ``Session.stop``. The parts share the deadline: a server that is frozen takes at most FLUSH_S of it."""
