@@ -122,7 +122,7 @@ def test_a_killed_evaluator_and_a_killed_learner_come_back(folder: Path) -> None
 def test_a_killed_driver_is_resumed_without_its_server(folder: Path) -> None:
     """The checkpoint has the rows: learning goes on from a full replay. Counters, curve, best policy and restarts go
     on; while a driver has the run, no other gets it; a run that is over is left alone."""
-    with running(*TRAIN, "--budget.env-steps", "15000", cwd=folder) as run:
+    with running(*TRAIN, cwd=folder) as run:
         goes_on(run)
         kill(run, ACTOR)
         run.until(lambda: run.figure("r", "actor_restarts") == 1, 30, "restart")
