@@ -77,3 +77,6 @@ class EvalConfig(BaseModel):
     """Updates between two screens in the inline mode, which knows no seconds."""
     cpu_share: float = Field(0.1, gt=0, le=1)
     """Share of one core that screening may take in the other modes."""
+    timeout_s: float = Field(1_800.0, gt=0)
+    """Seconds that one evaluation may take, beyond which the evaluator counts as hanging and is restarted (not in the
+    inline mode)."""

@@ -26,6 +26,10 @@ class CrashLoopError(RuntimeError):
         self.details = details
 
 
+class NotNowError(RuntimeError):
+    """A start that has to be tried again later: its number cannot be told or written down yet."""
+
+
 def jitter() -> float:
     """A factor for a wait: what died together (a server went away) should not all come back at once."""
     return random.uniform(0.5, 1.5)

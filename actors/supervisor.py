@@ -15,11 +15,10 @@ from typing import Any
 
 import ray
 
-from actors.config import ActorConfig
+from actors.config import ActorConfig, EvalConfig
 from actors.evaluator import Verdict
-from actors.restarts import BACKOFF_S, Rebuilt, Restarts, cause, jitter
+from actors.restarts import BACKOFF_S, NotNowError, Rebuilt, Restarts, cause, jitter
 from actors.rollout import Heartbeat
-from replay.log import LogError
 
 COLLECT_S = 1.0
 IN_FLIGHT = 2
@@ -159,9 +158,7 @@ class Supervisor:
     def _restart(self, index: int, slot: _Slot) -> None:
         try:
             slot.handle = self._start(index)
-        except LogError as error:  # the next incarnation's number depends on the server, which may be away
-            if not error.temporary:
-                raise
+        except NotNowError:
             slot.restart_at_s = time.monotonic() + BACKOFF_S
             return
         slot.calls, slot.restart_at_s, slot.silent_s, slot.env_steps = [], None, 0.0, 0
@@ -195,21 +192,21 @@ class Silence:
 
 
 class Screening:
-    """Asks the evaluator for verdicts, so that screening takes no more than ``cpu_share`` of one core."""
+    """Asks the evaluator for verdicts, so that screening takes no more than ``eval.cpu_share`` of one core."""
 
     def __init__(
         self,
         start: Callable[[], Any],
         candidate: Callable[[], Any],
-        cpu_share: float,
+        config: EvalConfig,
         restarts: int,
         say: Callable[[str], None],
     ) -> None:
         """``start()`` starts an evaluator; ``candidate()`` is a reference to the packed policy to play next."""
-        self._start, self._candidate, self._cpu_share, self._say = start, candidate, cpu_share, say
-        self._handle = start()
+        self._start, self._candidate, self._config, self._say = start, candidate, config, say
+        self._handle: Any = start()
         self._screening: tuple[Any, Any] | None = None
-        self._not_before_s = 0.0
+        self._asked_s = self._not_before_s = 0.0
         self._budget = Restarts("the evaluator", restarts)
 
     @property
@@ -217,38 +214,63 @@ class Screening:
         """Restarts so far."""
         return self._budget.total
 
+    @property
+    def restart_reasons(self) -> Counter[str]:
+        """Deaths so far by the name of the error's type."""
+        return self._budget.reasons
+
     def tick(self, learning: bool) -> tuple[Verdict, Any] | None:
         """A verdict and the reference to the policy it is about, if one has come in. Does not wait.
 
         Asks for the next when ``learning`` and the evaluator's share allow.
         """
-        result = None
-        if self._screening is not None and ray.wait([self._screening[0]], timeout=0)[0]:
-            (call, policy), self._screening = self._screening, None
-            try:
-                verdict: Verdict = ray.get(call)
-            except ray.exceptions.RayError as error:
-                if not _failed(policy):  # else it was the learner that died
-                    self._bury(error)
-            else:
-                pause_s = verdict.seconds * (1 / self._cpu_share - 1) if verdict.confirmed is None else 0.0
-                self._not_before_s = time.monotonic() + pause_s
-                result = verdict, policy
-        if self._screening is None and learning and time.monotonic() >= self._not_before_s:
+        result = self._take_verdict()
+        if self._screening is None and learning and time.monotonic() >= self._not_before_s and self._there():
             policy = self._candidate()
-            self._screening = self._handle.screen.remote(policy), policy
+            self._screening, self._asked_s = (self._handle.screen.remote(policy), policy), time.monotonic()
         return result
 
+    def _take_verdict(self) -> tuple[Verdict, Any] | None:
+        if self._screening is None:
+            return None
+        call, policy = self._screening
+        if not ray.wait([call], timeout=0)[0]:
+            if time.monotonic() - self._asked_s > self._config.timeout_s:
+                self._bury(HangError(f"no verdict for {self._config.timeout_s:g} s (eval.timeout_s)"))
+            return None
+        self._screening = None
+        try:
+            verdict: Verdict = ray.get(call)
+        except ray.exceptions.RayError as error:
+            if not _failed(policy):  # else it was the learner that died
+                self._bury(error)
+            return None
+        pause_s = verdict.seconds * (1 / self._config.cpu_share - 1) if verdict.confirmed is None else 0.0
+        self._not_before_s = time.monotonic() + pause_s
+        return verdict, policy
+
     def _bury(self, error: Exception) -> None:
-        self._not_before_s = time.monotonic() + self._budget.died(error)
-        self._say(f"the evaluator died ({cause(error)}); it restarts")
+        self._screening = None
+        wait_s = self._budget.died(error)
+        self._not_before_s = time.monotonic() + wait_s
+        self._say(f"the evaluator died ({cause(error)}); it restarts in {wait_s:.1f} s")
         with contextlib.suppress(ray.exceptions.RayError):
             ray.kill(self._handle)
-        self._handle = self._start()
+        self._handle = None
+
+    def _there(self) -> bool:
+        """Whether there is an evaluator; starts one where it died."""
+        if self._handle is None:
+            try:
+                self._handle = self._start()
+            except NotNowError:
+                self._not_before_s = time.monotonic() + BACKOFF_S
+        return self._handle is not None
 
     def stop(self) -> None:
         """End the evaluator."""
-        ray.kill(self._handle)
+        if self._handle is not None:
+            ray.kill(self._handle)
 
 
 def _failed(policy: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from actors.restarts import Restarts, cause
+from actors.restarts import BACKOFF_S, NotNowError, Restarts, cause
 from deploy.session import RunFailedError, Say
 from learner.checkpoint import CheckpointError
 from learner.report import Diverged, Report, Resumed
@@ -101,7 +101,10 @@ class LearnerSeat:
 
     def _restart_when_due(self, due_s: float) -> None:
         if time.monotonic() < due_s:
-            time.sleep(min(SLICE_S, due_s - time.monotonic()))
+            time.sleep(min(SLICE_S, max(0.0, due_s - time.monotonic())))
             return
-        self._restart_at_s = None
-        self._sit_down()
+        try:
+            self._sit_down()
+            self._restart_at_s = None
+        except NotNowError:
+            self._restart_at_s = time.monotonic() + BACKOFF_S

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.evaluator import Verdict
+from actors.restarts import CrashLoopError, NotNowError, Restarts
 from deploy import __version__
 from deploy.config import ConfigError, RunConfig
 from deploy.plan import backstop_chunks, chunk_rows, plan, rows_in_checkpoint
@@ -54,6 +55,9 @@ class RaySession:
         self._servers_down = 0
         try:
             self._start()
+        except NotNowError as error:  # at the start there is nothing to wait for
+            self._cleanup.close()
+            raise ConfigError(str(error)) from error
         except BaseException:
             self._cleanup.close()
             raise
@@ -68,7 +72,6 @@ class RaySession:
             _start_ray(config, self._cleanup)
         opened.result()
 
-        from actors.restarts import Restarts
         from actors.supervisor import Screening, Silence, Supervisor
         from deploy.learner_seat import LearnerSeat
 
@@ -91,7 +94,7 @@ class RaySession:
         self._screening = Screening(
             self._evaluator_starter(identity),
             self._seat.candidate,
-            config.eval.cpu_share,
+            config.eval,
             budget,
             self._say,
         )
@@ -129,6 +132,8 @@ class RaySession:
 
         config = self._config
         local = config.mode == "local"
+        with _later_if_away():
+            fence = self._directory.next_fence()
         return LearnerWorker.options(  # type: ignore[attr-defined]
             num_cpus=0 if local else 1, num_gpus=_gpus(config)
         ).remote(
@@ -138,7 +143,7 @@ class RaySession:
             self._schema,
             replay_of(config, self._directory),
             config.learner,
-            fence=self._directory.next_fence(),
+            fence=fence,
             seed=config.seed,
             slots=config.actors.count,
             chunk_rows=chunk_rows(config),
@@ -162,8 +167,9 @@ class RaySession:
         log = self._cleanup.enter_context(contextlib.closing(ShardedLog(logs)))
 
         def start(slot: int) -> Any:
-            newest = max(log.last_id(slot).incarnation, incarnations.get(slot, 0))
-            incarnation = self._directory.next_incarnation(slot, newest)
+            with _later_if_away():
+                newest = max(log.last_id(slot).incarnation, incarnations.get(slot, 0))
+                incarnation = self._directory.next_incarnation(slot, newest)
             place = Place(run, config.seed, slot, config.actors.count, incarnation)
             url = urls["actor"][shard_of(slot, len(urls["actor"]))]
             return ActorWorker.options(num_cpus=config.actors.cpus).remote(  # type: ignore[attr-defined]
@@ -177,14 +183,18 @@ class RaySession:
 
         config = self._config
         env, dueling = env_of(config), config.learner.network.dueling
-        return lambda: EvaluatorWorker.options(num_cpus=0).remote(  # type: ignore[attr-defined]
-            identity, env, config.eval, dueling, config.seed, self._directory.next_evaluator()
-        )
+
+        def start() -> Any:
+            with _later_if_away():
+                number = self._directory.next_evaluator()
+            return EvaluatorWorker.options(num_cpus=0).remote(  # type: ignore[attr-defined]
+                identity, env, config.eval, dueling, config.seed, number
+            )
+
+        return start
 
     def advance(self) -> Progress:
         import ray
-
-        from actors.restarts import CrashLoopError
 
         try:
             self._take_report()
@@ -271,7 +281,17 @@ class RaySession:
             self._say(f"replay servers that do not answer: {down}; their actors wait" if down else "all servers answer")
 
     def _progress(self, verdict: Verdict | None, policy: bytes | None) -> Progress:
-        return Progress(self._figures | self._driver_figures, self._refused, self._rows_lost, verdict, policy)
+        figures = self._figures | self._driver_figures
+        return Progress(figures, self._refused, self._rows_lost, verdict, policy, self._deaths())
+
+    def _deaths(self) -> dict[str, int]:
+        parts = {
+            "actor": self._supervisor.restart_reasons,
+            "evaluator": self._screening.restart_reasons,
+            "learner": self._seat.restarts.reasons,
+            "server": self._server_restarts.reasons,
+        }
+        return {f"{part}: {reason}": count for part, reasons in parts.items() for reason, count in reasons.items()}
 
     def stop(self, deadline_s: float) -> Progress | None:
         """See ``Session.stop``. The parts share the deadline: a server that is frozen takes at most FLUSH_S of it."""
@@ -299,6 +319,19 @@ class RaySession:
 def _metrics_address(config: RunConfig) -> tuple[str, int] | None:
     """Where to serve /metrics; 0 is a free port."""
     return None if config.metrics.port is None else (config.metrics.host, config.metrics.port)
+
+
+@contextlib.contextmanager
+def _later_if_away() -> Iterator[None]:
+    """A number that fences comes from the server or from the disk; where either is away for now, so is the start."""
+    try:
+        yield
+    except RunDirError as error:
+        raise NotNowError(str(error)) from error
+    except LogError as error:
+        if not error.temporary:
+            raise
+        raise NotNowError(str(error)) from error
 
 
 def _start_ray(config: RunConfig, cleanup: contextlib.ExitStack) -> None:

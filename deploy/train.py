@@ -47,6 +47,7 @@ class Outcome:
     figures: dict[str, float] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
     rows_lost: dict[str, int] = field(default_factory=dict)
+    deaths: dict[str, int] = field(default_factory=dict)
 
     def solve(self, elapsed: float) -> None:
         """The best policy has solved the environment."""
@@ -77,6 +78,7 @@ class Outcome:
             "chunks_stored": int(figures.get("chunks", 0)),
             "chunks_refused": self.refused,
             "rows_lost": self.rows_lost,
+            "deaths": self.deaths,
             "samples_per_insert": figures.get("samples_per_insert", 0.0),
             **{name: int(figures.get(name, 0)) for name in RESTARTS},
         }
@@ -222,6 +224,7 @@ class _DiskAlarm:
 def _note(outcome: Outcome, progress: Progress | None) -> None:
     if progress is not None:
         outcome.figures |= progress.figures
+        outcome.deaths = dict(progress.deaths)
         outcome.refused, outcome.rows_lost = (
             progress.refused or outcome.refused,
             progress.rows_lost or outcome.rows_lost,

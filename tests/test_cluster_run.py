@@ -307,3 +307,33 @@ def test_each_of_several_servers_has_to_answer_at_the_start(cluster: Cluster, tm
     assert "redis://:***@127.0.0.1:1" in done.err
     assert PASSWORD not in done.err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.timeout(240)
+def test_a_killed_driver_of_a_cluster_is_resumed_from_the_living_server(cluster: Cluster, tmp_path: Path) -> None:
+    """Weights, rows and streams are still there: the next learner goes on from its checkpoint, reads what came later,
+    and new incarnations of all slots are taken in. The password is given again: no file has it."""
+    options = ["--run", "k", "--actors.count", "2", "--eval.threshold", "None", "--checkpoint.every-s", "1"]
+    with running("train", "CartPole-v1", *options, *cluster.options, cwd=tmp_path, env=cluster.secrets) as run:
+        run.until(lambda: run.figure("k", "env_steps") > 15_000, START_S, "env steps")
+        run.process.kill()
+        run.process.wait(5)
+        at_kill = run.rows("k")[-1]
+    nowhere = qherd("resume", "runs/k", cwd=tmp_path, env=cluster.secrets)
+    assert (nowhere.code, "keeps no password of its server" in nowhere.err) == (2, True)
+    more = ["--redis.url", cluster.options[-1], "--budget.env-steps", str(at_kill["env_steps"] + 5000)]
+    done = qherd("resume", "runs/k", *more, cwd=tmp_path, env=cluster.secrets, deadline_s=120)
+    assert done.code == 0, done
+    assert "resumed from checkpoint 000001-" in done.out
+    rows = [json.loads(line) for line in (tmp_path / "runs" / "k" / "metrics.jsonl").read_text().splitlines()]
+    for name in ("env_steps", "updates", "weight_version", "wall_s"):
+        values = [row[name] for row in rows]
+        assert values == sorted(values), name
+    first = next(row for row in rows if row["weight_version"] >> 40 == 2)
+    assert first["env_steps"] >= at_kill["env_steps"] - 2 * 256, "the log had what the checkpoint had not"
+    assert summary(tmp_path / "runs" / "k")["chunks_refused"] == {}
+    assert not set(summary(tmp_path / "runs" / "k")["rows_lost"]) - {"resume"}
+    assert PASSWORD not in done.out + done.err
+    assert done.leftovers == []
+    for key in cluster.client.scan_iter("qherd:k:*"):
+        cluster.client.delete(key)

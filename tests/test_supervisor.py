@@ -13,13 +13,13 @@ import pytest
 import ray
 
 from actors import supervisor
-from actors.config import ActorConfig
+from actors.config import ActorConfig, EvalConfig
 from actors.evaluator import Episodes, Verdict
-from actors.restarts import CrashLoopError, Rebuilt, Restarts, cause
+from actors.restarts import CrashLoopError, NotNowError, Rebuilt, Restarts, cause
 from actors.rollout import Heartbeat
 from actors.supervisor import Screening, Silence, Supervisor
 from replay.chunk import Counters
-from replay.log import Refused, Unavailable
+from replay.log import Refused
 
 DIED = ray.exceptions.ActorDiedError()
 ALIVE = Heartbeat(Counters(), ())
@@ -325,7 +325,7 @@ def test_a_server_that_is_away_delays_a_restart(fake: FakeRay) -> None:
     herd = Herd(slots=1, restarts=1)
     herd.started[0][1].collect.calls[0].finish(DIED)
     herd.supervisor.tick()
-    herd.failures = [Unavailable("frozen")] * 20
+    herd.failures = [NotNowError("frozen")] * 20
     for _ in range(100):
         fake.now += 0.5
         herd.supervisor.tick()
@@ -367,10 +367,15 @@ class Screens:
 
     def __init__(self, share: float = 0.1, restarts: int = 1) -> None:
         self.started: list[Handle] = []
+        self.failures: list[Exception] = []
         self.candidates, self.said = 0, list[str]()
-        self.screening = Screening(self.start, self.candidate, share, restarts, self.said.append)
+        self.screening = Screening(
+            self.start, self.candidate, EvalConfig(cpu_share=share, timeout_s=60), restarts, self.said.append
+        )
 
     def start(self) -> Handle:
+        if self.failures:
+            raise self.failures.pop()
         self.started.append(Handle())
         return self.started[-1]
 
@@ -439,13 +444,33 @@ def test_a_dead_evaluator_restarts_within_its_budget(fake: FakeRay) -> None:
     tested.screening.tick(learning=True)
     tested.calls[0].finish(DIED)
     assert tested.screening.tick(learning=True) is None
-    assert len(tested.started) == 2
     assert tested.screening.restarts == 1
     fake.now += 10
+    tested.failures = [NotNowError("the disk is full")]
     tested.screening.tick(learning=True)
+    assert len(tested.started) == 1, "its number cannot be written down"
+    fake.now += 1
+    tested.screening.tick(learning=True)
+    assert len(tested.started) == 2
     tested.calls[0].finish(DIED)
     with pytest.raises(CrashLoopError, match="the evaluator"):
         tested.screening.tick(learning=True)
+
+
+def test_an_evaluation_that_hangs_is_given_up(fake: FakeRay) -> None:
+    """Its evaluator is killed and another one plays the next policy."""
+    tested = Screens(restarts=1)
+    tested.screening.tick(learning=True)
+    fake.now += 60
+    assert tested.screening.tick(learning=True) is None
+    assert fake.killed == []
+    fake.now += 1
+    assert tested.screening.tick(learning=True) is None
+    assert fake.killed == tested.started
+    assert "no verdict for 60 s (eval.timeout_s)" in tested.said[0]
+    fake.now += 1
+    tested.screening.tick(learning=True)
+    assert (len(tested.started), tested.played) == (2, ["policy 2"])
 
 
 def test_a_policy_that_a_dead_learner_owes_is_not_the_evaluators_death(fake: FakeRay) -> None:

@@ -33,7 +33,10 @@ from learner.phases import Phases
 from learner.weights import pack
 
 ENV_STEPS = 2500
-SPEEDS = ("wall_s", "env_steps_per_second", "updates_per_second", *Phases().figures())
+SPEEDS = (
+    *("wall_s", "env_steps_per_second", "updates_per_second", *Phases().figures()),
+    *("checkpoint_age_seconds", "checkpoint_pause_seconds"),
+)
 OPTIONS: dict[str, Any] = {
     "mode": "inline",
     "env": {"id": "CartPole-v1"},
