@@ -18,7 +18,7 @@ from deploy.plan import check_memory, plan
 from deploy.run_dir import RunDirectory, RunDirError
 from deploy.session import RESTARTS, Progress, RunFailedError, Say, Session
 from deploy.valkey import ServerError
-from learner.checkpoint import CheckpointError
+from learner.checkpoint import CheckpointError, names
 from replay.chunk import Schema
 from replay.log import LogError
 from replay.storage import CannotFit
@@ -138,6 +138,8 @@ def go_on(config: RunConfig, directory: RunDirectory) -> int:
 def earlier(directory: RunDirectory) -> Outcome:
     """How a run has gone so far, as its directory tells."""
     figures, best = directory.figures(), directory.best() or {}
+    for newest in names(directory.checkpoints)[:1]:  # its last driver may have drained the log after its last row
+        figures["env_steps"] = max(figures.get("env_steps", 0), newest.env_steps)
     outcome = Outcome(best=best, figures=figures, wall_before_s=figures.get("wall_s", 0.0))
     if best.get("solved"):
         outcome.solve(outcome.wall_before_s)

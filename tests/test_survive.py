@@ -265,7 +265,7 @@ def test_a_disk_that_fills_up_stops_nothing_and_is_told(folder: Path) -> None:
                         pass
                 except OSError:
                     pass
-            run.until(lambda: "a checkpoint cannot be written: " in run.out, 30, "alarm")
+            run.until(lambda: "a checkpoint cannot be written in " in run.out, 30, "alarm")
             run.until(lambda: "metrics.jsonl cannot be written: No space left" in run.out, 30, "alarm")
             kept = names(checkpoints)
             assert kept
