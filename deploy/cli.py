@@ -30,6 +30,7 @@ USAGE = """qherd: a herd of actors, one learner, deep Q-learning.
                        what a run's replay memory holds, slot by slot
   qherd clean RUN      remove what a run has left on its server
   qherd secrets DIR    make a cluster's passwords, users and token
+  qherd discovery      tell Prometheus which runs there are
   qherd --version
 
 Each command explains itself: qherd train --help. An example:
@@ -149,6 +150,21 @@ class Secrets(BaseModel):
     """With --tls: where the nodes find the certificate of your own authority."""
 
 
+class Discovery(BaseModel):
+    """Tell Prometheus which runs there are, and where their /metrics is: HTTP service discovery, until interrupted.
+
+    It knows the runs of this machine's --runs-dir, or of a folder that several machines share. A run is on the list
+    from its learner's start to its orderly end; it needs --metrics.port (0: a free one, so that several never meet).
+    """
+
+    runs_dir: tuple[Path, ...] = (Path("runs"),)
+    """Where the folders of runs are; several may be given."""
+    port: int = Field(9180, ge=0, le=65535)
+    """The port to serve on; deploy/prometheus/prometheus.yml asks 9180."""
+    host: str = "127.0.0.1"
+    """The address to serve on."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; every failure that a user can cause is one message on stderr and exit code 2."""
     os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
@@ -165,6 +181,7 @@ def _dispatch(arguments: list[str]) -> int:
         "replay stats": _replay_stats,
         "clean": _clean,
         "secrets": _secrets,
+        "discovery": _discovery,
     }
     command, *rest = arguments or ["--help"]
     if command == "replay":  # a group of commands, for now of one
@@ -294,6 +311,13 @@ def _secrets(arguments: list[str]) -> int:
         raise ConfigError(str(error)) from None
     print(f"{call.folder}: {'made' if made else 'is there already, and stays as it is'}")
     return 0
+
+
+def _discovery(arguments: list[str]) -> int:
+    call = tyro.cli(Discovery, args=arguments, prog="qherd discovery")
+    from deploy.discovery import serve
+
+    return serve(call.runs_dir, call.host, call.port)
 
 
 def _guarded(run: Callable[[], int]) -> int:

@@ -118,10 +118,10 @@ class MetricsConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    port: int | None = Field(None, ge=1, le=65535)
-    """Serve /metrics of the run on this port."""
+    port: int | None = Field(None, ge=0, le=65535)
+    """Serve /metrics of the run on this port; 0 takes a free one, which `qherd discovery` tells Prometheus."""
     host: str = "127.0.0.1"
-    """The address to serve it on."""
+    """The address to serve it on, on the learner's machine; 0.0.0.0 is all of them."""
 
 
 class RunConfig(BaseModel):

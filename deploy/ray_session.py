@@ -32,6 +32,8 @@ FLUSH_S = 9.0
 SEAT = "qherd_learner"
 """The Ray resource of the node where learner and evaluator belong; without it they are where Ray puts them."""
 SEAT_SHARE = {"learner": 0.9, "evaluator": 0.1}
+METRICS_ADDRESS_S = 5.0
+"""How long the driver waits for the learner to say where its /metrics is."""
 LAST_ID_TIMEOUT_S = 2.0
 """How long the driver waits for a server before it restarts an actor: as long as the others have calls in flight."""
 
@@ -46,7 +48,11 @@ class RaySession:
         self._figures: dict[str, float] = {}
         self._refused: dict[str, int] = {}
         self._rows_lost: dict[str, int] = {}
-        self._driver_figures: dict[str, float] = {"actors_alive": 0}
+        self._driver_figures: dict[str, float] = {
+            "actors_alive": 0,
+            "checkpoint_interval_seconds": config.checkpoint.every_s,
+        }
+        self._registered: Any = None
         self._server: EmbeddedServer | None = None
         self._server_restart_s: float | None = None
         self._servers_down = 0
@@ -146,7 +152,7 @@ class RaySession:
             quarantine=self._directory.quarantine if local else None,
             checkpointer=make_checkpointer(config, self._directory, self._schema),
             must_resume=(self._figures or self._before).get("checkpoints", 0) > 0,
-            metrics_address=(config.metrics.host, config.metrics.port) if config.metrics.port else None,
+            metrics_address=_metrics_address(config),
             version=__version__,
         )
 
@@ -220,6 +226,7 @@ class RaySession:
             self._directory.rewind(resumed)
         for text in report.told:
             self._say(text)
+        self._register_metrics()
 
     def _restarts(self) -> dict[str, float]:
         """Restarts by kind, those before the run was resumed included."""
@@ -253,6 +260,22 @@ class RaySession:
             self._server.start()
             self._claim([self._server.url("learner")])
 
+    def _register_metrics(self) -> None:
+        """Once per learner, when it works: write down where its /metrics is, which only it knows."""
+        import ray
+
+        from actors.restarts import cause
+
+        if self._config.metrics.port is None or self._registered is self._seat.handle:
+            return
+        try:
+            address = ray.get(self._seat.handle.metrics_address.remote(), timeout=METRICS_ADDRESS_S)
+            self._directory.show_metrics_address(*address)
+        except (ray.exceptions.RayError, RunDirError) as error:
+            self._say(f"Prometheus will not find this run yet: {cause(error)}")
+            return
+        self._registered = self._seat.handle
+
     def _tell_servers_down(self) -> None:
         """Say when servers stop or begin to answer the learner."""
         down = int(self._figures.get("servers_down", 0))
@@ -261,7 +284,17 @@ class RaySession:
             self._say(f"replay servers that do not answer: {down}; their actors wait" if down else "all servers answer")
 
     def _progress(self, verdict: Verdict | None, policy: bytes | None) -> Progress:
-        return Progress(self._figures | self._driver_figures, self._refused, self._rows_lost, verdict, policy)
+        figures = self._figures | self._driver_figures
+        return Progress(figures, self._refused, self._rows_lost, verdict, policy, self._deaths())
+
+    def _deaths(self) -> dict[str, int]:
+        parts = {
+            "actor": self._supervisor.restart_reasons,
+            "evaluator": self._screening.restart_reasons,
+            "learner": self._seat.restarts.reasons,
+            "server": self._server_restarts.reasons,
+        }
+        return {f"{part}: {reason}": count for part, reasons in parts.items() for reason, count in reasons.items()}
 
     def stop(self, deadline_s: float) -> Progress | None:
         """See ``Session.stop``. The parts share the deadline: a server that is frozen takes at most FLUSH_S of it."""
@@ -284,6 +317,11 @@ class RaySession:
             return self._progress(None, None)
         finally:
             self._cleanup.close()
+
+
+def _metrics_address(config: RunConfig) -> tuple[str, int] | None:
+    """Where to serve /metrics; 0 is a free port."""
+    return None if config.metrics.port is None else (config.metrics.host, config.metrics.port)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from actors.evaluator import Verdict
@@ -27,13 +28,15 @@ class RunFailedError(RuntimeError):
 
 
 class Progress(NamedTuple):
-    """What one advance brought: the newest figures, counts by label, and a verdict with its policy if one came in."""
+    """What one advance brought: the newest figures, counts by label, and a verdict with its policy if one came in.
+    ``deaths``: what died of what, such as ``actor: ActorDiedError``, since this driver started."""
 
     figures: dict[str, float]
     refused: dict[str, int]
     rows_lost: dict[str, int]
     verdict: Verdict | None
     policy: bytes | None
+    deaths: Mapping[str, int] = MappingProxyType({})
 
 
 class Session(Protocol):

@@ -95,6 +95,10 @@ class LearnerWorker:
         self._metrics.show(report, driver_figures)
         return report
 
+    def metrics_address(self) -> tuple[str, int] | None:
+        """Where its /metrics is: with port 0, and on a cluster, nobody else knows."""
+        return self._metrics.address
+
     def candidate(self) -> bytes:
         """See ``LearnerLoop.candidate``."""
         return self._loop.candidate()

@@ -195,7 +195,7 @@ class Compose:
             yield f"mkdir -p {target}; mount --bind {source} {target}; mount -o remount,bind{options} {target}"
 
     def _volume(self, volume: Mapping[str, Any]) -> Path:
-        return self.folder / "volumes" / volume["source"] / volume.get("volume", {}).get("subpath", "")
+        return self.folder / "volumes" / str(volume["source"]) / str(volume.get("volume", {}).get("subpath", ""))
 
     def up(self) -> None:
         """Start everything, each when what it depends on has got where it asks for."""

@@ -455,7 +455,7 @@ def test_connection_that_fails_among_the_replies(
     proxy: Proxy, connect_redis: Callable[[], RedisLog], run_name: str, cut: bool, passed: int, size: int
 ) -> None:
     """Wherever it fails, the chunk is in doubt, and what comes late answers no later call."""
-    learner, log = connect_redis(), RedisLog(proxy.url, run_name, timeout_s=0.2)
+    learner, log = connect_redis(), RedisLog(proxy.url, run_name, timeout_s=0.4)
     learner.publish(1, True, weights(1, 1))
     log.append(0, FIRST, b"first")
     proxy.reply_bytes, proxy.cut = passed, cut

@@ -113,6 +113,7 @@ def test_a_killed_evaluator_and_a_killed_learner_come_back(folder: Path) -> None
     ended = summary(folder / "runs" / "r")
     assert (ended["exit_reason"], ended["rows_lost"], ended["chunks_refused"]) == ("interrupted", {}, {})
     assert (ended["learner_restarts"], ended["evaluator_restarts"], ended["actor_restarts"]) == (1, 1, 0)
+    assert ended["deaths"] == {"evaluator: ActorDiedError": 1, "learner: ActorDiedError": 1}
     assert books(folder)["totals"]["env_steps"] == ended["env_steps"]
     assert json.loads((folder / "runs" / "r" / "fences.json").read_text())["evaluators"] == 2
 
@@ -121,7 +122,7 @@ def test_a_killed_evaluator_and_a_killed_learner_come_back(folder: Path) -> None
 def test_a_killed_driver_is_resumed_without_its_server(folder: Path) -> None:
     """The checkpoint has the rows: learning goes on from a full replay. Counters, curve, best policy and restarts go
     on; while a driver has the run, no other gets it; a run that is over is left alone."""
-    with running(*TRAIN, "--budget.env-steps", "15000", cwd=folder) as run:
+    with running(*TRAIN, cwd=folder) as run:
         goes_on(run)
         kill(run, ACTOR)
         run.until(lambda: run.figure("r", "actor_restarts") == 1, 30, "restart")
@@ -242,6 +243,7 @@ def test_an_env_that_raises_is_made_anew_and_one_that_hangs_is_found(folder: Pat
     assert "its environment was made anew: lane " in done.out
     assert "ConnectionError: the bridge is out" in done.out
     assert "flaky:Flaky-v0 hangs in a step" in done.out
+    assert summary(folder / "runs" / "r")["deaths"] == {"actor: HangError": 1}
     assert summary(folder / "runs" / "r")["rows_lost"] == {}
     books(folder)
 
@@ -263,7 +265,7 @@ def test_a_disk_that_fills_up_stops_nothing_and_is_told(folder: Path) -> None:
                         pass
                 except OSError:
                     pass
-            run.until(lambda: "a checkpoint cannot be written: " in run.out, 30, "alarm")
+            run.until(lambda: "a checkpoint cannot be written in " in run.out, 30, "alarm")
             run.until(lambda: "metrics.jsonl cannot be written: No space left" in run.out, 30, "alarm")
             kept = names(checkpoints)
             assert kept
