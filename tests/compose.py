@@ -103,7 +103,7 @@ class Container:
             self.node.kill()
             self.node.mounts = [*self.node.mounts, *self.volumes]
             self.node.boot()
-        command = [*ENTRYPOINTS.get(image, []), *map(str, self.service["command"])]
+        command = [*ENTRYPOINTS.get(image, []), *map(str, self.service.get("command", []))]
         self.program = self.node.start(*command, env=self.env, cwd=Path(self.service.get("working_dir", "/srv")))
 
     def health(self) -> tuple[bool, str]:
