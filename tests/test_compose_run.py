@@ -81,14 +81,20 @@ def test_up_trains_lunar_lander_and_every_check_can_fail(compose: Compose, tmp_p
 
 def test_a_client_without_credentials_gets_nothing(compose: Compose) -> None:
     """Neither Redis nor Ray answers a process on the services' network that has no secret."""
-    for name in ("secrets", "valkey"):
+    for name in ("secrets", "valkey", "head"):
         (container,) = compose.containers[name]
         container.start()
         if name == "secrets":
             assert container.program is not None
             assert container.program.finish(60) == 0
-    valkey.await_health() if (valkey := compose.containers["valkey"][0]) else None
+        else:
+            container.await_health()
     stranger = compose.containers["worker"][0].node
     for command in (["ping"], ["keys", "*"], ["get", "qherd:lander:weights"], ["config", "get", "*"]):
         assert "NOAUTH" in stranger.run("redis-cli", "-h", "valkey", *command).stdout
-    assert "WRONGPASS" in stranger.run("redis-cli", "-h", "valkey", "-a", "guess", "--no-auth-warning", "ping").stdout
+    assert "WRONGPASS" in stranger.run("redis-cli", "-h", "valkey", "-a", "guess", "--no-auth-warning", "ping").stderr
+    ask = ["python3", "/opt/qherd/deploy/ray/healthy.py", "head:6380"]
+    for env in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
+        answer = stranger.run(*ask, env=env, timeout_s=60)
+        assert answer.returncode not in (0, 1), answer
+        assert "nauthenticated" in answer.stderr, answer.stderr[-2000:]
