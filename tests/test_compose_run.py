@@ -96,5 +96,5 @@ def test_a_client_without_credentials_gets_nothing(compose: Compose) -> None:
     ask = ["python3", "/opt/qherd/deploy/ray/healthy.py", "head:6380"]
     for env in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
         answer = stranger.run(*ask, env=env, timeout_s=60)
-        assert answer.returncode not in (0, 1), answer
-        assert "nauthenticated" in answer.stderr, answer.stderr[-2000:]
+        assert answer.returncode != 0, answer
+        assert "AuthenticationError" in answer.stderr, answer.stderr[-2000:]
