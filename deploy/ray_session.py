@@ -21,6 +21,7 @@ from deploy.plan import backstop_chunks, chunk_rows, plan, rows_in_checkpoint
 from deploy.run_dir import RunDirectory, RunDirError, env_of
 from deploy.session import RESTARTS, Progress, RunFailedError, Say, make_checkpointer, replay_of
 from deploy.valkey import EmbeddedServer, PrivateDir
+from learner.report import Report, Resumed
 from replay.chunk import Schema
 from replay.identity import Identity
 from replay.log import LogError
@@ -218,12 +219,21 @@ class RaySession:
         if found is None:
             return
         report, resumed = found
-        self._figures, self._refused, self._rows_lost = report.figures, report.refused, report.rows_lost
         if resumed is not None:
-            self._directory.rewind(resumed)
+            self._rewind(resumed)
+        self._take(report)
+        self._register_metrics()
+
+    def _take(self, report: Report) -> None:
+        self._figures, self._refused, self._rows_lost = report.figures, report.refused, report.rows_lost
         for text in report.told:
             self._say(text)
-        self._register_metrics()
+
+    def _rewind(self, resumed: Resumed) -> None:
+        try:
+            self._directory.rewind(resumed)
+        except RunDirError as error:  # a full disk: what was learned matters more
+            self._say(f"{error}; the curve goes back to update {resumed.updates:,} there")
 
     def _restarts(self) -> dict[str, float]:
         """Restarts by kind, those before the run was resumed included."""
@@ -297,20 +307,18 @@ class RaySession:
         """See ``Session.stop``. The parts share the deadline: a server that is frozen takes at most FLUSH_S of it."""
         import ray
 
-        end = time.monotonic() + deadline_s
+        end, flushed = time.monotonic() + deadline_s, time.monotonic() + FLUSH_S
+        away = contextlib.suppress(ray.exceptions.RayError, LogError)
         try:
-            if not self._seat.works:
-                self._supervisor.stop(FLUSH_S)
-                return self._progress(None, None)
-            with contextlib.suppress(ray.exceptions.RayError, LogError):
-                flushed = time.monotonic() + FLUSH_S
-                ray.get(self._seat.handle.shut_gate.remote(), timeout=FLUSH_S / 2)
+            if self._seat.works:
+                with away:
+                    ray.get(self._seat.handle.shut_gate.remote(), timeout=FLUSH_S / 2)
+            with away:
                 self._supervisor.stop(flushed - time.monotonic())
                 self._screening.stop()
-                report = ray.get(self._seat.handle.finish.remote(), timeout=end - time.monotonic())
-                self._figures, self._refused, self._rows_lost = report.figures, report.refused, report.rows_lost
-                for text in report.told:
-                    self._say(text)
+            if self._seat.works:
+                with away:
+                    self._take(ray.get(self._seat.handle.finish.remote(), timeout=end - time.monotonic()))
             return self._progress(None, None)
         finally:
             self._cleanup.close()
