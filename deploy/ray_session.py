@@ -30,6 +30,8 @@ from replay.sharded_log import ShardedLog, shard_of
 
 FLUSH_S = 9.0
 """How long the end of a run waits for the actors to flush, at the most."""
+FROZEN_S = 60.0
+"""How long the embedded server may be silent, though its process lives."""
 METRICS_ADDRESS_S = 5.0
 """How long the driver waits for the learner to say where its /metrics is."""
 LAST_ID_TIMEOUT_S = 2.0
@@ -53,7 +55,7 @@ class RaySession:
         self._registered: Any = None
         self._server: EmbeddedServer | None = None
         self._server_restart_s: float | None = None
-        self._servers_down = 0
+        self._servers_down, self._down_since_s = 0, 0.0
         try:
             self._start()
         except NotNowError as error:  # at the start there is nothing to wait for
@@ -206,7 +208,10 @@ class RaySession:
         except CrashLoopError as error:
             raise RunFailedError(str(error), error.details) from None
         self._tell_servers_down()
-        verdict, policy = (result[0], ray.get(result[1])) if result else (None, None)
+        try:
+            verdict, policy = (result[0], ray.get(result[1])) if result else (None, None)
+        except ray.exceptions.RayError:  # it went with the learner that had made it
+            verdict, policy = None, None
         if verdict is not None:
             self._driver_figures["greedy_return"] = verdict.episodes.mean
         self._driver_figures |= {"actors_alive": self._supervisor.alive, **self._restarts()}
@@ -284,11 +289,16 @@ class RaySession:
         self._registered = self._seat.handle
 
     def _tell_servers_down(self) -> None:
-        """Say when servers stop or begin to answer the learner."""
+        """Say when servers stop or begin to answer the learner. One of our own that stays silent is killed, and so
+        restarted."""
         down = int(self._figures.get("servers_down", 0))
         if down != self._servers_down:
-            self._servers_down = down
+            self._servers_down, self._down_since_s = down, time.monotonic()
             self._say(f"replay servers that do not answer: {down}; their actors wait" if down else "all servers answer")
+        elif down and self._server is not None and time.monotonic() - self._down_since_s > FROZEN_S:
+            self._down_since_s = time.monotonic()
+            self._say(f"the replay server has not answered for {FROZEN_S:.0f} s; it is killed")
+            self._server.kill()
 
     def _progress(self, verdict: Verdict | None, policy: bytes | None) -> Progress:
         figures = self._figures | self._driver_figures
