@@ -29,6 +29,7 @@ USAGE = """qherd: a herd of actors, one learner, deep Q-learning.
   qherd replay stats RUN|URL
                        what a run's replay memory holds, slot by slot
   qherd clean RUN      remove what a run has left on its server
+  qherd secrets DIR    make a cluster's passwords, users and token
   qherd discovery      tell Prometheus which runs there are
   qherd --version
 
@@ -130,6 +131,25 @@ class Clean(BaseModel):
     """Do not ask."""
 
 
+class Secrets(BaseModel):
+    """Make the passwords, users and token of a cluster, once: a folder with a folder for each role. Where there is one
+    already it is left as it is.
+
+    server/users.acl is the server's aclfile and holds digests only.
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    """The folder to make."""
+    server: str = "valkey:6379"
+    """The server's host:port, as the nodes know it."""
+    run: str | None = None
+    """The only run that its users may touch. The default is any run."""
+    tls: bool = False
+    """URLs for TLS: rediss://."""
+    ca: Path | None = None
+    """With --tls: where the nodes find the certificate of your own authority."""
+
+
 class Discovery(BaseModel):
     """Tell Prometheus which runs there are, and where their /metrics is: HTTP service discovery, until interrupted.
 
@@ -160,6 +180,7 @@ def _dispatch(arguments: list[str]) -> int:
         "record": _record,
         "replay stats": _replay_stats,
         "clean": _clean,
+        "secrets": _secrets,
         "discovery": _discovery,
     }
     command, *rest = arguments or ["--help"]
@@ -277,6 +298,19 @@ def _clean(arguments: list[str]) -> int:
     from deploy.clean import clean
 
     return clean(call.given, call.redis, yes=call.yes)
+
+
+def _secrets(arguments: list[str]) -> int:
+    call = tyro.cli(Secrets, args=arguments, prog="qherd secrets")
+    from deploy.secrets_dir import write_secrets
+
+    scheme, query = ("rediss" if call.tls else "redis"), f"ssl_ca_certs={call.ca}" if call.ca else ""
+    try:
+        made = write_secrets(call.folder, call.server, call.run, scheme, query)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    print(f"{call.folder}: {'made' if made else 'is there already, and stays as it is'}")
+    return 0
 
 
 def _discovery(arguments: list[str]) -> int:

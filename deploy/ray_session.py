@@ -32,6 +32,9 @@ FLUSH_S = 9.0
 """How long the end of a run waits for the actors to flush, at the most."""
 FROZEN_S = 60.0
 """How long the embedded server may be silent, though its process lives."""
+SEAT = "qherd_learner"
+"""The Ray resource of the node where learner and evaluator belong; without it they are where Ray puts them."""
+SEAT_SHARE = {"learner": 0.9, "evaluator": 0.1}
 METRICS_ADDRESS_S = 5.0
 """How long the driver waits for the learner to say where its /metrics is."""
 LAST_ID_TIMEOUT_S = 2.0
@@ -106,7 +109,7 @@ class RaySession:
         """URLs by role, of the embedded server or of the cluster's."""
         config = self._config
         if config.mode == "cluster":
-            return {"learner": config.redis.servers, "actor": config.redis.servers}
+            return {"learner": config.redis.servers, "actor": config.redis.actor_servers or config.redis.servers}
         planned = plan(config, self._schema).server
         self._server = self._cleanup.enter_context(EmbeddedServer(self._directory.run, planned, self._server_dir()))
         self._cleanup.enter_context(self._directory.showing_replay_url(self._server.url("reader")))
@@ -137,9 +140,8 @@ class RaySession:
         local = config.mode == "local"
         with _later_if_away():
             fence = self._directory.next_fence()
-        return LearnerWorker.options(  # type: ignore[attr-defined]
-            num_cpus=0 if local else 1, num_gpus=_gpus(config)
-        ).remote(
+        seat = {"num_cpus": 0 if local else 1} | _seat("learner")
+        return LearnerWorker.options(**seat, num_gpus=_gpus(config)).remote(  # type: ignore[attr-defined]
             identity,
             urls,
             self._directory.run,
@@ -175,9 +177,9 @@ class RaySession:
                 incarnation = self._directory.next_incarnation(slot, newest)
             place = Place(run, config.seed, slot, config.actors.count, incarnation)
             url = urls["actor"][shard_of(slot, len(urls["actor"]))]
-            return ActorWorker.options(num_cpus=config.actors.cpus).remote(  # type: ignore[attr-defined]
-                identity, url, place, env, config.actors, dueling, backstop_chunks(config)
-            )
+            return ActorWorker.options(  # type: ignore[attr-defined]
+                num_cpus=config.actors.cpus, scheduling_strategy="SPREAD"
+            ).remote(identity, url, place, env, config.actors, dueling, backstop_chunks(config))
 
         return start
 
@@ -190,7 +192,8 @@ class RaySession:
         def start() -> Any:
             with _later_if_away():
                 number = self._directory.next_evaluator()
-            return EvaluatorWorker.options(num_cpus=0).remote(  # type: ignore[attr-defined]
+            seat = {"num_cpus": 0} | _seat("evaluator")
+            return EvaluatorWorker.options(**seat).remote(  # type: ignore[attr-defined]
                 identity, env, config.eval, dueling, config.seed, number
             )
 
@@ -406,6 +409,15 @@ def _own_signal_handlers() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _seat(part: str) -> dict[str, Any]:
+    """Ray's options that take a part to the learner's node, where the cluster has one: no actor takes its place there
+    while it is restarted, and a worker node that is lost takes neither with it."""
+    import ray
+
+    offered: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return {"num_cpus": 0, "resources": {SEAT: SEAT_SHARE[part]}} if offered.get(SEAT) else {}
 
 
 def _gpus(config: RunConfig) -> float:
