@@ -21,6 +21,7 @@ from deploy.plan import backstop_chunks, chunk_rows, plan, rows_in_checkpoint
 from deploy.run_dir import RunDirectory, RunDirError, env_of
 from deploy.session import RESTARTS, Progress, RunFailedError, Say, make_checkpointer, replay_of
 from deploy.valkey import EmbeddedServer, PrivateDir
+from learner.report import Report, Resumed
 from replay.chunk import Schema
 from replay.identity import Identity
 from replay.log import LogError
@@ -29,6 +30,8 @@ from replay.sharded_log import ShardedLog, shard_of
 
 FLUSH_S = 9.0
 """How long the end of a run waits for the actors to flush, at the most."""
+FROZEN_S = 60.0
+"""How long the embedded server may be silent, though its process lives."""
 SEAT = "qherd_learner"
 """The Ray resource of the node where learner and evaluator belong; without it they are where Ray puts them."""
 SEAT_SHARE = {"learner": 0.9, "evaluator": 0.1}
@@ -55,7 +58,7 @@ class RaySession:
         self._registered: Any = None
         self._server: EmbeddedServer | None = None
         self._server_restart_s: float | None = None
-        self._servers_down = 0
+        self._servers_down, self._down_since_s = 0, 0.0
         try:
             self._start()
         except NotNowError as error:  # at the start there is nothing to wait for
@@ -208,7 +211,10 @@ class RaySession:
         except CrashLoopError as error:
             raise RunFailedError(str(error), error.details) from None
         self._tell_servers_down()
-        verdict, policy = (result[0], ray.get(result[1])) if result else (None, None)
+        try:
+            verdict, policy = (result[0], ray.get(result[1])) if result else (None, None)
+        except ray.exceptions.RayError:  # it went with the learner that had made it
+            verdict, policy = None, None
         if verdict is not None:
             self._driver_figures["greedy_return"] = verdict.episodes.mean
         self._driver_figures |= {"actors_alive": self._supervisor.alive, **self._restarts()}
@@ -221,12 +227,21 @@ class RaySession:
         if found is None:
             return
         report, resumed = found
-        self._figures, self._refused, self._rows_lost = report.figures, report.refused, report.rows_lost
         if resumed is not None:
-            self._directory.rewind(resumed)
+            self._rewind(resumed)
+        self._take(report)
+        self._register_metrics()
+
+    def _take(self, report: Report) -> None:
+        self._figures, self._refused, self._rows_lost = report.figures, report.refused, report.rows_lost
         for text in report.told:
             self._say(text)
-        self._register_metrics()
+
+    def _rewind(self, resumed: Resumed) -> None:
+        try:
+            self._directory.rewind(resumed)
+        except RunDirError as error:  # a full disk: what was learned matters more
+            self._say(f"{error}; the curve goes back to update {resumed.updates:,} there")
 
     def _restarts(self) -> dict[str, float]:
         """Restarts by kind, those before the run was resumed included."""
@@ -277,11 +292,16 @@ class RaySession:
         self._registered = self._seat.handle
 
     def _tell_servers_down(self) -> None:
-        """Say when servers stop or begin to answer the learner."""
+        """Say when servers stop or begin to answer the learner. One of our own that stays silent is killed, and so
+        restarted."""
         down = int(self._figures.get("servers_down", 0))
         if down != self._servers_down:
-            self._servers_down = down
+            self._servers_down, self._down_since_s = down, time.monotonic()
             self._say(f"replay servers that do not answer: {down}; their actors wait" if down else "all servers answer")
+        elif down and self._server is not None and time.monotonic() - self._down_since_s > FROZEN_S:
+            self._down_since_s = time.monotonic()
+            self._say(f"the replay server has not answered for {FROZEN_S:.0f} s; it is killed")
+            self._server.kill()
 
     def _progress(self, verdict: Verdict | None, policy: bytes | None) -> Progress:
         figures = self._figures | self._driver_figures
@@ -300,20 +320,18 @@ class RaySession:
         """See ``Session.stop``. The parts share the deadline: a server that is frozen takes at most FLUSH_S of it."""
         import ray
 
-        end = time.monotonic() + deadline_s
+        end, flushed = time.monotonic() + deadline_s, time.monotonic() + FLUSH_S
+        away = contextlib.suppress(ray.exceptions.RayError, LogError)
         try:
-            if not self._seat.works:
-                self._supervisor.stop(FLUSH_S)
-                return self._progress(None, None)
-            with contextlib.suppress(ray.exceptions.RayError, LogError):
-                flushed = time.monotonic() + FLUSH_S
-                ray.get(self._seat.handle.shut_gate.remote(), timeout=FLUSH_S / 2)
+            if self._seat.works:
+                with away:
+                    ray.get(self._seat.handle.shut_gate.remote(), timeout=FLUSH_S / 2)
+            with away:
                 self._supervisor.stop(flushed - time.monotonic())
                 self._screening.stop()
-                report = ray.get(self._seat.handle.finish.remote(), timeout=end - time.monotonic())
-                self._figures, self._refused, self._rows_lost = report.figures, report.refused, report.rows_lost
-                for text in report.told:
-                    self._say(text)
+            if self._seat.works:
+                with away:
+                    self._take(ray.get(self._seat.handle.finish.remote(), timeout=end - time.monotonic()))
             return self._progress(None, None)
         finally:
             self._cleanup.close()

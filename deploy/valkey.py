@@ -239,6 +239,12 @@ class EmbeddedServer:
             self.stop(grace_s=0)
             raise
 
+    def kill(self) -> None:
+        """End a server that does not answer, and leave its directory for ``start()``."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
     def stop(self, grace_s: float = 5.0) -> None:
         """End the server, by SIGKILL if SIGTERM did not within ``grace_s``, and remove its directory. Idempotent."""
         if self._home is None or not self._home.is_mine():

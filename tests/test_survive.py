@@ -191,6 +191,39 @@ def test_a_frozen_server_costs_the_end_of_a_run_ten_seconds_at_the_most(folder: 
     assert summary(folder / "runs" / "r")["exit_reason"] == "interrupted"
 
 
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_a_killed_driver_leaves_no_process_after_three_minutes(folder: Path) -> None:
+    """Ours end at once (see test_local_run), Ray's agents by themselves; the next run sweeps the temporary folder."""
+    with running(*TRAIN, cwd=folder) as run:
+        goes_on(run, 500)
+        kill_driver(run)
+        end = time.monotonic() + 180
+        while left := run.others():
+            assert time.monotonic() < end, left
+            time.sleep(0.5)
+        assert (
+            qherd(*TRAIN[:-1], "next", "--budget.env-steps", "2000", cwd=folder, env={"TMPDIR": str(run.tmp)}).code == 0
+        )
+        assert list(run.tmp.iterdir()) == []
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+def test_an_embedded_server_that_stays_frozen_is_replaced(folder: Path) -> None:
+    """After a minute; the mirror has the rows, and the actors send the chunk that was in doubt again."""
+    with running(*TRAIN, cwd=folder) as run:
+        goes_on(run)
+        (server,) = run.find(SERVER)
+        os.kill(server, signal.SIGSTOP)
+        run.until(lambda: "the replay server has not answered for 60 s; it is killed" in run.out, 100, "end of it")
+        run.until(lambda: run.figure("r", "server_restarts") == 1, 30, "new server")
+        goes_on(run)
+        stop(run)
+    assert summary(folder / "runs" / "r")["chunks_refused"] == {}
+    books(folder)
+
+
 @pytest.mark.timeout(120)
 def test_a_learner_that_dies_again_and_again_ends_the_run_loudly(folder: Path) -> None:
     """With its last error; the checkpoints stay, and the run can be resumed."""
