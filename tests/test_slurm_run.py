@@ -78,10 +78,11 @@ def test_a_job_whose_time_is_up_is_queued_again_and_goes_on(net: Network, tmp_pa
     assert (tmp_path / "requeued").read_text() == "17\n"
     assert not private.exists(), "the job's secrets end with it"
     assert "redis-server" not in (left := node.run("ps", "-eo", "args").stdout), left
-    before = env_steps()
+    before = json.loads((tmp_path / "runs" / "s" / "summary.json").read_text())["env_steps"]
 
     again = submit(node, tmp_path, 1, "--budget.env-steps", str(before + 4000))
     assert again.finish(120) == 0, again.out
     assert "resumed from checkpoint 000001-" in again.out
-    assert env_steps() >= before + 4000
+    summary = json.loads((tmp_path / "runs" / "s" / "summary.json").read_text())
+    assert (summary["exit_reason"], summary["env_steps"] >= before + 4000) == ("budget of env steps", True), summary
     assert (tmp_path / "requeued").read_text() == "17\n", "a run that is over is not queued again"
