@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from cli_runs import ROOT
-from nodes import Network, Node, Program, network, secrets_shown
+from nodes import BIN, Network, Node, Program, network, secrets_shown
 
 pytestmark = [pytest.mark.root, pytest.mark.long, pytest.mark.timeout(300)]
 
@@ -46,7 +46,7 @@ def submit(node: Node, folder: Path, restarts: int, *more: str) -> Program:
         "SLURM_JOB_NODELIST": "n1",
         "SLURM_SUBMIT_DIR": str(folder),
         "SHARED": str(folder),
-        "ACTIVATE": str(ROOT / ".venv" / "bin" / "activate"),
+        "ACTIVATE": str(BIN / "activate"),
         "RUN": "s",
         "CI": "1",
     }
