@@ -98,3 +98,8 @@ def test_a_client_without_credentials_gets_nothing(compose: Compose) -> None:
         answer = stranger.run(*ask, env=env, timeout_s=60)
         assert answer.returncode != 0, answer
         assert "AuthenticationError" in answer.stderr, answer.stderr[-2000:]
+    # Ray's client server cannot be turned off: it has to ask for the token, too
+    enter = ["python3", "-c", "from ray.util.client.worker import Worker; Worker('head:10001', connection_retries=1)"]
+    (head,) = compose.containers["head"]
+    assert head.node.run(*enter, env=head.env, timeout_s=60).returncode == 0, "with the token it lets in"
+    assert stranger.run(*enter, timeout_s=60).returncode != 0

@@ -235,11 +235,11 @@ def test_a_server_of_another_authority_and_one_without_tls_are_refused(encrypted
     url = url_of(encrypted / "s", "actor")
     unknown = url.replace("/s/server/ca.crt", "/other/ca.crt")
     for wrong in (unknown, url.partition("?")[0], url.partition("?")[0].replace("rediss:", "redis:")):
-        with contextlib.closing(RedisLog(wrong, RUN)) as log, pytest.raises(Unavailable) as refused:
+        with contextlib.closing(RedisLog(wrong, RUN, timeout_s=1)) as log, pytest.raises(Unavailable) as refused:
             log.status()
         assert not any(word in str(refused.value) for word in words(encrypted / "s"))
     secure = url_of(plain, "actor").replace("redis:", "rediss:")
-    with contextlib.closing(RedisLog(secure, RUN)) as log, pytest.raises(Unavailable):
+    with contextlib.closing(RedisLog(secure, RUN, timeout_s=1)) as log, pytest.raises(Unavailable):
         log.status()
 
 
