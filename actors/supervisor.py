@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import ray
@@ -18,7 +19,7 @@ import ray
 from actors.config import ActorConfig, EvalConfig
 from actors.evaluator import Verdict
 from actors.restarts import BACKOFF_S, NotNowError, Rebuilt, Restarts, cause, jitter
-from actors.rollout import Heartbeat
+from actors.rollout import Heartbeat, Work
 
 COLLECT_S = 1.0
 IN_FLIGHT = 2
@@ -41,6 +42,7 @@ class _Slot:
     silent_s: float = 0.0
     env_steps: int = 0
     death: str | None = None
+    work: Work = Work()
 
     def told(self, now_s: float) -> str:
         """What this actor was last known to do."""
@@ -70,6 +72,7 @@ class Supervisor:
     ) -> None:
         self._start, self._config, self._env_id, self._say = start, config, env_id, say
         self._rebuilt = Rebuilt(say)
+        self._past_work = Work()
         self._ticked_s = time.monotonic()
         self._slots = [
             _Slot(start(slot), [], Restarts(f"actor {slot}", config.restarts, jitter=jitter))
@@ -97,6 +100,11 @@ class Supervisor:
     def rebuilds(self) -> int:
         """Environments that raised and were made anew so far, over all slots."""
         return self._rebuilt.total
+
+    @property
+    def work(self) -> Work:
+        """Where the actors' time went so far, over all slots and incarnations."""
+        return reduce(Work.plus, (slot.work for slot in self._slots), self._past_work)
 
     def told(self) -> str:
         """What each actor was last known to do, in one line."""
@@ -136,7 +144,7 @@ class Supervisor:
             slot.calls.remove(call)
             heartbeat: Heartbeat = ray.get(call)
             slot.heard_s, slot.silent_s = time.monotonic(), 0.0
-            slot.env_steps = heartbeat.counters.env_steps
+            slot.env_steps, slot.work = heartbeat.counters.env_steps, heartbeat.work
             self._rebuilt.note(index, heartbeat.rebuilt)
 
     def _check_silence(self, slot: _Slot) -> None:
@@ -161,6 +169,7 @@ class Supervisor:
         except NotNowError:
             slot.restart_at_s = time.monotonic() + BACKOFF_S
             return
+        self._past_work, slot.work = self._past_work.plus(slot.work), Work()
         slot.calls, slot.restart_at_s, slot.silent_s, slot.env_steps = [], None, 0.0, 0
         self._refill(slot)
 

@@ -19,7 +19,7 @@ from deploy import __version__
 from deploy.config import ConfigError, RunConfig
 from deploy.plan import backstop_chunks, chunk_rows, plan, rows_in_checkpoint
 from deploy.run_dir import RunDirectory, RunDirError, env_of
-from deploy.session import RESTARTS, Progress, RunFailedError, Say, make_checkpointer, replay_of
+from deploy.session import RESTARTS, WORK, Progress, RunFailedError, Say, make_checkpointer, replay_of
 from deploy.valkey import EmbeddedServer, PrivateDir
 from replay.chunk import Schema
 from replay.identity import Identity
@@ -202,7 +202,7 @@ class RaySession:
         verdict, policy = (result[0], ray.get(result[1])) if result else (None, None)
         if verdict is not None:
             self._driver_figures["greedy_return"] = verdict.episodes.mean
-        self._driver_figures |= {"actors_alive": self._supervisor.alive, **self._restarts()}
+        self._driver_figures |= {"actors_alive": self._supervisor.alive, **self._restarts(), **self._work()}
         return self._progress(verdict, policy)
 
     def _take_report(self) -> None:
@@ -228,6 +228,11 @@ class RaySession:
             self._supervisor.rebuilds,
         )
         return {name: self._before.get(name, 0) + count for name, count in zip(RESTARTS, counts, strict=True)}
+
+    def _work(self) -> dict[str, float]:
+        """Where the actors' time went, that before the run was resumed included."""
+        work = self._supervisor.work._asdict()
+        return {figure: self._before.get(figure, 0) + work[name] for name, figure in WORK.items()}
 
     def _check_silence(self) -> None:
         if self._silence.too_long(self._figures):
