@@ -13,6 +13,7 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from actors.config import ActorConfig
+from actors.cpu_time import CpuTime
 from actors.envs import EnvError, name_of
 from actors.epsilon import annealed, ladder
 from actors.lanes import REBUILT, RecordedLane
@@ -59,7 +60,9 @@ class Work(NamedTuple):
     wait_seconds: float = 0.0
     """At the shut gate, or before the first weights."""
     cpu_seconds: float = 0.0
-    """CPU time of the process meanwhile."""
+    """On a core: of all of the above."""
+    starved_seconds: float = 0.0
+    """Ready to run while others had all cores: of all of the above."""
     fetches: int = 0
     fetched_bytes: int = 0
 
@@ -121,7 +124,7 @@ class Rollout:
 
     def collect(self, seconds: float) -> Heartbeat:
         """Work for about ``seconds``: chunks where the gate is open, polls where it is not."""
-        started, cpu_s = self._clock(), time.process_time()
+        started, cpu = self._clock(), CpuTime.now()
         end = started + seconds
         while self._clock() < end:
             if not self.ready():
@@ -132,7 +135,9 @@ class Rollout:
             self.fill()
             self.send()
         self._work["seconds"] += self._clock() - started
-        self._work["cpu_seconds"] += time.process_time() - cpu_s
+        now = CpuTime.now()
+        self._work["cpu_seconds"] += now.on_core_s - cpu.on_core_s
+        self._work["starved_seconds"] += now.starved_s - cpu.starved_s
         return Heartbeat(self.counters, self.take_rebuilt(), Work(**self._work))
 
     def take_rebuilt(self) -> tuple[str, ...]:

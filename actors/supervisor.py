@@ -10,7 +10,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
@@ -42,7 +42,7 @@ class _Slot:
     silent_s: float = 0.0
     env_steps: int = 0
     death: str | None = None
-    work: Work = Work()
+    work: Work = field(default_factory=Work)
 
     def told(self, now_s: float) -> str:
         """What this actor was last known to do."""

@@ -23,6 +23,7 @@ from deploy.config import ConfigError, RedisConfig, RunConfig, check_bounds, com
 USAGE = """qherd: a herd of actors, one learner, deep Q-learning.
 
   qherd train [ENV]    train; LunarLander-v3 where no ENV is given
+  qherd plan [ENV]     what such a run takes and does: memory, network, env steps, samples per insert
   qherd resume RUN     go on with a run that was interrupted, killed, or is out of budget
   qherd eval RUN       play a run's best policy greedily
   qherd record RUN     write a video of it
@@ -60,6 +61,27 @@ class Train(Launch):
     this on top of the preset.
     """
 
+    options: Annotated[RunConfig, tyro.conf.arg(name="")] = RunConfig()
+
+
+class Plan(BaseModel):
+    """Say what a run will take and do, before it is started: memory of server, learner and actors, env steps and
+    updates per second, samples per insert, bytes per second on the network, each with what it is made of. What is
+    impossible is refused. ENV and the options are those of qherd train.
+
+    The environment and the network are tried on this machine, for a second each, unless their rates are given.
+    """
+
+    preset: str | None = None
+    """Start from these values: cartpole, lunarlander or tutorial. The default goes by the environment."""
+    config: Path | None = None
+    """A YAML file of options, over the preset."""
+    env_steps_per_second: float | None = Field(None, gt=0)
+    """Env steps per second of one actor, all its lanes together. The default is measured."""
+    updates_per_second: float | None = Field(None, gt=0)
+    """Updates per second that the learner can do. The default is measured, on this machine."""
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print JSON."""
     options: Annotated[RunConfig, tyro.conf.arg(name="")] = RunConfig()
 
 
@@ -139,6 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _dispatch(arguments: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
+        "plan": _plan,
         "resume": _resume,
         "eval": _eval,
         "record": _record,
@@ -160,11 +183,25 @@ def _dispatch(arguments: list[str]) -> int:
     raise ConfigError(f"there is no command {command!r}\n\n{USAGE}".rstrip())
 
 
-def _train(arguments: list[str]) -> int:
+def _base(arguments: list[str]) -> RunConfig:
+    """All layers below the command line's own options; takes ENV, which comes first, out of ``arguments``."""
     env_id = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
     launch, _ = tyro.cli(Launch, args=arguments, return_unknown_args=True, add_help=False)
     base = compose(env_id, launch.preset, launch.config)
     check_bounds(arguments)
+    return base
+
+
+def _plan(arguments: list[str]) -> int:
+    base = _base(arguments)
+    call = tyro.cli(Plan, args=arguments, default=Plan(options=base), prog="qherd plan [ENV]", registry=_yaml_options())
+    from deploy.outlook import plan_command
+
+    return plan_command(call.options, call.env_steps_per_second, call.updates_per_second, as_json=call.as_json)
+
+
+def _train(arguments: list[str]) -> int:
+    base = _base(arguments)
     full = tyro.cli(
         Train, args=arguments, default=Train(options=base), prog="qherd train [ENV]", registry=_yaml_options()
     )

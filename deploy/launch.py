@@ -35,21 +35,30 @@ def probe_env(config: RunConfig) -> Schema:
 
 def check(config: RunConfig) -> None:
     """Raises ConfigError or ValueError for what cannot work, before anything is made or started."""
-    limits = config.replay
-    try:
-        limiter = Limiter(limits.samples_per_insert, limits.min_rows, limits.capacity_rows, config.learner.batch)
-        limiter.set_slack(config.actors.count * chunk_rows(config))
-        if config.mode == "inline":
-            from learner.learner import choose_device
+    check_limiter(config)
+    if config.mode == "inline":
+        from learner.learner import choose_device
 
+        try:
             choose_device(config.learner.device)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     if config.env.path is not None and not config.env.path.is_dir():
         raise ConfigError(f"--env.path {config.env.path}: there is no such folder")
     _check_port(config)
     if config.mode == "cluster":
         _check_cluster(config)
+
+
+def check_limiter(config: RunConfig) -> Limiter:
+    """The limiter that the run begins with. Raises ConfigError for a capacity that the actors could overrun."""
+    limits = config.replay
+    try:
+        limiter = Limiter(limits.samples_per_insert, limits.min_rows, limits.capacity_rows, config.learner.batch)
+        limiter.set_slack(config.actors.count * chunk_rows(config))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return limiter
 
 
 def _check_cluster(config: RunConfig) -> None:

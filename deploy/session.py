@@ -23,6 +23,7 @@ WORK = {
     "fetch_seconds": "actor_fetch_seconds",
     "wait_seconds": "actor_wait_seconds",
     "cpu_seconds": "actor_cpu_seconds",
+    "starved_seconds": "actor_starved_seconds",
     "fetches": "weights_fetched",
     "fetched_bytes": "weights_fetched_bytes",
 }

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+PUBLISH_MIN_S = 0.1
+"""Seconds between two broadcasts of the weights, at the least (not in the inline mode)."""
+
 
 class NetworkConfig(BaseModel):
     """The Q-network: a multi-layer perceptron with ReLU."""

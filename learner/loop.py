@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from learner.checkpoint import Checkpointer, Found, Name
-from learner.config import LearnerConfig
+from learner.config import PUBLISH_MIN_S, LearnerConfig
 from learner.learner import Figures, Learner, choose_device, host_arrays
 from learner.publisher import Publisher
 from learner.report import Diverged, Report, Resumed
@@ -28,7 +28,6 @@ from replay.samplers import make_sampler
 from replay.state import State
 from replay.storage import CannotFit, check_fit, make_storage
 
-PUBLISH_MIN_S = 0.1
 GATHER_BYTES = 64 << 20
 """Observations that are gathered at once, at the most: some batches of pictures, a whole cycle of small rows."""
 TRIM_EVERY_S, TRIM_SHARE = 1.0, 16

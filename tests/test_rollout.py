@@ -208,7 +208,8 @@ def test_a_slot_has_its_lanes_place_on_the_ladder() -> None:
 
 
 def test_an_actor_is_placed_anew_while_it_works() -> None:
-    """Slot 3 of 5 with two lanes has the places 6 and 7 of 10; of 4 slots the last two of 8, of 16 the 7th and 8th of 32.
+    """Slot 3 of 5 with two lanes has the places 6 and 7 of 10; of 4 slots the last two of 8, of 16 the 7th and 8th
+    of 32.
     Where the annealing is not over, it goes on from the run's env steps. Of 3 slots there is no slot 3."""
     ladder_of = {"epsilon": 0.4, "epsilon_alpha": 7.0, "epsilon_anneal_env_steps": 1000}
     tested = Actor(config={**ladder_of, "fetch_every_s": 0})
