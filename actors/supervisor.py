@@ -87,6 +87,17 @@ class Supervisor:
         return sum(slot.heard_s is not None for slot in self._slots)
 
     @property
+    def starting(self) -> int:
+        """Actors that were started and have not answered yet."""
+        return sum(slot.heard_s is None and slot.restart_at_s is None for slot in self._slots)
+
+    def excuse(self) -> None:
+        """Those cannot answer yet: the cluster has no room for them."""
+        for slot in self._slots:
+            if slot.heard_s is None:
+                slot.silent_s = 0.0
+
+    @property
     def restarts(self) -> int:
         """Restarts so far, over all slots."""
         return sum(slot.restarts.total for slot in self._slots)

@@ -37,4 +37,4 @@ class Sleeps(gym.Env[Obs, np.int64]):
         return self.np_random.random(4, np.float32)
 
 
-gym.register("Sleeps-v0", Sleeps)
+gym.register("Sleeps-v0", "slow_env:Sleeps")

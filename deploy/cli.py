@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin
 
 import tyro
 import yaml
@@ -241,14 +241,14 @@ def _resume(arguments: list[str]) -> int:
 
 
 def _yaml_options() -> tyro.constructors.ConstructorRegistry:
-    """Teaches tyro to take a free mapping (env.kwargs) as one YAML value."""
+    """Teaches tyro to take a free mapping (env.kwargs, actors.resources) as one YAML value."""
     registry = tyro.constructors.ConstructorRegistry()
 
     @registry.primitive_rule
     def mapping(
         info: tyro.constructors.PrimitiveTypeInfo,
     ) -> tyro.constructors.PrimitiveConstructorSpec[dict[str, Any]] | None:
-        if info.type != dict[str, Any]:
+        if get_origin(info.type) is not dict:
             return None
         return tyro.constructors.PrimitiveConstructorSpec(
             nargs=1,

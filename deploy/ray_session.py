@@ -17,6 +17,7 @@ from actors.evaluator import Verdict
 from actors.restarts import CrashLoopError, NotNowError, Restarts
 from deploy import __version__
 from deploy.config import ConfigError, RunConfig
+from deploy.placement import RoomWatch, alive_nodes, asks, check_room, options
 from deploy.plan import backstop_chunks, chunk_rows, plan, rows_in_checkpoint
 from deploy.run_dir import RunDirectory, RunDirError, env_of
 from deploy.session import RESTARTS, WORK, Progress, RunFailedError, Say, make_checkpointer, replay_of
@@ -63,7 +64,7 @@ class RaySession:
         self._say(f"starting Ray ({'on this machine' if config.mode == 'local' else config.ray.address})")
         with ThreadPoolExecutor(1) as meanwhile:
             opened = meanwhile.submit(self._directory.open_files)
-            _start_ray(config, self._cleanup)
+            start_ray(config, self._cleanup)
         opened.result()
 
         from actors.supervisor import Screening, Silence, Supervisor
@@ -73,13 +74,14 @@ class RaySession:
         self._silence = Silence(config.actors.silence_s)
         self._server_restarts = Restarts("the replay server", budget)
         identity = Identity.here()
+        self._make_room()
         self._say("starting the learner, the evaluator and the actors")
         resumes = self._directory.fence > 0
         self._seat = LearnerSeat(
             lambda: self._start_learner(identity, urls["learner"]), Restarts("the learner", budget), self._say
         )
         incarnations: Mapping[int, int] = {}
-        if resumes and (resumed := self._seat.started()) is not None:
+        if resumes and (resumed := self._seat.started(lambda: self._short_of_room(learner=True))) is not None:
             self._directory.rewind(resumed)
             incarnations = resumed.incarnations
         self._supervisor = Supervisor(
@@ -92,6 +94,20 @@ class RaySession:
             budget,
             self._say,
         )
+
+    def _make_room(self) -> None:
+        """Raises ConfigError where the cluster can never hold the run."""
+        import ray
+
+        asked = asks(self._config, _gpus(self._config))
+        if waits := check_room(asked, alive_nodes(ray.nodes()), self._config.ray.autoscales):  # type: ignore[no-untyped-call]
+            self._say(waits)
+        self._room = RoomWatch(asked, self._say)
+
+    def _short_of_room(self, learner: bool, actors: int = 0) -> bool:
+        import ray
+
+        return self._room.short(learner, actors, ray.available_resources)
 
     def _start_server(self) -> dict[str, tuple[str, ...]]:
         """URLs by role, of the embedded server or of the cluster's."""
@@ -128,9 +144,7 @@ class RaySession:
         local = config.mode == "local"
         with _later_if_away():
             fence = self._directory.next_fence()
-        return LearnerWorker.options(  # type: ignore[attr-defined]
-            num_cpus=0 if local else 1, num_gpus=_gpus(config)
-        ).remote(
+        return LearnerWorker.options(**options(self._room.asked.learner)).remote(  # type: ignore[attr-defined]
             identity,
             urls,
             self._directory.run,
@@ -166,7 +180,8 @@ class RaySession:
                 incarnation = self._directory.next_incarnation(slot, newest)
             place = Place(run, config.seed, slot, config.actors.count, incarnation)
             url = urls["actor"][shard_of(slot, len(urls["actor"]))]
-            return ActorWorker.options(num_cpus=config.actors.cpus).remote(  # type: ignore[attr-defined]
+            placed = options(self._room.asked.actor) | {"scheduling_strategy": "SPREAD"}
+            return ActorWorker.options(**placed).remote(  # type: ignore[attr-defined]
                 identity, url, place, env, config.actors, dueling, backstop_chunks(config)
             )
 
@@ -194,6 +209,9 @@ class RaySession:
             self._take_report()
             self._tend_server()
             self._supervisor.tick()
+            if self._short_of_room(not self._seat.heard, self._supervisor.starting):
+                self._seat.excuse()
+                self._supervisor.excuse()
             self._check_silence()
             result = self._screening.tick(learning=self._seat.works and self._figures.get("updates", 0) > 0)
         except CrashLoopError as error:
@@ -301,7 +319,7 @@ def _later_if_away() -> Iterator[None]:
         raise NotNowError(str(error)) from error
 
 
-def _start_ray(config: RunConfig, cleanup: contextlib.ExitStack) -> None:
+def start_ray(config: RunConfig, cleanup: contextlib.ExitStack) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("RAY_worker_niceness", "0")
