@@ -13,12 +13,12 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from actors.config import ActorConfig
-from actors.cpu_time import CpuTime
 from actors.envs import EnvError, name_of
 from actors.epsilon import annealed, ladder
 from actors.lanes import REBUILT, RecordedLane
 from actors.policy import NumpyMlp, explore
 from actors.rows import Columns, Rows
+from learner.cpu_time import CpuTime
 from learner.weights import unpack
 from replay.chunk import Chunk, Counters, Schema, encode
 from replay.log import ChunkId, ChunkLog, Full, Status, Unavailable, WeightsHeader

@@ -10,6 +10,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, get_origin
 
@@ -24,6 +25,7 @@ USAGE = """qherd: a herd of actors, one learner, deep Q-learning.
 
   qherd train [ENV]    train; LunarLander-v3 where no ENV is given
   qherd plan [ENV]     what such a run takes and does: memory, network, env steps, samples per insert
+  qherd doctor [RUN]   is all here that a run needs; of a run at work: what holds it up, and what to change
   qherd resume RUN     go on with a run that was interrupted, killed, or is out of budget
   qherd eval RUN       play a run's best policy greedily
   qherd record RUN     write a video of it
@@ -83,6 +85,35 @@ class Plan(BaseModel):
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print JSON."""
     options: Annotated[RunConfig, tyro.conf.arg(name="")] = RunConfig()
+
+
+class Doctor(BaseModel):
+    """Check what a run needs: versions, limits, the environment (spaces, dtype, autoreset mode, step rate), memory,
+    ports, disk, cores, GPU, the server and its memory policy, /dev/shm, Ray and each of its nodes. Options are those of
+    qherd train; --env.id names the environment. Exit code 1 where there is a problem.
+
+    With RUN, a run's directory: say whether it is well, and name what holds it up (env, actor CPU, Redis, network,
+    learner or limiter) from the waits that it measures, and what to change.
+    """
+
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print JSON."""
+    preset: str | None = None
+    """Start from these values: cartpole, lunarlander or tutorial. The default goes by the environment."""
+    config: Path | None = None
+    """A YAML file of options, over the preset."""
+    options: Annotated[RunConfig, tyro.conf.arg(name="")] = RunConfig()
+
+
+class DoctorOfRun(BaseModel):
+    """Say whether a run is well, and name what holds it up (env, actor CPU, Redis, network, learner or limiter) from
+    the waits that it measures, and what to change.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's directory."""
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print JSON."""
 
 
 class Resume(BaseModel):
@@ -162,6 +193,7 @@ def _dispatch(arguments: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
         "plan": _plan,
+        "doctor": _doctor,
         "resume": _resume,
         "eval": _eval,
         "record": _record,
@@ -198,6 +230,27 @@ def _plan(arguments: list[str]) -> int:
     from deploy.outlook import plan_command
 
     return plan_command(call.options, call.env_steps_per_second, call.updates_per_second, as_json=call.as_json)
+
+
+def _doctor(arguments: list[str]) -> int:
+    if arguments and not arguments[0].startswith("-"):
+        call = tyro.cli(DoctorOfRun, args=arguments, prog="qherd doctor")
+        from deploy.doctor import doctor_of_run
+
+        return doctor_of_run(call.run, as_json=call.as_json)
+    base = _base(_with_env_first(arguments))
+    full = tyro.cli(
+        Doctor, args=arguments, default=Doctor(options=base), prog="qherd doctor [RUN]", registry=_yaml_options()
+    )
+    from deploy.doctor import doctor
+
+    return doctor(full.options, as_json=full.as_json)
+
+
+def _with_env_first(arguments: list[str]) -> list[str]:
+    """A copy with the value of --env.id in front, as qherd train has it: the default preset goes by it."""
+    given = [value for name, value in pairwise(arguments) if name in ("--env.id", "--env-id")]
+    return [*given[-1:], *arguments]
 
 
 def _train(arguments: list[str]) -> int:

@@ -45,7 +45,7 @@ def check(config: RunConfig) -> None:
             raise ConfigError(str(error)) from error
     if config.env.path is not None and not config.env.path.is_dir():
         raise ConfigError(f"--env.path {config.env.path}: there is no such folder")
-    _check_port(config)
+    check_port(config)
     if config.mode == "cluster":
         _check_cluster(config)
 
@@ -91,7 +91,7 @@ def _check_server(url: str) -> None:
         raise ConfigError(str(error)) from error
 
 
-def _check_port(config: RunConfig) -> None:
+def check_port(config: RunConfig) -> None:
     """Find a busy metrics port before anything is started."""
     if config.metrics.port is None or config.mode == "cluster":
         return

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.filesize import decimal
 
-from actors.cpu_time import CpuTime
 from actors.envs import make_lanes
 from actors.policy import NumpyMlp
 from actors.rollout import Place, Rollout
@@ -26,6 +25,7 @@ from deploy.launch import check_limiter, probe_env
 from deploy.plan import check_memory, chunk_rows, megabytes, network_bytes, plan
 from deploy.run_dir import env_of
 from learner.config import PUBLISH_MIN_S
+from learner.cpu_time import CpuTime
 from learner.weights import pack
 from replay.chunk import HEADER_BYTES, Schema
 from replay.log import MemoryLog

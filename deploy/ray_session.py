@@ -99,7 +99,7 @@ class RaySession:
         """Raises ConfigError where the cluster can never hold the run."""
         import ray
 
-        asked = asks(self._config, _gpus(self._config))
+        asked = asks(self._config, gpus_for(self._config))
         if waits := check_room(asked, alive_nodes(ray.nodes()), self._config.ray.autoscales):  # type: ignore[no-untyped-call]
             self._say(waits)
         self._room = RoomWatch(asked, self._say)
@@ -375,7 +375,7 @@ def _own_signal_handlers() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _gpus(config: RunConfig) -> float:
+def gpus_for(config: RunConfig) -> float:
     """GPUs that the learner asks for: one where the cluster has any and the config does not say otherwise."""
     import ray
 

@@ -116,6 +116,21 @@ class RunDirectory:
         os.write(self._lock_fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         return self
 
+    def holder(self) -> str | None:
+        """Who has the run: ``process 12 on a-host``; None where nobody does. Asks the kernel, which drops the lock with
+        the process, and keeps nothing."""
+        try:
+            fd = os.open(self.path / "lock", os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return os.read(fd, 100).decode(errors="replace").strip() or "another process"
+        finally:
+            os.close(fd)
+        return None
+
     @property
     def config_file(self) -> Path:
         """The newest configuration."""
@@ -235,6 +250,11 @@ class RunDirectory:
             self.open_files()
         with self._disk(self.path / "tb"):
             _write_restart(self._opened()[1], resumed.env_steps)
+
+    def rows(self) -> list[Mapping[str, float]]:
+        """The whole rows of metrics.jsonl; what was no number is left out of them."""
+        rows = (json.loads(row) for row in self._rows()[0])
+        return [{name: value for name, value in row.items() if value is not None} for row in rows]
 
     def _rows(self) -> tuple[list[str], list[str]]:
         """The whole rows of metrics.jsonl, and the one that a driver was killed in, if any."""

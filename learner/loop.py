@@ -13,6 +13,7 @@ import torch
 
 from learner.checkpoint import Checkpointer, Found, Name
 from learner.config import PUBLISH_MIN_S, LearnerConfig
+from learner.cpu_time import CpuTime
 from learner.learner import Figures, Learner, choose_device, host_arrays
 from learner.publisher import Publisher
 from learner.report import Diverged, Report, Resumed
@@ -74,7 +75,7 @@ class LearnerLoop:
         )
         self.sampler = make_sampler(replay, self.mirror, np.random.default_rng(sample_seed))
         self.limiter = Limiter(replay.samples_per_insert, replay.min_rows, replay.capacity_rows, config.batch)
-        self._wait_s = self._env_steps_per_s = self._updates_per_s = 0.0
+        self._wait_s = self._starved_s = self._env_steps_per_s = self._updates_per_s = 0.0
         self._last_publish_s = self._last_trim_s = self._last_describe_s = -math.inf
         self._rows_in_flight = self._log_unavailable = self._log_full = self._trimmed_end = 0
         self._newest_figures: Figures | None = None
@@ -107,7 +108,7 @@ class LearnerLoop:
 
     def train(self, seconds: float) -> Report:
         """Work for about ``seconds``; returns a report."""
-        started = time.perf_counter()
+        started, starved_s = time.perf_counter(), CpuTime.now().starved_s
         env_steps, updates = self.reader.totals.env_steps, self.learner.updates
         while (now := time.perf_counter()) < started + seconds:
             if not self.cycle(self._replay.ingest_budget_s):
@@ -116,6 +117,7 @@ class LearnerLoop:
             self._publish_when_due(now)
             self._checkpoint_when_due()
         elapsed = time.perf_counter() - started
+        self._starved_s += CpuTime.now().starved_s - starved_s
         self._env_steps_per_s = (self.reader.totals.env_steps - env_steps) / elapsed
         self._updates_per_s = (self.learner.updates - updates) / elapsed
         self._fit_band()
@@ -330,6 +332,7 @@ class LearnerLoop:
             "log_full": self._log_full,
             "log_unavailable": self._log_unavailable + self._publisher.unavailable,
             "learner_wait_seconds": self._wait_s,
+            "learner_starved_seconds": self._starved_s,
         }
         return {name: self._sums_before.get(name, 0) + count for name, count in counted.items()}
 
