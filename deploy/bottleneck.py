@@ -151,7 +151,10 @@ def _learner(window: Window, gate: float, config: RunConfig) -> Diagnosis:
     does = f"the learner does all it can ({window.updates_per_s:,.0f} updates/s{takes})"
     why = f"{does}, and the actors wait at the gate for {gate:.0%} of their time"
     if window.learner_starved >= STARVED:
-        why += f", though it waited for a core for {window.learner_starved:.0%} of its time"
+        why = (
+            f"the learner does all it can with the core that it gets ({window.updates_per_s:,.0f} updates/s): it waits "
+            f"for one for {window.learner_starved:.0%} of its time, and the actors at the gate for {gate:.0%}"
+        )
         room = "give the learner a core: fewer actors here, nothing else on this machine, or more cores"
         return Diagnosis("learner", why, (room,))
     remedies = {

@@ -22,10 +22,10 @@ from packaging.requirements import Requirement
 from actors.envs import EnvError, make_env, make_lanes
 from deploy.config import ConfigError, RunConfig
 from deploy.host import usable_cores
-from deploy.launch import check_limiter, check_port, probe_env
+from deploy.launch import check_port, probe_env
 from deploy.outlook import measure_actor
 from deploy.placement import alive_nodes, asks, check_room, shown
-from deploy.plan import check_memory, megabytes, plan
+from deploy.plan import check_limiter, check_memory, megabytes, plan
 from deploy.ray_session import gpus_for, start_ray
 from deploy.run_dir import env_of
 from deploy.valkey import EmbeddedServer, ServerError, find_server

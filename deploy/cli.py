@@ -27,6 +27,8 @@ USAGE = """qherd: a herd of actors, one learner, deep Q-learning.
   qherd plan [ENV]     what such a run takes and does: memory, network, env steps, samples per insert
   qherd doctor [RUN]   is all here that a run needs; of a run at work: what holds it up, and what to change
   qherd resume RUN     go on with a run that was interrupted, killed, or is out of budget
+  qherd scale RUN --actors N
+                       have more or fewer actors in a run while it works
   qherd eval RUN       play a run's best policy greedily
   qherd record RUN     write a video of it
   qherd replay stats RUN|URL
@@ -116,6 +118,22 @@ class DoctorOfRun(BaseModel):
     """Print JSON."""
 
 
+class Scale(BaseModel):
+    """Have N actors in a run while it works, and wait until they are there. New ones join with the newest weights;
+    those that leave send what they have in hand first; every lane moves to its place on the epsilon ladder of N. What
+    the run could not hold is refused, and then nothing changes. qherd resume goes on with N.
+
+    Exit code 1 where the actors had not all answered after two minutes: a cluster may have no room for them yet.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's directory."""
+    actors: int = Field(ge=1)
+    """How many actors the run shall have."""
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print JSON, with the epsilon of every lane as its actor says it."""
+
+
 class Resume(BaseModel):
     """Go on with a run from its newest checkpoint, with all that it has counted, learned and stored. Its directory
     comes first: qherd resume runs/NAME.
@@ -195,6 +213,7 @@ def _dispatch(arguments: list[str]) -> int:
         "plan": _plan,
         "doctor": _doctor,
         "resume": _resume,
+        "scale": _scale,
         "eval": _eval,
         "record": _record,
         "replay stats": _replay_stats,
@@ -322,6 +341,13 @@ def _yaml_mapping(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{text!r} is no YAML mapping like '{{gravity: -9}}'")
     return value
+
+
+def _scale(arguments: list[str]) -> int:
+    call = tyro.cli(Scale, args=arguments, prog="qherd scale")
+    from deploy.scaling import scale
+
+    return scale(call.run, call.actors, as_json=call.as_json)
 
 
 def _eval(arguments: list[str]) -> int:

@@ -8,12 +8,11 @@ import socket
 from actors.envs import make_env, schema_of
 from deploy.config import ConfigError, RunConfig
 from deploy.inline_session import InlineSession
-from deploy.plan import chunk_rows
+from deploy.plan import check_limiter
 from deploy.ray_session import RaySession
 from deploy.run_dir import RunDirectory, env_of
 from deploy.session import Say, Session
 from replay.chunk import Schema
-from replay.limiter import Limiter
 from replay.log import LogError, Unavailable
 from replay.redis_log import TIMEOUT_S, RedisLog
 
@@ -48,17 +47,6 @@ def check(config: RunConfig) -> None:
     check_port(config)
     if config.mode == "cluster":
         _check_cluster(config)
-
-
-def check_limiter(config: RunConfig) -> Limiter:
-    """The limiter that the run begins with. Raises ConfigError for a capacity that the actors could overrun."""
-    limits = config.replay
-    try:
-        limiter = Limiter(limits.samples_per_insert, limits.min_rows, limits.capacity_rows, config.learner.batch)
-        limiter.set_slack(config.actors.count * chunk_rows(config))
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    return limiter
 
 
 def _check_cluster(config: RunConfig) -> None:

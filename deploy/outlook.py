@@ -21,8 +21,17 @@ from actors.policy import NumpyMlp
 from actors.rollout import Place, Rollout
 from deploy.config import ConfigError, RunConfig
 from deploy.host import usable_cores
-from deploy.launch import check_limiter, probe_env
-from deploy.plan import check_memory, chunk_rows, megabytes, network_bytes, plan
+from deploy.launch import probe_env
+from deploy.plan import (
+    ACTOR_BYTES,
+    LEARNER_BYTES,
+    check_limiter,
+    check_memory,
+    chunk_rows,
+    megabytes,
+    network_bytes,
+    plan,
+)
 from deploy.run_dir import env_of
 from learner.config import PUBLISH_MIN_S
 from learner.cpu_time import CpuTime
@@ -32,8 +41,6 @@ from replay.log import MemoryLog
 from replay.storage import available_memory
 
 MEASURE_S, WARM_UP_S = 1.0, 0.2
-ACTOR_BYTES, LEARNER_BYTES = 150 << 20, 450 << 20
-"""Memory of a process before it holds rows or weights: Python, Ray, numpy and gymnasium; and torch. Measured."""
 RUNNING_SHARE = 0.88
 """Updates of the running learner, of a bare loop's on one batch (docs/performance.md)."""
 LINK_BYTES_S = 125e6

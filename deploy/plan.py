@@ -9,9 +9,13 @@ from typing import NamedTuple
 
 from deploy.config import ConfigError, RunConfig
 from replay.chunk import HEADER_BYTES, Schema
+from replay.limiter import Limiter
 from replay.mirror import Mirror
 from replay.samplers import tree_bytes
 from replay.storage import CannotFit, available_memory, check_fit, make_storage
+
+ACTOR_BYTES, LEARNER_BYTES = 150 << 20, 450 << 20
+"""Memory of a process before it holds rows or weights: Python, Ray, numpy and gymnasium; and torch. Measured."""
 
 
 class Plan(NamedTuple):
@@ -58,6 +62,27 @@ def check_memory(config: RunConfig, schema: Schema) -> None:
         raise ConfigError(
             f"{planned.told(config)}: {megabytes(in_ram)} of memory in all, {megabytes(free)} are free; lower "
             f"--replay.capacity_rows{memmap}"
+        )
+
+
+def check_limiter(config: RunConfig) -> Limiter:
+    """The limiter that the run begins with. Raises ConfigError for a capacity that the actors could overrun."""
+    limits = config.replay
+    try:
+        limiter = Limiter(limits.samples_per_insert, limits.min_rows, limits.capacity_rows, config.learner.batch)
+        limiter.set_slack(config.actors.count * chunk_rows(config))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return limiter
+
+
+def check_more_actors(config: RunConfig, more: int) -> None:
+    """Raises ConfigError where this machine has no memory for ``more`` actors than there are."""
+    free = available_memory()
+    if config.mode != "cluster" and free is not None and more * ACTOR_BYTES > free:
+        raise ConfigError(
+            f"{more} more actors need {megabytes(more * ACTOR_BYTES)} of memory, {megabytes(free)} are free on this "
+            "machine: ask for fewer"
         )
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from actors.restarts import CrashLoopError, NotNowError, Restarts
 from deploy import __version__
 from deploy.config import ConfigError, RunConfig
 from deploy.placement import RoomWatch, alive_nodes, asks, check_room, options
-from deploy.plan import backstop_chunks, chunk_rows, plan, rows_in_checkpoint
+from deploy.plan import backstop_chunks, check_limiter, check_more_actors, chunk_rows, plan, rows_in_checkpoint
 from deploy.run_dir import RunDirectory, RunDirError, env_of
+from deploy.scaling import SETTLE_S, Request, ScaleDesk
 from deploy.session import RESTARTS, WORK, Progress, RunFailedError, Say, make_checkpointer, replay_of
 from deploy.valkey import EmbeddedServer, PrivateDir
 from replay.chunk import Schema
@@ -48,6 +50,8 @@ class RaySession:
         self._server: EmbeddedServer | None = None
         self._server_restart_s: float | None = None
         self._servers_down = 0
+        self._desk = ScaleDesk(directory.path)
+        self._scaling: tuple[Request, float] | None = None
         try:
             self._start()
         except NotNowError as error:  # at the start there is nothing to wait for
@@ -154,6 +158,7 @@ class RaySession:
             fence=fence,
             seed=config.seed,
             slots=config.actors.count,
+            slots_ever=self._directory.slots_ever,
             chunk_rows=chunk_rows(config),
             quarantine=self._directory.quarantine if local else None,
             checkpointer=make_checkpointer(config, self._directory, self._schema),
@@ -178,7 +183,7 @@ class RaySession:
             with _later_if_away():
                 newest = max(log.last_id(slot).incarnation, incarnations.get(slot, 0))
                 incarnation = self._directory.next_incarnation(slot, newest)
-            place = Place(run, config.seed, slot, config.actors.count, incarnation)
+            place = Place(run, config.seed, slot, self._config.actors.count, incarnation)
             url = urls["actor"][shard_of(slot, len(urls["actor"]))]
             placed = options(self._room.asked.actor) | {"scheduling_strategy": "SPREAD"}
             return ActorWorker.options(**placed).remote(  # type: ignore[attr-defined]
@@ -208,6 +213,7 @@ class RaySession:
         try:
             self._take_report()
             self._tend_server()
+            self._tend_scaling()
             self._supervisor.tick()
             if self._short_of_room(not self._seat.heard, self._supervisor.starting):
                 self._seat.excuse()
@@ -272,6 +278,52 @@ class RaySession:
             self._server_restart_s = None
             self._server.start()
             self._claim([self._server.url("learner")])
+
+    def _tend_scaling(self) -> None:
+        """Do what ``qherd scale`` asks for, one request after the other, and tell it when all is as asked."""
+        if self._scaling is not None:
+            self._settle(*self._scaling)
+        elif (request := self._desk.asked()) is not None:
+            before = self._config.actors.count
+            try:
+                self._scale(request.actors)
+            except (ConfigError, RunDirError) as error:
+                self._desk.answer(replace(request, state="refused", told=str(error)))
+                return
+            told = f"{request.actors} actor(s) from now on, were {before}"
+            self._say(told)
+            self._scaling = replace(request, state="begun", told=told), time.monotonic()
+            self._desk.answer(self._scaling[0])
+
+    def _scale(self, count: int) -> None:
+        """Change the number of slots. Raises ConfigError or RunDirError, and changes nothing, where it cannot be."""
+        import ray
+
+        actors = self._config.actors.model_copy(update={"count": count})
+        config = self._config.model_copy(update={"actors": actors})
+        check_limiter(config)
+        check_more_actors(config, count - self._config.actors.count)
+        asked = asks(config, gpus_for(config))
+        waits = check_room(asked, alive_nodes(ray.nodes()), config.ray.autoscales)  # type: ignore[no-untyped-call]
+        self._directory.note_config(config)
+        self._config, self._room = config, RoomWatch(asked, self._say)
+        if waits:
+            self._say(waits)
+        if self._seat.works:  # one that starts is told as it starts
+            self._seat.handle.expect.remote(count, chunk_rows(config))
+        self._supervisor.scale(count)
+
+    def _settle(self, request: Request, since_s: float) -> None:
+        floors = self._supervisor.settled()
+        if floors is not None:
+            epsilon = {str(slot): floor for slot, floor in floors.items()}
+            self._desk.answer(replace(request, state="done", epsilon=epsilon))
+        elif time.monotonic() - since_s > SETTLE_S:
+            told = f"{request.told}; after {SETTLE_S:.0f} s not all of them have answered: {self._supervisor.told()}"
+            self._desk.answer(replace(request, state="late", told=told))
+        else:
+            return
+        self._scaling = None
 
     def _tell_servers_down(self) -> None:
         """Say when servers stop or begin to answer the learner."""

@@ -3,6 +3,7 @@
 runs/<run>/config.yaml (config-N.yaml: as the N-th learner was resumed, where that differs)
            metrics.jsonl (metrics.superseded.jsonl: rows behind the checkpoint that was resumed from)  tb/
            checkpoints/best.*  checkpoints/<fence>-<updates>-<env steps>/  summary.json  fences.json  quarantine/
+           scale.json (the newest qherd scale and its answer)
            lock (held while a driver has the run)  replay.url (while the run's own server is there)
 """
 
@@ -192,6 +193,11 @@ class RunDirectory:
     def next_fence(self) -> int:
         """The next learner's fence: on disk before it is used, so that no two learners ever share one."""
         return self._count_up("fence")
+
+    @property
+    def slots_ever(self) -> int:
+        """How many slots the run has had at the most."""
+        return max((int(slot) + 1 for slot in self._counts()["incarnations"]), default=0)
 
     def next_evaluator(self) -> int:
         """How many evaluators the run had before the next one, whose seeds are not to be played again."""

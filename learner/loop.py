@@ -78,6 +78,7 @@ class LearnerLoop:
         self._wait_s = self._starved_s = self._env_steps_per_s = self._updates_per_s = 0.0
         self._last_publish_s = self._last_trim_s = self._last_describe_s = -math.inf
         self._rows_in_flight = self._log_unavailable = self._log_full = self._trimmed_end = 0
+        self._expected: set[int] = set()
         self._newest_figures: Figures | None = None
         self._noted = Counters()
         self._exploring_return: float | None = None
@@ -100,10 +101,15 @@ class LearnerLoop:
                 f"{replay.storage}: {error}; lower replay.capacity_rows"
             ) from error
 
-    def expect(self, slots: Iterable[int], chunk_rows: int) -> None:
-        """Read these slots; each has at most one chunk of ``chunk_rows`` rows in flight."""
-        self.reader.follow(slots)
-        self._rows_in_flight = len(self.reader.slots) * chunk_rows
+    def expect(self, slots: Iterable[int], chunk_rows: int, left: Iterable[int] = ()) -> None:
+        """From now on these slots have actors; each has at most one chunk of ``chunk_rows`` rows in flight.
+
+        Those that had one before, and those that ``left`` before this learner began, are read to their end; their
+        streams are trimmed like all others, and are empty once the mirror has turned over.
+        """
+        self._expected = set(slots)
+        self.reader.follow([*self._expected, *left])
+        self._rows_in_flight = len(self._expected) * chunk_rows
         self.limiter.set_slack(self._rows_in_flight)
 
     def train(self, seconds: float) -> Report:
@@ -249,7 +255,9 @@ class LearnerLoop:
         totals, counters = self.reader.totals, self.reader.counters()
         newest = version(self._fence, self._published)
         acted_with = [
-            version_count(books.weight_version) for books in self.reader.slots.values() if books.weight_version
+            version_count(books.weight_version)
+            for slot, books in self.reader.slots.items()
+            if slot in self._expected and books.weight_version
         ]
         self._note_exploring_return(counters)
         figures: dict[str, float] = (

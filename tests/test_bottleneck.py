@@ -40,7 +40,7 @@ CASES: Mapping[str, tuple[Window, str, str, str]] = {
     "a learner without a core": (
         window(actors(gate=0.6), 0.0, learner_starved=0.4),
         "learner",
-        "waited for a core for 40%",
+        "waits for one for 40%",
         "give the learner a core",
     ),
     "both in turns": (

@@ -11,8 +11,8 @@ import pytest
 
 from deploy.cli import main
 from deploy.config import RunConfig
-from deploy.outlook import ACTOR_BYTES, ActorRate, foresee, measure_actor, measure_updates
-from deploy.plan import network_bytes
+from deploy.outlook import ActorRate, foresee, measure_actor, measure_updates
+from deploy.plan import ACTOR_BYTES, network_bytes
 from replay.chunk import HEADER_BYTES, Schema
 
 SCHEMA = Schema((4,), "float32", 2)
