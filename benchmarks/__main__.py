@@ -12,8 +12,8 @@ from benchmarks import machine
 from benchmarks.result import Result, show
 
 NAMES = ("log_rate", "replay", "actor_rate", "learner_rate", "start_time", "solve")
-BY_NAME_ONLY = ("soak",)
-"""Eleven minutes, and no figure of it is a speed."""
+BY_NAME_ONLY = ("soak", "scaling", "broadcast")
+"""Many minutes each, on an otherwise idle machine."""
 
 
 def main() -> None:

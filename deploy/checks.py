@@ -24,7 +24,7 @@ from deploy.config import ConfigError, RunConfig
 from deploy.host import usable_cores
 from deploy.launch import check_port, probe_env
 from deploy.outlook import measure_actor
-from deploy.placement import alive_nodes, asks, check_room, shown
+from deploy.placement import Resources, alive_nodes, asks, check_room, shown
 from deploy.plan import check_limiter, check_memory, megabytes, plan
 from deploy.ray_session import gpus_for, start_ray
 from deploy.run_dir import env_of
@@ -373,7 +373,7 @@ def _nodes_code() -> Iterator[Check]:
         yield Check("nodes", "ok", f"{len(asked)} node(s) run this qherd's code")
 
 
-def _main(node: Any) -> str:
+def _main(node: Resources) -> str:
     """The resources of a node that people know by name."""
-    kept = {name: amount for name, amount in node.items() if not name.startswith(("node:", "memory", "object_store"))}
-    return shown(kept)
+    kept = sorted(name for name in node if not name.startswith(("node:", "memory", "object_store")))
+    return shown({name: node[name] for name in kept})
