@@ -35,7 +35,7 @@ COUNTS = (1, 2, 4, 8, 16, 32, 64)
 QUICK = (1, 2, 4)
 TARGET_AT, TARGET = 16, 0.9
 STEP_S = 0.005
-START_S, SETTLE_S, WINDOW_S = 600.0, 5.0, 20.0
+START_S, SETTLE_S, WINDOW_S = 600.0, 5.0, 30.0
 OPTIONS = {
     "--env.path": HERE,
     "--replay.capacity-rows": 100_000,
@@ -43,7 +43,7 @@ OPTIONS = {
     "--replay.samples-per-insert": 1,
     "--learner.batch": 64,
     "--eval.threshold": None,
-    "--actors.chunk-steps": 64,
+    "--actors.chunk-steps": 32,
     "--actors.silence-s": 600,
 }
 """The learner has an update per 64 env steps to do: this is about everything else."""
