@@ -18,6 +18,8 @@ DEV_STAMP := $(VENV)/.stamp-dev
 INPUTS := pyproject.toml constraints.txt deploy/__init__.py
 
 NOT_HERE := long or root
+# Most tests wait for processes: two at a time, each file's own in one place and in their order.
+TOGETHER := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-all chaos lint format bench
@@ -33,7 +35,7 @@ train: $(RUN_STAMP) ## Train LunarLander-v3 until solved (ARGS="..." adds option
 	@$(BIN)/qherd train LunarLander-v3 $(ARGS)
 
 test: lint ## Lint, types, unit, contract and short real runs; no root (ARGS="..." goes to pytest)
-	$(BIN)/python -m pytest -m "not ($(NOT_HERE))" $(ARGS)
+	$(BIN)/python -m pytest $(TOGETHER) -m "not ($(NOT_HERE))" $(ARGS)
 
 test-all: test ## Also what is long or needs root
 	$(BIN)/python -m pytest -m "$(NOT_HERE)" $(ARGS)

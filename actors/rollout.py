@@ -47,8 +47,7 @@ class Place:
 
 
 class Work(NamedTuple):
-    """Where an actor's seconds in ``collect`` went, and the weights it fetched; all cumulative. What is left of
-    ``seconds`` is its own computing: inference, rows, encoding."""
+    """Where an actor's seconds in ``collect`` went, and the weights it fetched; all cumulative."""
 
     seconds: float = 0.0
     env_seconds: float = 0.0
@@ -65,6 +64,11 @@ class Work(NamedTuple):
     """Ready to run while others had all cores: of all of the above."""
     fetches: int = 0
     fetched_bytes: int = 0
+
+    @property
+    def own_seconds(self) -> float:
+        """Its own computing: inference, rows, encoding."""
+        return max(0.0, self.seconds - self.env_seconds - self.log_seconds - self.fetch_seconds - self.wait_seconds)
 
     def plus(self, other: Work) -> Work:
         """The sums, field by field."""

@@ -304,6 +304,11 @@ class Screening:
         """Restarts so far."""
         return self._budget.total
 
+    @property
+    def restart_reasons(self) -> Counter[str]:
+        """Deaths so far by the name of the error's type."""
+        return self._budget.reasons
+
     def tick(self, learning: bool) -> tuple[Verdict, Any] | None:
         """A verdict and the reference to the policy it is about, if one has come in. Does not wait.
 

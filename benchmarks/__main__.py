@@ -11,9 +11,9 @@ from pathlib import Path
 from benchmarks import machine
 from benchmarks.result import Result, show
 
-NAMES = ("log_rate", "replay", "actor_rate", "learner_rate", "start_time", "solve")
-BY_NAME_ONLY = ("soak", "scaling", "broadcast")
-"""Many minutes each, on an otherwise idle machine."""
+NAMES = ("log_rate", "replay", "actor_rate", "learner_rate", "metrics_cost", "start_time", "solve")
+BY_NAME_ONLY = ("soak", "resume", "scaling", "broadcast")
+"""Some ten minutes each."""
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ def measure(quick: bool) -> list[Result]:
     """
     slices, repetitions = (5, 5) if quick else (30, 15)
     config = compose("LunarLander-v3", None, None)
-    with _running_herd(config) as loop:
+    with running_herd(config) as loop:
         before = loop.report().figures
         ours, others = [], []
         running, bare = Side(_running_loop(loop)), Side(_bare_loop(config, loop))
@@ -78,7 +78,7 @@ class Side:
 
 
 @contextlib.contextmanager
-def _running_herd(config: RunConfig) -> Iterator[LearnerLoop]:
+def running_herd(config: RunConfig) -> Iterator[LearnerLoop]:
     """A learner loop in this process, past its first updates, with server and actors beside it."""
     schema, count = probe_env(config), config.actors.count
     torch.set_num_threads(config.learner.threads)

@@ -26,7 +26,7 @@ from deploy.launch import check_port, probe_env
 from deploy.outlook import measure_actor
 from deploy.placement import Resources, alive_nodes, asks, check_room, shown
 from deploy.plan import check_limiter, check_memory, megabytes, plan
-from deploy.ray_session import gpus_for, start_ray
+from deploy.ray_session import start_ray
 from deploy.run_dir import env_of
 from deploy.valkey import EmbeddedServer, ServerError, find_server
 from replay.chunk import Schema
@@ -337,7 +337,7 @@ def _ray(config: RunConfig) -> Iterator[Check]:
 
         nodes = alive_nodes(ray.nodes())  # type: ignore[no-untyped-call]
         took = f"{'up' if config.mode == 'local' else 'joined'} in {time.perf_counter() - began:.1f} s"
-        asked = asks(config, gpus_for(config))
+        asked = asks(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
         waits = check_room(asked, nodes, config.ray.autoscales)
         each = "; ".join(f"{name}: {_main(node)}" for name, node in list(nodes.items())[:8])
         yield Check("Ray", "warning" if waits else "ok", f"Ray {ray.__version__} {took}; {each}; {asked}", waits)

@@ -34,6 +34,8 @@ USAGE = """qherd: a herd of actors, one learner, deep Q-learning.
   qherd replay stats RUN|URL
                        what a run's replay memory holds, slot by slot
   qherd clean RUN      remove what a run has left on its server
+  qherd secrets DIR    make a cluster's passwords, users and token
+  qherd discovery      tell Prometheus which runs there are
   qherd --version
 
 Each command explains itself: qherd train --help. An example:
@@ -200,6 +202,40 @@ class Clean(BaseModel):
     """Do not ask."""
 
 
+class Secrets(BaseModel):
+    """Make the passwords, users and token of a cluster, once: a folder with a folder for each role. Where there is one
+    already it is left as it is.
+
+    server/users.acl is the server's aclfile and holds digests only.
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    """The folder to make."""
+    server: str = "valkey:6379"
+    """The server's host:port, as the nodes know it."""
+    run: str | None = None
+    """The only run that its users may touch. The default is any run."""
+    tls: bool = False
+    """URLs for TLS: rediss://."""
+    ca: Path | None = None
+    """With --tls: where the nodes find the certificate of your own authority."""
+
+
+class Discovery(BaseModel):
+    """Tell Prometheus which runs there are, and where their /metrics is: HTTP service discovery, until interrupted.
+
+    It knows the runs of this machine's --runs-dir, or of a folder that several machines share. A run is on the list
+    from its learner's start to its orderly end; it needs --metrics.port (0: a free one, so that several never meet).
+    """
+
+    runs_dir: tuple[Path, ...] = (Path("runs"),)
+    """Where the folders of runs are; several may be given."""
+    port: int = Field(9180, ge=0, le=65535)
+    """The port to serve on; deploy/prometheus/prometheus.yml asks 9180."""
+    host: str = "127.0.0.1"
+    """The address to serve on."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; every failure that a user can cause is one message on stderr and exit code 2."""
     os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
@@ -218,6 +254,8 @@ def _dispatch(arguments: list[str]) -> int:
         "record": _record,
         "replay stats": _replay_stats,
         "clean": _clean,
+        "secrets": _secrets,
+        "discovery": _discovery,
     }
     command, *rest = arguments or ["--help"]
     if command == "replay":  # a group of commands, for now of one
@@ -376,6 +414,26 @@ def _clean(arguments: list[str]) -> int:
     from deploy.clean import clean
 
     return clean(call.given, call.redis, yes=call.yes)
+
+
+def _secrets(arguments: list[str]) -> int:
+    call = tyro.cli(Secrets, args=arguments, prog="qherd secrets")
+    from deploy.secrets_dir import write_secrets
+
+    scheme, query = ("rediss" if call.tls else "redis"), f"ssl_ca_certs={call.ca}" if call.ca else ""
+    try:
+        made = write_secrets(call.folder, call.server, call.run, scheme, query)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    print(f"{call.folder}: {'made' if made else 'is there already, and stays as it is'}")
+    return 0
+
+
+def _discovery(arguments: list[str]) -> int:
+    call = tyro.cli(Discovery, args=arguments, prog="qherd discovery")
+    from deploy.discovery import serve
+
+    return serve(call.runs_dir, call.host, call.port)
 
 
 def _guarded(run: Callable[[], int]) -> int:

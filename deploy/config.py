@@ -57,6 +57,20 @@ class RedisConfig(BaseModel):
     """Redis or Valkey >= 7.0 of the cluster mode (redis://, rediss://, unix://). Its password is never written down."""
     urls: Annotated[tuple[str, ...], _SECRET] = ()
     """Several servers in its place; the actors are spread over them. The first one admits learners."""
+    actor_url: Annotated[str | None, _SECRET] = None
+    """The same server with the actors' own user, who may append to streams and read weights and gate and nothing else.
+    The default is the user of the learner."""
+    actor_urls: Annotated[tuple[str, ...], _SECRET] = ()
+    """With redis.urls: the same servers in the same order, with the actors' own users."""
+
+    @model_validator(mode="after")
+    def _actors_have_the_same_servers(self) -> Self:
+        if self.actor_servers and list(map(_place, self.actor_servers)) != list(map(_place, self.servers)):
+            raise ValueError(
+                "redis.actor_url (redis.actor_urls) has to name the servers of redis.url (redis.urls), in their order: "
+                "only user and password may be others"
+            )
+        return self
 
     @model_validator(mode="after")
     def _each_server_once(self) -> Self:
@@ -74,6 +88,11 @@ class RedisConfig(BaseModel):
     def servers(self) -> tuple[str, ...]:
         """The URLs of all servers, the one that admits learners first."""
         return self.urls or ((self.url,) if self.url is not None else ())
+
+    @property
+    def actor_servers(self) -> tuple[str, ...]:
+        """The same, as the actors are to use them; empty where nothing is said of them."""
+        return self.actor_urls or ((self.actor_url,) if self.actor_url is not None else ())
 
 
 def _place(url: str) -> str | tuple[str, int]:
@@ -101,10 +120,10 @@ class MetricsConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    port: int | None = Field(None, ge=1, le=65535)
-    """Serve /metrics of the run on this port."""
+    port: int | None = Field(None, ge=0, le=65535)
+    """Serve /metrics of the run on this port; 0 takes a free one, which `qherd discovery` tells Prometheus."""
     host: str = "127.0.0.1"
-    """The address to serve it on."""
+    """The address to serve it on, on the learner's machine; 0.0.0.0 is all of them."""
 
 
 class RunConfig(BaseModel):
@@ -241,14 +260,17 @@ def dump(config: RunConfig) -> dict[str, Any]:
     from replay.redis_log import public_url
 
     values = config.model_dump(mode="json")
-    if config.redis.url:
-        values["redis"]["url"] = public_url(config.redis.url)
-    values["redis"]["urls"] = [public_url(url) for url in config.redis.urls]
+    for name in ("url", "actor_url"):
+        values["redis"][name] = public_url(given) if (given := getattr(config.redis, name)) else None
+    for name in ("urls", "actor_urls"):
+        values["redis"][name] = [public_url(url) for url in getattr(config.redis, name)]
     return values
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    """QHERD_LEARNER_LR=5e-4 is learner.lr; values are read as YAML."""
+    """QHERD_LEARNER_LR=5e-4 is learner.lr; values are read as YAML. QHERD_REDIS_URL_FILE names a file that holds the
+    value of QHERD_REDIS_URL, as containers get their secrets."""
+    environ = _with_files(environ)
     known = {PREFIX + path.upper().replace(".", "_"): path for path in option_paths()}
     values: dict[str, Any] = {}
     for variable, text in environ.items():
@@ -263,6 +285,21 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         except yaml.YAMLError:
             shown = "" if known[variable].startswith("redis") else f": {text!r}"  # it may hold a password
             raise ConfigError(f"environment variable {variable} is no YAML value{shown}") from None
+    return values
+
+
+def _with_files(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment with the contents of the files that its QHERD_..._FILE name."""
+    values = {name: text for name, text in environ.items() if not (name.startswith(PREFIX) and name.endswith("_FILE"))}
+    for variable in environ.keys() - values.keys():
+        name = variable.removesuffix("_FILE")
+        if name in values:
+            raise ConfigError(f"environment variables {name} and {variable} are both set; leave one")
+        try:
+            values[name] = Path(environ[variable]).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "no text"
+            raise ConfigError(f"environment variable {variable}: {environ[variable]}: {why}") from None
     return values
 
 

@@ -39,8 +39,10 @@ class InlineSession:
         torch.use_deterministic_algorithms(True)
         self._config, self._directory, self._schema, self._say = config, directory, schema, say
         run, count = directory.run, config.actors.count
-        address = (config.metrics.host, config.metrics.port) if config.metrics.port else None
+        address = None if config.metrics.port is None else (config.metrics.host, config.metrics.port)
         self._metrics = MetricsServer(run, __version__, address)
+        if self._metrics.address:
+            directory.show_metrics_address(*self._metrics.address)
         self._log, fence = MemoryLog(backstop_chunks(config)), directory.next_fence()
         self._checkpointer = make_checkpointer(config, directory, schema)
         found = self._checkpointer.newest() if fence > 1 else None

@@ -97,7 +97,7 @@ class LearnerSeat:
             report: Report = ray.get(self._slices.popleft())
             resumed = ray.get(self._resumed) if self._resumed is not None else None
         except ray.exceptions.RayError as error:
-            if isinstance(getattr(error, "cause", None), FINAL):
+            if _final(error):
                 raise RunFailedError(f"the learner failed: {cause(error)}", str(error)) from None
             self._bury(error)
             return None
@@ -121,3 +121,12 @@ class LearnerSeat:
             self._restart_at_s = None
         except NotNowError:
             self._restart_at_s = time.monotonic() + BACKOFF_S
+
+
+def _final(error: Exception) -> bool:
+    """Whether another learner would end like this. Of an error in a constructor Ray keeps the text only."""
+    if isinstance(getattr(error, "cause", None), FINAL):
+        return True
+    last = (str(error).strip().splitlines() or [""])[-1]
+    names = tuple(f"{kind.__module__}.{kind.__qualname__}: " for kind in FINAL)
+    return bool(getattr(error, "actor_init_failed", False)) and last.startswith(names)

@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from deploy.config import ConfigError, RunConfig
 
 Resources = Mapping[str, float]
+SEAT = "qherd_learner"
+"""The Ray resource of the node where learner and evaluator belong; without it they are where Ray puts them."""
+SEAT_SHARE = {"learner": 0.9, "evaluator": 0.1}
 ROOM_AFTER_S, SAY_AGAIN_S = 8.0, 60.0
 """A process starts within a few seconds where there is room for it."""
 _SLACK = 1e-6
@@ -23,27 +26,47 @@ _SLACK = 1e-6
 
 @dataclass(frozen=True)
 class Asks:
-    """What the learner and each of ``count`` actors ask for, by the names that Ray has for it."""
+    """What the learner and each of ``count`` actors ask for, by the names that Ray has for it, and the evaluator, which
+    goes where the learner goes or anywhere."""
 
     learner: Resources
     actor: Resources
     count: int
+    evaluator: Resources = field(default_factory=dict)
 
     def __str__(self) -> str:
         each = "the actor" if self.count == 1 else f"each of {self.count} actors"
         return f"the learner asks for {shown(self.learner)}, {each} for {shown(self.actor)}"
 
 
-def asks(config: RunConfig, gpus: float) -> Asks:
-    """What the run asks for; ``gpus``: what the learner gets where the config does not say."""
-    learner, actors = config.learner, config.actors
-    cpus = learner.cpus if learner.cpus is not None else 1.0 if config.mode == "cluster" else 0.0
-    wanted = gpus if learner.gpus is None else learner.gpus
+def asks(config: RunConfig, offered: Resources) -> Asks:
+    """What the run asks for of a cluster that offers this in all.
+
+    A CPU for the learner, or its seat where the cluster has one: no actor takes its place there while it is restarted,
+    and a worker node that is lost takes neither learner nor evaluator with it. The configuration wins over both.
+    """
+    learner, actors, seated = config.learner, config.actors, SEAT in offered
+    seat = {SEAT: SEAT_SHARE["learner"]} if seated else {}
+    by_default = 1.0 if config.mode == "cluster" and not seated else 0.0
     return Asks(
-        _without_zeros({"CPU": cpus, "GPU": wanted, **learner.resources}),
+        _without_zeros(
+            {
+                "CPU": by_default if learner.cpus is None else learner.cpus,
+                "GPU": _gpus(config, offered) if learner.gpus is None else learner.gpus,
+                **seat,
+                **learner.resources,
+            }
+        ),
         _without_zeros({"CPU": actors.cpus, **actors.resources}),
         actors.count,
+        {SEAT: SEAT_SHARE["evaluator"]} if seated else {},
     )
+
+
+def _gpus(config: RunConfig, offered: Resources) -> float:
+    """GPUs that the learner asks for: one where the cluster has any and the config does not say otherwise."""
+    wanted = config.learner.device
+    return 1.0 if wanted.startswith("cuda") or (wanted == "auto" and offered.get("GPU", 0) >= 1) else 0.0
 
 
 def options(needs: Resources) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from deploy.run_dir import RunDirectory, RunDirError, env_of
 from deploy.scaling import SETTLE_S, Request, ScaleDesk
 from deploy.session import RESTARTS, WORK, Progress, RunFailedError, Say, make_checkpointer, replay_of
 from deploy.valkey import EmbeddedServer, PrivateDir
+from learner.report import Report, Resumed
 from replay.chunk import Schema
 from replay.identity import Identity
 from replay.log import LogError
@@ -32,6 +33,10 @@ from replay.sharded_log import ShardedLog, shard_of
 
 FLUSH_S = 9.0
 """How long the end of a run waits for the actors to flush, at the most."""
+FROZEN_S = 60.0
+"""How long the embedded server may be silent, though its process lives."""
+METRICS_ADDRESS_S = 5.0
+"""How long the driver waits for the learner to say where its /metrics is."""
 LAST_ID_TIMEOUT_S = 2.0
 """How long the driver waits for a server before it restarts an actor: as long as the others have calls in flight."""
 
@@ -46,10 +51,14 @@ class RaySession:
         self._figures: dict[str, float] = {}
         self._refused: dict[str, int] = {}
         self._rows_lost: dict[str, int] = {}
-        self._driver_figures: dict[str, float] = {"actors_alive": 0}
+        self._driver_figures: dict[str, float] = {
+            "actors_alive": 0,
+            "checkpoint_interval_seconds": config.checkpoint.every_s,
+        }
+        self._registered: Any = None
         self._server: EmbeddedServer | None = None
         self._server_restart_s: float | None = None
-        self._servers_down = 0
+        self._servers_down, self._down_since_s = 0, 0.0
         self._desk = ScaleDesk(directory.path)
         self._scaling: tuple[Request, float] | None = None
         try:
@@ -103,7 +112,7 @@ class RaySession:
         """Raises ConfigError where the cluster can never hold the run."""
         import ray
 
-        asked = asks(self._config, gpus_for(self._config))
+        asked = asks(self._config, ray.cluster_resources())  # type: ignore[no-untyped-call]
         if waits := check_room(asked, alive_nodes(ray.nodes()), self._config.ray.autoscales):  # type: ignore[no-untyped-call]
             self._say(waits)
         self._room = RoomWatch(asked, self._say)
@@ -117,7 +126,7 @@ class RaySession:
         """URLs by role, of the embedded server or of the cluster's."""
         config = self._config
         if config.mode == "cluster":
-            return {"learner": config.redis.servers, "actor": config.redis.servers}
+            return {"learner": config.redis.servers, "actor": config.redis.actor_servers or config.redis.servers}
         planned = plan(config, self._schema).server
         self._server = self._cleanup.enter_context(EmbeddedServer(self._directory.run, planned, self._server_dir()))
         self._cleanup.enter_context(self._directory.showing_replay_url(self._server.url("reader")))
@@ -163,7 +172,7 @@ class RaySession:
             quarantine=self._directory.quarantine if local else None,
             checkpointer=make_checkpointer(config, self._directory, self._schema),
             must_resume=(self._figures or self._before).get("checkpoints", 0) > 0,
-            metrics_address=(config.metrics.host, config.metrics.port) if config.metrics.port else None,
+            metrics_address=_metrics_address(config),
             version=__version__,
         )
 
@@ -201,7 +210,7 @@ class RaySession:
         def start() -> Any:
             with _later_if_away():
                 number = self._directory.next_evaluator()
-            return EvaluatorWorker.options(num_cpus=0).remote(  # type: ignore[attr-defined]
+            return EvaluatorWorker.options(**options(self._room.asked.evaluator)).remote(  # type: ignore[attr-defined]
                 identity, env, config.eval, dueling, config.seed, number
             )
 
@@ -223,7 +232,10 @@ class RaySession:
         except CrashLoopError as error:
             raise RunFailedError(str(error), error.details) from None
         self._tell_servers_down()
-        verdict, policy = (result[0], ray.get(result[1])) if result else (None, None)
+        try:
+            verdict, policy = (result[0], ray.get(result[1])) if result else (None, None)
+        except ray.exceptions.RayError:  # it went with the learner that had made it
+            verdict, policy = None, None
         if verdict is not None:
             self._driver_figures["greedy_return"] = verdict.episodes.mean
         self._driver_figures |= {"actors_alive": self._supervisor.alive, **self._restarts(), **self._work()}
@@ -236,11 +248,21 @@ class RaySession:
         if found is None:
             return
         report, resumed = found
-        self._figures, self._refused, self._rows_lost = report.figures, report.refused, report.rows_lost
         if resumed is not None:
-            self._directory.rewind(resumed)
+            self._rewind(resumed)
+        self._take(report)
+        self._register_metrics()
+
+    def _take(self, report: Report) -> None:
+        self._figures, self._refused, self._rows_lost = report.figures, report.refused, report.rows_lost
         for text in report.told:
             self._say(text)
+
+    def _rewind(self, resumed: Resumed) -> None:
+        try:
+            self._directory.rewind(resumed)
+        except RunDirError as error:  # a full disk: what was learned matters more
+            self._say(f"{error}; the curve goes back to update {resumed.updates:,} there")
 
     def _restarts(self) -> dict[str, float]:
         """Restarts by kind, those before the run was resumed included."""
@@ -255,8 +277,8 @@ class RaySession:
 
     def _work(self) -> dict[str, float]:
         """Where the actors' time went, that before the run was resumed included."""
-        work = self._supervisor.work._asdict()
-        return {figure: self._before.get(figure, 0) + work[name] for name, figure in WORK.items()}
+        work = self._supervisor.work
+        return {figure: self._before.get(figure, 0) + getattr(work, name) for name, figure in WORK.items()}
 
     def _check_silence(self) -> None:
         if self._silence.too_long(self._figures):
@@ -303,7 +325,7 @@ class RaySession:
         config = self._config.model_copy(update={"actors": actors})
         check_limiter(config)
         check_more_actors(config, count - self._config.actors.count)
-        asked = asks(config, gpus_for(config))
+        asked = asks(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
         waits = check_room(asked, alive_nodes(ray.nodes()), config.ray.autoscales)  # type: ignore[no-untyped-call]
         self._directory.note_config(config)
         self._config, self._room = config, RoomWatch(asked, self._say)
@@ -325,37 +347,71 @@ class RaySession:
             return
         self._scaling = None
 
+    def _register_metrics(self) -> None:
+        """Once per learner, when it works: write down where its /metrics is, which only it knows."""
+        import ray
+
+        from actors.restarts import cause
+
+        if self._config.metrics.port is None or self._registered is self._seat.handle:
+            return
+        try:
+            address = ray.get(self._seat.handle.metrics_address.remote(), timeout=METRICS_ADDRESS_S)
+            self._directory.show_metrics_address(*address)
+        except (ray.exceptions.RayError, RunDirError) as error:
+            self._say(f"Prometheus will not find this run yet: {cause(error)}")
+            return
+        self._registered = self._seat.handle
+
     def _tell_servers_down(self) -> None:
-        """Say when servers stop or begin to answer the learner."""
+        """Say when servers stop or begin to answer the learner. One of our own that stays silent is killed, and so
+        restarted."""
         down = int(self._figures.get("servers_down", 0))
         if down != self._servers_down:
-            self._servers_down = down
+            self._servers_down, self._down_since_s = down, time.monotonic()
             self._say(f"replay servers that do not answer: {down}; their actors wait" if down else "all servers answer")
+        elif down and self._server is not None and time.monotonic() - self._down_since_s > FROZEN_S:
+            self._down_since_s = time.monotonic()
+            self._say(f"the replay server has not answered for {FROZEN_S:.0f} s; it is killed")
+            self._server.kill()
 
     def _progress(self, verdict: Verdict | None, policy: bytes | None) -> Progress:
-        return Progress(self._figures | self._driver_figures, self._refused, self._rows_lost, verdict, policy)
+        figures = self._figures | self._driver_figures
+        return Progress(figures, self._refused, self._rows_lost, verdict, policy, self._deaths())
+
+    def _deaths(self) -> dict[str, int]:
+        parts = {
+            "actor": self._supervisor.restart_reasons,
+            "evaluator": self._screening.restart_reasons,
+            "learner": self._seat.restarts.reasons,
+            "server": self._server_restarts.reasons,
+        }
+        return {f"{part}: {reason}": count for part, reasons in parts.items() for reason, count in reasons.items()}
 
     def stop(self, deadline_s: float) -> Progress | None:
         """See ``Session.stop``. The parts share the deadline: a server that is frozen takes at most FLUSH_S of it."""
         import ray
 
-        end = time.monotonic() + deadline_s
+        end, flushed = time.monotonic() + deadline_s, time.monotonic() + FLUSH_S
+        away = contextlib.suppress(ray.exceptions.RayError, LogError)
         try:
-            if not self._seat.works:
-                self._supervisor.stop(FLUSH_S)
-                return self._progress(None, None)
-            with contextlib.suppress(ray.exceptions.RayError, LogError):
-                flushed = time.monotonic() + FLUSH_S
-                ray.get(self._seat.handle.shut_gate.remote(), timeout=FLUSH_S / 2)
+            if self._seat.works:
+                with away:
+                    ray.get(self._seat.handle.shut_gate.remote(), timeout=FLUSH_S / 2)
+            with away:
                 self._supervisor.stop(flushed - time.monotonic())
                 self._screening.stop()
-                report = ray.get(self._seat.handle.finish.remote(), timeout=end - time.monotonic())
-                self._figures, self._refused, self._rows_lost = report.figures, report.refused, report.rows_lost
-                for text in report.told:
-                    self._say(text)
+            if self._seat.works:
+                with away:
+                    self._take(ray.get(self._seat.handle.finish.remote(), timeout=end - time.monotonic()))
             return self._progress(None, None)
         finally:
             self._cleanup.close()
+
+
+def _metrics_address(config: RunConfig) -> tuple[str, int] | None:
+    """Where to serve /metrics; 0 is a free port."""
+    return None if config.metrics.port is None else (config.metrics.host, config.metrics.port)
 
 
 @contextlib.contextmanager
@@ -425,14 +481,3 @@ def _own_signal_handlers() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def gpus_for(config: RunConfig) -> float:
-    """GPUs that the learner asks for: one where the cluster has any and the config does not say otherwise."""
-    import ray
-
-    wanted = config.learner.device
-    if wanted.startswith("cuda"):
-        return 1
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return 1 if wanted == "auto" and resources.get("GPU", 0) >= 1 else 0

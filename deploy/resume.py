@@ -61,9 +61,10 @@ def resume(path: Path, config: RunConfig) -> int:
     """Go on with the run in ``path`` under ``config``; the exit code."""
     with closing(RunDirectory.reopen(path)) as directory:
         check_changes(directory.config, config)
-        if any("***" in url for url in config.redis.servers):
+        if any("***" in url for url in (*config.redis.servers, *config.redis.actor_servers)):
             raise ConfigError(
                 f"{path}/{directory.config_file.name} keeps no password of its server: give the whole URL with "
-                "--redis.url or QHERD_REDIS_URL (of several servers: --redis.urls or QHERD_REDIS_URLS)"
+                "--redis.url or QHERD_REDIS_URL (of several servers: --redis.urls or QHERD_REDIS_URLS; so too "
+                "--redis.actor-url where the actors have a user of their own)"
             )
         return go_on(config, directory)

@@ -5,6 +5,7 @@ runs/<run>/config.yaml (config-N.yaml: as the N-th learner was resumed, where th
            checkpoints/best.*  checkpoints/<fence>-<updates>-<env steps>/  summary.json  fences.json  quarantine/
            scale.json (the newest qherd scale and its answer)
            lock (held while a driver has the run)  replay.url (while the run's own server is there)
+           scrape.json (where /metrics is, until the run ends in order)
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import yaml
 from actors.config import EnvConfig
 from deploy import __version__
 from deploy.config import RunConfig, dump
+from deploy.discovery import registration
 from learner.report import Resumed
 from learner.weights import unpack
 
@@ -184,6 +186,20 @@ class RunDirectory:
             yield
         finally:
             self.replay_url.unlink(missing_ok=True)
+
+    @property
+    def scrape(self) -> Path:
+        """The file that tells ``qherd discovery`` where the run's /metrics is, until the run ends in order."""
+        return self.path / "scrape.json"
+
+    def show_metrics_address(self, host: str, port: int) -> None:
+        """Write it: from now on Prometheus may find the run."""
+        self._write("scrape.json", registration(self.run, host, port).encode())
+
+    def hide_metrics_address(self) -> None:
+        """Take it away. A disk that refuses changes nothing."""
+        with contextlib.suppress(OSError):
+            self.scrape.unlink(missing_ok=True)
 
     @property
     def fence(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from actors.evaluator import Verdict
@@ -19,6 +20,7 @@ RESTARTS = ("actor_restarts", "evaluator_restarts", "learner_restarts", "server_
 WORK = {
     "seconds": "actor_seconds",
     "env_seconds": "actor_env_seconds",
+    "own_seconds": "actor_own_seconds",
     "log_seconds": "actor_log_seconds",
     "fetch_seconds": "actor_fetch_seconds",
     "wait_seconds": "actor_wait_seconds",
@@ -27,7 +29,7 @@ WORK = {
     "fetches": "weights_fetched",
     "fetched_bytes": "weights_fetched_bytes",
 }
-"""Figures of ``actors.rollout.Work``, over all actors and the whole run, by its field."""
+"""Figures of ``actors.rollout.Work``, over all actors and the whole run, by its name."""
 
 
 class RunFailedError(RuntimeError):
@@ -39,13 +41,15 @@ class RunFailedError(RuntimeError):
 
 
 class Progress(NamedTuple):
-    """What one advance brought: the newest figures, counts by label, and a verdict with its policy if one came in."""
+    """What one advance brought: the newest figures, counts by label, and a verdict with its policy if one came in.
+    ``deaths``: what died of what, such as ``actor: ActorDiedError``, since this driver started."""
 
     figures: dict[str, float]
     refused: dict[str, int]
     rows_lost: dict[str, int]
     verdict: Verdict | None
     policy: bytes | None
+    deaths: Mapping[str, int] = MappingProxyType({})
 
 
 class Session(Protocol):

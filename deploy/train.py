@@ -18,7 +18,7 @@ from deploy.plan import check_memory, plan
 from deploy.run_dir import RunDirectory, RunDirError
 from deploy.session import RESTARTS, Progress, RunFailedError, Say, Session
 from deploy.valkey import ServerError
-from learner.checkpoint import CheckpointError
+from learner.checkpoint import CheckpointError, names
 from replay.chunk import Schema
 from replay.log import LogError
 from replay.storage import CannotFit
@@ -47,6 +47,7 @@ class Outcome:
     figures: dict[str, float] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
     rows_lost: dict[str, int] = field(default_factory=dict)
+    deaths: dict[str, int] = field(default_factory=dict)
 
     def solve(self, elapsed: float) -> None:
         """The best policy has solved the environment."""
@@ -77,6 +78,7 @@ class Outcome:
             "chunks_stored": int(figures.get("chunks", 0)),
             "chunks_refused": self.refused,
             "rows_lost": self.rows_lost,
+            "deaths": self.deaths,
             "samples_per_insert": figures.get("samples_per_insert", 0.0),
             **{name: int(figures.get(name, 0)) for name in RESTARTS},
         }
@@ -136,6 +138,8 @@ def go_on(config: RunConfig, directory: RunDirectory) -> int:
 def earlier(directory: RunDirectory) -> Outcome:
     """How a run has gone so far, as its directory tells."""
     figures, best = directory.figures(), directory.best() or {}
+    for newest in names(directory.checkpoints)[:1]:  # its last driver may have drained the log after its last row
+        figures["env_steps"] = max(figures.get("env_steps", 0), newest.env_steps)
     outcome = Outcome(best=best, figures=figures, wall_before_s=figures.get("wall_s", 0.0))
     if best.get("solved"):
         outcome.solve(outcome.wall_before_s)
@@ -163,6 +167,8 @@ def _run(config: RunConfig, directory: RunDirectory, schema: Schema, outcome: Ou
             outcome.reason = f"failed: {error}" if str(error) else f"failed: {type(error).__name__}"
             raise
         finally:
+            if not outcome.reason.startswith("failed"):  # a run that failed is to be noticed
+                directory.hide_metrics_address()
             summary = outcome.summary(config, directory.run, time.monotonic() - started)
             with _DiskAlarm(display.say).writing():
                 directory.write_summary(summary)
@@ -220,6 +226,7 @@ class _DiskAlarm:
 def _note(outcome: Outcome, progress: Progress | None) -> None:
     if progress is not None:
         outcome.figures |= progress.figures
+        outcome.deaths = dict(progress.deaths)
         outcome.refused, outcome.rows_lost = (
             progress.refused or outcome.refused,
             progress.rows_lost or outcome.rows_lost,

@@ -73,8 +73,8 @@ class ServerStartError(ServerError):
     """The server was found but did not come up."""
 
 
-def acl_rules(run: str) -> dict[str, str]:
-    """Redis ACL rules (without passwords) by role, for the keys ``qherd:{run}:*``.
+def acl_rules(run: str | None) -> dict[str, str]:
+    """Redis ACL rules (without passwords) by role, for the keys ``qherd:{run}:*``; None: of any run.
 
     ``actor`` may append to its streams and read weights and gate: with wider rights it could overwrite weights, expire
     leases or exhaust a stream's ids. ``learner`` may do all that touches the run's own keys, and read the server's
@@ -84,9 +84,9 @@ def acl_rules(run: str) -> dict[str, str]:
     Raises:
         ValueError: the run's name could be read as a pattern or as further rules.
     """
-    if not re.fullmatch(RUN_NAME, run):
+    if run is not None and not re.fullmatch(RUN_NAME, run):
         raise ValueError(f"run name {run!r}: use 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first")
-    prefix = f"qherd:{run}:"
+    prefix = f"qherd:{run or '*'}:"
     return {
         "learner": (
             f"~{prefix}* resetchannels -@all +@connection +@transaction +@stream +@string +@hash +@keyspace "
@@ -238,6 +238,12 @@ class EmbeddedServer:
         except BaseException:
             self.stop(grace_s=0)
             raise
+
+    def kill(self) -> None:
+        """End a server that does not answer, and leave its directory for ``start()``."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
 
     def stop(self, grace_s: float = 5.0) -> None:
         """End the server, by SIGKILL if SIGTERM did not within ``grace_s``, and remove its directory. Idempotent."""

@@ -234,7 +234,7 @@ class Checkpointer:
     def check(self) -> None:
         """Raises CheckpointError where the last one could not be written: a run does not begin on a full disk."""
         if self._failing:
-            raise CheckpointError("; ".join(self.told()))
+            raise CheckpointError(self.told()[0].removesuffix("; the run goes on, make room") + "; make room")
 
     def save(self, name: Name, parts: Callable[[], Mapping[str, State]], wait: bool = False) -> None:
         """Write ``parts()`` as they are now; with ``wait``, return when it is on disk or has failed."""
@@ -271,7 +271,9 @@ class Checkpointer:
         if not self._failing:
             there = names(self.folder)
             kept = f"the newest is of update {there[0].updates:,}" if there else "there is none yet"
-            self._told.append(f"a checkpoint cannot be written: {error}; {kept}; the run goes on, make room")
+            self._told.append(
+                f"a checkpoint cannot be written in {self.folder}: {error.strerror}; {kept}; the run goes on, make room"
+            )
         self._failing = True
 
     def told(self) -> tuple[str, ...]:

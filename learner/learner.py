@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any, NamedTuple
 
 import numpy.typing as npt
@@ -16,18 +17,28 @@ from replay.chunk import Schema
 from replay.mirror import Batch
 from replay.state import State
 
+QUANTILES = (0.5, 0.9, 0.99, 1.0)
+ERRORS_KEPT = 16
+"""Batches whose TD errors the quantiles are of, the newest."""
+
 
 class Figures(NamedTuple):
-    """How learning went since the last reading: the mean loss, and of the last batch the mean |TD error|, the mean Q
-    and the gradient's norm before clipping; 0 where they are not finite. ``updates_skipped`` counts the updates whose
-    loss or gradient was not finite, since the beginning; ``skipped_in_a_row`` those since the last that was."""
+    """How learning went since the last reading: the mean loss, and of the last batch the mean |TD error|, the mean Q,
+    the greatest |Q| and the gradient's norm before clipping; 0 where they are not finite. ``td_error_p50`` and so on
+    are quantiles of the newest ERRORS_KEPT batches' |TD error|. ``updates_skipped`` counts the updates whose loss or
+    gradient was not finite, since the beginning; ``skipped_in_a_row`` those since the last that was."""
 
     loss: float
     td_error: float
     q_mean: float
+    q_abs_max: float
     grad_norm: float
     updates_skipped: float
     skipped_in_a_row: float
+    td_error_p50: float
+    td_error_p90: float
+    td_error_p99: float
+    td_error_p100: float
 
 
 class Learner:
@@ -57,7 +68,7 @@ class Learner:
         self.updates = 0
         self._reset_figures()
 
-    def update(self, batch: Batch, weights: npt.NDArray[Any] | None = None) -> Tensor:
+    def update(self, batch: Batch, weights: npt.NDArray[Any] | Tensor | None = None) -> Tensor:
         """One gradient step on a batch of transitions; ``weights`` <float32>[B] are the importance weights of their
         losses (None: all 1). Returns the TD errors <float32>[B], on the device."""
         s_tm1, a_tm1, r_t, discount_t, s_t = (self._to_device(column) for column in batch)
@@ -124,20 +135,23 @@ class Learner:
     def _record(self, loss: Tensor, error: Tensor, q_tm1: Tensor) -> None:
         """Keep figures on the device: reading them would wait for it."""
         self._loss_sum += torch.nan_to_num(loss, 0.0, 0.0, 0.0)
-        self._last_error, self._last_q = error, q_tm1
+        self._errors.append(error)
+        self._last_q = q_tm1
         self._recorded += 1
 
     def _reset_figures(self) -> None:
         self._loss_sum = torch.zeros((), device=self.device)
-        self._last_error = self._last_q = self._grad_norm = self._loss_sum
+        self._errors: deque[Tensor] = deque(maxlen=ERRORS_KEPT)
+        self._last_q = self._grad_norm = self._loss_sum
         self._recorded = 0
 
     def figures(self) -> Figures | None:
         """The figures since the last call (it waits for the device: once per log interval); None without an update."""
         if not self._recorded:
             return None
-        of_batch = (self._last_error.abs().mean(), self._last_q.mean(), self._grad_norm)
-        tensors = (self._loss_sum / self._recorded, *of_batch, self._skipped, self._in_a_row)
+        quantiles = torch.cat(tuple(self._errors)).abs().quantile(torch.tensor(QUANTILES, device=self.device))
+        of_batch = (self._errors[-1].abs().mean(), self._last_q.mean(), self._last_q.abs().max(), self._grad_norm)
+        tensors = (self._loss_sum / self._recorded, *of_batch, self._skipped, self._in_a_row, *quantiles)
         figures = Figures(*torch.nan_to_num(torch.stack(tensors), 0.0, 0.0, 0.0).tolist())
         self._reset_figures()
         return figures

@@ -15,14 +15,16 @@ from learner.checkpoint import Checkpointer, Found, Name
 from learner.config import PUBLISH_MIN_S, LearnerConfig
 from learner.cpu_time import CpuTime
 from learner.learner import Figures, Learner, choose_device, host_arrays
+from learner.phases import Phases
 from learner.publisher import Publisher
 from learner.report import Diverged, Report, Resumed
+from learner.samples import Samples, on_device
 from learner.weights import pack, version, version_count
 from replay.about import About, SlotAbout
 from replay.chunk import Codec, Counters, Schema
 from replay.config import ReplayConfig
 from replay.limiter import Limiter
-from replay.log import ChunkLog, LogError, unless_away
+from replay.log import ChunkLog, LogError, Memory, unless_away
 from replay.mirror import Batch, Mirror
 from replay.reader import Reader
 from replay.samplers import make_sampler
@@ -75,15 +77,18 @@ class LearnerLoop:
         )
         self.sampler = make_sampler(replay, self.mirror, np.random.default_rng(sample_seed))
         self.limiter = Limiter(replay.samples_per_insert, replay.min_rows, replay.capacity_rows, config.batch)
-        self._wait_s = self._starved_s = self._env_steps_per_s = self._updates_per_s = 0.0
+        self._starved_s = self._env_steps_per_s = self._updates_per_s = 0.0
+        self.phases, self._samples = Phases(), Samples(config.batch)
         self._last_publish_s = self._last_trim_s = self._last_describe_s = -math.inf
         self._rows_in_flight = self._log_unavailable = self._log_full = self._trimmed_end = 0
         self._expected: set[int] = set()
+        self._memory: Memory | None = None
         self._newest_figures: Figures | None = None
         self._noted = Counters()
         self._exploring_return: float | None = None
         self._checkpointer, self._told = checkpointer, list[str]()
         self._sums_before: Mapping[str, float] = {}
+        self._seconds_before: Mapping[str, float] = {}
         self.resumed = None if found is None else self._restore(found)
         if republish:
             self.publish()
@@ -119,7 +124,7 @@ class LearnerLoop:
         while (now := time.perf_counter()) < started + seconds:
             if not self.cycle(self._replay.ingest_budget_s):
                 time.sleep(IDLE_S)
-                self._wait_s += time.perf_counter() - now
+                self.phases.charge("wait")
             self._publish_when_due(now)
             self._checkpoint_when_due()
         elapsed = time.perf_counter() - started
@@ -131,8 +136,10 @@ class LearnerLoop:
 
     def cycle(self, ingest_budget_s: float | None = None) -> int:
         """Take in what arrived, then update while the limiter allows, up to the next ingest; the updates done."""
+        self.phases.charge("outside")
         with unless_away(self._note_unavailable):
             self.limiter.inserts += self.reader.poll(budget_s=ingest_budget_s)
+        self.phases.charge("ingest")
         batch, updates = self._config.batch, 0
         most = self._replay.ingest_every_updates if self.mirror.sampleable_rows else 0
         while updates < most and self.limiter.may_sample:
@@ -142,6 +149,7 @@ class LearnerLoop:
         for done in range(0, updates, together):
             self._learn(min(together, updates - done))
         self._publisher.set(self.limiter.gate_open)
+        self.phases.charge("publish")
         return updates
 
     def _learn(self, updates: int) -> None:
@@ -150,12 +158,19 @@ class LearnerLoop:
         batch = self._config.batch
         rows, weights = self.sampler.choose(batch, updates, self.learner.updates)
         gathered = self.mirror.gather(rows)
+        self.phases.charge("sample")
+        columns = Batch(*on_device(gathered, self.learner.device))
+        factors = None if weights is None else next(on_device((weights,), self.learner.device))
+        self._samples.note(rows, weights, self.mirror.end, columns.r_t, columns.discount_t)
+        self.phases.charge("transfer")
         errors = []
         for part in (slice(start, start + batch) for start in range(0, len(rows), batch)):
-            transitions = Batch(*(column[part] for column in gathered))
-            errors.append(self.learner.update(transitions, None if weights is None else weights[part]))
+            transitions = Batch(*(column[part] for column in columns))
+            errors.append(self.learner.update(transitions, None if factors is None else factors[part]))
+        self.phases.charge("compute")
         if weights is not None:
             self.sampler.update(rows, torch.cat(errors).cpu().numpy())
+            self.phases.charge("priorities")
 
     def _note_unavailable(self, _: LogError) -> None:
         """The learner goes on with what the mirror has while the server does not answer."""
@@ -211,6 +226,7 @@ class LearnerLoop:
     def _publish_when_due(self, now: float) -> None:
         if now - self._last_publish_s >= PUBLISH_MIN_S and self.publish_if_due():
             self._last_publish_s = now
+            self.phases.charge("publish")
         turned = self.mirror.end - self._trimmed_end > max(self._keep_rows // TRIM_SHARE, self._rows_in_flight)
         if now - self._last_trim_s >= TRIM_EVERY_S or turned:
             self._last_trim_s, self._trimmed_end = now, self.mirror.end
@@ -219,12 +235,13 @@ class LearnerLoop:
                 if now - self._last_describe_s >= DESCRIBE_EVERY_S:
                     self._last_describe_s = now
                     self.describe()
+            self.phases.charge("trim")
 
     def _trim(self) -> None:
         """Bound the log. Where the server is nearly full the bound falls by a quarter, for good: a full server refuses
         all writes, and only the learner can make room. Below an eighth of the server other things fill it: rows that
         are yet to be read, or another run's."""
-        memory = self._log.memory()
+        self._memory = memory = self._log.memory()
         if memory is not None:
             row_bytes = self.mirror.schema.row_bytes
             margin = min(max(memory.bound // 10, 2 * self._rows_in_flight * row_bytes), memory.bound // 2)
@@ -250,19 +267,20 @@ class LearnerLoop:
     def report(self) -> Report:
         """The figures of the live table and of Prometheus. Raises Diverged where learning has come to nothing.
         Raises Unbalanced where the reader's books are wrong."""
+        self.phases.charge("outside")
         self.reader.check_conservation()
         self._newest_figures = self.learner.figures() or self._newest_figures
         totals, counters = self.reader.totals, self.reader.counters()
         newest = version(self._fence, self._published)
-        acted_with = [
-            version_count(books.weight_version)
-            for slot, books in self.reader.slots.items()
-            if slot in self._expected and books.weight_version
-        ]
+        slots = [books for slot, books in self.reader.slots.items() if slot in self._expected]
+        acted_with = [version_count(books.weight_version) for books in slots if books.weight_version]
+        lags = [max(0, self._published - count) for count in acted_with]
         self._note_exploring_return(counters)
         figures: dict[str, float] = (
             self.sampler.figures()
+            | self._samples.figures()
             | self._sums()
+            | self._seconds()
             | {
                 "updates": self.learner.updates,
                 "env_steps": totals.env_steps,
@@ -277,9 +295,22 @@ class LearnerLoop:
                 "servers_down": self._publisher.servers_down,
                 "replay_rows": self.mirror.rows,
                 "replay_capacity_rows": self.mirror.capacity_rows,
+                "replay_sampleable_rows": self.mirror.sampleable_rows,
+                "replay_bytes": Mirror.planned_bytes(self.mirror.schema, self.mirror.capacity_rows),
+                "ingest_backlog_chunks": self.reader.backlog_chunks,
+                "rows": totals.rows,
+                "samples": self.limiter.samples,
                 "samples_per_insert": self.limiter.realised,
-                "weight_staleness_versions": max(0, self._published - min(acted_with, default=self._published)),
+                "samples_per_insert_target": self.limiter.samples_per_insert,
+                "limiter_error": self.limiter.error,
+                "limiter_half_band": self.limiter.half_band,
+                "limiter_min_rows": self.limiter.min_rows,
+                "weight_staleness_versions": max(lags, default=0),
+                "weight_staleness_mean_versions": sum(lags) / max(1, len(lags)),
                 "gate_open": float(self.limiter.gate_open),
+                "actors_expected": len(slots),
+                "actor_push_retries": counters.refusals,
+                "target_syncs": self.learner.updates // self._config.target_period_updates,
                 "env_steps_per_second": self._env_steps_per_s,
                 "updates_per_second": self._updates_per_s,
             }
@@ -295,10 +326,13 @@ class LearnerLoop:
                     "learner.reward_scale; the best policy so far is kept"
                 )
             figures |= self._newest_figures._asdict()
+        if self._memory is not None:
+            figures |= {"log_memory_bytes": self._memory.used, "log_memory_limit_bytes": self._memory.bound}
         told, self._told = self._told, []
         if self._checkpointer is not None:
             figures |= self._checkpointer.figures()
             told += self._checkpointer.told()
+        self.phases.charge("report")
         return Report(figures, dict(totals.refused), dict(totals.rows_lost), tuple(told))
 
     def checkpoint(self, more: Mapping[str, State] | None = None, wait: bool = False) -> None:
@@ -311,6 +345,7 @@ class LearnerLoop:
     def _checkpoint_when_due(self) -> None:
         if self._checkpointer is not None and self._checkpointer.due:
             self.checkpoint()
+            self.phases.charge("checkpoint")
 
     def state(self) -> dict[str, State]:
         """All that a learner goes on from, by part; see ``replay.state``."""
@@ -330,6 +365,8 @@ class LearnerLoop:
             "exploring_return": self._exploring_return,
             "figures": self._newest_figures and list(self._newest_figures),
             "sums": self._sums(),
+            "seconds": self._seconds(),
+            "q_bound": self._samples.bound if math.isfinite(self._samples.bound) else None,
         }
 
     def _sums(self) -> dict[str, float]:
@@ -339,10 +376,13 @@ class LearnerLoop:
             "weights_published_bytes": self._publisher.published_bytes,
             "log_full": self._log_full,
             "log_unavailable": self._log_unavailable + self._publisher.unavailable,
-            "learner_wait_seconds": self._wait_s,
             "learner_starved_seconds": self._starved_s,
         }
         return {name: self._sums_before.get(name, 0) + count for name, count in counted.items()}
+
+    def _seconds(self) -> dict[str, float]:
+        """Where the time of all learners of this run went."""
+        return {name: self._seconds_before.get(name, 0) + spent for name, spent in self.phases.figures().items()}
 
     def _restore(self, found: Found) -> Resumed:
         """Go on from a checkpoint: with its rows, or with those that the log has."""
@@ -357,7 +397,8 @@ class LearnerLoop:
         self.limiter.inserts, self.limiter.samples = values["inserts"], values["samples"]
         self._noted, self._exploring_return = Counters(*values["noted"]), values["exploring_return"]
         self._newest_figures = values["figures"] and Figures(*values["figures"])
-        self._sums_before = values["sums"]
+        self._sums_before, self._seconds_before = values["sums"], values["seconds"]
+        self._samples.bound = math.inf if values["q_bound"] is None else values["q_bound"]
         self._trimmed_end = self.mirror.end
         self._tell_resumed(found)
         cursors = {slot: books.cursor.incarnation for slot, books in self.reader.slots.items()}

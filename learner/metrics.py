@@ -1,102 +1,85 @@
-"""The learner's and the replay's figures as Prometheus metrics, updated once per report. The registry is handed in."""
+"""The run's /metrics for Prometheus: the newest report under the catalogue's names. The registry is handed in."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import platform
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version as version_of
 
-from prometheus_client import CollectorRegistry, Gauge, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
+from learner.catalogue import BY_REASON, PREFIX, Metric, catalogue
 from learner.report import Report
 
-GAUGES = {
-    "replay_rows": "Rows alive in the mirror, boundary rows included.",
-    "replay_capacity_rows": "Rows that the mirror can hold.",
-    "log_rows": "Rows that the server still has of those ingested.",
-    "priority_mean": "Mean of the priorities to the power alpha, over the rows that can be sampled.",
-    "importance_beta": "Exponent of the importance weights.",
-    "samples_per_insert": "Transitions trained on per env step, realised.",
-    "weight_staleness_versions": "Versions from the newest chunks' weights to the newest weights.",
-    "gate_open": "1 while actors may insert.",
-    "loss": "Mean loss since the last report.",
-    "td_error": "Mean absolute TD error of the last batch.",
-    "q_mean": "Mean Q value of the last batch.",
-    "grad_norm": "Norm of the last gradient before clipping.",
-    "env_steps_per_second": "Env steps inserted per second.",
-    "updates_per_second": "Gradient steps per second.",
-    "actors_alive": "Actors that answer.",
-    "servers_down": "Replay servers that did not answer the learner's newest call; their slots wait.",
-    "greedy_return": "Mean return of the newest greedy evaluation.",
-    "exploring_return": "Mean return of the exploring actors' newest episodes.",
-    "actor_returns_sum": "Sum of the returns of the exploring actors' episodes; falls where they are negative.",
-}
-COUNTERS = {
-    "updates": "Gradient steps.",
-    "updates_skipped": "Updates whose loss or gradient was not finite: the weights stayed as they were.",
-    "env_steps": "Env steps inserted into the mirror.",
-    "actor_env_steps": "Env steps that the actors took, over all incarnations.",
-    "actor_episodes": "Episodes that the exploring actors finished.",
-    "actor_gate_wait_seconds": "Seconds that actors waited at the gate.",
-    "chunks": "Chunks ingested.",
-    "priority_updates_missed": "TD errors that came for rows evicted meanwhile.",
-    "chunk_bytes": "Bytes of the chunks ingested.",
-    "weights_published": "Weights published.",
-    "weights_published_bytes": "Bytes of the weights published.",
-    "log_unavailable": "Calls of the learner that the server did not answer, or not now.",
-    "log_full": "Times that the learner trimmed the log because the server's memory was nearly full.",
-    "learner_wait_seconds": "Seconds that the learner waited for rows.",
-    "actor_restarts": "Restarts of actors and evaluator.",
-}
-LABELLED = {
-    "chunks_refused": ("Chunks refused, by reason.", "reason"),
-    "rows_lost": ("Rows that were sent and never read, by reason.", "reason"),
-}
+Labelled = Mapping[str, Mapping[str, int]]
 
 
 class RunMetrics(Collector):
-    """Shows the newest report of a run as ``qherd_`` metrics, each labelled with the run."""
+    """Shows the newest report of a run as ``qherd_`` metrics, each labelled with the run.
 
-    def __init__(self, registry: CollectorRegistry, run: str, version: str) -> None:
-        self._run = run
-        self._report: Mapping[str, float] = {}
-        self._labelled: Mapping[str, Mapping[str, int]] = {}
-        Gauge("qherd_build_info", "The version that runs.", ["version"], registry=registry).labels(version).set(1)
+    An update replaces two references; what a scrape costs, the scrape's own thread pays.
+    """
+
+    def __init__(
+        self, registry: CollectorRegistry, run: str, version: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._run, self._clock = run, clock
+        self._versions = {"version": version, "python": platform.python_version(), "torch": version_of("torch")}
+        self._shown: tuple[Mapping[str, float], Labelled, float | None] = {}, {}, None
         registry.register(self)
 
-    def update(self, report: Mapping[str, float], labelled: Mapping[str, Mapping[str, int]]) -> None:
-        """Show this report from the next scrape on. Names outside the catalogue above are passed over."""
-        self._report, self._labelled = dict(report), {name: dict(counts) for name, counts in labelled.items()}
+    def update(self, figures: Mapping[str, float], labelled: Labelled) -> None:
+        """Show these from the next scrape on; they must not change any more. Figures outside the catalogue are passed
+        over."""
+        self._shown = figures, labelled, self._clock()
 
-    def collect(self) -> list[Metric]:
-        """The metrics of the newest report."""
-        metrics: list[Metric] = []
-        for name, text in GAUGES.items():
-            gauge = GaugeMetricFamily(f"qherd_{name}", text, labels=["run"])
-            if name in self._report:
-                gauge.add_metric([self._run], self._report[name])
-            metrics.append(gauge)
-        for name, text in COUNTERS.items():
-            counter = CounterMetricFamily(f"qherd_{name}", text, labels=["run"])
-            if name in self._report:
-                counter.add_metric([self._run], self._report[name])
-            metrics.append(counter)
-        for name, (text, label) in LABELLED.items():
-            counter = CounterMetricFamily(f"qherd_{name}", text, labels=["run", label])
-            for value, count in self._labelled.get(name, {}).items():
-                counter.add_metric([self._run, value], count)
-            metrics.append(counter)
-        return metrics
+    def collect(self) -> Iterator[Family]:
+        """The metrics of the newest report. One without a value has its help and its type, and no series."""
+        figures, labelled, reported_s = self._shown
+        if reported_s is not None:
+            figures = {**figures, "report_age_seconds": self._clock() - reported_s}
+        for metric in catalogue():
+            if metric.name == "build_info":
+                yield self._build_info(metric)
+                continue
+            names = ["run", metric.label] if metric.label else ["run"]
+            kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+            family = kind(PREFIX + metric.name, metric.text, labels=names)
+            if metric.label == BY_REASON:
+                for reason, count in labelled.get(metric.name, {}).items():
+                    family.add_metric([self._run, reason], count)
+            for label, figure in metric.figures.items():
+                if figure in figures:
+                    family.add_metric([self._run, label] if label else [self._run], figures[figure])
+            yield family
+
+    def _build_info(self, metric: Metric) -> Family:
+        family = GaugeMetricFamily(PREFIX + metric.name, metric.text, labels=["run", *self._versions])
+        family.add_metric([self._run, *self._versions.values()], 1)
+        return family
 
 
 class MetricsServer:
     """The run's metrics, and where an address is given the HTTP endpoint /metrics."""
 
     def __init__(self, run: str, version: str, address: tuple[str, int] | None) -> None:
-        """``address``: host and port; None serves nothing. Raises OSError where the port is taken."""
+        """``address``: host and port (0: a free one); None serves nothing. Raises OSError where the port is taken."""
         registry = CollectorRegistry()
         self._metrics = RunMetrics(registry, run, version)
         self._server = start_http_server(address[1], address[0], registry=registry)[0] if address else None
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Host and port to ask: where it listens on all of the machine's addresses, the one of its default route."""
+        if self._server is None:
+            return None
+        host = str(self._server.server_address[0])
+        return _own_address() if host in ("0.0.0.0", "::") else host, self._server.server_port
 
     def show(self, report: Report, driver_figures: Mapping[str, float]) -> None:
         """Show this report, and the driver's figures beside it, from the next scrape on."""
@@ -108,3 +91,13 @@ class MetricsServer:
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
+
+
+def _own_address() -> str:
+    """The address that this machine has for others; no packet is sent for it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # reserved for documentation: any address beyond the default route does
+        except OSError:
+            return socket.gethostname()
+        return str(probe.getsockname()[0])

@@ -10,7 +10,7 @@ class Diverged(RuntimeError):
 
 
 class Report(NamedTuple):
-    """Totals so far, rates over the last slice, and counts by reason; names as in learner/metrics.py."""
+    """Totals so far, rates over the last slice, and counts by reason; names as in learner/catalogue.py."""
 
     figures: dict[str, float]
     refused: dict[str, int]

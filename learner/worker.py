@@ -101,6 +101,10 @@ class LearnerWorker:
         """See ``LearnerLoop.expect``: the run has so many slots from now on."""
         self._loop.expect(range(slots), chunk_rows)
 
+    def metrics_address(self) -> tuple[str, int] | None:
+        """Where its /metrics is: with port 0, and on a cluster, nobody else knows."""
+        return self._metrics.address
+
     def candidate(self) -> bytes:
         """See ``LearnerLoop.candidate``."""
         return self._loop.candidate()

@@ -178,6 +178,11 @@ class Reader:
         """Rows that the log still has of those that were taken in, to within a chunk."""
         return self._mirror.end - self._stored[0].end if self._stored else 0
 
+    @property
+    def backlog_chunks(self) -> int:
+        """Chunks that were read and are yet to be taken in: how far the mirror is behind."""
+        return len(self._backlog)
+
     def trim(self, keep_rows: int) -> None:
         """Let the log drop what the mirror no longer holds, and all but the newest ``keep_rows``."""
         oldest = max(self._mirror.start, self._mirror.end - keep_rows)

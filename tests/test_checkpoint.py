@@ -324,5 +324,8 @@ def test_a_run_does_not_begin_where_none_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     checkpointer = Checkpointer(tmp_path / "file" / "c", CheckpointConfig(), with_rows=True)
     checkpointer.save(FIRST, lambda: parts(1), wait=True)
-    with pytest.raises(CheckpointError, match=r"a checkpoint cannot be written: .*there is none yet"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"a checkpoint cannot be written in .*/file/c: Not a directory; there is none yet; make room",
+    ):
         checkpointer.check()

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -277,6 +278,26 @@ def test_a_run_on_three_servers_reaches_its_budget_though_the_first_dies(cluster
     files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
     assert [path for path in files if PASSWORD.encode() in path.read_bytes()] == []
     assert done.leftovers == []
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+def test_the_driver_writes_down_where_the_learners_metrics_are(cluster: Cluster, tmp_path: Path) -> None:
+    """Only the learner knows, wherever Ray put it: the port was free there, and the address is its node's."""
+    options = ["--run", "m", "--metrics.port", "0", "--metrics.host", "0.0.0.0", "--eval.threshold", "None"]
+    scrape = tmp_path / "runs" / "m" / "scrape.json"
+    with running("train", "CartPole-v1", *options, *cluster.options, cwd=tmp_path, env=cluster.secrets) as run:
+        run.until(scrape.exists, START_S, "scrape.json")
+        told = json.loads(scrape.read_text())
+        (target,) = told["targets"]
+        assert told["labels"] == {"run": "m"}
+        assert not target.startswith(("0.0.0.0:", "127."))
+        with urllib.request.urlopen(f"http://{target}/metrics", timeout=5) as reply:
+            assert b'qherd_updates_total{run="m"}' in reply.read()
+        os.kill(run.process.pid, signal.SIGTERM)
+        done = run.finish(30)
+    assert done.leftovers == []
+    assert not scrape.exists()
 
 
 def test_each_of_several_servers_has_to_answer_at_the_start(cluster: Cluster, tmp_path: Path) -> None:

@@ -188,8 +188,14 @@ def test_the_dump_has_no_password(url: str) -> None:
 
 
 def test_the_dump_of_several_servers_has_no_password() -> None:
-    shown = dump(RunConfig(redis=RedisConfig(urls=(URLS[0], f"redis://user:{PASSWORD}@other"))))
-    assert shown["redis"] == {"url": None, "urls": ["redis://:***@host:6379/0", "redis://user:***@other"]}
+    actors = (f"redis://actor:{PASSWORD}@host:6379/0", f"redis://actor:{PASSWORD}@other")
+    shown = dump(RunConfig(redis=RedisConfig(urls=(URLS[0], f"redis://user:{PASSWORD}@other"), actor_urls=actors)))
+    assert shown["redis"] == {
+        "url": None,
+        "urls": ["redis://:***@host:6379/0", "redis://user:***@other"],
+        "actor_url": None,
+        "actor_urls": ["redis://actor:***@host:6379/0", "redis://actor:***@other"],
+    }
 
 
 @pytest.mark.parametrize("variable", ["QHERD_REDIS_URL", "QHERD_REDIS_URLS"])

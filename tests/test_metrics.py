@@ -12,10 +12,11 @@ import pytest
 from cli_runs import running
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
-from learner.metrics import COUNTERS, GAUGES, LABELLED, MetricsServer, RunMetrics
+from learner.catalogue import BY_REASON, catalogue
+from learner.metrics import MetricsServer, RunMetrics
 from learner.report import Report
 
 
@@ -24,7 +25,7 @@ def registry() -> CollectorRegistry:
     return CollectorRegistry()
 
 
-def families(text: str) -> dict[str, Metric]:
+def families(text: str) -> dict[str, Family]:
     return {family.name: family for family in text_string_to_metric_families(text)}
 
 
@@ -34,32 +35,46 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def scrape(port: int) -> dict[str, Metric]:
+def scrape(port: int) -> dict[str, Family]:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
         return families(reply.read().decode())
 
 
-def value(found: dict[str, Metric], name: str) -> float:
+def value(found: dict[str, Family], name: str) -> float:
     """The one sample of a metric of the run, NaN where it has none yet."""
     samples = found[name].samples
     return samples[0].value if samples else math.nan
 
 
+def full_report() -> tuple[dict[str, float], dict[str, dict[str, int]]]:
+    """Every figure of the catalogue, and a reason for every count by reason."""
+    figures = {figure: 1.0 for metric in catalogue() for figure in metric.figures.values()}
+    return figures, {metric.name: {"crc": 1} for metric in catalogue() if metric.label == BY_REASON}
+
+
 def test_every_metric_has_help_and_its_type(registry: CollectorRegistry) -> None:
     """Also before the first report; counters end in _total by the exposition itself."""
     metrics = RunMetrics(registry, "a-run", "1.2.3")
-    metrics.update(dict.fromkeys([*GAUGES, *COUNTERS], 1.0), {name: {"crc": 1} for name in LABELLED})
-    text = generate_latest(registry).decode()
-    found = families(text)
-    for name, kind in [*((n, "gauge") for n in GAUGES), *((n, "counter") for n in [*COUNTERS, *LABELLED])]:
-        family = found[f"qherd_{name}"]
-        assert family.type == kind, name
-        assert family.documentation.endswith("."), name
-        suffix = "_total" if kind == "counter" else ""
-        assert [sample.name for sample in family.samples] == [f"qherd_{name}{suffix}"]
-        assert family.samples[0].labels["run"] == "a-run"
-    assert set(found) == {f"qherd_{name}" for name in [*GAUGES, *COUNTERS, *LABELLED, "build_info"]}
-    assert text.count("# HELP") == len(set(found))
+    assert set(families(generate_latest(registry).decode())) == {f"qherd_{metric.name}" for metric in catalogue()}
+    metrics.update(*full_report())
+    found = families(generate_latest(registry).decode())
+    for metric in catalogue():
+        family = found[f"qherd_{metric.name}"]
+        assert family.type == metric.kind, metric
+        assert family.documentation == metric.text
+        assert family.documentation.endswith("."), metric
+        assert {sample.name for sample in family.samples} == {metric.exposed}
+        assert all(sample.labels["run"] == "a-run" for sample in family.samples)
+        labels = {"run", metric.label} - {""} if metric.name != "build_info" else {"run", "version", "python", "torch"}
+        assert all(set(sample.labels) == labels for sample in family.samples)
+        assert len(family.samples) == max(1, len(metric.figures))
+
+
+def test_no_name_and_no_figure_comes_twice() -> None:
+    names = [metric.name for metric in catalogue()]
+    shown = [figure for metric in catalogue() for figure in metric.figures.values()]
+    assert len(names) == len(set(names))
+    assert len(shown) == len(set(shown))
 
 
 def test_values_and_labels(registry: CollectorRegistry) -> None:
@@ -67,7 +82,9 @@ def test_values_and_labels(registry: CollectorRegistry) -> None:
     metrics = RunMetrics(registry, "a-run", "1.2.3")
     run = {"run": "a-run"}
     assert registry.get_sample_value("qherd_updates_total", run) is None
-    assert registry.get_sample_value("qherd_build_info", {"version": "1.2.3"}) == 1
+    assert registry.get_sample_value("qherd_report_age_seconds", run) is None
+    (info,) = [family for family in registry.collect() if family.name == "qherd_build_info"]
+    assert (info.samples[0].value, info.samples[0].labels["version"]) == (1, "1.2.3")
     metrics.update({"updates": 5, "loss": 0.25, "no such figure": 1}, {"chunks_refused": {"crc": 2, "value": 1}})
     assert registry.get_sample_value("qherd_updates_total", run) == 5
     assert registry.get_sample_value("qherd_loss", run) == 0.25
@@ -81,7 +98,27 @@ def test_values_and_labels(registry: CollectorRegistry) -> None:
 
 def test_what_falls_is_no_counter() -> None:
     """Returns are negative in many environments: rate() would take each fall for a restart."""
-    assert not [name for name in COUNTERS if "return" in name]
+    assert not [metric for metric in catalogue() if metric.kind == "counter" and "return" in metric.name]
+
+
+def test_the_age_of_the_report_grows_until_the_next_one(registry: CollectorRegistry) -> None:
+    """The endpoint is served by a thread: it goes on showing the last report of a learner that hangs."""
+    now_s = 100.0
+    metrics = RunMetrics(registry, "a-run", "1.2.3", clock=lambda: now_s)
+    for reported, read, age in ((100.0, 100.0, 0.0), (100.0, 130.0, 30.0), (131.0, 131.5, 0.5)):
+        now_s = reported
+        metrics.update({}, {})
+        now_s = read
+        assert registry.get_sample_value("qherd_report_age_seconds", {"run": "a-run"}) == age
+
+
+def test_phases_and_percentiles_are_labels(registry: CollectorRegistry) -> None:
+    RunMetrics(registry, "r", "1").update({"learner_wait_seconds": 2.5, "td_error_p99": 3.0, "actor_restarts": 4}, {})
+    value_of = registry.get_sample_value
+    assert value_of("qherd_learner_phase_seconds_total", {"run": "r", "phase": "wait"}) == 2.5
+    assert value_of("qherd_td_error_percentile", {"run": "r", "percentile": "99"}) == 3
+    assert value_of("qherd_restarts_total", {"run": "r", "kind": "actor"}) == 4
+    assert value_of("qherd_restarts_total", {"run": "r", "kind": "server"}) is None
 
 
 @pytest.fixture
@@ -105,12 +142,25 @@ def test_the_endpoint_shows_learner_and_driver(port: int) -> None:
         MetricsServer("another", "1.2.3", ("127.0.0.1", port))
 
 
+def test_all_of_a_machines_addresses_are_told_as_one_that_others_can_ask() -> None:
+    """On a cluster Prometheus gets the address from the learner: 0.0.0.0 would be Prometheus' own machine."""
+    server = MetricsServer("a-run", "1.2.3", ("0.0.0.0", 0))
+    assert server.address is not None
+    host, number = server.address
+    assert host != "0.0.0.0"
+    assert number > 0
+    with urllib.request.urlopen(f"http://{host}:{number}/metrics", timeout=5) as reply:
+        assert b"qherd_build_info" in reply.read()
+    server.close()
+    assert MetricsServer("a-run", "1.2.3", None).address is None
+
+
 def test_a_real_run_is_scraped(tmp_path: Path) -> None:
     """Local mode: the learner's figures and the actors' rise between two scrapes and agree with one another."""
     port = free_port()
     command = ("train", "CartPole-v1", "--run", "scraped", "--metrics.port", str(port), "--eval.threshold", "1e9")
     options = ("--replay.sampler", "prioritised")
-    scrapes: list[dict[str, Metric]] = []
+    scrapes: list[dict[str, Family]] = []
 
     def moved() -> bool:
         try:
@@ -134,23 +184,34 @@ def test_a_real_run_is_scraped(tmp_path: Path) -> None:
         run.until(moved, 60, "two scrapes with all figures, rising")
     first, second = scrapes
     for found in scrapes:
-        assert found.keys() == {f"qherd_{name}" for name in [*GAUGES, *COUNTERS, *LABELLED, "build_info"]}
+        assert found.keys() == {f"qherd_{metric.name}" for metric in catalogue()}
         assert {sample.labels["run"] for sample in found["qherd_updates"].samples} == {"scraped"}
-        figures = {name: value(found, f"qherd_{name}") for name in [*GAUGES, *COUNTERS]}
-        assert not [name for name, number in figures.items() if math.isnan(number)]
+        figures = {metric.name: value(found, f"qherd_{metric.name}") for metric in catalogue()}
+        absent = {name for name, number in figures.items() if math.isnan(number)}
+        assert absent == {metric.name for metric in catalogue() if metric.label == BY_REASON}
         assert figures["actor_env_steps"] == figures["env_steps"]
         assert figures["replay_capacity_rows"] == 50_000
         assert min(figures["env_steps"], 50_000) <= figures["replay_rows"] <= 50_000
-        assert figures["actors_alive"] == 1
+        assert figures["actors_alive"] == figures["actors_expected"] == 1
         assert 0 < figures["env_steps_per_second"] < 1e6
         assert 0 < figures["updates_per_second"] < 1e5
         assert 0 < figures["greedy_return"] <= 500
         assert 0 < figures["exploring_return"] <= 500
-        assert figures["actor_restarts"] == 0
+        assert figures["restarts"] == 0
         assert figures["chunk_bytes"] > figures["env_steps"] * (4 * 4 + 4 * 4 + 1)
-        assert figures["weight_staleness_versions"] >= 0
+        assert figures["weight_staleness_versions"] >= figures["weight_staleness_mean_versions"] >= 0
+        assert 0 < figures["sample_age_rows"] < figures["sample_age_max_rows"] <= figures["replay_rows"]
+        assert 1 < figures["effective_sample_size"] <= figures["batch_size"]
+        assert figures["q_bound"] == pytest.approx(100, rel=1e-4), "CartPole gives 1 a step, and gamma is 0.99"
+        assert figures["samples"] == figures["updates"] * figures["batch_size"]
+        assert 0 < figures["log_memory_bytes"] < figures["log_memory_limit_bytes"]
         assert not found["qherd_chunks_refused"].samples
         assert not found["qherd_rows_lost"].samples
     assert value(second, "qherd_samples_per_insert") == pytest.approx(16, rel=0.5)
-    for name in (*COUNTERS, "actor_returns_sum"):
-        assert value(second, f"qherd_{name}") >= value(first, f"qherd_{name}")
+    assert value(second, "qherd_samples_per_insert_target") == 16
+    for name in (*(metric.name for metric in catalogue() if metric.kind == "counter"), "actor_returns"):
+        if first[f"qherd_{name}"].samples:
+            assert value(second, f"qherd_{name}") >= value(first, f"qherd_{name}")
+    spent = [{each.labels["phase"]: each.value for each in at["qherd_learner_phase_seconds"].samples} for at in scrapes]
+    for phase in ("ingest", "sample", "transfer", "compute", "priorities", "publish", "report"):
+        assert spent[1][phase] > spent[0][phase], phase

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.config import ConfigError, RunConfig
-from deploy.placement import Asks, Resources, RoomWatch, alive_nodes, asks, check_room, options, room_for
+from deploy.placement import SEAT, Asks, Resources, RoomWatch, alive_nodes, asks, check_room, options, room_for
 
 
 def config(mode: str = "cluster", **values: Any) -> RunConfig:
@@ -19,16 +19,25 @@ def config(mode: str = "cluster", **values: Any) -> RunConfig:
 
 def test_what_is_asked_for() -> None:
     """One machine: nothing. A cluster: a CPU for the learner, and a GPU where there is one; options win over both."""
-    assert asks(config("local"), 0) == Asks({}, {}, 2)
-    assert asks(config(), 1) == Asks({"CPU": 1, "GPU": 1}, {}, 2)
+    assert asks(config("local"), {"CPU": 2}) == Asks({}, {}, 2)
+    assert asks(config(), {"GPU": 1}) == Asks({"CPU": 1, "GPU": 1}, {}, 2)
     given_ones = config(
         learner={"cpus": 2, "gpus": 0.5, "resources": {"big": 1}},
         actors={"count": 3, "cpus": 1, "resources": {"simulator": 0.25}},
     )
-    asked = asks(given_ones, 1)
+    asked = asks(given_ones, {"GPU": 1})
     assert asked == Asks({"CPU": 2, "GPU": 0.5, "big": 1}, {"CPU": 1, "simulator": 0.25}, 3)
     assert options(asked.learner) == {"num_cpus": 2, "num_gpus": 0.5, "resources": {"big": 1}}
-    assert asks(config(learner={"gpus": 0}), 1).learner == {"CPU": 1}
+    assert asks(config(learner={"gpus": 0}), {"GPU": 1}).learner == {"CPU": 1}
+
+
+def test_where_the_cluster_has_a_seat_for_the_learner_it_asks_for_that() -> None:
+    """Instead of a CPU, and the evaluator with it; what the configuration says comes on top."""
+    offered = {"CPU": 8, SEAT: 1}
+    seated = Asks({SEAT: 0.9}, {}, 2, {SEAT: 0.1})
+    assert asks(config(), offered) == seated
+    assert asks(config(learner={"cpus": 3}), offered).learner == {"CPU": 3, SEAT: 0.9}
+    assert check_room(seated, {"a": {"CPU": 4}, "b": {SEAT: 1}}, autoscales=False) == ""
 
 
 LEARNER, ACTOR = {"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0}

@@ -14,6 +14,7 @@ import pytest
 from cli_runs import Run, qherd, running, summary
 
 from learner.checkpoint import names, read
+from learner.phases import Phases
 from learner.weights import unpack
 
 PRESET = """
@@ -43,7 +44,7 @@ def ended(folder: Path) -> dict[str, Any]:
     arrays = {f"{part}.{key}": array for part, state in parts.items() for key, array in state.arrays.items()}
     unfenced = [each for each in arrays if each not in ("log.weights", "log.description")]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    timed = {"wall_s", "env_steps_per_second", "updates_per_second", "weight_version", "learner_wait_seconds"}
+    timed = {"wall_s", "env_steps_per_second", "updates_per_second", "weight_version", *Phases().figures()}
     curve = [{key: row[key] for key in row if key not in timed and "checkpoint" not in key} for row in rows]
     best = json.loads((folder / "checkpoints" / "best.json").read_text())
     weights = unpack((folder / "checkpoints" / best["file"]).read_bytes())[1]
@@ -132,3 +133,43 @@ def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path: Path, whole: dict
     assert qherd("resume", "runs/stopped", cwd=tmp_path, deadline_s=90).code == 0
     assert_same(whole, ended(tmp_path / "runs" / "stopped"))
     assert not (tmp_path / "runs" / "stopped" / "metrics.superseded.jsonl").exists()
+
+
+HIDDEN = """
+import gymnasium as gym
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Hidden(CartPoleEnv):
+    resets = 0
+
+    def reset(self, *, seed=None, options=None):
+        Hidden.resets += 1
+        self.shift = 1e-3 * Hidden.resets
+        obs, info = super().reset(seed=seed)
+        return obs + self.shift, info
+
+    def step(self, action):
+        obs, *rest = super().step(action)
+        return obs + self.shift, *rest
+
+gym.register("Hidden-v0", Hidden, max_episode_steps=200)
+"""
+
+
+@pytest.mark.timeout(120)
+def test_what_cannot_be_played_again_begins_anew_and_is_said(tmp_path: Path) -> None:
+    """An environment whose observations depend on all that came before in its process."""
+    (tmp_path / "hidden.py").write_text(HIDDEN)
+    options = ("--env.path", ".", "--actors.count", "1", "--checkpoint.every-updates", "1")
+    with running(*started(tmp_path, "r", "hidden:Hidden-v0", *options), cwd=tmp_path) as run:
+        run.until(lambda: run.figure("r", "updates") >= 400, 60, "update 400")
+        os.kill(run.process.pid, signal.SIGKILL)
+        run.process.wait(10)
+    done = qherd("resume", "runs/r", cwd=tmp_path, deadline_s=90)
+    assert done.code == 0, done
+    assert "actor 0 begins anew, so the run does not go on to the bit: lane " in done.out, done
+    assert "hidden:Hidden-v0" in done.out
+    written = summary(tmp_path / "runs" / "r")
+    assert written["exit_reason"] == "budget of env steps"
+    assert not set(written["rows_lost"]) - {"resume"}
+    assert json.loads((tmp_path / "runs" / "r" / "fences.json").read_text())["incarnations"] == {"0": 2}

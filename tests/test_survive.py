@@ -113,6 +113,7 @@ def test_a_killed_evaluator_and_a_killed_learner_come_back(folder: Path) -> None
     ended = summary(folder / "runs" / "r")
     assert (ended["exit_reason"], ended["rows_lost"], ended["chunks_refused"]) == ("interrupted", {}, {})
     assert (ended["learner_restarts"], ended["evaluator_restarts"], ended["actor_restarts"]) == (1, 1, 0)
+    assert ended["deaths"] == {"evaluator: ActorDiedError": 1, "learner: ActorDiedError": 1}
     assert books(folder)["totals"]["env_steps"] == ended["env_steps"]
     assert json.loads((folder / "runs" / "r" / "fences.json").read_text())["evaluators"] == 2
 
@@ -121,7 +122,7 @@ def test_a_killed_evaluator_and_a_killed_learner_come_back(folder: Path) -> None
 def test_a_killed_driver_is_resumed_without_its_server(folder: Path) -> None:
     """The checkpoint has the rows: learning goes on from a full replay. Counters, curve, best policy and restarts go
     on; while a driver has the run, no other gets it; a run that is over is left alone."""
-    with running(*TRAIN, "--budget.env-steps", "15000", cwd=folder) as run:
+    with running(*TRAIN, cwd=folder) as run:
         goes_on(run)
         kill(run, ACTOR)
         run.until(lambda: run.figure("r", "actor_restarts") == 1, 30, "restart")
@@ -190,6 +191,39 @@ def test_a_frozen_server_costs_the_end_of_a_run_ten_seconds_at_the_most(folder: 
     assert summary(folder / "runs" / "r")["exit_reason"] == "interrupted"
 
 
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_a_killed_driver_leaves_no_process_after_three_minutes(folder: Path) -> None:
+    """Ours end at once (see test_local_run), Ray's agents by themselves; the next run sweeps the temporary folder."""
+    with running(*TRAIN, cwd=folder) as run:
+        goes_on(run, 500)
+        kill_driver(run)
+        end = time.monotonic() + 180
+        while left := run.others():
+            assert time.monotonic() < end, left
+            time.sleep(0.5)
+        assert (
+            qherd(*TRAIN[:-1], "next", "--budget.env-steps", "2000", cwd=folder, env={"TMPDIR": str(run.tmp)}).code == 0
+        )
+        assert list(run.tmp.iterdir()) == []
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+def test_an_embedded_server_that_stays_frozen_is_replaced(folder: Path) -> None:
+    """After a minute; the mirror has the rows, and the actors send the chunk that was in doubt again."""
+    with running(*TRAIN, cwd=folder) as run:
+        goes_on(run)
+        (server,) = run.find(SERVER)
+        os.kill(server, signal.SIGSTOP)
+        run.until(lambda: "the replay server has not answered for 60 s; it is killed" in run.out, 100, "end of it")
+        run.until(lambda: run.figure("r", "server_restarts") == 1, 30, "new server")
+        goes_on(run)
+        stop(run)
+    assert summary(folder / "runs" / "r")["chunks_refused"] == {}
+    books(folder)
+
+
 @pytest.mark.timeout(120)
 def test_a_learner_that_dies_again_and_again_ends_the_run_loudly(folder: Path) -> None:
     """With its last error; the checkpoints stay, and the run can be resumed."""
@@ -242,6 +276,7 @@ def test_an_env_that_raises_is_made_anew_and_one_that_hangs_is_found(folder: Pat
     assert "its environment was made anew: lane " in done.out
     assert "ConnectionError: the bridge is out" in done.out
     assert "flaky:Flaky-v0 hangs in a step" in done.out
+    assert summary(folder / "runs" / "r")["deaths"] == {"actor: HangError": 1}
     assert summary(folder / "runs" / "r")["rows_lost"] == {}
     books(folder)
 
@@ -263,7 +298,7 @@ def test_a_disk_that_fills_up_stops_nothing_and_is_told(folder: Path) -> None:
                         pass
                 except OSError:
                     pass
-            run.until(lambda: "a checkpoint cannot be written: " in run.out, 30, "alarm")
+            run.until(lambda: "a checkpoint cannot be written in " in run.out, 30, "alarm")
             run.until(lambda: "metrics.jsonl cannot be written: No space left" in run.out, 30, "alarm")
             kept = names(checkpoints)
             assert kept

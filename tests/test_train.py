@@ -29,11 +29,12 @@ from deploy.run_dir import RunDirectory
 from deploy.session import Progress, RunFailedError
 from deploy.train import Outcome, Stop, train
 from learner.learner import host_arrays
+from learner.phases import Phases
 from learner.weights import pack
 
 ENV_STEPS = 2500
 SPEEDS = (
-    *("wall_s", "env_steps_per_second", "updates_per_second"),
+    *("wall_s", "env_steps_per_second", "updates_per_second", *Phases().figures()),
     *("checkpoint_age_seconds", "checkpoint_pause_seconds"),
 )
 OPTIONS: dict[str, Any] = {

@@ -149,6 +149,19 @@ def test_a_frozen_server_is_stopped_after_the_grace_period(short_tmp: Path) -> N
     assert list(short_tmp.iterdir()) == []
 
 
+def test_a_frozen_server_can_be_killed_and_started_again(short_tmp: Path) -> None:
+    """At once, and at the same place."""
+    with EmbeddedServer("run", MEMORY_BYTES) as server:
+        url = server.url("learner")
+        os.kill(server.pid, signal.SIGSTOP)
+        server.kill()
+        assert not server.alive()
+        server.start()
+        assert server.url("learner") == url
+        with redis.Redis.from_url(url) as connected:
+            assert connected.ping()
+
+
 def test_start_after_a_crash_comes_back_at_the_same_url(server_binary: Path) -> None:
     with EmbeddedServer("run", MEMORY_BYTES, binary=server_binary) as server:
         url = server.url("learner")

@@ -1,0 +1,206 @@
+"""What metrics cost: (cost of one metric update x updates per batch or chunk) of that batch's or chunk's CPU time, and
+the learner's rate with metrics on and off."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
+
+from actors.config import ActorConfig
+from actors.envs import make_lanes, schema_of
+from actors.policy import NumpyMlp
+from actors.rollout import Place, Rollout
+from benchmarks.actor_rate import CHUNK_STEPS, ENV, HIDDEN, LANES
+from benchmarks.herd import beside, publish_weights
+from benchmarks.learner_rate import Side, running_herd
+from benchmarks.result import Result
+from deploy.config import compose
+from deploy.learner_seat import SLICE_S
+from deploy.valkey import EmbeddedServer
+from learner.learner import ERRORS_KEPT
+from learner.loop import LearnerLoop
+from learner.metrics import RunMetrics
+from learner.report import Report
+from replay.redis_log import RedisLog
+
+RUN = "metrics-cost"
+TARGET = 2.0
+SCRAPES_PER_S = 0.2
+"""As deploy/prometheus/prometheus.yml has it."""
+CALLS = 300
+
+
+def measure(quick: bool) -> list[Result]:
+    """LunarLander's preset, prioritised, so that all that is measured of samples is there; beside real actors."""
+    slices, repetitions = (4, 5) if quick else (12, 15)
+    config = compose("LunarLander-v3", None, None)
+    config = config.model_copy(update={"replay": config.replay.model_copy(update={"sampler": "prioritised"})})
+    with running_herd(config) as loop:
+        shares, told = _learner(loop, slices, repetitions)
+        on, off = _on_and_off(loop, slices, repetitions)
+    batch = f"preset lunarlander, prioritised, batches of {config.learner.batch}"
+    unit = "% of a batch's CPU time"
+    return [
+        Result("metrics, learner", unit, shares, target=TARGET, at_most=True, notes=(batch, *told)),
+        _actor(*((0.5, 5) if quick else (2.0, 15))),
+        Result("learner rate with metrics", "updates/CPU s", on, "without", off, notes=("printed, not judged",)),
+    ]
+
+
+def _learner(loop: LearnerLoop, slices: int, repetitions: int) -> tuple[tuple[float, ...], tuple[str, ...]]:
+    """Shares in percent, and the parts of the last repetition."""
+    metrics = RunMetrics(CollectorRegistry(auto_describe=False), RUN, "0")
+    registry = CollectorRegistry()
+    registry.register(metrics)
+    shares: list[float] = []
+    told: list[str] = []
+    for _ in range(repetitions):
+        counts: Counter[str] = Counter()
+        before, cpu_s = loop.learner.updates, time.process_time()
+        started = time.perf_counter()
+        with _counted(loop, counts):
+            for _ in range(slices):
+                loop.train(SLICE_S)
+        cpu_s, elapsed_s = time.process_time() - cpu_s, time.perf_counter() - started
+        updates = loop.learner.updates - before
+        counts["scrape"] = round(elapsed_s * SCRAPES_PER_S) or 1
+        costs = _costs(loop, metrics, registry)
+        spent = {name: costs[name] * counts[name] for name in costs}
+        spent["scrape"] = costs["scrape"] * elapsed_s * SCRAPES_PER_S
+        shares.append(100 * sum(spent.values()) / cpu_s)
+        told = [
+            f"{name}: {cost * 1e6:.1f} us, {counts[name] / updates:.3g} a batch: {100 * spent[name] / cpu_s:.2f} %"
+            for name, cost in costs.items()
+        ]
+        told.append(f"a batch takes {cpu_s / updates * 1e6:.0f} us of CPU time")
+    return tuple(shares), tuple(told)
+
+
+def _costs(loop: LearnerLoop, metrics: RunMetrics, registry: CollectorRegistry) -> dict[str, float]:
+    """CPU seconds of each kind of metric update, on the running loop's own objects."""
+    newest = loop._samples._newest
+    assert newest is not None
+    learner = loop.learner
+    batch, actions = learner.config.batch, loop.mirror.schema.num_actions
+    loss, error, q = (torch.rand(shape, device=learner.device) for shape in ((), (batch,), (batch, actions)))
+
+    def report() -> None:
+        learner._errors.extend([error] * ERRORS_KEPT)  # each report begins them anew
+        learner._record(loss, error, q)
+        metrics.update(loop.report().figures, {})
+
+    return {
+        "phase": _cost(lambda: loop.phases.charge("outside")),
+        "samples": _cost(lambda: loop._samples.note(*newest)),
+        "record": _cost(lambda: learner._record(loss, error, q)),
+        "report": _cost(report),
+        "scrape": _cost(lambda: generate_latest(registry), CALLS // 10),
+    }
+
+
+def _cost(call: Callable[[], object], calls: int = CALLS) -> float:
+    """CPU seconds of this thread per call, the median of five rounds."""
+    rounds = []
+    for _ in range(5):
+        started = time.thread_time()
+        for _ in range(calls):
+            call()
+        rounds.append((time.thread_time() - started) / calls)
+    return float(np.median(rounds))
+
+
+@contextlib.contextmanager
+def _counted(loop: LearnerLoop, counts: Counter[str]) -> Iterator[None]:
+    """Count the metric updates of each kind."""
+    targets = {
+        "phase": (loop.phases, "charge"),
+        "samples": (loop._samples, "note"),
+        "record": (loop.learner, "_record"),
+        "report": (loop, "report"),
+    }
+    with contextlib.ExitStack() as stack:
+        for name, (owner, method) in targets.items():
+            stack.enter_context(patch.object(owner, method, _counting(getattr(owner, method), counts, name)))
+        yield
+
+
+def _counting(call: Callable[..., Any], counts: Counter[str], name: str) -> Callable[..., Any]:
+    def counted(*arguments: Any) -> Any:
+        counts[name] += 1
+        return call(*arguments)
+
+    return counted
+
+
+def _on_and_off(loop: LearnerLoop, slices: int, repetitions: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Updates per CPU second with metrics and without; the two take turns of a slice."""
+
+    def work(seconds: float) -> int:
+        before = loop.learner.updates
+        loop.train(seconds)
+        return loop.learner.updates - before
+
+    def without(seconds: float) -> int:
+        with (
+            patch.object(loop.phases, "charge", lambda phase: None),
+            patch.object(loop._samples, "note", lambda *arguments: None),
+            patch.object(loop.learner, "_record", lambda *arguments: None),
+            patch.object(loop, "report", lambda: Report({}, {}, {})),
+        ):
+            return work(seconds)
+
+    on, off = Side(work), Side(without)
+    ours, others = [], []
+    for repetition in range(repetitions):
+        for turn in range(slices):
+            for side in (on, off) if (repetition + turn) % 2 else (off, on):
+                side.turn()
+        ours.append(on.rate())
+        others.append(off.rate())
+    return tuple(ours), tuple(others)
+
+
+def _actor(seconds: float, repetitions: int) -> Result:
+    """What an actor books per chunk: episodes, returns and its cumulative counters."""
+    with EmbeddedServer(RUN, 256 << 20) as server:
+        envs = make_lanes(ENV, LANES)
+        schema = schema_of(envs.envs[0])
+        sizes = (*schema.obs_shape, *HIDDEN, schema.num_actions)
+        config = ActorConfig(count=1, lanes=LANES, chunk_steps=CHUNK_STEPS)
+        with beside(publish_weights, server.url("learner"), RUN, sizes):
+            log = RedisLog(server.url("actor"), RUN, max_chunks=1000)
+            rollout = Rollout(Place(RUN, 0, 0, 1, 1), envs, schema, NumpyMlp(False), log, config)
+            while not rollout.ready():
+                time.sleep(0.05)
+            shares = tuple(_actor_share(rollout, seconds) for _ in range(repetitions))
+    note = f"{LANES} lanes, chunks of {LANES * CHUNK_STEPS} rows"
+    return Result("metrics, actor", "% of a chunk's CPU time", shares, target=TARGET, at_most=True, notes=(note,))
+
+
+def _actor_share(rollout: Rollout, seconds: float) -> float:
+    chunks, started = rollout._seq, time.process_time()
+    rollout.collect(seconds)
+    chunk_s = (time.process_time() - started) / (rollout._seq - chunks)
+    rows, counters = rollout._rows, rollout.counters
+    ended = rows.terminated | rows.truncated
+    broken = np.zeros_like(ended)
+
+    def book() -> None:
+        episodes, return_sum = rows._finish_episodes(rows.reward, ended, broken)
+        counters._replace(
+            env_steps=counters.env_steps + int(np.count_nonzero(~ended)),
+            rows=counters.rows + ended.size,
+            episodes=counters.episodes + episodes,
+            return_sum=counters.return_sum + return_sum,
+        )
+
+    return 100 * _cost(book) / chunk_s

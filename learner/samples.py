@@ -1,0 +1,78 @@
+"""What the newest samples were like: kept by reference once per cycle, computed once per report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Array = npt.NDArray[Any]
+
+
+class Samples:
+    """The rows and importance weights of the newest cycle, and the greatest |Q| that the rewards sampled can explain.
+
+    ``note`` keeps references and costs nothing; all arithmetic is in ``figures``, on one cycle's samples.
+    """
+
+    def __init__(self, batch: int) -> None:
+        self._batch = batch
+        self._newest: tuple[Array, Array | None, int, Tensor, Tensor] | None = None
+        self.bound = 0.0
+
+    def note(self, rows: Array, weights: Array | None, end: int, r_t: Tensor, discount_t: Tensor) -> None:
+        """A cycle's rows <int64>[K·B], their weights <float32>[K·B] (None: all 1), r_t and discount_t <float32>[K·B],
+        and the row ``end`` behind the newest one inserted."""
+        self._newest = rows, weights, end, r_t, discount_t
+
+    def figures(self) -> dict[str, float]:
+        """By figure name; none before the first sample. An age is a difference of insert counters, not of clocks."""
+        if self._newest is None:
+            return {}
+        rows, weights, end, r_t, discount_t = self._newest
+        figures = {
+            "batch_size": float(self._batch),
+            "sample_age_rows": end - float(rows.mean()),
+            "sample_age_max_rows": float(end - rows.min()),
+            "effective_sample_size": effective_sample_size(weights, self._batch),
+        }
+        self.bound = max(self.bound, q_bound(r_t, discount_t))
+        if math.isfinite(self.bound):
+            figures["q_bound"] = self.bound
+        return figures
+
+
+def effective_sample_size(weights: Array | None, batch: int) -> float:
+    """How many equally weighted transitions a batch is worth, the mean over the batches (Kish)::
+
+        (sum w)^2 / sum w^2
+
+    weights <float32>[K·B], or None where all are 1.
+    """
+    if weights is None:
+        return float(batch)
+    batches = weights.reshape(-1, batch).astype(np.float64)
+    return float((batches.sum(1) ** 2 / (batches**2).sum(1)).mean())
+
+
+def q_bound(r_t: Tensor, discount_t: Tensor) -> float:
+    """The greatest |Q| that these transitions can explain, infinite without discounting::
+
+        max |r_t| / (1 - discount_t)
+
+    If |Q| <= bound everywhere then |r_t + discount_t · Q| <= bound, so no target leads beyond it. r_t, discount_t:
+    <float32>[M].
+    """
+    bounds = r_t.abs() / (1 - discount_t).clamp(min=0)
+    return float(bounds.nan_to_num(nan=0.0, posinf=math.inf).amax())
+
+
+def on_device(columns: Iterable[Any], device: torch.device) -> Iterator[Tensor]:
+    """Columns on the device; those of the host's arrays are copied there unless it is the host itself."""
+    for column in columns:
+        yield torch.as_tensor(column).to(device, non_blocking=True)

@@ -1,0 +1,78 @@
+"""What is measured of the samples and of the learner's time: hand-worked numbers, then what always holds."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from learner.phases import PHASES, Phases
+from learner.samples import Samples, effective_sample_size, q_bound
+
+
+class Clock:
+    """A clock that goes by what is added to it."""
+
+    def __init__(self) -> None:
+        self.now_s = 5.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_every_second_is_charged_to_one_phase() -> None:
+    clock = Clock()
+    phases = Phases(clock)
+    for phase, seconds in (("ingest", 1.0), ("compute", 2.0), ("ingest", 0.5)):
+        clock.now_s += seconds
+        phases.charge(phase)
+    assert (phases.seconds["ingest"], phases.seconds["compute"], phases.seconds["wait"]) == (1.5, 2.0, 0.0)
+    assert sum(phases.seconds.values()) == clock.now_s - 5.0
+    assert set(phases.figures()) == {f"learner_{phase}_seconds" for phase in PHASES}
+    with pytest.raises(KeyError):
+        phases.charge("lunch")
+
+
+@pytest.mark.parametrize(
+    ("weights", "size"),
+    [
+        (None, 4.0),
+        ([1, 1, 1, 1], 4.0),
+        ([1, 0, 0, 0], 1.0),
+        ([1, 0.5, 0.5, 0], 4 / 1.5),
+        ([1, 1, 1, 1, 1, 0, 0, 0], 2.5),  # two batches, of 4 and of 1
+    ],
+)
+def test_the_effective_sample_size(weights: list[float] | None, size: float) -> None:
+    given = None if weights is None else np.array(weights, np.float32)
+    assert effective_sample_size(given, 4) == pytest.approx(size)
+
+
+@pytest.mark.parametrize(
+    ("r_t", "discount_t", "bound"),
+    [
+        ([1.0, -3.0], [0.0, 0.0], 3.0),  # ends: their own reward is all there is
+        ([1.0, 1.0], [0.9, 0.0], 10.0),  # one a step, for ever
+        ([2.71], [0.729], 10.0),  # the same, n = 3
+        ([0.0], [1.0], 0.0),
+        ([0.5], [1.0], math.inf),  # without discounting nothing bounds Q
+    ],
+)
+def test_the_greatest_q_that_rewards_can_explain(r_t: list[float], discount_t: list[float], bound: float) -> None:
+    assert q_bound(torch.tensor(r_t), torch.tensor(discount_t)) == pytest.approx(bound, rel=1e-5)
+
+
+def test_the_samples_figures() -> None:
+    """Ages are counted in rows; the bound on Q keeps the greatest seen, and is absent where there is none."""
+    samples = Samples(2)
+    assert samples.figures() == {}
+    rows, ends = np.array([90, 70, 99, 80]), torch.zeros(4)
+    samples.note(rows, None, 100, torch.tensor([0.0, 5.0, 0.0, 0.0]), ends)
+    ages = {"sample_age_rows": 100 - 84.75, "sample_age_max_rows": 30.0}
+    assert samples.figures() == {"batch_size": 2.0, "effective_sample_size": 2.0, "q_bound": 5.0, **ages}
+    samples.note(rows, np.array([1, 0, 1, 1], np.float32), 100, torch.tensor([0.0, 1.0, 0.0, 0.0]), ends)
+    assert samples.figures() == {"batch_size": 2.0, "effective_sample_size": 1.5, "q_bound": 5.0, **ages}
+    samples.note(rows, None, 100, torch.ones(4), torch.ones(4))
+    assert "q_bound" not in samples.figures()
