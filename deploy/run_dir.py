@@ -3,6 +3,7 @@
 runs/<run>/config.yaml (config-N.yaml: as the N-th learner was resumed, where that differs)
            metrics.jsonl (metrics.superseded.jsonl: rows behind the checkpoint that was resumed from)  tb/
            checkpoints/best.*  checkpoints/<fence>-<updates>-<env steps>/  summary.json  fences.json  quarantine/
+           scale.json (the newest qherd scale and its answer)
            lock (held while a driver has the run)  replay.url (while the run's own server is there)
            scrape.json (where /metrics is, until the run ends in order)
 """
@@ -118,6 +119,21 @@ class RunDirectory:
         os.write(self._lock_fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         return self
 
+    def holder(self) -> str | None:
+        """Who has the run: ``process 12 on a-host``; None where nobody does. Asks the kernel, which drops the lock with
+        the process, and keeps nothing."""
+        try:
+            fd = os.open(self.path / "lock", os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return os.read(fd, 100).decode(errors="replace").strip() or "another process"
+        finally:
+            os.close(fd)
+        return None
+
     @property
     def config_file(self) -> Path:
         """The newest configuration."""
@@ -194,6 +210,11 @@ class RunDirectory:
         """The next learner's fence: on disk before it is used, so that no two learners ever share one."""
         return self._count_up("fence")
 
+    @property
+    def slots_ever(self) -> int:
+        """How many slots the run has had at the most."""
+        return max((int(slot) + 1 for slot in self._counts()["incarnations"]), default=0)
+
     def next_evaluator(self) -> int:
         """How many evaluators the run had before the next one, whose seeds are not to be played again."""
         return self._count_up("evaluators") - 1
@@ -251,6 +272,11 @@ class RunDirectory:
             self.open_files()
         with self._disk(self.path / "tb"):
             _write_restart(self._opened()[1], resumed.env_steps)
+
+    def rows(self) -> list[Mapping[str, float]]:
+        """The whole rows of metrics.jsonl; what was no number is left out of them."""
+        rows = (json.loads(row) for row in self._rows()[0])
+        return [{name: value for name, value in row.items() if value is not None} for row in rows]
 
     def _rows(self) -> tuple[list[str], list[str]]:
         """The whole rows of metrics.jsonl, and the one that a driver was killed in, if any."""
