@@ -32,7 +32,7 @@ from deploy.valkey import EmbeddedServer, ServerError, find_server
 from replay.chunk import Schema
 from replay.identity import Identity
 from replay.log import LogError
-from replay.redis_log import RedisLog
+from replay.run_keys import RunKeys
 
 State = Literal["ok", "warning", "problem"]
 RAY_OBJECTS_BYTES = 256 << 20
@@ -259,7 +259,7 @@ def _servers(config: RunConfig, schema: Schema | None) -> Iterator[Check]:
         began = time.perf_counter()
         with EmbeddedServer("doctor", 8 << 20) as server:
             started_s = time.perf_counter() - began
-            with contextlib.closing(RedisLog(server.url("learner"), "doctor")) as log:
+            with contextlib.closing(RunKeys(server.url("learner"), "doctor")) as log:
                 log.check()
                 trip_s = round_trip(log)
         shown_version = subprocess.run([find_server(), "--version"], capture_output=True, text=True, check=False).stdout
@@ -277,7 +277,7 @@ def _servers(config: RunConfig, schema: Schema | None) -> Iterator[Check]:
 
 def _server(url: str, planned: int) -> Check:
     """One of the cluster's servers: version, memory policy, room, and how far away it is."""
-    with contextlib.closing(RedisLog(url, "doctor")) as log:
+    with contextlib.closing(RunKeys(url, "doctor")) as log:
         log.check()
         trip_s, memory = round_trip(log), log.memory()
     found = f"{log.url} answers in {trip_s * 1e6:,.0f} us; noeviction"
@@ -299,12 +299,12 @@ def _server(url: str, planned: int) -> Check:
     return Check("server", "ok", found)
 
 
-def round_trip(log: RedisLog) -> float:
+def round_trip(server: RunKeys) -> float:
     """Seconds of one exchange with the server: the median of some."""
     took = []
     for _ in range(TRIES):
         began = time.perf_counter()
-        log.status()
+        server.ping()
         took.append(time.perf_counter() - began)
     return statistics.median(took)
 
