@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -57,7 +57,10 @@ class ActorConfig(BaseModel):
     """Seconds without an env step of any actor, though the gate is open, after which the run fails. Raise it for an
     environment whose steps take longer."""
     cpus: float = Field(0.0, ge=0)
-    """CPUs that each actor asks Ray for. 0 on one machine; on a cluster it spreads the actors."""
+    """CPUs that each actor asks Ray for. With 0 a node takes any number of them; they are spread over the nodes."""
+    resources: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Custom resources of Ray that each actor asks for, as YAML: '{simulator: 1}' keeps the actors on nodes that were
+    started with ray start --resources='{"simulator": 8}', eight on each."""
 
 
 class EvalConfig(BaseModel):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from actors.epsilon import annealed, ladder
 from actors.lanes import REBUILT, RecordedLane
 from actors.policy import NumpyMlp, explore
 from actors.rows import Columns, Rows
+from learner.cpu_time import CpuTime
 from learner.weights import unpack
 from replay.chunk import Chunk, Counters, Schema, encode
 from replay.log import ChunkId, ChunkLog, Full, Status, Unavailable, WeightsHeader
@@ -44,12 +46,42 @@ class Place:
         return [int(s.generate_state(1)[0]) for s in per_lane], np.random.default_rng(actions)
 
 
+class Work(NamedTuple):
+    """Where an actor's seconds in ``collect`` went, and the weights it fetched; all cumulative."""
+
+    seconds: float = 0.0
+    env_seconds: float = 0.0
+    """In the environments' steps."""
+    log_seconds: float = 0.0
+    """Waiting for the server: chunks, questions, and pauses while it was away."""
+    fetch_seconds: float = 0.0
+    """Fetching, checking and loading weights."""
+    wait_seconds: float = 0.0
+    """At the shut gate, or before the first weights."""
+    cpu_seconds: float = 0.0
+    """On a core: of all of the above."""
+    starved_seconds: float = 0.0
+    """Ready to run while others had all cores: of all of the above."""
+    fetches: int = 0
+    fetched_bytes: int = 0
+
+    @property
+    def own_seconds(self) -> float:
+        """Its own computing: inference, rows, encoding."""
+        return max(0.0, self.seconds - self.env_seconds - self.log_seconds - self.fetch_seconds - self.wait_seconds)
+
+    def plus(self, other: Work) -> Work:
+        """The sums, field by field."""
+        return Work._make(a + b for a, b in zip(self, other, strict=True))
+
+
 class Heartbeat(NamedTuple):
     """What an actor answers: its incarnation's counters, and a line for each environment made anew since it last did:
-    ``lane 3: RuntimeError: the bridge is down, after env step 812 of it``."""
+    ``lane 3: RuntimeError: the bridge is down, after env step 812 of it``; and where its time went."""
 
     counters: Counters
     rebuilt: tuple[str, ...]
+    work: Work = Work()
 
 
 class Rollout:
@@ -76,9 +108,8 @@ class Rollout:
         self._place, self._envs, self._schema, self._policy = place, envs, schema, policy
         self._log, self._config, self._clock, self._sleep = log, config, clock, sleep
         lane_seeds, self._rng = place.seeds(envs.num_envs)
-        lanes = place.slot * envs.num_envs + np.arange(envs.num_envs)
-        self._floor = ladder(lanes, place.slots * envs.num_envs, config.epsilon, config.epsilon_alpha)
-        self._epsilon = annealed(self._floor, 0, config.epsilon_anneal_env_steps)
+        self._run_env_steps = 0  # as the newest weights tell
+        self.place(place.slots)
         self._rebuilt: list[str] = []
         obs, infos = envs.reset(seed=lane_seeds)
         self._obs = np.asarray(obs)
@@ -93,10 +124,12 @@ class Rollout:
         self._poll_s = POLL_MIN_S
         self.weight_version = 0
         self.counters = Counters()
+        self._work: dict[str, Any] = Work()._asdict()
 
     def collect(self, seconds: float) -> Heartbeat:
         """Work for about ``seconds``: chunks where the gate is open, polls where it is not."""
-        end = self._clock() + seconds
+        started, cpu = self._clock(), CpuTime.now()
+        end = started + seconds
         while self._clock() < end:
             if not self.ready():
                 self._wait(min(self._poll_s * self._rng.uniform(0.8, 1.2), max(0.0, end - self._clock())))
@@ -105,7 +138,11 @@ class Rollout:
             self._poll_s = POLL_MIN_S
             self.fill()
             self.send()
-        return Heartbeat(self.counters, self.take_rebuilt())
+        self._work["seconds"] += self._clock() - started
+        now = CpuTime.now()
+        self._work["cpu_seconds"] += now.on_core_s - cpu.on_core_s
+        self._work["starved_seconds"] += now.starved_s - cpu.starved_s
+        return Heartbeat(self.counters, self.take_rebuilt(), Work(**self._work))
 
     def take_rebuilt(self) -> tuple[str, ...]:
         """A line for each environment that was made anew since the last call."""
@@ -126,19 +163,22 @@ class Rollout:
         rows, steps = self._rows, 0
         plan = explore(self._epsilon, self._config.chunk_steps, self._schema.num_actions, self._rng)
         for steps, planned in enumerate(plan, start=1):
-            self._step(rows, steps - 1, planned)
-            if self._clock() > deadline:
+            if self._step(rows, steps - 1, planned) > deadline:
                 break
         self._encode(*rows.close(steps, self.counters))
 
-    def _step(self, rows: Rows, t: int, planned: Array) -> None:
-        """One env step of every lane into time step ``t``: the hot path."""
+    def _step(self, rows: Rows, t: int, planned: Array) -> float:
+        """One env step of every lane into time step ``t``: the hot path. Returns the time when they were done."""
         q = self._policy(self._obs)
         action = np.where(planned < 0, q.argmax(1), planned)
         rows.obs[t], rows.q[t], rows.action[t] = self._obs[self._newest], q, action
+        started = self._clock()
         self._obs, rows.reward[t], rows.terminated[t], rows.truncated[t], infos = self._envs.step(action)
+        stepped = self._clock()
+        self._work["env_seconds"] += stepped - started
         if infos:  # a lane has no others
             rows.broken[t] = self._note_rebuilt(infos)
+        return stepped
 
     def _note_rebuilt(self, infos: Mapping[str, Array]) -> Array:
         """Which lanes' environments were made anew, as the lanes say: <bool>[E]."""
@@ -165,6 +205,7 @@ class Rollout:
                 "rng": rng_state(self._rng),
                 "weight_version": self.weight_version,
                 "gate_open": self._status.gate_open,
+                "run_env_steps": self._run_env_steps,
                 "newest_weights": None if header is None else list(header),
                 "lanes": list(values),
             },
@@ -194,7 +235,7 @@ class Rollout:
         self._rows.restore(_named("rows.", arrays))
         self._policy.load(_named("policy.", arrays))
         self._seq, self.counters = values["seq"], Counters(*values["counters"])
-        self.weight_version = values["weight_version"]
+        self.weight_version, self._run_env_steps = values["weight_version"], values.get("run_env_steps", 0)
         restore_rng(self._rng, values["rng"])
 
     def _recorded(self) -> list[RecordedLane]:
@@ -222,7 +263,8 @@ class Rollout:
     def _ask(self, call: Callable[[], Status]) -> bool:
         """Do one call on the log and act on the status it returns; False where the log is away."""
         try:
-            self._status = call()
+            with self._charging("log_seconds"):
+                self._status = call()
             self._take_weights()
             self._away = False
         except (Unavailable, Full):
@@ -230,6 +272,15 @@ class Rollout:
             self._status, self._away = Status(False, None), True
             return False
         return True
+
+    @contextlib.contextmanager
+    def _charging(self, what: str) -> Iterator[None]:
+        """Book the block's time, however it ends."""
+        started = self._clock()
+        try:
+            yield
+        finally:
+            self._work[what] += self._clock() - started
 
     def _may_act(self) -> bool:
         return self._status.gate_open and self.weight_version > 0
@@ -241,16 +292,35 @@ class Rollout:
             return
         if now - self._fetched_s < self._config.fetch_every_s:
             return
-        value = self._log.fetch_weights()
-        if value is not None:
+        with self._charging("fetch_seconds"):
+            value = self._log.fetch_weights()
+            if value is None:
+                return
             fetched, arrays = unpack(value)
             self._policy.load(arrays)
-            self.weight_version = fetched.version
-            self._epsilon = annealed(self._floor, fetched.env_steps, self._config.epsilon_anneal_env_steps)
-            self._fetched_s = now
+        self._work["fetches"] += 1
+        self._work["fetched_bytes"] += len(value)
+        self.weight_version, self._fetched_s = fetched.version, now
+        self._run_env_steps = fetched.env_steps
+        self._anneal()
+
+    def place(self, slots: int) -> tuple[float, ...]:
+        """The run has so many slots from now on: each lane moves to its place on their ladder.
+
+        Returns what epsilon each lane anneals to. Raises ValueError where this actor's slot is none of them.
+        """
+        lanes = self._place.slot * self._envs.num_envs + np.arange(self._envs.num_envs)
+        self._floor = ladder(lanes, slots * self._envs.num_envs, self._config.epsilon, self._config.epsilon_alpha)
+        self._place = replace(self._place, slots=slots)
+        self._anneal()
+        return tuple(self._floor.tolist())
+
+    def _anneal(self) -> None:
+        self._epsilon = annealed(self._floor, self._run_env_steps, self._config.epsilon_anneal_env_steps)
 
     def _wait(self, seconds: float) -> None:
-        self._sleep(seconds)
+        with self._charging("log_seconds" if self._away else "wait_seconds"):
+            self._sleep(seconds)
         if not self._away and self.weight_version:
             self.counters = self.counters._replace(gate_wait_s=self.counters.gate_wait_s + seconds)
 

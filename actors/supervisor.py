@@ -10,7 +10,8 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import ray
@@ -18,7 +19,7 @@ import ray
 from actors.config import ActorConfig, EvalConfig
 from actors.evaluator import Verdict
 from actors.restarts import BACKOFF_S, NotNowError, Rebuilt, Restarts, cause, jitter
-from actors.rollout import Heartbeat
+from actors.rollout import Heartbeat, Work
 
 COLLECT_S = 1.0
 IN_FLIGHT = 2
@@ -26,6 +27,8 @@ START_S = 300.0
 """Seconds that an actor may take to answer for the first time: a cluster may have to find a node for it first."""
 LOG_S = 20.0
 """Seconds that one ``collect`` may spend on the log beyond its own: four calls that time out after 5 s each."""
+LEAVE_S = 20.0
+"""Seconds that an actor whose slot is no more may take to end its calls in flight and to flush."""
 TICK_S = 2.0
 """The most that one pause between two ticks counts as an actor's silence. Where the pause was longer this process was
 the one that did not run (a stopped or a frozen machine), and the actors may be well."""
@@ -33,7 +36,7 @@ the one that did not run (a stopped or a frozen machine), and the actors may be 
 
 @dataclass
 class _Slot:
-    handle: Any
+    handle: Any  # None before the first start
     calls: list[Any]
     restarts: Restarts
     restart_at_s: float | None = None
@@ -41,16 +44,28 @@ class _Slot:
     silent_s: float = 0.0
     env_steps: int = 0
     death: str | None = None
+    work: Work = field(default_factory=Work)
+    placed: Any = None  # the call that moves it to its place on another ladder
 
     def told(self, now_s: float) -> str:
         """What this actor was last known to do."""
         if self.restart_at_s is not None:
-            return f"died ({self.death})"
+            return f"died ({self.death})" if self.death else "is about to start"
         if self.heard_s is None:
             return "has not answered yet"
         return f"last answered {now_s - self.heard_s:.0f} s ago" + (
             f", died before ({self.death})" if self.death else ""
         )
+
+
+@dataclass
+class _Leaving:
+    """An actor whose slot is no more: it flushes what it has in hand, and ends."""
+
+    index: int
+    handle: Any
+    flush: Any
+    until_s: float
 
 
 class HangError(RuntimeError):
@@ -70,13 +85,17 @@ class Supervisor:
     ) -> None:
         self._start, self._config, self._env_id, self._say = start, config, env_id, say
         self._rebuilt = Rebuilt(say)
+        self._past_work, self._past_deaths, self._past_restarts = Work(), Counter[str](), 0
+        self._leaving: list[_Leaving] = []
+        self._scaled = False
         self._ticked_s = time.monotonic()
-        self._slots = [
-            _Slot(start(slot), [], Restarts(f"actor {slot}", config.restarts, jitter=jitter))
-            for slot in range(config.count)
-        ]
+        self._jitter = jitter
+        self._slots = [_Slot(start(slot), [], self._budget(slot)) for slot in range(config.count)]
         for slot in self._slots:
             self._refill(slot)
+
+    def _budget(self, index: int) -> Restarts:
+        return Restarts(f"actor {index}", self._config.restarts, jitter=self._jitter)
 
     @property
     def alive(self) -> int:
@@ -84,30 +103,95 @@ class Supervisor:
         return sum(slot.heard_s is not None for slot in self._slots)
 
     @property
+    def starting(self) -> int:
+        """Actors that were started and have not answered yet."""
+        return sum(slot.heard_s is None and slot.restart_at_s is None for slot in self._slots)
+
+    def excuse(self) -> None:
+        """Those cannot answer yet: the cluster has no room for them."""
+        for slot in self._slots:
+            if slot.heard_s is None:
+                slot.silent_s = 0.0
+
+    @property
     def restarts(self) -> int:
         """Restarts so far, over all slots."""
-        return sum(slot.restarts.total for slot in self._slots)
+        return sum((slot.restarts.total for slot in self._slots), self._past_restarts)
 
     @property
     def restart_reasons(self) -> Counter[str]:
         """Deaths so far by the name of the error's type, over all slots."""
-        return sum((slot.restarts.reasons for slot in self._slots), Counter())
+        return sum((slot.restarts.reasons for slot in self._slots), self._past_deaths)
 
     @property
     def rebuilds(self) -> int:
         """Environments that raised and were made anew so far, over all slots."""
         return self._rebuilt.total
 
+    @property
+    def work(self) -> Work:
+        """Where the actors' time went so far, over all slots and incarnations."""
+        return reduce(Work.plus, (slot.work for slot in self._slots), self._past_work)
+
     def told(self) -> str:
         """What each actor was last known to do, in one line."""
         now_s = time.monotonic()
         return "; ".join(f"actor {index} {slot.told(now_s)}" for index, slot in enumerate(self._slots))
+
+    def scale(self, count: int) -> None:
+        """Have ``count`` slots from now on, each at its place on their ladder: actors of further slots start, those of
+        slots that are no more flush and end. ``tick`` does the work, ``settled`` tells when it is done."""
+        now_s, self._scaled = time.monotonic(), True
+        while len(self._slots) > count:
+            self._leave(len(self._slots) - 1, self._slots.pop())
+        for slot in self._slots:
+            slot.placed = None
+        for index in range(len(self._slots), count):
+            self._slots.append(_Slot(None, [], self._budget(index), restart_at_s=now_s))
+
+    def settled(self) -> dict[int, tuple[float, ...]] | None:
+        """What each slot's lanes explore with once annealed, as their actors say; None until all have answered, and
+        those that leave have left."""
+        calls = [slot.placed for slot in self._slots]
+        if (
+            self._leaving
+            or any(call is None for call in calls)
+            or ray.wait(calls, num_returns=len(calls), timeout=0)[1]
+        ):
+            return None
+        try:
+            return dict(enumerate(ray.get(call) for call in calls))
+        except ray.exceptions.RayError:  # an actor died meanwhile: it is asked again when it is back
+            return None
+
+    def _leave(self, index: int, slot: _Slot) -> None:
+        self._past_work = self._past_work.plus(slot.work)
+        self._past_restarts += slot.restarts.total
+        self._past_deaths += slot.restarts.reasons
+        if slot.restart_at_s is None:
+            flush = slot.handle.flush.remote(LEAVE_S / 2)
+            self._leaving.append(_Leaving(index, slot.handle, flush, time.monotonic() + LEAVE_S))
+
+    def _see_off(self) -> None:
+        """End those who have flushed, or had the time for it."""
+        for each in tuple(self._leaving):
+            if ray.wait([each.flush], timeout=0)[0] or time.monotonic() > each.until_s:
+                self._leaving.remove(each)
+                self._end(each)
+
+    def _end(self, each: _Leaving) -> None:
+        flushed = False
+        with contextlib.suppress(ray.exceptions.RayError):
+            flushed = bool(ray.wait([each.flush], timeout=0)[0] and ray.get(each.flush))
+        ray.kill(each.handle)
+        self._say(f"actor {each.index} has left" + ("" if flushed else "; what it had in hand is lost"))
 
     def tick(self) -> None:
         """Take the answers that are there, ask again, restart who died or hangs. Does not wait."""
         now_s = time.monotonic()
         passed_s, self._ticked_s = min(now_s - self._ticked_s, TICK_S), now_s
         self._rebuilt.catch_up()
+        self._see_off()
         for index, slot in enumerate(self._slots):
             if slot.restart_at_s is not None:
                 if now_s >= slot.restart_at_s:
@@ -121,14 +205,19 @@ class Supervisor:
                 self._bury(index, slot, error)
             else:
                 self._refill(slot)
+                if self._scaled and slot.placed is None:
+                    slot.placed = slot.handle.place.remote(len(self._slots))
 
     def stop(self, deadline_s: float) -> None:
         """Flush all actors within one deadline, then end them."""
         flushes = [slot.handle.flush.remote(deadline_s / 2) for slot in self._slots if slot.restart_at_s is None]
+        flushes += [each.flush for each in self._leaving]
         if flushes:
             ray.wait(flushes, num_returns=len(flushes), timeout=deadline_s)
-        for slot in self._slots:
-            ray.kill(slot.handle)
+        handles = [slot.handle for slot in self._slots] + [each.handle for each in self._leaving]
+        for handle in handles:
+            if handle is not None:
+                ray.kill(handle)
 
     def _take_answers(self, index: int, slot: _Slot) -> None:
         done, _ = ray.wait(slot.calls, num_returns=len(slot.calls), timeout=0)
@@ -136,7 +225,7 @@ class Supervisor:
             slot.calls.remove(call)
             heartbeat: Heartbeat = ray.get(call)
             slot.heard_s, slot.silent_s = time.monotonic(), 0.0
-            slot.env_steps = heartbeat.counters.env_steps
+            slot.env_steps, slot.work = heartbeat.counters.env_steps, heartbeat.work
             self._rebuilt.note(index, heartbeat.rebuilt)
 
     def _check_silence(self, slot: _Slot) -> None:
@@ -161,7 +250,8 @@ class Supervisor:
         except NotNowError:
             slot.restart_at_s = time.monotonic() + BACKOFF_S
             return
-        slot.calls, slot.restart_at_s, slot.silent_s, slot.env_steps = [], None, 0.0, 0
+        self._past_work, slot.work = self._past_work.plus(slot.work), Work()
+        slot.calls, slot.restart_at_s, slot.silent_s, slot.env_steps, slot.placed = [], None, 0.0, 0, None
         self._refill(slot)
 
     def _bury(self, index: int, slot: _Slot, error: Exception) -> None:

@@ -43,6 +43,10 @@ class ActorWorker:
         """See ``Rollout.collect``."""
         return self._rollout.collect(seconds)
 
+    def place(self, slots: int) -> tuple[float, ...]:
+        """See ``Rollout.place``."""
+        return self._rollout.place(slots)
+
     def flush(self, deadline_s: float) -> bool:
         """See ``Rollout.flush``."""
         return self._rollout.flush(deadline_s)

@@ -12,8 +12,8 @@ from benchmarks import machine
 from benchmarks.result import Result, show
 
 NAMES = ("log_rate", "replay", "actor_rate", "learner_rate", "metrics_cost", "start_time", "solve")
-BY_NAME_ONLY = ("soak", "resume")
-"""Some ten minutes each, and no figure of them is a speed."""
+BY_NAME_ONLY = ("soak", "resume", "scaling", "broadcast")
+"""Some ten minutes each."""
 
 
 def main() -> None:

@@ -10,8 +10,9 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin
 
 import tyro
 import yaml
@@ -23,7 +24,11 @@ from deploy.config import ConfigError, RedisConfig, RunConfig, check_bounds, com
 USAGE = """qherd: a herd of actors, one learner, deep Q-learning.
 
   qherd train [ENV]    train; LunarLander-v3 where no ENV is given
+  qherd plan [ENV]     what such a run takes and does: memory, network, env steps, samples per insert
+  qherd doctor [RUN]   is all here that a run needs; of a run at work: what holds it up, and what to change
   qherd resume RUN     go on with a run that was interrupted, killed, or is out of budget
+  qherd scale RUN --actors N
+                       have more or fewer actors in a run while it works
   qherd eval RUN       play a run's best policy greedily
   qherd record RUN     write a video of it
   qherd replay stats RUN|URL
@@ -63,6 +68,72 @@ class Train(Launch):
     """
 
     options: Annotated[RunConfig, tyro.conf.arg(name="")] = RunConfig()
+
+
+class Plan(BaseModel):
+    """Say what a run will take and do, before it is started: memory of server, learner and actors, env steps and
+    updates per second, samples per insert, bytes per second on the network, each with what it is made of. What is
+    impossible is refused. ENV and the options are those of qherd train.
+
+    The environment and the network are tried on this machine, for a second each, unless their rates are given.
+    """
+
+    preset: str | None = None
+    """Start from these values: cartpole, lunarlander or tutorial. The default goes by the environment."""
+    config: Path | None = None
+    """A YAML file of options, over the preset."""
+    env_steps_per_second: float | None = Field(None, gt=0)
+    """Env steps per second of one actor, all its lanes together. The default is measured."""
+    updates_per_second: float | None = Field(None, gt=0)
+    """Updates per second that the learner can do. The default is measured, on this machine."""
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print JSON."""
+    options: Annotated[RunConfig, tyro.conf.arg(name="")] = RunConfig()
+
+
+class Doctor(BaseModel):
+    """Check what a run needs: versions, limits, the environment (spaces, dtype, autoreset mode, step rate), memory,
+    ports, disk, cores, GPU, the server and its memory policy, /dev/shm, Ray and each of its nodes. Options are those of
+    qherd train; --env.id names the environment. Exit code 1 where there is a problem.
+
+    With RUN, a run's directory: say whether it is well, and name what holds it up (env, actor CPU, Redis, network,
+    learner or limiter) from the waits that it measures, and what to change.
+    """
+
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print JSON."""
+    preset: str | None = None
+    """Start from these values: cartpole, lunarlander or tutorial. The default goes by the environment."""
+    config: Path | None = None
+    """A YAML file of options, over the preset."""
+    options: Annotated[RunConfig, tyro.conf.arg(name="")] = RunConfig()
+
+
+class DoctorOfRun(BaseModel):
+    """Say whether a run is well, and name what holds it up (env, actor CPU, Redis, network, learner or limiter) from
+    the waits that it measures, and what to change.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's directory."""
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print JSON."""
+
+
+class Scale(BaseModel):
+    """Have N actors in a run while it works, and wait until they are there. New ones join with the newest weights;
+    those that leave send what they have in hand first; every lane moves to its place on the epsilon ladder of N. What
+    the run could not hold is refused, and then nothing changes. qherd resume goes on with N.
+
+    Exit code 1 where the actors had not all answered after two minutes: a cluster may have no room for them yet.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's directory."""
+    actors: int = Field(ge=1)
+    """How many actors the run shall have."""
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print JSON, with the epsilon of every lane as its actor says it."""
 
 
 class Resume(BaseModel):
@@ -175,7 +246,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _dispatch(arguments: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
+        "plan": _plan,
+        "doctor": _doctor,
         "resume": _resume,
+        "scale": _scale,
         "eval": _eval,
         "record": _record,
         "replay stats": _replay_stats,
@@ -198,11 +272,46 @@ def _dispatch(arguments: list[str]) -> int:
     raise ConfigError(f"there is no command {command!r}\n\n{USAGE}".rstrip())
 
 
-def _train(arguments: list[str]) -> int:
+def _base(arguments: list[str]) -> RunConfig:
+    """All layers below the command line's own options; takes ENV, which comes first, out of ``arguments``."""
     env_id = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
     launch, _ = tyro.cli(Launch, args=arguments, return_unknown_args=True, add_help=False)
     base = compose(env_id, launch.preset, launch.config)
     check_bounds(arguments)
+    return base
+
+
+def _plan(arguments: list[str]) -> int:
+    base = _base(arguments)
+    call = tyro.cli(Plan, args=arguments, default=Plan(options=base), prog="qherd plan [ENV]", registry=_yaml_options())
+    from deploy.outlook import plan_command
+
+    return plan_command(call.options, call.env_steps_per_second, call.updates_per_second, as_json=call.as_json)
+
+
+def _doctor(arguments: list[str]) -> int:
+    if arguments and not arguments[0].startswith("-"):
+        call = tyro.cli(DoctorOfRun, args=arguments, prog="qherd doctor")
+        from deploy.doctor import doctor_of_run
+
+        return doctor_of_run(call.run, as_json=call.as_json)
+    base = _base(_with_env_first(arguments))
+    full = tyro.cli(
+        Doctor, args=arguments, default=Doctor(options=base), prog="qherd doctor [RUN]", registry=_yaml_options()
+    )
+    from deploy.doctor import doctor
+
+    return doctor(full.options, as_json=full.as_json)
+
+
+def _with_env_first(arguments: list[str]) -> list[str]:
+    """A copy with the value of --env.id in front, as qherd train has it: the default preset goes by it."""
+    given = [value for name, value in pairwise(arguments) if name in ("--env.id", "--env-id")]
+    return [*given[-1:], *arguments]
+
+
+def _train(arguments: list[str]) -> int:
+    base = _base(arguments)
     full = tyro.cli(
         Train, args=arguments, default=Train(options=base), prog="qherd train [ENV]", registry=_yaml_options()
     )
@@ -242,14 +351,14 @@ def _resume(arguments: list[str]) -> int:
 
 
 def _yaml_options() -> tyro.constructors.ConstructorRegistry:
-    """Teaches tyro to take a free mapping (env.kwargs) as one YAML value."""
+    """Teaches tyro to take a free mapping (env.kwargs, actors.resources) as one YAML value."""
     registry = tyro.constructors.ConstructorRegistry()
 
     @registry.primitive_rule
     def mapping(
         info: tyro.constructors.PrimitiveTypeInfo,
     ) -> tyro.constructors.PrimitiveConstructorSpec[dict[str, Any]] | None:
-        if info.type != dict[str, Any]:
+        if get_origin(info.type) is not dict:
             return None
         return tyro.constructors.PrimitiveConstructorSpec(
             nargs=1,
@@ -270,6 +379,13 @@ def _yaml_mapping(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{text!r} is no YAML mapping like '{{gravity: -9}}'")
     return value
+
+
+def _scale(arguments: list[str]) -> int:
+    call = tyro.cli(Scale, args=arguments, prog="qherd scale")
+    from deploy.scaling import scale
+
+    return scale(call.run, call.actors, as_json=call.as_json)
 
 
 def _eval(arguments: list[str]) -> int:

@@ -111,6 +111,8 @@ class RayConfig(BaseModel):
 
     address: str | None = None
     """The existing Ray cluster of the cluster mode: host:port, or auto."""
+    autoscales: bool = False
+    """The cluster adds nodes when they are asked for: what does not fit yet is waited for, not refused."""
 
 
 class MetricsConfig(BaseModel):
@@ -318,7 +320,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _merge(values: dict[str, Any], over: Mapping[str, Any]) -> None:
     for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(values.get(key), dict) and key != "kwargs":
+        if isinstance(value, Mapping) and isinstance(values.get(key), dict) and key not in ("kwargs", "resources"):
             _merge(values[key], value)
         else:
             values[key] = dict(value) if isinstance(value, Mapping) else value

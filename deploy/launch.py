@@ -8,12 +8,11 @@ import socket
 from actors.envs import make_env, schema_of
 from deploy.config import ConfigError, RunConfig
 from deploy.inline_session import InlineSession
-from deploy.plan import chunk_rows
+from deploy.plan import check_limiter
 from deploy.ray_session import RaySession
 from deploy.run_dir import RunDirectory, env_of
 from deploy.session import Say, Session
 from replay.chunk import Schema
-from replay.limiter import Limiter
 from replay.log import LogError, Unavailable
 from replay.redis_log import TIMEOUT_S, RedisLog
 
@@ -35,19 +34,17 @@ def probe_env(config: RunConfig) -> Schema:
 
 def check(config: RunConfig) -> None:
     """Raises ConfigError or ValueError for what cannot work, before anything is made or started."""
-    limits = config.replay
-    try:
-        limiter = Limiter(limits.samples_per_insert, limits.min_rows, limits.capacity_rows, config.learner.batch)
-        limiter.set_slack(config.actors.count * chunk_rows(config))
-        if config.mode == "inline":
-            from learner.learner import choose_device
+    check_limiter(config)
+    if config.mode == "inline":
+        from learner.learner import choose_device
 
+        try:
             choose_device(config.learner.device)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     if config.env.path is not None and not config.env.path.is_dir():
         raise ConfigError(f"--env.path {config.env.path}: there is no such folder")
-    _check_port(config)
+    check_port(config)
     if config.mode == "cluster":
         _check_cluster(config)
 
@@ -82,7 +79,7 @@ def _check_server(url: str) -> None:
         raise ConfigError(str(error)) from error
 
 
-def _check_port(config: RunConfig) -> None:
+def check_port(config: RunConfig) -> None:
     """Find a busy metrics port before anything is started."""
     if config.metrics.port is None or config.mode == "cluster":
         return

@@ -52,14 +52,27 @@ class LearnerSeat:
         """Whether there is a learner, as far as is known."""
         return self._restart_at_s is None
 
+    @property
+    def heard(self) -> bool:
+        """Whether the present learner has answered."""
+        return self._resumed is None
+
+    def excuse(self) -> None:
+        """It cannot answer yet: the cluster has no room for it."""
+        self._heard_s = time.monotonic()
+
     def candidate(self) -> Any:
         """A reference to the averaged policy, packed."""
         return self.handle.candidate.remote()
 
-    def started(self) -> Resumed | None:
-        """Wait for the learner of a resumed run; where it goes on from. Raises RunFailedError where it cannot."""
+    def started(self, excused: Callable[[], bool]) -> Resumed | None:
+        """Wait for the learner of a resumed run, longer while it is ``excused``; where it goes on from. Raises
+        RunFailedError where it cannot."""
+        while not ray.wait([self._resumed], timeout=SLICE_S)[0] and time.monotonic() - self._heard_s < READY_S:
+            if excused():
+                self.excuse()
         try:
-            resumed: Resumed | None = ray.get(self._resumed, timeout=READY_S)
+            resumed: Resumed | None = ray.get(self._resumed, timeout=0.0)
         except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
             raise RunFailedError(f"the learner failed: {cause(error)}", str(error)) from None
         self._resumed = None

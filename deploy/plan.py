@@ -9,9 +9,13 @@ from typing import NamedTuple
 
 from deploy.config import ConfigError, RunConfig
 from replay.chunk import HEADER_BYTES, Schema
+from replay.limiter import Limiter
 from replay.mirror import Mirror
 from replay.samplers import tree_bytes
 from replay.storage import CannotFit, available_memory, check_fit, make_storage
+
+ACTOR_BYTES, LEARNER_BYTES = 150 << 20, 450 << 20
+"""Memory of a process before it holds rows or weights: Python, Ray, numpy and gymnasium; and torch. Measured."""
 
 
 class Plan(NamedTuple):
@@ -24,10 +28,10 @@ class Plan(NamedTuple):
     def told(self, config: RunConfig) -> str:
         """One line for the start of a run."""
         limits = config.replay
-        tree = f" and a sum tree of {_megabytes(self.tree)}" if self.tree else ""
-        server = f"; the server at most {_megabytes(self.server)}" if self.server else ""
+        tree = f" and a sum tree of {megabytes(self.tree)}" if self.tree else ""
+        server = f"; the server at most {megabytes(self.server)}" if self.server else ""
         return (
-            f"replay of {limits.capacity_rows:,} rows: {_megabytes(self.mirror)} ({limits.storage}){tree} in the "
+            f"replay of {limits.capacity_rows:,} rows: {megabytes(self.mirror)} ({limits.storage}){tree} in the "
             f"learner{server}"
         )
 
@@ -56,8 +60,29 @@ def check_memory(config: RunConfig, schema: Schema) -> None:
     if free is not None and in_ram > free:
         memmap = ", or choose --replay.storage memmap with a --replay.log_rows that fits" if kind == "ram" else ""
         raise ConfigError(
-            f"{planned.told(config)}: {_megabytes(in_ram)} of memory in all, {_megabytes(free)} are free; lower "
+            f"{planned.told(config)}: {megabytes(in_ram)} of memory in all, {megabytes(free)} are free; lower "
             f"--replay.capacity_rows{memmap}"
+        )
+
+
+def check_limiter(config: RunConfig) -> Limiter:
+    """The limiter that the run begins with. Raises ConfigError for a capacity that the actors could overrun."""
+    limits = config.replay
+    try:
+        limiter = Limiter(limits.samples_per_insert, limits.min_rows, limits.capacity_rows, config.learner.batch)
+        limiter.set_slack(config.actors.count * chunk_rows(config))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return limiter
+
+
+def check_more_actors(config: RunConfig, more: int) -> None:
+    """Raises ConfigError where this machine has no memory for ``more`` actors than there are."""
+    free = available_memory()
+    if config.mode != "cluster" and free is not None and more * ACTOR_BYTES > free:
+        raise ConfigError(
+            f"{more} more actors need {megabytes(more * ACTOR_BYTES)} of memory, {megabytes(free)} are free on this "
+            "machine: ask for fewer"
         )
 
 
@@ -82,9 +107,13 @@ def server_bytes(config: RunConfig, schema: Schema) -> int:
     copies of the weights, and 32 MB for itself and its connections."""
     rows = config.replay.rows_in_log + 4 * config.actors.count * chunk_rows(config)
     log = rows * schema.row_bytes + (rows // config.actors.lanes + 1) * (HEADER_BYTES + 200)
+    return int(1.25 * log) + 3 * network_bytes(config, schema) + (32 << 20)
+
+
+def network_bytes(config: RunConfig, schema: Schema) -> int:
+    """Bytes of the Q-network's weights, which are broadcast as they are."""
     sizes = config.learner.network.layer_sizes(math.prod(schema.input_shape), schema.num_actions)
-    weights = 4 * sum((inputs + 1) * outputs for inputs, outputs in pairwise(sizes))
-    return int(1.25 * log) + 3 * weights + (32 << 20)
+    return 4 * sum((inputs + 1) * outputs for inputs, outputs in pairwise(sizes))
 
 
 def _existing(folder: Path) -> Path:
@@ -93,5 +122,6 @@ def _existing(folder: Path) -> Path:
     return next(found for found in (folder, *folder.parents) if found.is_dir())
 
 
-def _megabytes(nbytes: int) -> str:
+def megabytes(nbytes: float) -> str:
+    """For messages."""
     return f"{nbytes / 1e6:,.0f} MB"

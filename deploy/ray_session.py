@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +14,13 @@ from actors.evaluator import Verdict
 from actors.restarts import CrashLoopError, NotNowError, Restarts
 from deploy import __version__
 from deploy.config import ConfigError, RunConfig
-from deploy.plan import backstop_chunks, chunk_rows, plan, rows_in_checkpoint
+from deploy.placement import RoomWatch, alive_nodes, asks, check_room, options
+from deploy.plan import backstop_chunks, check_limiter, check_more_actors, chunk_rows, plan, rows_in_checkpoint
+from deploy.ray_start import start_ray
 from deploy.run_dir import RunDirectory, RunDirError, env_of
-from deploy.session import RESTARTS, Progress, RunFailedError, Say, make_checkpointer, replay_of
-from deploy.valkey import EmbeddedServer, PrivateDir
+from deploy.scaling import SETTLE_S, Request, ScaleDesk
+from deploy.session import RESTARTS, WORK, Progress, RunFailedError, Say, make_checkpointer, replay_of
+from deploy.valkey import EmbeddedServer
 from learner.report import Report, Resumed
 from replay.chunk import Schema
 from replay.identity import Identity
@@ -32,9 +32,6 @@ FLUSH_S = 9.0
 """How long the end of a run waits for the actors to flush, at the most."""
 FROZEN_S = 60.0
 """How long the embedded server may be silent, though its process lives."""
-SEAT = "qherd_learner"
-"""The Ray resource of the node where learner and evaluator belong; without it they are where Ray puts them."""
-SEAT_SHARE = {"learner": 0.9, "evaluator": 0.1}
 METRICS_ADDRESS_S = 5.0
 """How long the driver waits for the learner to say where its /metrics is."""
 LAST_ID_TIMEOUT_S = 2.0
@@ -59,6 +56,8 @@ class RaySession:
         self._server: EmbeddedServer | None = None
         self._server_restart_s: float | None = None
         self._servers_down, self._down_since_s = 0, 0.0
+        self._desk = ScaleDesk(directory.path)
+        self._scaling: tuple[Request, float] | None = None
         try:
             self._start()
         except NotNowError as error:  # at the start there is nothing to wait for
@@ -75,7 +74,7 @@ class RaySession:
         self._say(f"starting Ray ({'on this machine' if config.mode == 'local' else config.ray.address})")
         with ThreadPoolExecutor(1) as meanwhile:
             opened = meanwhile.submit(self._directory.open_files)
-            _start_ray(config, self._cleanup)
+            start_ray(config, self._cleanup)
         opened.result()
 
         from actors.supervisor import Screening, Silence, Supervisor
@@ -85,13 +84,14 @@ class RaySession:
         self._silence = Silence(config.actors.silence_s)
         self._server_restarts = Restarts("the replay server", budget)
         identity = Identity.here()
+        self._make_room()
         self._say("starting the learner, the evaluator and the actors")
         resumes = self._directory.fence > 0
         self._seat = LearnerSeat(
             lambda: self._start_learner(identity, urls["learner"]), Restarts("the learner", budget), self._say
         )
         incarnations: Mapping[int, int] = {}
-        if resumes and (resumed := self._seat.started()) is not None:
+        if resumes and (resumed := self._seat.started(lambda: self._short_of_room(learner=True))) is not None:
             self._directory.rewind(resumed)
             incarnations = resumed.incarnations
         self._supervisor = Supervisor(
@@ -104,6 +104,20 @@ class RaySession:
             budget,
             self._say,
         )
+
+    def _make_room(self) -> None:
+        """Raises ConfigError where the cluster can never hold the run."""
+        import ray
+
+        asked = asks(self._config, ray.cluster_resources())  # type: ignore[no-untyped-call]
+        if waits := check_room(asked, alive_nodes(ray.nodes()), self._config.ray.autoscales):  # type: ignore[no-untyped-call]
+            self._say(waits)
+        self._room = RoomWatch(asked, self._say)
+
+    def _short_of_room(self, learner: bool, actors: int = 0) -> bool:
+        import ray
+
+        return self._room.short(learner, actors, ray.available_resources)
 
     def _start_server(self) -> dict[str, tuple[str, ...]]:
         """URLs by role, of the embedded server or of the cluster's."""
@@ -140,8 +154,7 @@ class RaySession:
         local = config.mode == "local"
         with _later_if_away():
             fence = self._directory.next_fence()
-        seat = {"num_cpus": 0 if local else 1} | _seat("learner")
-        return LearnerWorker.options(**seat, num_gpus=_gpus(config)).remote(  # type: ignore[attr-defined]
+        return LearnerWorker.options(**options(self._room.asked.learner)).remote(  # type: ignore[attr-defined]
             identity,
             urls,
             self._directory.run,
@@ -151,6 +164,7 @@ class RaySession:
             fence=fence,
             seed=config.seed,
             slots=config.actors.count,
+            slots_ever=self._directory.slots_ever,
             chunk_rows=chunk_rows(config),
             quarantine=self._directory.quarantine if local else None,
             checkpointer=make_checkpointer(config, self._directory, self._schema),
@@ -175,11 +189,12 @@ class RaySession:
             with _later_if_away():
                 newest = max(log.last_id(slot).incarnation, incarnations.get(slot, 0))
                 incarnation = self._directory.next_incarnation(slot, newest)
-            place = Place(run, config.seed, slot, config.actors.count, incarnation)
+            place = Place(run, config.seed, slot, self._config.actors.count, incarnation)
             url = urls["actor"][shard_of(slot, len(urls["actor"]))]
-            return ActorWorker.options(  # type: ignore[attr-defined]
-                num_cpus=config.actors.cpus, scheduling_strategy="SPREAD"
-            ).remote(identity, url, place, env, config.actors, dueling, backstop_chunks(config))
+            placed = options(self._room.asked.actor) | {"scheduling_strategy": "SPREAD"}
+            return ActorWorker.options(**placed).remote(  # type: ignore[attr-defined]
+                identity, url, place, env, config.actors, dueling, backstop_chunks(config)
+            )
 
         return start
 
@@ -192,8 +207,7 @@ class RaySession:
         def start() -> Any:
             with _later_if_away():
                 number = self._directory.next_evaluator()
-            seat = {"num_cpus": 0} | _seat("evaluator")
-            return EvaluatorWorker.options(**seat).remote(  # type: ignore[attr-defined]
+            return EvaluatorWorker.options(**options(self._room.asked.evaluator)).remote(  # type: ignore[attr-defined]
                 identity, env, config.eval, dueling, config.seed, number
             )
 
@@ -205,7 +219,11 @@ class RaySession:
         try:
             self._take_report()
             self._tend_server()
+            self._tend_scaling()
             self._supervisor.tick()
+            if self._short_of_room(not self._seat.heard, self._supervisor.starting):
+                self._seat.excuse()
+                self._supervisor.excuse()
             self._check_silence()
             result = self._screening.tick(learning=self._seat.works and self._figures.get("updates", 0) > 0)
         except CrashLoopError as error:
@@ -217,7 +235,7 @@ class RaySession:
             verdict, policy = None, None
         if verdict is not None:
             self._driver_figures["greedy_return"] = verdict.episodes.mean
-        self._driver_figures |= {"actors_alive": self._supervisor.alive, **self._restarts()}
+        self._driver_figures |= {"actors_alive": self._supervisor.alive, **self._restarts(), **self._work()}
         return self._progress(verdict, policy)
 
     def _take_report(self) -> None:
@@ -254,6 +272,11 @@ class RaySession:
         )
         return {name: self._before.get(name, 0) + count for name, count in zip(RESTARTS, counts, strict=True)}
 
+    def _work(self) -> dict[str, float]:
+        """Where the actors' time went, that before the run was resumed included."""
+        work = self._supervisor.work
+        return {figure: self._before.get(figure, 0) + getattr(work, name) for name, figure in WORK.items()}
+
     def _check_silence(self) -> None:
         if self._silence.too_long(self._figures):
             raise RunFailedError(
@@ -274,6 +297,52 @@ class RaySession:
             self._server_restart_s = None
             self._server.start()
             self._claim([self._server.url("learner")])
+
+    def _tend_scaling(self) -> None:
+        """Do what ``qherd scale`` asks for, one request after the other, and tell it when all is as asked."""
+        if self._scaling is not None:
+            self._settle(*self._scaling)
+        elif (request := self._desk.asked()) is not None:
+            before = self._config.actors.count
+            try:
+                self._scale(request.actors)
+            except (ConfigError, RunDirError) as error:
+                self._desk.answer(replace(request, state="refused", told=str(error)))
+                return
+            told = f"{request.actors} actor(s) from now on, were {before}"
+            self._say(told)
+            self._scaling = replace(request, state="begun", told=told), time.monotonic()
+            self._desk.answer(self._scaling[0])
+
+    def _scale(self, count: int) -> None:
+        """Change the number of slots. Raises ConfigError or RunDirError, and changes nothing, where it cannot be."""
+        import ray
+
+        actors = self._config.actors.model_copy(update={"count": count})
+        config = self._config.model_copy(update={"actors": actors})
+        check_limiter(config)
+        check_more_actors(config, count - self._config.actors.count)
+        asked = asks(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
+        waits = check_room(asked, alive_nodes(ray.nodes()), config.ray.autoscales)  # type: ignore[no-untyped-call]
+        self._directory.note_config(config)
+        self._config, self._room = config, RoomWatch(asked, self._say)
+        if waits:
+            self._say(waits)
+        if self._seat.works:  # one that starts is told as it starts
+            self._seat.handle.expect.remote(count, chunk_rows(config))
+        self._supervisor.scale(count)
+
+    def _settle(self, request: Request, since_s: float) -> None:
+        floors = self._supervisor.settled()
+        if floors is not None:
+            epsilon = {str(slot): floor for slot, floor in floors.items()}
+            self._desk.answer(replace(request, state="done", epsilon=epsilon))
+        elif time.monotonic() - since_s > SETTLE_S:
+            told = f"{request.told}; after {SETTLE_S:.0f} s not all of them have answered: {self._supervisor.told()}"
+            self._desk.answer(replace(request, state="late", told=told))
+        else:
+            return
+        self._scaling = None
 
     def _register_metrics(self) -> None:
         """Once per learner, when it works: write down where its /metrics is, which only it knows."""
@@ -353,79 +422,3 @@ def _later_if_away() -> Iterator[None]:
         if not error.temporary:
             raise
         raise NotNowError(str(error)) from error
-
-
-def _start_ray(config: RunConfig, cleanup: contextlib.ExitStack) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    if config.mode == "local":
-        # Ray reads this when it is imported: "0" has every part of it listen on loopback only.
-        if "ray" in sys.modules:
-            raise RunFailedError("ray was imported before the run; its loopback and token settings are read at import")
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
-    import ray
-
-    home = PrivateDir()
-    cleanup.callback(home.remove)
-    cleanup.callback(ray.shutdown)
-    folder = home.path
-    (folder / "empty").mkdir()
-    # Ray puts the driver's working directory first on the workers' sys.path: give it one without packages.
-    with contextlib.chdir(folder / "empty"), _own_signal_handlers():
-        if config.mode == "cluster":
-            _join_cluster(str(config.ray.address))
-        else:
-            ray.init(
-                include_dashboard=False,
-                object_store_memory=256 << 20,
-                log_to_driver=False,
-                configure_logging=False,
-                _temp_dir=str(folder),
-                _node_ip_address="127.0.0.1",
-            )
-
-
-def _join_cluster(address: str) -> None:
-    import ray
-
-    try:
-        ray.init(address=address, log_to_driver=False, configure_logging=False)
-    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(
-            f"the Ray cluster at {address} cannot be used: {reason}; is the address right, and are RAY_AUTH_MODE and "
-            "RAY_AUTH_TOKEN the cluster's?"
-        ) from None
-
-
-@contextlib.contextmanager
-def _own_signal_handlers() -> Iterator[None]:
-    """Keep our handlers of SIGINT and SIGTERM where ray.init installs its own, which end the process by SIGABRT."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _seat(part: str) -> dict[str, Any]:
-    """Ray's options that take a part to the learner's node, where the cluster has one: no actor takes its place there
-    while it is restarted, and a worker node that is lost takes neither with it."""
-    import ray
-
-    offered: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return {"num_cpus": 0, "resources": {SEAT: SEAT_SHARE[part]}} if offered.get(SEAT) else {}
-
-
-def _gpus(config: RunConfig) -> float:
-    """GPUs that the learner asks for: one where the cluster has any and the config does not say otherwise."""
-    import ray
-
-    wanted = config.learner.device
-    if wanted.startswith("cuda"):
-        return 1
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return 1 if wanted == "auto" and resources.get("GPU", 0) >= 1 else 0

@@ -3,6 +3,7 @@
 runs/<run>/config.yaml (config-N.yaml: as the N-th learner was resumed, where that differs)
            metrics.jsonl (metrics.superseded.jsonl: rows behind the checkpoint that was resumed from)  tb/
            checkpoints/best.*  checkpoints/<fence>-<updates>-<env steps>/  summary.json  fences.json  quarantine/
+           scale.json (the newest qherd scale and its answer)
            lock (held while a driver has the run)  replay.url (while the run's own server is there)
            scrape.json (where /metrics is, until the run ends in order)
 """
@@ -32,6 +33,7 @@ from actors.config import EnvConfig
 from deploy import __version__
 from deploy.config import RunConfig, dump
 from deploy.discovery import registration
+from deploy.events import open_events, write_restart, write_scalars
 from learner.report import Resumed
 from learner.weights import unpack
 
@@ -118,6 +120,21 @@ class RunDirectory:
         os.write(self._lock_fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         return self
 
+    def holder(self) -> str | None:
+        """Who has the run: ``process 12 on a-host``; None where nobody does. Asks the kernel, which drops the lock with
+        the process, and keeps nothing."""
+        try:
+            fd = os.open(self.path / "lock", os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return os.read(fd, 100).decode(errors="replace").strip() or "another process"
+        finally:
+            os.close(fd)
+        return None
+
     @property
     def config_file(self) -> Path:
         """The newest configuration."""
@@ -194,6 +211,11 @@ class RunDirectory:
         """The next learner's fence: on disk before it is used, so that no two learners ever share one."""
         return self._count_up("fence")
 
+    @property
+    def slots_ever(self) -> int:
+        """How many slots the run has had at the most."""
+        return max((int(slot) + 1 for slot in self._counts()["incarnations"]), default=0)
+
     def next_evaluator(self) -> int:
         """How many evaluators the run had before the next one, whose seeds are not to be played again."""
         return self._count_up("evaluators") - 1
@@ -216,7 +238,7 @@ class RunDirectory:
         """Open metrics.jsonl and the TensorBoard events (whose import takes a while: do it while Ray starts)."""
         with self._disk(self.path / "metrics.jsonl"):
             self._metrics = (self.path / "metrics.jsonl").open("a")
-            self._events = _event_writer(self.path / "tb")
+            self._events = open_events(self.path / "tb")
 
     def log(self, figures: Mapping[str, float]) -> None:
         """Append one row to metrics.jsonl and to the TensorBoard events, at the step ``env_steps``."""
@@ -224,7 +246,7 @@ class RunDirectory:
         with self._disk(self.path / "metrics.jsonl"):
             metrics.write(json.dumps({key: _rounded(value) for key, value in figures.items()}) + "\n")
             metrics.flush()
-            _write_scalars(events, figures)
+            write_scalars(events, figures)
 
     def _opened(self) -> tuple[IO[str], Any]:
         if self._metrics is None:
@@ -250,7 +272,12 @@ class RunDirectory:
             self.close_files()
             self.open_files()
         with self._disk(self.path / "tb"):
-            _write_restart(self._opened()[1], resumed.env_steps)
+            write_restart(self._opened()[1], resumed.env_steps)
+
+    def rows(self) -> list[Mapping[str, float]]:
+        """The whole rows of metrics.jsonl; what was no number is left out of them."""
+        rows = (json.loads(row) for row in self._rows()[0])
+        return [{name: value for name, value in row.items() if value is not None} for row in rows]
 
     def _rows(self) -> tuple[list[str], list[str]]:
         """The whole rows of metrics.jsonl, and the one that a driver was killed in, if any."""
@@ -361,43 +388,10 @@ def _unique_name(env_id: str) -> str:
     return f"{env[:40] or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
-def _event_writer(folder: Path) -> Any:
-    """A writer of TensorBoard's records on a file of our own: its EventFileWriter writes from a thread, where a full
-    disk ends as a traceback that nobody can catch."""
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.summary.writer.record_writer import RecordWriter
-
-    folder.mkdir(exist_ok=True)
-    name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
-    writer = RecordWriter((folder / name).open("ab"))
-    writer.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
-    writer.flush()
-    return writer
-
-
-def _write_restart(writer: Any, env_steps: int) -> None:
-    """TensorBoard passes over earlier files' events at this step and behind it."""
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-
-    start = SessionLog(status=SessionLog.START)
-    writer.write(Event(wall_time=time.time(), step=env_steps + 1, session_log=start).SerializeToString())
-    writer.flush()
-
-
 def _upto(row: Mapping[str, Any], resumed: Resumed) -> bool:
     """Whether a row of metrics.jsonl is not behind the checkpoint."""
     updates, env_steps = row.get("updates", 0), row.get("env_steps", 0)
     return bool(updates <= resumed.updates and env_steps <= resumed.env_steps)
-
-
-def _write_scalars(writer: Any, figures: Mapping[str, float]) -> None:
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
-
-    values = [Summary.Value(tag=f"qherd/{name}", simple_value=value) for name, value in figures.items()]
-    event = Event(wall_time=time.time(), step=int(figures.get("env_steps", 0)), summary=Summary(value=values))
-    writer.write(event.SerializeToString())
-    writer.flush()
 
 
 def _rounded(value: float) -> float | None:

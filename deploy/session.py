@@ -17,6 +17,19 @@ from replay.config import ReplayConfig
 Say = Callable[[str], None]
 RESTARTS = ("actor_restarts", "evaluator_restarts", "learner_restarts", "server_restarts", "env_rebuilds")
 """Figures that count what was restarted, over the whole run."""
+WORK = {
+    "seconds": "actor_seconds",
+    "env_seconds": "actor_env_seconds",
+    "own_seconds": "actor_own_seconds",
+    "log_seconds": "actor_log_seconds",
+    "fetch_seconds": "actor_fetch_seconds",
+    "wait_seconds": "actor_wait_seconds",
+    "cpu_seconds": "actor_cpu_seconds",
+    "starved_seconds": "actor_starved_seconds",
+    "fetches": "weights_fetched",
+    "fetched_bytes": "weights_fetched_bytes",
+}
+"""Figures of ``actors.rollout.Work``, over all actors and the whole run, by its name."""
 
 
 class RunFailedError(RuntimeError):

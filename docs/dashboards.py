@@ -207,6 +207,26 @@ DASHBOARDS: Mapping[str, tuple[str, Mapping[str, Sequence[Panel]]]] = {
                 ),
                 *SPEED,
             ),
+            "Where the actors' time goes": (
+                Panel(
+                    "Actors' seconds by phase",
+                    "none",
+                    (_rate("qherd_actor_phase_seconds_total", "{{run}} {{phase}}", "run, phase"),),
+                    stacked=True,
+                    note="Together as many as there are actors: in the environment, own computing, the server (log), "
+                    "new weights (fetch), the shut gate (wait). qherd doctor RUN says what to change.",
+                ),
+                Panel(
+                    "Cores",
+                    "none",
+                    (
+                        _rate("qherd_actor_cpu_seconds_total", "{{run}} actors, on a core"),
+                        _rate("qherd_actor_starved_seconds_total", "{{run}} actors, waiting for one"),
+                        _rate("qherd_learner_starved_seconds_total", "{{run}} learner, waiting for one"),
+                    ),
+                    note="Waiting for a core: more is asked of the machine than it has.",
+                ),
+            ),
             "Who waits for whom": (
                 SPI,
                 Panel(
@@ -273,8 +293,22 @@ DASHBOARDS: Mapping[str, tuple[str, Mapping[str, Sequence[Panel]]]] = {
                         _of("qherd_weight_staleness_mean_versions", "{{run}} mean"),
                     ),
                 ),
-                Panel("Versions published", "ops", (_rate("qherd_weights_published_total"),)),
-                Panel("Bytes of weights", "Bps", (_rate("qherd_weights_published_bytes_total"),)),
+                Panel(
+                    "Versions of weights",
+                    "ops",
+                    (
+                        _rate("qherd_weights_published_total", "{{run}} published"),
+                        _rate("qherd_weights_fetched_total", "{{run}} fetched"),
+                    ),
+                ),
+                Panel(
+                    "Bytes of weights",
+                    "Bps",
+                    (
+                        _rate("qherd_weights_published_bytes_total", "{{run}} published"),
+                        _rate("qherd_weights_fetched_bytes_total", "{{run}} fetched"),
+                    ),
+                ),
             ),
         },
     ),

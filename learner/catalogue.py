@@ -59,7 +59,7 @@ def _by_reason(name: str, text: str) -> Metric:
 
 ACTORS = (
     _gauge("actors_alive", "Actors that have answered and did not die since."),
-    _gauge("actors_expected", "Actors that the run is configured with."),
+    _gauge("actors_expected", "Actors that the run has slots for: as configured, or as qherd scale has set it."),
     _counter("actor_env_steps", "Env steps that the actors took, over all incarnations, as their chunks tell."),
     _counter("actor_episodes", "Episodes that the exploring actors finished."),
     _gauge(
@@ -71,6 +71,19 @@ ACTORS = (
     _gauge("exploring_return", "Mean return of the exploring actors' newest episodes.", when=EPISODES),
     _counter("actor_push_retries", "Pushes and questions of actors that the server did not answer or had no room for."),
     _counter("actor_gate_wait_seconds", "Seconds that actors waited at the shut gate, summed over the actors."),
+    Metric(
+        "actor_phase_seconds",
+        "counter",
+        "Seconds of the actors by phase, summed over them: in the environment, computing, waiting for the server, with "
+        "new weights, at the shut gate.",
+        {phase: f"actor_{phase}_seconds" for phase in ("env", "own", "log", "fetch", "wait")},
+        "phase",
+        RAY,
+    ),
+    _counter("actor_cpu_seconds", "Seconds that the actors were on a core, summed over them.", RAY),
+    _counter("actor_starved_seconds", "Seconds that the actors waited for a core, summed over them.", RAY),
+    _counter("weights_fetched", "Versions of the weights that actors fetched, summed over them.", RAY),
+    _counter("weights_fetched_bytes", "Bytes of the weights that actors fetched, summed over them.", RAY),
     _gauge(
         "weight_staleness_versions",
         "Versions from the weights that a slot's newest chunk was acted with to the newest weights: of the slot that "
@@ -138,6 +151,7 @@ LEARNER = (
         {phase: f"learner_{phase}_seconds" for phase in PHASES},
         "phase",
     ),
+    _counter("learner_starved_seconds", "Seconds that the learner waited for a core, in whichever phase."),
     _counter("updates", "Gradient steps."),
     _gauge("updates_per_second", "Gradient steps per second, over the learner's newest slice."),
     _counter(

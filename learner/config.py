@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
+
+PUBLISH_MIN_S = 0.1
+"""Seconds between two broadcasts of the weights, at the least (not in the inline mode)."""
 
 
 class NetworkConfig(BaseModel):
@@ -60,6 +64,12 @@ class LearnerConfig(BaseModel):
     """auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
     threads: int = Field(1, ge=1)
     """torch's threads. Small networks are slower with more than one."""
+    cpus: float | None = Field(None, ge=0)
+    """CPUs that the learner asks Ray for. The default is 1 on a cluster, 0 on one machine."""
+    gpus: float | None = Field(None, ge=0)
+    """GPUs that it asks Ray for, which thus places it on a node that has them. The default goes by learner.device."""
+    resources: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Custom resources of Ray that it asks for, as YAML: '{learner: 1}'."""
 
 
 class CheckpointConfig(BaseModel):

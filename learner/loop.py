@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from learner.checkpoint import Checkpointer, Found, Name
-from learner.config import LearnerConfig
+from learner.config import PUBLISH_MIN_S, LearnerConfig
+from learner.cpu_time import CpuTime
 from learner.learner import Figures, Learner, choose_device, host_arrays
 from learner.phases import Phases
 from learner.publisher import Publisher
@@ -30,7 +31,6 @@ from replay.samplers import make_sampler
 from replay.state import State
 from replay.storage import CannotFit, check_fit, make_storage
 
-PUBLISH_MIN_S = 0.1
 GATHER_BYTES = 64 << 20
 """Observations that are gathered at once, at the most: some batches of pictures, a whole cycle of small rows."""
 TRIM_EVERY_S, TRIM_SHARE = 1.0, 16
@@ -77,10 +77,11 @@ class LearnerLoop:
         )
         self.sampler = make_sampler(replay, self.mirror, np.random.default_rng(sample_seed))
         self.limiter = Limiter(replay.samples_per_insert, replay.min_rows, replay.capacity_rows, config.batch)
-        self._env_steps_per_s = self._updates_per_s = 0.0
+        self._starved_s = self._env_steps_per_s = self._updates_per_s = 0.0
         self.phases, self._samples = Phases(), Samples(config.batch)
         self._last_publish_s = self._last_trim_s = self._last_describe_s = -math.inf
         self._rows_in_flight = self._log_unavailable = self._log_full = self._trimmed_end = 0
+        self._expected: set[int] = set()
         self._memory: Memory | None = None
         self._newest_figures: Figures | None = None
         self._noted = Counters()
@@ -105,15 +106,20 @@ class LearnerLoop:
                 f"{replay.storage}: {error}; lower replay.capacity_rows"
             ) from error
 
-    def expect(self, slots: Iterable[int], chunk_rows: int) -> None:
-        """Read these slots; each has at most one chunk of ``chunk_rows`` rows in flight."""
-        self.reader.follow(slots)
-        self._rows_in_flight = len(self.reader.slots) * chunk_rows
+    def expect(self, slots: Iterable[int], chunk_rows: int, left: Iterable[int] = ()) -> None:
+        """From now on these slots have actors; each has at most one chunk of ``chunk_rows`` rows in flight.
+
+        Those that had one before, and those that ``left`` before this learner began, are read to their end; their
+        streams are trimmed like all others, and are empty once the mirror has turned over.
+        """
+        self._expected = set(slots)
+        self.reader.follow([*self._expected, *left])
+        self._rows_in_flight = len(self._expected) * chunk_rows
         self.limiter.set_slack(self._rows_in_flight)
 
     def train(self, seconds: float) -> Report:
         """Work for about ``seconds``; returns a report."""
-        started = time.perf_counter()
+        started, starved_s = time.perf_counter(), CpuTime.now().starved_s
         env_steps, updates = self.reader.totals.env_steps, self.learner.updates
         while (now := time.perf_counter()) < started + seconds:
             if not self.cycle(self._replay.ingest_budget_s):
@@ -122,6 +128,7 @@ class LearnerLoop:
             self._publish_when_due(now)
             self._checkpoint_when_due()
         elapsed = time.perf_counter() - started
+        self._starved_s += CpuTime.now().starved_s - starved_s
         self._env_steps_per_s = (self.reader.totals.env_steps - env_steps) / elapsed
         self._updates_per_s = (self.learner.updates - updates) / elapsed
         self._fit_band()
@@ -265,7 +272,7 @@ class LearnerLoop:
         self._newest_figures = self.learner.figures() or self._newest_figures
         totals, counters = self.reader.totals, self.reader.counters()
         newest = version(self._fence, self._published)
-        slots = self.reader.slots.values()
+        slots = [books for slot, books in self.reader.slots.items() if slot in self._expected]
         acted_with = [version_count(books.weight_version) for books in slots if books.weight_version]
         lags = [max(0, self._published - count) for count in acted_with]
         self._note_exploring_return(counters)
@@ -369,6 +376,7 @@ class LearnerLoop:
             "weights_published_bytes": self._publisher.published_bytes,
             "log_full": self._log_full,
             "log_unavailable": self._log_unavailable + self._publisher.unavailable,
+            "learner_starved_seconds": self._starved_s,
         }
         return {name: self._sums_before.get(name, 0) + count for name, count in counted.items()}
 

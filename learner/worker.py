@@ -34,6 +34,7 @@ class LearnerWorker:
         fence: int,
         seed: int,
         slots: int,
+        slots_ever: int,
         chunk_rows: int,
         quarantine: Path | None,
         checkpointer: Checkpointer,
@@ -42,7 +43,8 @@ class LearnerWorker:
         version: str,
     ) -> None:
         """``urls`` of all servers have the learner's own passwords: they come as an argument since Ray logs a
-        runtime_env in clear. ``must_resume``: an earlier learner of this run has written checkpoints.
+        runtime_env in clear. ``slots_ever``: how many there were at the most, of which the last ones may have left.
+        ``must_resume``: an earlier learner of this run has written checkpoints.
 
         Raises CheckpointError where there is none to go on from but should be, or where the first cannot be written.
         """
@@ -80,7 +82,7 @@ class LearnerWorker:
             checkpointer=checkpointer,
             found=found,
         )
-        self._loop.expect(range(slots), chunk_rows)
+        self._loop.expect(range(slots), chunk_rows, range(slots_ever))
         self._loop.checkpoint(wait=found is None)
         if found is None:
             checkpointer.check()
@@ -94,6 +96,10 @@ class LearnerWorker:
         report = self._loop.train(seconds)
         self._metrics.show(report, driver_figures)
         return report
+
+    def expect(self, slots: int, chunk_rows: int) -> None:
+        """See ``LearnerLoop.expect``: the run has so many slots from now on."""
+        self._loop.expect(range(slots), chunk_rows)
 
     def metrics_address(self) -> tuple[str, int] | None:
         """Where its /metrics is: with port 0, and on a cluster, nobody else knows."""

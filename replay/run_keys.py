@@ -30,6 +30,15 @@ class RunKeys(RedisLog):
         """Whether the run's learner has renewed its gate within the last seconds, open or shut."""
         return self._call(lambda: self._client.get(self.gate_key)) is not None
 
+    def ping(self) -> None:
+        """One round trip, which every role may make."""
+        self._call(self._client.ping)
+
+    def cpu_seconds(self) -> float:
+        """CPU seconds that the server has taken. Raises Refused where this user may not ask."""
+        info = self._call(lambda: self._client.info("cpu"))
+        return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
+
     def nonce(self) -> str | None:
         """What the run's name is claimed with; see ``ChunkLog.claim``."""
         held: bytes | None = self._call(lambda: self._client.get(self.meta_key))

@@ -96,6 +96,7 @@ def cluster() -> Iterator[Cluster]:
         "--node-ip-address=127.0.0.1",
     ]
     ray_command += ["--num-cpus=2", "--object-store-memory=100000000", "--include-dashboard=false"]
+    ray_command += ['--resources={"simulator": 2}']
     with contextlib.ExitStack() as stack:
         tmp = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True)))
         stack.enter_context(process(server_command(redis_port), kept, tmp / "redis.log"))
@@ -124,6 +125,7 @@ def ran(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     for key, value in OTHERS.items():
         cluster.client.set(key, value)
     arguments = ["train", "CartPole-v1", "--run", "r", "--budget.env-steps", "20000", "--actors.count", "2"]
+    arguments += ["--actors.resources", "{simulator: 1}", "--actors.cpus", "0.5", "--learner.cpus", "0.5"]
     arguments += ["--eval.threshold", "None"]  # or a lucky policy ends the run before its budget
     with running(*arguments, *cluster.options, cwd=cwd, env=cluster.secrets) as run:
         run.until(lambda: run.figure("r", "actors_alive") == 2, START_S, "two actors")
@@ -337,3 +339,40 @@ def test_a_killed_driver_of_a_cluster_is_resumed_from_the_living_server(cluster:
     assert done.leftovers == []
     for key in cluster.client.scan_iter("qherd:k:*"):
         cluster.client.delete(key)
+
+
+# -- placement
+
+
+def test_what_the_cluster_can_never_hold_is_refused_with_both_sides_numbers(cluster: Cluster, tmp_path: Path) -> None:
+    options = ["--actors.count", "3", "--actors.resources", "{simulator: 1}", "--actors.cpus", "0.5"]
+    done = qherd("train", "CartPole-v1", "--run", "big", *options, *cluster.options, cwd=tmp_path, env=cluster.secrets)
+    assert done.code == 2, done
+    assert "the learner asks for 1 CPU, each of 3 actors for 0.5 CPU, 1 simulator; it has 1 node(s)" in done.err
+    assert "with 2 CPU, 2 simulator: the learner and 2 actor(s) fit" in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.long
+def test_a_cluster_that_adds_nodes_is_waited_for_and_the_run_says_so(cluster: Cluster, tmp_path: Path) -> None:
+    options = ["--run", "w", "--actors.resources", "{simulator: 3}", "--ray.autoscales", *cluster.options]
+    with running("train", "CartPole-v1", *options, cwd=tmp_path, env=cluster.secrets) as run:
+        run.until(
+            lambda: "waiting for the cluster to add nodes: the learner asks for 1 CPU" in run.out, START_S, "word"
+        )
+        run.until(lambda: "waiting for room for 1 actor(s)" in run.out, START_S, "second word")
+        assert "free in the whole cluster: 1 CPU, 2 simulator" in run.out
+        run.process.send_signal(signal.SIGINT)
+        assert run.finish(40).code == 75
+
+
+@pytest.mark.long
+def test_the_doctor_sees_the_whole_cluster(cluster: Cluster, tmp_path: Path) -> None:
+    done = qherd("doctor", "--env.id", "CartPole-v1", *cluster.options, cwd=tmp_path, env=cluster.secrets)
+    assert done.code == 0, done
+    assert "noeviction" in done.out
+    assert "127.0.0.1" in done.out
+    assert "2 CPU, 2 simulator" in done.out
+    assert "1 node(s) run this qherd's code" in done.out
+    assert PASSWORD not in done.out
+    assert list(tmp_path.iterdir()) == []

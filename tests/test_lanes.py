@@ -212,7 +212,8 @@ def test_what_was_made_anew_is_told_once() -> None:
         "lane 1: RuntimeError: the bridge is down, after env step 6 of it",
     )
     assert tested.rollout.take_rebuilt() == ()
-    assert tested.rollout.collect(-1.0) == (tested.rollout.counters, ())
+    heartbeat = tested.rollout.collect(-1.0)
+    assert (heartbeat.counters, heartbeat.rebuilt) == (tested.rollout.counters, ())
 
 
 def test_the_old_environment_is_closed() -> None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from chunk_makers import RUN, SCHEMA, FakeActor
+from chunk_makers import RUN, SCHEMA, FakeActor, append
 
 from learner import loop as loop_module
 from learner.config import LearnerConfig, NetworkConfig
 from learner.loop import LearnerLoop
 from learner.publisher import Publisher
 from learner.report import Diverged
+from learner.weights import version
 from replay.config import ReplayConfig
-from replay.log import MemoryLog
+from replay.log import ChunkId, MemoryLog
 from replay.mirror import Batch
 from replay.reader import Unbalanced
 from replay.samplers import SMALLEST_ERROR, PrioritisedSampler
@@ -132,3 +134,38 @@ def test_a_report_checks_the_books() -> None:
     loop.reader.slots[0].rows_read -= 1
     with pytest.raises(Unbalanced, match="3 rows read"):
         loop.report()
+
+
+def test_slots_that_leave_are_read_to_their_end_and_trimmed_to_empty() -> None:
+    """Of two slots one leaves: the band is that of one, its last chunk is still taken in, the version of its weights no
+    longer counts as stale, and its stream is empty once the mirror has turned over."""
+    loop, log = make(capacity_rows=400, min_rows=16)
+    stays, leaves = FakeActor(0), FakeActor(1)
+    loop.expect([0, 1], 16)
+    wide = loop.limiter.half_band
+    leaves.send(log, 16)
+    loop.cycle()
+    loop.expect([0], 16)
+    assert loop.limiter.half_band == wide / 2
+    leaves.send(log, 16)
+    for _ in range(3):
+        loop.publish()
+    append(log, replace(stays.chunk(16), weight_version=version(1, 4)))
+    loop.cycle()
+    assert loop.reader.slots[1].rows_read == 32
+    assert loop.report().figures["weight_staleness_versions"] == 0
+    for _ in range(30):
+        stays.send(log, 16)
+        loop.cycle()
+    loop.reader.trim(400)
+    assert log.read({1: ChunkId()}, 1 << 30) == []
+    assert len(log.read({0: ChunkId()}, 1 << 30)) == 25
+
+
+def test_slots_that_left_before_this_learner_began_are_read_too() -> None:
+    """Their last chunks may be newer than its checkpoint."""
+    loop, log = make(capacity_rows=400, min_rows=16)
+    FakeActor(2).send(log, 16)
+    loop.expect([0], 16, left=range(3))
+    loop.cycle()
+    assert loop.reader.slots[2].rows_read == 16

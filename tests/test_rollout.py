@@ -207,6 +207,47 @@ def test_a_slot_has_its_lanes_place_on_the_ladder() -> None:
     assert_allclose(rates, [expected, expected], atol=0.06)
 
 
+def test_an_actor_is_placed_anew_while_it_works() -> None:
+    """Slot 3 of 5 with two lanes has the places 6 and 7 of 10; of 4 slots the last two of 8, of 16 the 7th and 8th
+    of 32.
+    Where the annealing is not over, it goes on from the run's env steps. Of 3 slots there is no slot 3."""
+    ladder_of = {"epsilon": 0.4, "epsilon_alpha": 7.0, "epsilon_anneal_env_steps": 1000}
+    tested = Actor(config={**ladder_of, "fetch_every_s": 0})
+    assert tested.chunk()
+    for slots, lanes in ((4, 8), (16, 32), (5, 10)):
+        floor = tested.rollout.place(slots)
+        assert floor == pytest.approx([0.4 ** (1 + 7 * i / (lanes - 1)) for i in (6, 7)], rel=1e-12)
+        assert_allclose(tested.rollout._epsilon, floor)
+    tested.log.publish(1, True, weights(2, env_steps=250))
+    assert tested.chunk()
+    floor = tested.rollout.place(4)
+    assert_allclose(tested.rollout._epsilon, 1 + (np.array(floor) - 1) / 4)
+    with pytest.raises(ValueError, match="do not lie in"):
+        tested.rollout.place(3)
+
+
+def test_an_actors_seconds_are_told_apart() -> None:
+    """In steps, at the gate, on the log, with weights: what they add up to is no more than the whole. Each fetch is
+    counted with its bytes."""
+    tested = Actor(clock=Clock(tick=0.01))
+    work = tested.rollout.collect(2.0).work
+    assert work.seconds == pytest.approx(2.0, abs=0.1)
+    assert work.env_seconds == pytest.approx(0.01 * tested.steps)
+    assert 0 < work.log_seconds < work.seconds
+    assert (work.fetches, work.fetched_bytes, work.wait_seconds) == (1, len(weights(1)), 0)
+    parts = work.env_seconds + work.log_seconds + work.fetch_seconds
+    assert work.seconds / 4 < parts < work.seconds
+    tested.log.publish(1, False)
+    tested.rollout.send() if tested.rollout._pending else tested.chunk()
+    shut = tested.rollout.collect(2.0).work
+    assert shut.wait_seconds == pytest.approx(sum(tested.clock.slept), abs=0.01 * len(tested.clock.slept) + 1e-6)
+    assert shut.seconds - work.seconds == pytest.approx(2.0, abs=0.6)
+    tested.log.publish(1, True)
+    tested.log.failures = [(Unavailable("away"), False)] * 100
+    away = tested.rollout.collect(2.0).work
+    assert away.log_seconds - shut.log_seconds > 1.5, "the pauses while the server is away are the server's"
+
+
 def test_epsilon_anneals_on_the_runs_env_steps() -> None:
     """They come with the weights: random at 0, the ladder's floor (here 0) behind the annealing's end."""
     tested = Actor(config={"epsilon": 0.0, "epsilon_anneal_env_steps": 1000, "chunk_steps": 400, "fetch_every_s": 0})
@@ -224,8 +265,8 @@ def test_epsilon_anneals_on_the_runs_env_steps() -> None:
 
 
 def test_a_slow_environment_flushes_a_short_chunk() -> None:
-    """A chunk closes at flush_s; the next goes on where it stopped."""
-    clock = Clock(tick=0.4)
+    """A chunk closes at flush_s; the next goes on where it stopped. An env step reads the clock twice."""
+    clock = Clock(tick=0.2)
     tested = Actor(clock=clock, config={"chunk_steps": 64, "flush_s": 1.0})
     assert all(tested.chunk() for _ in range(3))
     chunks = tested.log.chunks()

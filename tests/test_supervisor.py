@@ -16,7 +16,7 @@ from actors import supervisor
 from actors.config import ActorConfig, EvalConfig
 from actors.evaluator import Episodes, Verdict
 from actors.restarts import CrashLoopError, NotNowError, Rebuilt, Restarts, cause
-from actors.rollout import Heartbeat
+from actors.rollout import Heartbeat, Work
 from actors.supervisor import Screening, Silence, Supervisor
 from replay.chunk import Counters
 from replay.log import Refused
@@ -47,10 +47,10 @@ class Method:
 
 
 class Handle:
-    """An actor's handle, for any of the three methods that are called."""
+    """An actor's handle, for any of the methods that are called."""
 
     def __init__(self) -> None:
-        self.collect, self.flush, self.screen = Method(), Method(), Method()
+        self.collect, self.flush, self.screen, self.place = Method(), Method(), Method(), Method()
 
 
 class FakeRay:
@@ -542,3 +542,123 @@ def test_silence_is_counted_anew_after_each_env_step() -> None:
         assert not silence.too_long({"env_steps": env_steps, "gate_open": 1.0})
     clock.now += 10.5
     assert silence.too_long({"env_steps": 4, "gate_open": 1.0})
+
+
+# -- another number of slots while they work
+
+
+LADDER = {slot: (0.4 / (slot + 1),) for slot in range(3)}
+
+
+def answer_places(herd: Herd, slots: int) -> None:
+    """The newest actor of each slot says what it explores with."""
+    for slot in range(slots):
+        newest = next(handle for at, handle in reversed(herd.started) if at == slot)
+        if newest.place.calls and not newest.place.calls[-1].done:
+            newest.place.calls[-1].finish(LADDER[slot])
+
+
+def test_more_slots_start_and_all_move_on_the_ladder(fake: FakeRay) -> None:
+    """The old ones are told of the new number, the new ones start under it; it is settled when all have said where they
+    are."""
+    herd = Herd(slots=1)
+    herd.supervisor.tick()
+    assert herd.started[0][1].place.calls == [], "nothing is told where nothing changes"
+    herd.supervisor.scale(3)
+    assert herd.supervisor.settled() is None
+    herd.supervisor.tick()
+    assert [slot for slot, _ in herd.started] == [0, 1, 2]
+    assert "actor 2 has not answered yet" in herd.supervisor.told()
+    assert herd.supervisor.starting == 3
+    herd.supervisor.tick()
+    assert [call.argument for _, handle in herd.started for call in handle.place.calls] == [3, 3, 3]
+    answer_places(herd, 2)
+    assert herd.supervisor.settled() is None
+    answer_places(herd, 3)
+    assert herd.supervisor.settled() == LADDER
+
+
+def test_slots_that_are_no_more_flush_and_end(fake: FakeRay) -> None:
+    """No further call of them, no restart; what they did still counts."""
+    herd = Herd(slots=3)
+    for _, handle in herd.started:
+        handle.collect.calls[0].finish(Heartbeat(Counters(), (), Work(seconds=5.0, fetches=1)))
+    herd.started[2][1].collect.calls[1].finish(DIED)
+    herd.supervisor.tick()
+    herd.supervisor.scale(1)
+    _, (_, leaves), (_, dead) = herd.started
+    assert len(leaves.flush.calls) == 1
+    assert dead.flush.calls == []
+    leaves.collect.calls[-1].finish(DIED)
+    herd.supervisor.tick()
+    answer_places(herd, 1)
+    assert herd.supervisor.settled() is None, "it is still flushing"
+    leaves.flush.calls[0].finish(True)
+    herd.supervisor.tick()
+    assert herd.supervisor.settled() == {0: LADDER[0]}
+    assert fake.killed == [dead, leaves]
+    assert herd.said[-1] == "actor 1 has left"
+    fake.now += 100
+    herd.supervisor.tick()
+    assert len(herd.started) == 3
+    assert (herd.supervisor.alive, herd.supervisor.restarts) == (1, 1)
+    assert herd.supervisor.restart_reasons == {"ActorDiedError": 1}
+    assert herd.supervisor.work == Work(seconds=15.0, fetches=3)
+
+
+def test_one_that_does_not_flush_is_ended_all_the_same(fake: FakeRay) -> None:
+    herd = Herd(slots=2)
+    herd.supervisor.scale(1)
+    leaves = herd.started[1][1]
+    fake.now += 19
+    herd.supervisor.tick()
+    assert fake.killed == []
+    fake.now += 2
+    herd.supervisor.tick()
+    assert fake.killed == [leaves]
+    assert herd.said == ["actor 1 has left; what it had in hand is lost"]
+
+
+def test_one_that_dies_meanwhile_is_placed_when_it_is_back(fake: FakeRay) -> None:
+    herd = Herd(slots=2)
+    herd.supervisor.scale(2)
+    herd.supervisor.tick()
+    for _, handle in herd.started:
+        handle.place.calls[0].finish(DIED)
+        handle.collect.calls[0].finish(DIED)
+    herd.supervisor.tick()
+    assert herd.supervisor.settled() is None
+    fake.now += 1
+    for _ in range(2):
+        herd.supervisor.tick()
+    answer_places(herd, 2)
+    assert herd.supervisor.settled() == {0: LADDER[0], 1: LADDER[1]}
+
+
+def test_a_new_slot_that_cannot_start_yet_is_tried_again(fake: FakeRay) -> None:
+    herd = Herd(slots=1)
+    herd.supervisor.scale(2)
+    herd.failures = [NotNowError("the server is away")]
+    herd.supervisor.tick()
+    assert len(herd.started) == 1
+    assert "actor 1 is about to start" in herd.supervisor.told()
+    herd.supervisor.stop(1.0)  # a slot without an actor has none to end
+    fake.now += 1
+    herd.supervisor.tick()
+    assert [slot for slot, _ in herd.started] == [0, 1]
+
+
+def test_the_end_waits_for_those_who_are_leaving(fake: FakeRay) -> None:
+    herd = Herd(slots=2)
+    herd.supervisor.scale(1)
+    herd.supervisor.stop(4.0)
+    assert fake.killed == [handle for _, handle in herd.started]
+
+
+def test_those_without_room_are_not_taken_for_hanging(fake: FakeRay) -> None:
+    """The cluster may have a node for them in an hour."""
+    herd = Herd(slots=1)
+    for _ in range(400):
+        herd.supervisor.excuse()
+        quiet(herd, fake, 2.0, tick_s=1.0)
+    assert (herd.said, herd.supervisor.starting) == ([], 1)
