@@ -75,8 +75,9 @@ def order(services: Mapping[str, Any]) -> list[str]:
 
     def visit(name: str, path: tuple[str, ...] = ()) -> None:
         assert name not in path, f"{path} depend on each other"
-        for other in services[name].get("depends_on", {}):
-            visit(other, (*path, name))
+        for other, wanted in services[name].get("depends_on", {}).items():
+            if other in services or wanted.get("required", True):
+                visit(other, (*path, name))
         if name not in done:
             done.append(name)
 
@@ -203,7 +204,7 @@ class Compose:
             assert service is not None, name
         for name in order(self.services):
             for other, wanted in self.services[name].get("depends_on", {}).items():
-                for container in self.containers[other]:
+                for container in self.containers.get(other, []):  # not there: not of the profile, and not required
                     self._await(container, wanted["condition"])
             for container in self.containers[name]:
                 container.start()
