@@ -4,7 +4,7 @@
 #
 #   RAY_AUTH_TOKEN_PATH=ray.token deploy/ray/run.sh HEAD:6380 qherd train --mode cluster --ray.address HEAD:6380 ...
 #
-# NODE_OPTIONS   options of ray start (default: no CPU for actors, and the resource that the learner asks for)
+# JOIN_OPTIONS   options of ray start (default: no CPU for actors, and the resource that the learner asks for)
 set -eu
 . "$(dirname "$0")/env.sh"
 
@@ -13,7 +13,7 @@ head="$1"
 shift
 default_options='--num-cpus=0 --resources={"qherd_learner":1}'
 ip="${NODE_IP:-}"
-NODE_OPTIONS="${NODE_OPTIONS:-$default_options}"
+JOIN_OPTIONS="${JOIN_OPTIONS:-$default_options}"
 stopped=""
 command=""
 trap 'stopped=1; [ -z "$command" ] || kill -TERM "$command" 2>/dev/null' TERM INT
@@ -23,7 +23,7 @@ ip="${ip:-$(address_towards "${head%:*}")}"
 # setsid: a terminal's Ctrl-C is for the command, which needs the node until it has ended.
 # shellcheck disable=SC2086 # several words
 setsid ray start --block --disable-usage-stats --address="$head" --node-ip-address="$ip" \
-  --object-store-memory="$OBJECT_STORE_BYTES" $NODE_OPTIONS &
+  --object-store-memory="$OBJECT_STORE_BYTES" $JOIN_OPTIONS &
 node=$!
 code=1
 until python3 "$(dirname "$0")/healthy.py" "$head" "$ip" 2>/dev/null; do
