@@ -15,6 +15,7 @@ from cli_runs import qherd
 from deploy import checks
 from deploy.checks import Check, guarded, versions
 from deploy.config import ConfigError, RunConfig
+from deploy.launch import probe_env
 from deploy.valkey import EmbeddedServer
 
 BAD_ENV = """
@@ -49,7 +50,7 @@ def config(**values: Any) -> RunConfig:
 
 def found_in(settings: RunConfig) -> list[Check]:
     """The environment's checks alone."""
-    return list(checks._environment(settings, checks.probe_env(settings)))
+    return list(checks._environment(settings, probe_env(settings)))
 
 
 @pytest.fixture
