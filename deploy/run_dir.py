@@ -33,6 +33,7 @@ from actors.config import EnvConfig
 from deploy import __version__
 from deploy.config import RunConfig, dump
 from deploy.discovery import registration
+from deploy.events import open_events, write_restart, write_scalars
 from learner.report import Resumed
 from learner.weights import unpack
 
@@ -237,7 +238,7 @@ class RunDirectory:
         """Open metrics.jsonl and the TensorBoard events (whose import takes a while: do it while Ray starts)."""
         with self._disk(self.path / "metrics.jsonl"):
             self._metrics = (self.path / "metrics.jsonl").open("a")
-            self._events = _event_writer(self.path / "tb")
+            self._events = open_events(self.path / "tb")
 
     def log(self, figures: Mapping[str, float]) -> None:
         """Append one row to metrics.jsonl and to the TensorBoard events, at the step ``env_steps``."""
@@ -245,7 +246,7 @@ class RunDirectory:
         with self._disk(self.path / "metrics.jsonl"):
             metrics.write(json.dumps({key: _rounded(value) for key, value in figures.items()}) + "\n")
             metrics.flush()
-            _write_scalars(events, figures)
+            write_scalars(events, figures)
 
     def _opened(self) -> tuple[IO[str], Any]:
         if self._metrics is None:
@@ -271,7 +272,7 @@ class RunDirectory:
             self.close_files()
             self.open_files()
         with self._disk(self.path / "tb"):
-            _write_restart(self._opened()[1], resumed.env_steps)
+            write_restart(self._opened()[1], resumed.env_steps)
 
     def rows(self) -> list[Mapping[str, float]]:
         """The whole rows of metrics.jsonl; what was no number is left out of them."""
@@ -387,43 +388,10 @@ def _unique_name(env_id: str) -> str:
     return f"{env[:40] or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
-def _event_writer(folder: Path) -> Any:
-    """A writer of TensorBoard's records on a file of our own: its EventFileWriter writes from a thread, where a full
-    disk ends as a traceback that nobody can catch."""
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.summary.writer.record_writer import RecordWriter
-
-    folder.mkdir(exist_ok=True)
-    name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
-    writer = RecordWriter((folder / name).open("ab"))
-    writer.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
-    writer.flush()
-    return writer
-
-
-def _write_restart(writer: Any, env_steps: int) -> None:
-    """TensorBoard passes over earlier files' events at this step and behind it."""
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-
-    start = SessionLog(status=SessionLog.START)
-    writer.write(Event(wall_time=time.time(), step=env_steps + 1, session_log=start).SerializeToString())
-    writer.flush()
-
-
 def _upto(row: Mapping[str, Any], resumed: Resumed) -> bool:
     """Whether a row of metrics.jsonl is not behind the checkpoint."""
     updates, env_steps = row.get("updates", 0), row.get("env_steps", 0)
     return bool(updates <= resumed.updates and env_steps <= resumed.env_steps)
-
-
-def _write_scalars(writer: Any, figures: Mapping[str, float]) -> None:
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
-
-    values = [Summary.Value(tag=f"qherd/{name}", simple_value=value) for name, value in figures.items()]
-    event = Event(wall_time=time.time(), step=int(figures.get("env_steps", 0)), summary=Summary(value=values))
-    writer.write(event.SerializeToString())
-    writer.flush()
 
 
 def _rounded(value: float) -> float | None:

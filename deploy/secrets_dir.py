@@ -58,7 +58,10 @@ def write_secrets(folder: Path, server: str, run: str | None, scheme: str = "red
         "driver/redis_url": url("learner"),
         "driver/redis_actor_url": url("actor"),
         "reader/redis_url": url("reader"),
-        "exporter/passwords.json": json.dumps({f"{scheme}://exporter@{server}": passwords["exporter"]}),
+        # releases of redis_exporter differ in whether they look for the server with its user
+        "exporter/passwords.json": json.dumps(
+            {f"{scheme}://{user}{server}": passwords["exporter"] for user in ("", "exporter@")}
+        ),
         "grafana/password": secrets.token_urlsafe(24),
     }
     token = secrets.token_hex(32)

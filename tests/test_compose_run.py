@@ -81,14 +81,25 @@ def test_up_trains_lunar_lander_and_every_check_can_fail(compose: Compose, tmp_p
 
 def test_a_client_without_credentials_gets_nothing(compose: Compose) -> None:
     """Neither Redis nor Ray answers a process on the services' network that has no secret."""
-    for name in ("secrets", "valkey"):
+    for name in ("secrets", "valkey", "head"):
         (container,) = compose.containers[name]
         container.start()
         if name == "secrets":
             assert container.program is not None
             assert container.program.finish(60) == 0
-    valkey.await_health() if (valkey := compose.containers["valkey"][0]) else None
+        else:
+            container.await_health()
     stranger = compose.containers["worker"][0].node
     for command in (["ping"], ["keys", "*"], ["get", "qherd:lander:weights"], ["config", "get", "*"]):
         assert "NOAUTH" in stranger.run("redis-cli", "-h", "valkey", *command).stdout
-    assert "WRONGPASS" in stranger.run("redis-cli", "-h", "valkey", "-a", "guess", "--no-auth-warning", "ping").stdout
+    assert "WRONGPASS" in stranger.run("redis-cli", "-h", "valkey", "-a", "guess", "--no-auth-warning", "ping").stderr
+    ask = ["python3", "/opt/qherd/deploy/ray/healthy.py", "head:6380"]
+    for env in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
+        answer = stranger.run(*ask, env=env, timeout_s=60)
+        assert answer.returncode != 0, answer
+        assert "AuthenticationError" in answer.stderr, answer.stderr[-2000:]
+    # Ray's client server cannot be turned off: it has to ask for the token, too
+    enter = ["python3", "-c", "from ray.util.client.worker import Worker; Worker('head:10001', connection_retries=1)"]
+    (head,) = compose.containers["head"]
+    assert head.node.run(*enter, env=head.env, timeout_s=60).returncode == 0, "with the token it lets in"
+    assert stranger.run(*enter, timeout_s=60).returncode != 0

@@ -301,3 +301,51 @@ def test_the_tutorial_is_the_textbook() -> None:
 def test_a_config_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         RunConfig().seed = 1  # type: ignore[misc]
+
+
+# -- files of secrets
+
+
+def test_a_variable_may_name_a_file_with_its_value(tmp_path: Path) -> None:
+    (tmp_path / "url").write_text("redis://learner:secret@valkey:6379\n")
+    (tmp_path / "urls").write_text("[redis://a:p@one, redis://a:p@two]")
+    assert compose(ENV, None, None, {"QHERD_REDIS_URL_FILE": str(tmp_path / "url")}).redis.servers == (
+        "redis://learner:secret@valkey:6379",
+    )
+    assert len(compose(ENV, None, None, {"QHERD_REDIS_URLS_FILE": str(tmp_path / "urls")}).redis.servers) == 2
+
+
+def test_a_secrets_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"QHERD_REDIS_URL_FILE: .*gone: No such file"):
+        compose(ENV, None, None, {"QHERD_REDIS_URL_FILE": str(tmp_path / "gone")})
+    (tmp_path / "url").write_text("redis://:secret@valkey")
+    both = {"QHERD_REDIS_URL": "redis://x", "QHERD_REDIS_URL_FILE": str(tmp_path / "url")}
+    with pytest.raises(ConfigError, match="both set"):
+        compose(ENV, None, None, both)
+    with pytest.raises(ConfigError, match="QHERD_REDIS_ULR: there is no such option; did you mean QHERD_REDIS_URL"):
+        compose(ENV, None, None, {"QHERD_REDIS_ULR_FILE": str(tmp_path / "url")})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"url": "redis://l:p@one", "actor_url": "redis://a:p@two"},
+        {"actor_url": "redis://a:p@one"},
+        {"urls": ("redis://l:p@one", "redis://l:p@two"), "actor_urls": ("redis://a:p@two", "redis://a:p@one")},
+        {"urls": ("redis://l:p@one", "redis://l:p@two"), "actor_url": "redis://a:p@one"},
+    ],
+)
+def test_actors_have_the_servers_of_the_learner(values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="in their order"):
+        RedisConfig(**values)
+
+
+def test_actors_have_a_user_of_their_own_that_no_dump_has() -> None:
+    redis = RedisConfig(url="redis://learner:one@valkey", actor_url="redis://actor:two@valkey:6379")
+    assert redis.actor_servers == ("redis://actor:two@valkey:6379",)
+    assert dump(RunConfig(redis=redis))["redis"] == {
+        "url": "redis://learner:***@valkey",
+        "urls": [],
+        "actor_url": "redis://actor:***@valkey:6379",
+        "actor_urls": [],
+    }

@@ -28,7 +28,9 @@ UNPICKLERS = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "
 
 
 def sources() -> list[Path]:
-    return [path for package in LAYERS for path in sorted((ROOT / package).rglob("*.py"))]
+    """The packages' code; deploy/ray has programs for nodes, which are run by path."""
+    paths = [path for package in LAYERS for path in sorted((ROOT / package).rglob("*.py"))]
+    return [path for path in paths if path.parent != ROOT / "deploy" / "ray"]
 
 
 def imported_modules(tree: ast.AST) -> Iterator[str]:

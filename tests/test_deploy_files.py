@@ -1,0 +1,379 @@
+"""docker-compose.yml, Dockerfile, KubeRay, Slurm and Ray's YAML: schemas, linters, and what has to fit together."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import exposure
+import kustomize
+import pytest
+import ray
+import yaml
+from cli_runs import ROOT
+from compose import load, order, seconds
+
+from deploy.config import RunConfig, option_paths
+from deploy.secrets_dir import write_secrets
+
+BIN = Path(sys.executable).parent
+KUBERAY = ROOT / "deploy" / "kuberay"
+OVERLAYS = ["base", *(f"overlays/{path.name}" for path in sorted((KUBERAY / "overlays").iterdir()))]
+SCRIPTS = sorted((ROOT / "deploy" / "ray").glob("*.sh"))
+SBATCH = ROOT / "deploy" / "slurm" / "qherd.sbatch"
+STOP_S = 25.0
+"""What qherd takes at the most to end in order (docs/survive.md)."""
+
+
+def tool(*command: str | Path, **environ: str) -> str:
+    """Run a tool that has to find nothing wrong; what it printed."""
+    env = {**os.environ, "NO_COLOR": "1", **environ}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=60, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def on_path(program: str) -> str:
+    """Where a Debian program is; the test is skipped where it is not, but not in CI."""
+    if found := shutil.which(program):
+        return found
+    if os.environ.get("CI"):
+        pytest.fail(f"no {program} on PATH: see .ci/run", pytrace=False)
+    pytest.skip(f"no {program} on PATH: apt-get install {program}")
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    return load({})
+
+
+@pytest.fixture(scope="module")
+def services(compose: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = compose["services"]
+    return found
+
+
+def test_compose_fits_its_schema_and_the_linter() -> None:
+    tool(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", ROOT / "docker-compose.yml")
+    tool(BIN / "compose-lint", "check", "--fail-on", "high", ROOT / "docker-compose.yml")
+
+
+def test_all_that_compose_refers_to_is_there(compose: dict[str, Any], tmp_path: Path) -> None:
+    services = compose["services"]
+    assert order(services).index("learner") > order(services).index("worker") > order(services).index("head")
+    write_secrets(tmp_path / "s", "valkey:6379", "lander")
+    roles = {path.name for path in (tmp_path / "s").iterdir()}
+    for name, service in services.items():
+        for other, wanted in service.get("depends_on", {}).items():
+            assert other in services, (name, other)
+            assert ("healthcheck" in services[other]) == (wanted["condition"] == "service_healthy"), (name, other)
+            # what always starts cannot wait for what a profile leaves out
+            assert set(services[other].get("profiles", [])) <= set(service.get("profiles", [])), (name, other)
+        for network in service.get("networks", []):
+            assert network in compose["networks"], (name, network)
+        assert not ("networks" in service and "network_mode" in service), name
+        mode = service.get("network_mode", "none")
+        assert mode == "none" or mode.removeprefix("service:") in services, (name, mode)
+        for volume in service.get("volumes", []):
+            if volume["type"] == "bind":
+                assert (ROOT / volume["source"]).exists(), (name, volume)
+            else:
+                assert volume["source"] in compose["volumes"], (name, volume)
+            if volume["source"] == "secrets" and name != "secrets":
+                assert volume["volume"]["subpath"] in roles, (name, volume)
+                assert volume["read_only"], name
+
+
+def test_each_service_sees_only_the_files_that_it_names(services: dict[str, Any], tmp_path: Path) -> None:
+    """Whatever path below /run/secrets a service is given is a file of the role that it mounts, and none is unused."""
+    write_secrets(tmp_path / "s", "valkey:6379", "lander")
+    for name, service in services.items():
+        mounted = [v["volume"]["subpath"] for v in service.get("volumes", []) if v.get("volume", {}).get("subpath")]
+        named = set(re.findall(r"/run/secrets/(\w[\w.]*)", json.dumps(service)))
+        there = {path.name for role in mounted for path in (tmp_path / "s" / role).iterdir()}
+        assert named <= there, (name, named, there)
+        if service["image"].startswith("qherd") and mounted:
+            there -= {"ray_token"}  # the image's RAY_AUTH_TOKEN_PATH
+        assert there == named, (name, there - named)
+
+
+def test_every_service_is_contained_and_can_fail_its_check(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert (service["init"], service["read_only"]) == (True, True), name
+        assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", service["user"]), name
+        assert service["mem_limit"], name
+        assert service["pids_limit"], name
+        assert re.search(r":v?\d", service["image"]), f"{name} is not pinned: {service['image']}"
+        if name == "secrets":
+            continue
+        check = service["healthcheck"]
+        assert check["test"][0] in ("CMD", "CMD-SHELL"), name
+        assert check["retries"] * seconds(check["interval"]) >= 10, name
+        assert service["restart"] != "no", name
+    assert seconds(services["learner"]["stop_grace_period"]) > STOP_S + 10
+    assert services["learner"]["restart"].startswith("on-failure"), "a run that is solved stays ended"
+    default = re.search(r"OBJECT_STORE_BYTES:-(\d+)", (ROOT / "deploy/ray/env.sh").read_text())
+    assert default is not None
+    for name in ("head", "worker", "learner", "gpu"):
+        assert int(services[name]["shm_size"].removesuffix("m")) * 2**20 > int(default[1]), name
+
+
+def test_variables_have_defaults_and_are_explained() -> None:
+    text, explained = (ROOT / "docker-compose.yml").read_text(), (ROOT / ".env").read_text()
+    for name, rest in re.findall(r"\$\{(\w+)([^}]*)\}", text):
+        assert rest.startswith((":-", ":?")), name
+        if not name.startswith("QHERD_"):
+            assert re.search(rf"^#? ?{name}=", explained, re.M), f"{name} is not in .env"
+    known = {"QHERD_" + path.upper().replace(".", "_") for path in option_paths(RunConfig)}
+    for name in re.findall(r"^ +(QHERD_\w+):", text, re.M):
+        assert name.removesuffix("_FILE") in known | {"QHERD_DASHBOARDS"}, name
+
+
+def test_a_larger_herd_is_one_variable(compose: dict[str, Any]) -> None:
+    larger = load({"ACTORS": "8", "WORKER_CPUS": "4", "RUN": "big"})["services"]
+    assert "8" in larger["learner"]["command"]
+    assert "--num-cpus=4" in larger["worker"]["command"]
+    assert larger["worker"]["cpus"] == "4"
+    assert "big" in larger["secrets"]["command"]
+    assert compose["services"]["worker"]["scale"] == 2
+
+
+def test_nothing_is_left_open(services: dict[str, Any], manifests: dict[str, list[dict[str, Any]]]) -> None:
+    assert list(exposure.in_compose(services)) == []
+    assert list(exposure.in_dockerfile((ROOT / "deploy" / "Dockerfile").read_text())) == []
+    for overlay, found in manifests.items():
+        assert list(exposure.in_manifests(found)) == [], overlay
+
+
+def test_a_published_port_without_a_password_is_found(
+    services: dict[str, Any], manifests: dict[str, list[dict[str, Any]]]
+) -> None:
+    """Each guard, taken away, is missed."""
+
+    def findings(service: str, **change: Any) -> list[str]:
+        return list(exposure.in_compose(services | {service: services[service] | change}))
+
+    assert "beyond loopback" in findings("grafana", ports=["3000:3000"])[0]
+    assert "without a secret" in findings("grafana", environment={})[0]
+    assert "without a secret" in findings("valkey", command=["valkey-server"])[0]
+    assert "beyond loopback" in findings("valkey", ports=["6379:6379"])[0]
+    assert "host's network" in findings("head", network_mode="host")[0]
+    assert "nothing is known" in findings("head", image="other/thing:1", ports=["127.0.0.1:1:1"])[0]
+
+    def changed(kind: str, path: str, value: Any) -> list[str]:
+        found = copy.deepcopy(manifests["base"])
+        for each in found:
+            if each["kind"] == kind:
+                kustomize.apply(each, {"op": "add", "path": path, "value": value})
+        return list(exposure.in_manifests(found))
+
+    assert "LoadBalancer" in changed("Service", "/spec/type", "LoadBalancer")[0]
+    assert "no token" in changed("RayJob", "/spec/rayClusterSpec/authOptions", None)[0]
+    assert "publishes" in changed("RayJob", "/spec/rayClusterSpec/headGroupSpec/serviceType", "NodePort")[0]
+    assert "without a secret" in changed("Deployment", "/spec/template/spec/containers/0/args", [])[0]
+    closed = [each for each in manifests["base"] if each["kind"] != "NetworkPolicy"]
+    assert list(exposure.in_manifests(closed)) == ["no network policy"]
+
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
+    assert list(exposure.in_dockerfile(dockerfile + "\nEXPOSE 6379\n"))
+    assert list(exposure.in_dockerfile(dockerfile.replace("RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled")))
+    assert list(exposure.in_dockerfile(dockerfile + "\nUSER root\n"))
+
+
+def test_the_dockerfile_passes_its_linter_and_builds_from_files_that_are_there() -> None:
+    tool(BIN / "hadolint", ROOT / "deploy" / "Dockerfile")
+    text = (ROOT / "deploy" / "Dockerfile").read_text()
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    for line in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.M):
+        for source in line.split():
+            assert (ROOT / source).exists(), source
+            assert "!" + source.split("/")[0] in ignored, f"{source} is not in the build's context"
+    assert re.findall(r" AS (\w+)$", text, re.M)[-2:] == ["cuda", "cpu"], "the default target is cpu"
+    ships = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    assert {ships["gpu"]["build"]["target"], ships["head"]["build"]["target"]} == {"cuda", "cpu"}
+
+
+def test_scripts_pass_their_linter() -> None:
+    tool(on_path("shellcheck"), "--external-sources", "--source-path", ROOT / "deploy" / "ray", *SCRIPTS, SBATCH)
+    assert all(os.access(path, os.X_OK) for path in (*SCRIPTS, SBATCH) if path.name != "env.sh")
+
+
+def test_every_launcher_asks_for_a_token_and_gives_time_to_end() -> None:
+    for path in (ROOT / "deploy/ray/env.sh", ROOT / "deploy/ray/cluster.yaml", SBATCH):
+        assert "RAY_AUTH_MODE=token" in path.read_text(), path
+        assert int(re.search(r"RAY_JOB_STOP_WAIT_TIME_S[=:-]+(\d+)", path.read_text())[1]) > STOP_S, path  # type: ignore[index]
+
+
+@pytest.mark.parametrize("script", ["head.sh", "worker.sh", "run.sh"])
+def test_a_node_without_a_token_does_not_start(script: str, tmp_path: Path) -> None:
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    command = [str(ROOT / "deploy" / "ray" / script), "127.0.0.1:1", "true"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=20)
+    assert (done.returncode, "no token for Ray" in done.stderr) == (2, True), done
+
+
+def test_the_slurm_file_says_what_it_would_do_and_does_nothing(tmp_path: Path) -> None:
+    env = {"PATH": os.environ["PATH"], "DRY_RUN": "1", "RUN": "r", "SLURM_JOB_NUM_NODES": "11", "SHARED": str(tmp_path)}
+    done = subprocess.run(
+        [SBATCH, "CartPole-v1", "--budget.seconds", "60"],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=20,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert "dry run: nothing is started" in done.stdout
+    assert "qherd train CartPole-v1 --mode cluster" in done.stdout
+    assert "--actors.count 42" in done.stdout, "11 nodes of 4 CPUs, two of them for learner and server"
+    assert "--min-nodes 11" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    without = subprocess.run(
+        [SBATCH], env={"PATH": env["PATH"]}, capture_output=True, text=True, check=False, timeout=20
+    )
+    assert (without.returncode, "call it by sbatch" in without.stderr) == (2, True)
+
+
+def test_the_slurm_file_signals_the_driver_in_time() -> None:
+    directive = re.search(r"^#SBATCH --signal=B:TERM@(\d+)$", SBATCH.read_text(), re.M)
+    assert directive is not None
+    assert int(directive[1]) > 2 * STOP_S
+
+
+def test_rays_cluster_yaml_fits_rays_schema() -> None:
+    schema = Path(ray.__file__).parent / "autoscaler" / "ray-schema.json"
+    tool(BIN / "check-jsonschema", "--schemafile", schema, ROOT / "deploy" / "ray" / "cluster.yaml")
+
+
+@pytest.fixture(scope="module")
+def kuberay(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy with secrets, as a user makes them."""
+    folder = tmp_path_factory.mktemp("kuberay") / "kuberay"
+    shutil.copytree(KUBERAY, folder)
+    shutil.rmtree(folder / "base" / "secrets", ignore_errors=True)
+    write_secrets(folder / "base" / "secrets", "valkey:6379", "lander")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def manifests(kuberay: Path) -> dict[str, list[dict[str, Any]]]:
+    return {overlay: kustomize.build(kuberay / overlay) for overlay in OVERLAYS}
+
+
+KNOWN_KINDS = {"Service", "Deployment", "PersistentVolumeClaim", "NetworkPolicy", "Secret"}
+RAY_JOB = {
+    "entrypoint": str,
+    "backoffLimit": int,
+    "submissionMode": str,
+    "shutdownAfterJobFinishes": bool,
+    "ttlSecondsAfterFinished": int,
+    "submitterPodTemplate": dict,
+    "rayClusterSpec": dict,
+}
+"""KubeRay's own fields, by ray-operator/apis/ray/v1/rayjob_types.go; authOptions since 1.5.1."""
+RAY_CLUSTER = {"rayVersion": str, "authOptions": dict, "headGroupSpec": dict, "workerGroupSpecs": list}
+GROUP = {
+    "groupName": str,
+    "replicas": int,
+    "minReplicas": int,
+    "maxReplicas": int,
+    "rayStartParams": dict,
+    "template": dict,
+}
+HEAD = {"serviceType": str, "rayStartParams": dict, "template": dict}
+
+
+def holds(values: dict[str, Any], fields: Mapping[str, type]) -> None:
+    assert values.keys() <= fields.keys(), values.keys() - fields.keys()
+    assert {name: type(value) for name, value in values.items()}.items() <= fields.items()
+
+
+def test_manifests_fit_their_schemas(manifests: dict[str, list[dict[str, Any]]], tmp_path: Path) -> None:
+    """Kubernetes' kinds, and KubeRay's pods as pods, by kubernetes-validate; KubeRay's own fields by hand."""
+    files = []
+    for overlay, found in manifests.items():
+        whole = [each for each in found if each["kind"] in KNOWN_KINDS]
+        (job,) = (each for each in found if each["kind"] == "RayJob")
+        for index, pod in enumerate(exposure.pods(job)):
+            whole.append(
+                {"apiVersion": "v1", "kind": "Pod", **pod, "metadata": {"name": f"p{index}", **pod["metadata"]}}
+            )
+        others = {each["kind"] for each in found} - KNOWN_KINDS
+        assert others == {"RayJob", "PodMonitor"}
+        files.append(tmp_path / f"{overlay.replace('/', '-')}.yaml")
+        files[-1].write_text(yaml.safe_dump_all(whole))
+        holds(job["spec"], RAY_JOB)
+        cluster = job["spec"]["rayClusterSpec"]
+        holds(cluster, RAY_CLUSTER)
+        holds(cluster["headGroupSpec"], HEAD)
+        for group in cluster["workerGroupSpecs"]:
+            holds(group, GROUP)
+            assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+        for params in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+            assert all(isinstance(value, str) for value in params["rayStartParams"].values()), "KubeRay wants texts"
+    tool(BIN / "kubernetes-validate", "--strict", "--quiet", *files)
+
+
+def test_there_is_room_for_every_actor(manifests: dict[str, list[dict[str, Any]]]) -> None:
+    """CPUs of the workers, one seat, and requests that agree with what Ray is told."""
+    for overlay, found in manifests.items():
+        (job,) = (each for each in found if each["kind"] == "RayJob")
+        words = job["spec"]["entrypoint"].split()
+        options = dict(zip(words[2::2], words[3::2], strict=False))
+        cluster = job["spec"]["rayClusterSpec"]
+        groups = cluster["workerGroupSpecs"]
+        cpus = sum(group["replicas"] * int(group["rayStartParams"]["num-cpus"]) for group in groups)
+        assert int(words[words.index("--actors.count") + 1]) <= cpus, (overlay, options)
+        for group in groups:
+            asked = group["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"]
+            assert group["rayStartParams"]["num-cpus"] in (asked, "0"), overlay
+        seats = [
+            g
+            for g in (cluster["headGroupSpec"], *groups)
+            if "qherd_learner" in g["rayStartParams"].get("resources", "")
+        ]
+        assert len(seats) == 1, overlay
+        labels = seats[0]["template"]["metadata"]["labels"]
+        assert labels["qherd/part"] == "learner", "Prometheus asks the pod with the learner"
+        mounts = {each["mountPath"] for each in seats[0]["template"]["spec"]["containers"][0]["volumeMounts"]}
+        assert "/srv/runs" in mounts, "checkpoints have to be where the learner is"
+        assert json.loads(json.loads(seats[0]["rayStartParams"]["resources"])) == {"qherd_learner": 1}
+
+
+def test_pods_end_in_time_and_workers_have_no_secret(manifests: dict[str, list[dict[str, Any]]]) -> None:
+    for overlay, found in manifests.items():
+        (job,) = (each for each in found if each["kind"] == "RayJob")
+        submitter, head, *workers = exposure.pods(job)
+        assert submitter["spec"]["restartPolicy"] == "Never"
+        for pod in (head, *workers):
+            command = pod["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+            assert command == ["ray", "stop", "--grace-period", "40"], overlay
+            assert pod["spec"]["terminationGracePeriodSeconds"] > 40, overlay
+        for pod in workers:
+            assert not any("secret" in volume for volume in pod["spec"]["volumes"]), overlay
+
+
+def test_kubectl_makes_the_same_of_it(kuberay: Path, manifests: dict[str, list[dict[str, Any]]]) -> None:
+    kubectl = shutil.which("kubectl")
+    if kubectl is None or " v1.2" in (said := tool(kubectl, "version", "--client")) or ":v0" in said:
+        pytest.skip("no kubectl that knows patches")
+    for overlay, mine in manifests.items():
+        theirs = list(yaml.safe_load_all(tool(kubectl, "kustomize", kuberay / overlay)))
+
+        def named(found: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
+            for each in found:
+                if "data" in each:  # base64 in lines, or in one
+                    each["data"] = {name: text.replace("\n", "") for name, text in each["data"].items()}
+            return {(each["kind"], each["metadata"]["name"]): each for each in found}
+
+        assert named(mine) == named(theirs), overlay
