@@ -26,7 +26,7 @@ from deploy.launch import check_port, probe_env
 from deploy.outlook import measure_actor
 from deploy.placement import Resources, alive_nodes, asks, check_room, shown
 from deploy.plan import check_limiter, check_memory, megabytes, plan
-from deploy.ray_session import start_ray
+from deploy.ray_start import start_ray
 from deploy.run_dir import env_of
 from deploy.valkey import EmbeddedServer, ServerError, find_server
 from replay.chunk import Schema

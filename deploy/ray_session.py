@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +16,11 @@ from deploy import __version__
 from deploy.config import ConfigError, RunConfig
 from deploy.placement import RoomWatch, alive_nodes, asks, check_room, options
 from deploy.plan import backstop_chunks, check_limiter, check_more_actors, chunk_rows, plan, rows_in_checkpoint
+from deploy.ray_start import start_ray
 from deploy.run_dir import RunDirectory, RunDirError, env_of
 from deploy.scaling import SETTLE_S, Request, ScaleDesk
 from deploy.session import RESTARTS, WORK, Progress, RunFailedError, Say, make_checkpointer, replay_of
-from deploy.valkey import EmbeddedServer, PrivateDir
+from deploy.valkey import EmbeddedServer
 from learner.report import Report, Resumed
 from replay.chunk import Schema
 from replay.identity import Identity
@@ -425,59 +422,3 @@ def _later_if_away() -> Iterator[None]:
         if not error.temporary:
             raise
         raise NotNowError(str(error)) from error
-
-
-def start_ray(config: RunConfig, cleanup: contextlib.ExitStack) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    if config.mode == "local":
-        # Ray reads this when it is imported: "0" has every part of it listen on loopback only.
-        if "ray" in sys.modules:
-            raise RunFailedError("ray was imported before the run; its loopback and token settings are read at import")
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
-    import ray
-
-    home = PrivateDir()
-    cleanup.callback(home.remove)
-    cleanup.callback(ray.shutdown)
-    folder = home.path
-    (folder / "empty").mkdir()
-    # Ray puts the driver's working directory first on the workers' sys.path: give it one without packages.
-    with contextlib.chdir(folder / "empty"), _own_signal_handlers():
-        if config.mode == "cluster":
-            _join_cluster(str(config.ray.address))
-        else:
-            ray.init(
-                include_dashboard=False,
-                object_store_memory=256 << 20,
-                log_to_driver=False,
-                configure_logging=False,
-                _temp_dir=str(folder),
-                _node_ip_address="127.0.0.1",
-            )
-
-
-def _join_cluster(address: str) -> None:
-    import ray
-
-    try:
-        ray.init(address=address, log_to_driver=False, configure_logging=False)
-    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(
-            f"the Ray cluster at {address} cannot be used: {reason}; is the address right, and are RAY_AUTH_MODE and "
-            "RAY_AUTH_TOKEN the cluster's?"
-        ) from None
-
-
-@contextlib.contextmanager
-def _own_signal_handlers() -> Iterator[None]:
-    """Keep our handlers of SIGINT and SIGTERM where ray.init installs its own, which end the process by SIGABRT."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
