@@ -47,7 +47,7 @@ class Actors(NamedTuple):
 class Window:
     """What was measured over the last seconds of a run. ``learner``: shares of its time by phase, of which ``wait`` is
     always there; ``learner_starved``: share for which it waited for a core, across them; ``server_busy``: share of a
-    core that the server took, where that can be told."""
+    core that the server took, where that can be told; ``cores`` of the one machine that all runs on."""
 
     seconds: float
     env_steps_per_s: float
@@ -59,7 +59,7 @@ class Window:
     servers_down: int = 0
     server_busy: float | None = None
     round_trip_s: float | None = None
-    cores: float = math.inf
+    cores: float | None = None
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _actors_side(window: Window, actors: Actors, config: RunConfig) -> Diagnosis
     alive, cores = window.actors_alive, window.cores
     working = max(1e-9, 1 - actors.gate)
     if actors.starved / working >= STARVED:
-        on = f" ({cores:g})" if math.isfinite(cores) else ""
+        on = "" if cores is None else f" ({cores:g})"
         wanted = f"{alive} actor(s), the learner and what else runs here want more cores than there are{on}"
         why = f"{wanted}: actors wait for one for {actors.starved:.0%} of their time"
         return Diagnosis("actor CPU", why, ("more cores or nodes (--mode cluster); more actors here would not help",))
@@ -228,7 +228,7 @@ def _env(window: Window, actors: Actors, share: str) -> Diagnosis:
         why = f"{share} is the environment, which waits for most of it and takes only {actors.on_core:.0%} of a core"
         change = f"more actors, which cost little CPU: qherd scale RUN --actors {2 * window.actors_alive}"
         return Diagnosis("env", why, (change,))
-    room = window.cores > window.actors_alive + 1
+    room = window.cores is not None and window.cores > window.actors_alive + 1
     change = (
         "more actors on the idle cores: qherd scale RUN --actors" if room else "more cores or nodes for more actors"
     )

@@ -76,7 +76,9 @@ def _look(directory: RunDirectory, config: RunConfig, holder: str | None) -> tup
         window = _with_server(window, directory, config)
     if config.mode == "local":
         window = replace(window, cores=usable_cores())
-    return window, diagnose(window, config)
+    diagnosis = diagnose(window, config)
+    named = tuple(change.replace("qherd scale RUN", f"qherd scale {directory.shown}") for change in diagnosis.change)
+    return window, replace(diagnosis, change=named)
 
 
 def _rows_when_enough(directory: RunDirectory) -> list[Mapping[str, float]]:
@@ -192,10 +194,10 @@ def _show(
     for check in checks:
         seen.append(check)
         if not as_json:
-            line = Text(f"{check.state:8}", STYLES[check.state]) + Text(f" {check.name:12}  {check.found}", "default")
+            line = Text(f"{check.state:8}", STYLES[check.state]) + Text(f" {check.name:13}  {check.found}", "default")
             console.print(line)
             if check.remedy:
-                console.print(f"{'':23}-> {check.remedy}")
+                console.print(f"{'':24}-> {check.remedy}")
     problems = sum(check.state == "problem" for check in seen)
     if as_json:
         print(json.dumps({**about, "checks": [check._asdict() for check in seen], "problems": problems}))

@@ -92,9 +92,8 @@ def test_versions_are_held_to_what_is_required_and_to_what_a_run_had() -> None:
 
 
 def test_a_missing_package_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "importlib.metadata.requires", lambda _: ["numpy>=99", "no-such-package>=1", "x>=1; extra=='y'"]
-    )
+    required = ["numpy>=99", "no-such>=1", "x>=1; extra=='y'"]
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: required)
     found = versions()
     assert found.state == "problem"
     assert "is not >=99" in found.found

