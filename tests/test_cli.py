@@ -24,7 +24,8 @@ from cli_runs import QHERD, Finished, qherd
 from pydantic import BaseModel
 
 from deploy import __version__
-from deploy.cli import USAGE, Eval, Launch, Record, main
+from deploy.cli import USAGE, main
+from deploy.commands import Eval, Launch, Record
 from deploy.config import RunConfig, compose, option_paths
 from deploy.valkey import find_server
 
@@ -312,6 +313,14 @@ def test_a_full_disk_is_refused(tmp_path: Path, room: str) -> None:
         subprocess.run(["umount", disk], check=True)
     assert_refused(done, tmp_path, "No space left", "disk/runs")
     assert left == []
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    """``qherd train --help | head -1``."""
+    command = f"{QHERD} train --help | head -1"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.startswith("usage: qherd train")
+    assert done.stderr == ""
 
 
 # -- servers that cannot be used
