@@ -45,6 +45,11 @@ class InlineSession:
             directory.show_metrics_address(*self._metrics.address)
         self._log, fence = MemoryLog(backstop_chunks(config)), directory.next_fence()
         self._checkpointer = make_checkpointer(config, directory, schema)
+        if not self._checkpointer.with_rows:
+            say(
+                f"the replay memory is bigger than checkpoint.rows_max_bytes = {config.checkpoint.rows_max_bytes:,}: a "
+                "resumed run begins with an empty one, not to the bit"
+            )
         found = self._checkpointer.newest() if fence > 1 else None
         if found is not None:
             self._log.restore(found.parts["log"])

@@ -88,9 +88,8 @@ def check_more_actors(config: RunConfig, more: int) -> None:
 
 
 def rows_in_checkpoint(config: RunConfig, schema: Schema) -> bool:
-    """Whether the replay memory's rows are a part of each checkpoint. An inline run has them nowhere else."""
-    planned = Mirror.planned_bytes(schema, config.replay.capacity_rows)
-    return config.mode == "inline" or planned <= config.checkpoint.rows_max_bytes
+    """Whether the replay memory's rows are a part of each checkpoint."""
+    return Mirror.planned_bytes(schema, config.replay.capacity_rows) <= config.checkpoint.rows_max_bytes
 
 
 def chunk_rows(config: RunConfig) -> int:

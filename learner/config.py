@@ -88,4 +88,5 @@ class CheckpointConfig(BaseModel):
     node on which the learner may run sees under this name."""
     rows_max_bytes: int = Field(64 << 20, ge=0)
     """A replay memory up to this size is part of each checkpoint. A bigger one is read from its server again: in the
-    local mode that keeps an append-only file in the run's folder then."""
+    local mode that keeps an append-only file in the run's folder then. An inline run has no server, and resumes with an
+    empty one."""

@@ -147,3 +147,17 @@ def test_a_run_that_diverged_is_resumed_with_a_smaller_learning_rate(over: Path,
     done = qherd("resume", "runs/r", "--learner.lr", "1e-3", cwd=tmp_path)
     assert done.code == 0, done
     assert summary(tmp_path / "runs/r")["exit_reason"] == "budget of env steps"
+
+
+def test_a_replay_too_big_for_checkpoints_is_said_to_be_lost(over: Path, tmp_path: Path) -> None:
+    """At the start, and when it is resumed; learning waits until there is something to learn from."""
+    shutil.copy(over / "preset.yaml", tmp_path)
+    done = qherd(*TRAIN, "--checkpoint.rows-max-bytes", "1000", cwd=tmp_path)
+    assert done.code == 0, done
+    assert "bigger than checkpoint.rows_max_bytes = 1,000: a resumed run begins with an empty one" in done.out
+    assert not list((tmp_path / "runs/r/checkpoints").glob("*/mirror.safetensors"))
+    done = qherd("resume", "runs/r", "--budget.env-steps", "3000", cwd=tmp_path)
+    assert done.code == 0, done
+    assert "the replay is lost: learning waits until 50 rows have come in anew" in done.out
+    assert summary(tmp_path / "runs/r")["env_steps"] >= 3000
+    assert summary(tmp_path / "runs/r")["rows_lost"] == {}
