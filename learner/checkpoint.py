@@ -153,6 +153,8 @@ def _checked_files(path: Path) -> dict[str, bytes]:
             raise CheckpointError(f"{path} has format {manifest['format']!r}, this qherd reads {FORMAT}")
         files = {}
         for file, about in manifest["files"].items():
+            if Path(file).name != file:
+                raise CheckpointError(f"{path / MANIFEST} names {file!r}, which is elsewhere")
             files[file] = data = (path / file).read_bytes()
             if len(data) != about["bytes"] or hashlib.sha256(data).hexdigest() != about["sha256"]:
                 raise CheckpointError(f"{path / file} does not match its size and sha256 in {MANIFEST}")

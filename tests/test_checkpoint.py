@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -121,6 +122,20 @@ def test_a_manifest_of_something_else_is_passed_over(folder: Path, manifest: str
     found = newest(folder)
     assert found is not None
     assert found.name == FIRST
+
+
+def test_a_manifest_that_names_a_file_elsewhere_is_passed_over(folder: Path) -> None:
+    """Whoever can write a checkpoint cannot have others' files read by it."""
+    path = folder / str(SECOND) / checkpoint.MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["files"][f"../{FIRST}/learner.safetensors"] = json.loads((folder / str(FIRST) / path.name).read_text())[
+        "files"
+    ]["learner.safetensors"]
+    path.write_text(json.dumps(manifest))
+    found = newest(folder)
+    assert found is not None
+    assert found.name == FIRST
+    assert "which is elsewhere" in found.skipped[0]
 
 
 def test_where_none_is_whole_nothing_begins_anew_and_nothing_is_removed(folder: Path) -> None:
