@@ -3,7 +3,7 @@
 The environment (benchmarks/slow_env.py) sleeps 5 ms per env step and takes no CPU, as one behind a network does; so one
 actor could do 200 env steps/s, and N of them N times that, until inference, rows, pushing, the learner or the driver
 want more cores than there are. Whole runs of ``qherd train``, one after the other; what is counted is what the learner
-took in. ``python benchmarks/scaling.py --help``; --docs writes docs/scaling.md and its plot.
+took in. ``python -m benchmarks.scaling --help``; --docs writes docs/scaling.md and its plot.
 """
 
 from __future__ import annotations
