@@ -1,7 +1,7 @@
 """What broadcasting big weights costs: one server, a learner that publishes, and N actors that fetch once a second.
 
 Each actor is a process of its own and does what qherd's actors do with new weights: fetch, check, unpack, load. Beside
-them one more appends chunks, to see what the server makes them wait. ``python benchmarks/broadcast.py --help``
+them one more appends chunks, to see what the server makes them wait. ``python -m benchmarks.broadcast --help``
 """
 
 from __future__ import annotations

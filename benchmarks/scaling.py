@@ -172,7 +172,7 @@ def write_docs(points: Sequence[Point], lanes: int) -> None:
     plot(points, DOCS / "scaling.svg")
     text = f"""# Scaling beyond one machine's cores
 
-Made by `python benchmarks/scaling.py --docs`. Env steps per second by the number of actors, of an environment that is
+Made by `python -m benchmarks.scaling --docs`. Env steps per second by the number of actors, of an environment that is
 bound by latency: it sleeps {STEP_S * 1e3:g} ms per env step and takes no CPU, as one behind a network or a simulator
 does. {lanes} lane(s) per actor; whole runs of `qherd train`, what the learner took in over {WINDOW_S:g} s. The shares
 are of the actors' time, and the last one of the learner's.

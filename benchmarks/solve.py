@@ -1,6 +1,6 @@
 """Time to solve LunarLander-v3: the whole command from start to exit, and Stable-Baselines3's DQN in the same run.
 
-``python -m benchmarks --only solve`` or, with other seeds or without the peer, ``python benchmarks/solve.py --help``.
+``python -m benchmarks --only solve`` or, with other seeds or without the peer, ``python -m benchmarks.solve --help``.
 """
 
 from __future__ import annotations
