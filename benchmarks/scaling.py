@@ -167,14 +167,14 @@ def where_it_stops(points: Sequence[Point]) -> str:
     )
 
 
-def write_docs(points: Sequence[Point], lanes: int) -> None:
+def write_docs(points: Sequence[Point], lanes: int, window_s: float) -> None:
     """docs/scaling.md and docs/scaling.svg."""
     plot(points, DOCS / "scaling.svg")
     text = f"""# Scaling beyond one machine's cores
 
 Made by `python -m benchmarks.scaling --docs`. Env steps per second by the number of actors, of an environment that is
 bound by latency: it sleeps {STEP_S * 1e3:g} ms per env step and takes no CPU, as one behind a network or a simulator
-does. {lanes} lane(s) per actor; whole runs of `qherd train`, what the learner took in over {WINDOW_S:g} s. The shares
+does. {lanes} lane(s) per actor; whole runs of `qherd train`, what the learner took in over {window_s:g} s. The shares
 are of the actors' time, and the last one of the learner's.
 
 ![env steps per second by actors](scaling.svg)
@@ -225,7 +225,7 @@ def main() -> None:
     show(results(points))
     print(where_it_stops(points))
     if options.docs:
-        write_docs(points, options.lanes)
+        write_docs(points, options.lanes, options.seconds)
 
 
 if __name__ == "__main__":
