@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from gymnasium.vector import SyncVectorEnv
@@ -25,13 +26,9 @@ TARGET = 0.8
 ENV = EnvConfig(id="LunarLander-v3")
 
 
-def measure(quick: bool) -> list[Result]:
-    """Both sides step the same kind of lanes and count env steps only (no boundary rows).
-
-    The actor explores with epsilon 1, so that both fly the same episodes on average; it infers all the same, writes
-    rows, encodes chunks, sends them to a real server, and fetches weights that change four times a second.
-    """
-    seconds, repetitions = (0.5, 5) if quick else (2.0, 15)
+@contextlib.contextmanager
+def rollout_at_work() -> Iterator[Rollout]:
+    """One actor's rollout on a real server, with weights and an open gate."""
     with EmbeddedServer(RUN, 256 << 20) as server:
         envs = make_lanes(ENV, LANES)
         schema = schema_of(envs.envs[0])
@@ -42,8 +39,19 @@ def measure(quick: bool) -> list[Result]:
             rollout = Rollout(Place(RUN, 0, 0, 1, 1), envs, schema, NumpyMlp(False), log, config)
             while not rollout.ready():
                 time.sleep(0.05)
-            actor, bare = actor_loop(rollout), bare_loop()
-            (wall, cpu), (bare_wall, bare_cpu) = _both(actor, bare, seconds, repetitions)
+            yield rollout
+
+
+def measure(quick: bool) -> list[Result]:
+    """Both sides step the same kind of lanes and count env steps only (no boundary rows).
+
+    The actor explores with epsilon 1, so that both fly the same episodes on average; it infers all the same, writes
+    rows, encodes chunks, sends them to a real server, and fetches weights that change four times a second.
+    """
+    seconds, repetitions = (0.5, 5) if quick else (2.0, 15)
+    with rollout_at_work() as rollout:
+        actor, bare = actor_loop(rollout), bare_loop()
+        (wall, cpu), (bare_wall, bare_cpu) = _both(actor, bare, seconds, repetitions)
     text = f"{LANES} lanes, {'-'.join(map(str, HIDDEN))} network, chunks of {LANES * CHUNK_STEPS} rows"
     other = "bare SyncVectorEnv, random actions"
     return [

@@ -15,22 +15,16 @@ import torch
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 
-from actors.config import ActorConfig
-from actors.envs import make_lanes, schema_of
-from actors.policy import NumpyMlp
-from actors.rollout import Place, Rollout
-from benchmarks.actor_rate import CHUNK_STEPS, ENV, HIDDEN, LANES
-from benchmarks.herd import beside, publish_weights
+from actors.rollout import Rollout
+from benchmarks.actor_rate import CHUNK_STEPS, LANES, rollout_at_work
 from benchmarks.learner_rate import Side, running_herd
 from benchmarks.result import Result
 from deploy.config import compose
 from deploy.learner_seat import SLICE_S
-from deploy.valkey import EmbeddedServer
 from learner.learner import ERRORS_KEPT
 from learner.loop import LearnerLoop
 from learner.metrics import RunMetrics
 from learner.report import Report
-from replay.redis_log import RedisLog
 
 RUN = "metrics-cost"
 TARGET = 2.0
@@ -171,17 +165,8 @@ def _on_and_off(loop: LearnerLoop, slices: int, repetitions: int) -> tuple[tuple
 
 def _actor(seconds: float, repetitions: int) -> Result:
     """What an actor books per chunk: episodes, returns and its cumulative counters."""
-    with EmbeddedServer(RUN, 256 << 20) as server:
-        envs = make_lanes(ENV, LANES)
-        schema = schema_of(envs.envs[0])
-        sizes = (*schema.obs_shape, *HIDDEN, schema.num_actions)
-        config = ActorConfig(count=1, lanes=LANES, chunk_steps=CHUNK_STEPS)
-        with beside(publish_weights, server.url("learner"), RUN, sizes):
-            log = RedisLog(server.url("actor"), RUN, max_chunks=1000)
-            rollout = Rollout(Place(RUN, 0, 0, 1, 1), envs, schema, NumpyMlp(False), log, config)
-            while not rollout.ready():
-                time.sleep(0.05)
-            shares = tuple(_actor_share(rollout, seconds) for _ in range(repetitions))
+    with rollout_at_work() as rollout:
+        shares = tuple(_actor_share(rollout, seconds) for _ in range(repetitions))
     note = f"{LANES} lanes, chunks of {LANES * CHUNK_STEPS} rows"
     return Result("metrics, actor", "% of a chunk's CPU time", shares, target=TARGET, at_most=True, notes=(note,))
 

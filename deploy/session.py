@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
@@ -62,10 +63,16 @@ class Session(Protocol):
         """Flush, take in what was flushed, write a checkpoint, and end everything that this session started."""
 
 
+def checkpoint_folder(config: RunConfig, directory: RunDirectory) -> Path:
+    """Where this run's checkpoints are; runs that share a ``checkpoint.dir`` have a folder each in it, since each run
+    removes its older ones."""
+    shared = config.checkpoint.dir
+    return directory.checkpoints if shared is None else shared.absolute() / directory.run
+
+
 def make_checkpointer(config: RunConfig, directory: RunDirectory, schema: Schema) -> Checkpointer:
     """The writer of this run's checkpoints."""
-    folder = config.checkpoint.dir or directory.checkpoints
-    return Checkpointer(folder, config.checkpoint, rows_in_checkpoint(config, schema))
+    return Checkpointer(checkpoint_folder(config, directory), config.checkpoint, rows_in_checkpoint(config, schema))
 
 
 def replay_of(config: RunConfig, directory: RunDirectory) -> ReplayConfig:

@@ -16,7 +16,7 @@ from deploy.display import Display
 from deploy.launch import check, probe_env, start_session
 from deploy.plan import check_memory, plan
 from deploy.run_dir import RunDirectory, RunDirError
-from deploy.session import RESTARTS, Progress, RunFailedError, Say, Session
+from deploy.session import RESTARTS, Progress, RunFailedError, Say, Session, checkpoint_folder
 from deploy.valkey import ServerError
 from learner.checkpoint import CheckpointError, names
 from replay.chunk import Schema
@@ -112,17 +112,12 @@ def train(config: RunConfig) -> int:
     schema = probe_env(config)
     check_memory(config, schema)
     with contextlib.closing(RunDirectory.create(config)) as directory:
-        try:
-            return _run(config, directory, schema, Outcome())
-        except (ConfigError, CannotFit, CheckpointError, LogError, ServerError):
-            if not directory.figures():
-                directory.discard()  # nothing has run: the name stays free
-            raise
+        return _run(config, directory, schema, Outcome(), new=True)
 
 
 def go_on(config: RunConfig, directory: RunDirectory) -> int:
     """Go on with a run, as ``train``; one that is over already is left alone."""
-    outcome = earlier(directory)
+    outcome = earlier(config, directory)
     if over := _over(config, outcome, Stop(), outcome.wall_before_s):
         print(f"{directory.shown} is over: {over}{_REMEDIES.get(over, '')}")
         return 0
@@ -132,13 +127,15 @@ def go_on(config: RunConfig, directory: RunDirectory) -> int:
     directory.note_config(config)
     # the learner's own figures are its checkpoint's, which may be older than the newest row
     outcome.figures = {name: outcome.figures[name] for name in _SCREENS if name in outcome.figures}
-    return _run(config, directory, schema, outcome)
+    return _run(config, directory, schema, outcome, new=False)
 
 
-def earlier(directory: RunDirectory) -> Outcome:
+def earlier(config: RunConfig, directory: RunDirectory) -> Outcome:
     """How a run has gone so far, as its directory tells."""
     figures, best = directory.figures(), directory.best() or {}
-    for newest in names(directory.checkpoints)[:1]:  # its last driver may have drained the log after its last row
+    for newest in names(checkpoint_folder(config, directory))[
+        :1
+    ]:  # its last driver may have drained the log after its last row
         figures["env_steps"] = max(figures.get("env_steps", 0), newest.env_steps)
     outcome = Outcome(best=best, figures=figures, wall_before_s=figures.get("wall_s", 0.0))
     if best.get("solved"):
@@ -146,13 +143,19 @@ def earlier(directory: RunDirectory) -> Outcome:
     return outcome
 
 
-def _run(config: RunConfig, directory: RunDirectory, schema: Schema, outcome: Outcome) -> int:
+def _run(config: RunConfig, directory: RunDirectory, schema: Schema, outcome: Outcome, *, new: bool) -> int:
+    """From a start to an end; the directory of a ``new`` run that cannot start is removed."""
     started, stop = time.monotonic() - outcome.wall_before_s, Stop()
     with stop.listening(), Display(directory.run, config) as display:
         display.say(f"run {directory.shown}")
         display.say(plan(config, schema).told(config))
         try:
-            session = start_session(config, directory, schema, display.say)
+            try:
+                session = start_session(config, directory, schema, display.say)
+            except (ConfigError, CannotFit, CheckpointError, LogError, ServerError):
+                if new:
+                    directory.discard()  # nothing has run: the name stays free
+                raise
             display.say("waiting for the first experience")
             try:
                 _advance_until_over(config, directory, session, display, outcome, stop, started)
@@ -169,9 +172,10 @@ def _run(config: RunConfig, directory: RunDirectory, schema: Schema, outcome: Ou
         finally:
             if not outcome.reason.startswith("failed"):  # a run that failed is to be noticed
                 directory.hide_metrics_address()
-            summary = outcome.summary(config, directory.run, time.monotonic() - started)
-            with _DiskAlarm(display.say).writing():
-                directory.write_summary(summary)
+            if directory.path.exists():
+                summary = outcome.summary(config, directory.run, time.monotonic() - started)
+                with _DiskAlarm(display.say).writing():
+                    directory.write_summary(summary)
     print(_farewell(directory, outcome))
     return INTERRUPTED if outcome.reason == "interrupted" else 0
 

@@ -250,10 +250,10 @@ class Checkpointer:
             self.join()
         self.paused_s += time.perf_counter() - started
 
-    def join(self, timeout_s: float | None = None) -> None:
+    def join(self) -> None:
         """Wait for the one that is being written."""
         if self._thread is not None:
-            self._thread.join(timeout_s)
+            self._thread.join()
 
     def _write(self, name: Name, files: Files) -> None:
         try:

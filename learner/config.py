@@ -84,8 +84,8 @@ class CheckpointConfig(BaseModel):
     keep: int = Field(3, ge=1)
     """How many are kept, the newest; older ones are removed when a newer one is whole."""
     dir: Path | None = None
-    """Where they are, as the learner's node sees it. The default is the run's folder: on a cluster give one that every
-    node on which the learner may run sees under this name."""
+    """Where they are, as the learner's node sees it, in a folder of the run's name. The default is the run's own: on a
+    cluster give one that every node on which the learner may run sees under this name."""
     rows_max_bytes: int = Field(64 << 20, ge=0)
     """A replay memory up to this size is part of each checkpoint. A bigger one is read from its server again: in the
     local mode that keeps an append-only file in the run's folder then. An inline run has no server, and resumes with an

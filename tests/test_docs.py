@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from deploy.run_dir import SUPERSEDED
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -20,3 +22,7 @@ def test_every_promise_has_a_test_of_that_name() -> None:
         named = re.findall(r"`(test_\w+)`", tests)
         assert named, promise
         assert set(named) <= defined, promise
+
+
+def test_the_file_of_superseded_rows_is_where_the_docs_say() -> None:
+    assert f"`{SUPERSEDED}`" in (ROOT / "docs" / "survive.md").read_text()

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from cli_runs import Finished, Run, qherd, running, summary
 
-from deploy.run_dir import SUPERSEDED
 from learner.checkpoint import names, read
 from replay.log import FENCE_SHIFT
 
@@ -314,8 +313,3 @@ def test_a_disk_that_fills_up_stops_nothing_and_is_told(folder: Path) -> None:
         assert ended["updates"] > kept[0].updates
     finally:
         subprocess.run(["umount", disk], check=True)
-
-
-def test_superseded_rows_are_kept_beside_the_curve() -> None:
-    """Its name is in the README and in docs/survive.md."""
-    assert SUPERSEDED == "metrics.superseded.jsonl"

@@ -25,12 +25,15 @@ from actors.evaluator import Episodes, Verdict
 from deploy.config import BudgetConfig, ConfigError, RunConfig, compose
 from deploy.inline_session import InlineSession
 from deploy.launch import probe_env
+from deploy.resume import resume
 from deploy.run_dir import RunDirectory
 from deploy.session import Progress, RunFailedError
 from deploy.train import Outcome, Stop, train
+from learner.checkpoint import names
 from learner.learner import host_arrays
 from learner.phases import Phases
 from learner.weights import pack
+from replay.log import Unavailable
 
 ENV_STEPS = 2500
 SPEEDS = (
@@ -356,6 +359,42 @@ def test_a_refusal_comes_before_anything_is_made(tmp_path: Path, more: dict[str,
     with pytest.raises(error):
         train(config(tmp_path / "runs", **more))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_began_keeps_its_directory_also_without_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that goes before the first row is no refusal: there may be checkpoints."""
+    with pytest.raises(Unavailable):
+        played(tmp_path, monkeypatch, Script(Unavailable("gone")))
+    assert summary(tmp_path / "r")["exit_reason"] == "failed: gone"
+
+
+def test_only_a_new_run_that_cannot_start_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is resumed keeps what it has."""
+
+    def refuse(*_: Any) -> Any:
+        raise Unavailable("no server")
+
+    RunDirectory.create(config(tmp_path / "resumed")).close()
+    monkeypatch.setattr(deploy.train, "start_session", refuse)
+    with pytest.raises(Unavailable):
+        train(config(tmp_path / "new"))
+    assert not (tmp_path / "new" / "r").exists()
+    with pytest.raises(Unavailable):
+        resume(tmp_path / "resumed" / "r", config(tmp_path / "resumed"))
+    assert (tmp_path / "resumed" / "r" / "fences.json").exists()
+
+
+def test_runs_that_share_a_folder_of_checkpoints_leave_each_others_alone(tmp_path: Path) -> None:
+    """Each removes its own older ones only, and goes on from its own."""
+    shared = {"dir": tmp_path / "shared", "every_updates": 100, "keep": 1}
+    for run in ("a", "b"):
+        assert train(config(tmp_path, run=run, checkpoint=shared)) == 0
+        assert len(names(tmp_path / "shared" / run)) == 1
+    more = config(tmp_path, run="a", checkpoint=shared, budget={"env_steps": 2 * ENV_STEPS})
+    assert resume(tmp_path / "a", more) == 0
+    assert [names(tmp_path / "shared" / run)[0].fence for run in ("a", "b")] == [2, 1]
 
 
 def test_an_outcome_without_figures_is_still_a_summary() -> None:
