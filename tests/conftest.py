@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,6 +16,10 @@ import redis
 from deploy.valkey import EmbeddedServer, find_server
 
 MEMORY_BYTES = 512 * 2**20
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # so a shell starts what runs in the background (make test &): all processes below would be deaf to Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _valkey() -> Path:
