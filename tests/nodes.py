@@ -217,6 +217,9 @@ def secrets_shown(secrets: Path, folder: Path, nodes: Sequence[Node]) -> list[st
     hidden = {word for text in texts for word in re.findall(r"[\w-]{30,}", text)}
     assert len(hidden) >= 6, "a token and five passwords at least"
     places = {f"ps on {node.name}": node.run("ps", "-eo", "args").stdout for node in nodes}
-    inside = [path for path in folder.rglob("*") if path.is_file() and secrets not in path.parents]
-    places |= {str(path): path.read_bytes().decode(errors="replace") for path in inside}
+    inside = [Path(at) / name for at, _, names in os.walk(folder) for name in names]
+    for path in inside:
+        with contextlib.suppress(FileNotFoundError):  # a run at work renames its files
+            if path.is_file() and secrets not in path.parents:
+                places[str(path)] = path.read_bytes().decode(errors="replace")
     return [place for place, text in places.items() if any(secret in text for secret in hidden)]

@@ -129,15 +129,52 @@ def test_every_service_is_contained_and_can_fail_its_check(services: dict[str, A
         assert int(services[name]["shm_size"].removesuffix("m")) * 2**20 > int(default[1]), name
 
 
+def test_who_is_not_root_can_write_its_volumes(services: dict[str, Any]) -> None:
+    """A new volume takes its owner from the image's folder at that path, and is root's where the image has none."""
+    made = re.search(r"install -d -o 10001 -g 10001 (.+?) *\\?$", (ROOT / "deploy/Dockerfile").read_text(), re.M)
+    assert made is not None
+    owned = {"qherd": ("10001", made[1].split()), "prom/prometheus": ("65534", ["/prometheus"])}
+    for name, service in services.items():
+        user, image = service["user"].partition(":")[0], service["image"].partition(":")[0]
+        for volume in service.get("volumes", []):
+            if volume["type"] == "volume" and not volume.get("read_only"):
+                owner, folders = owned[image]
+                assert (user, volume["target"] in folders) == (owner, True), (name, volume)
+        for name_, value in (service.get("environment") or {}).items():
+            if name_.startswith("GF_PATHS_"):  # its start script makes one level of folders below the tmpfs
+                assert value == "/tmp" or Path(value).parent == Path("/tmp"), (name_, value)
+
+
+def test_the_operator_reaches_the_dashboard_and_other_ray_pods_do_not(
+    manifests: dict[str, list[dict[str, Any]]],
+) -> None:
+    """KubeRay's labels: of its operator, by Helm and by kustomize, and of every pod that it makes."""
+    operators = [
+        {"app.kubernetes.io/name": "kuberay-operator", "app.kubernetes.io/component": "kuberay-operator"},
+        {"app.kubernetes.io/name": "kuberay", "app.kubernetes.io/component": "kuberay-operator"},
+    ]
+    made = {"app.kubernetes.io/name": "kuberay", "app.kubernetes.io/created-by": "kuberay-operator"}
+    (policy,) = (each for each in manifests["base"] if each["metadata"]["name"] == "qherd-ray")
+    (chosen,) = (
+        peer["podSelector"]["matchLabels"]
+        for rule in policy["spec"]["ingress"]
+        for peer in rule["from"]
+        if "namespaceSelector" in peer
+    )
+    assert all(chosen.items() <= labels.items() for labels in operators)
+    assert not chosen.items() <= made.items()
+
+
 def test_variables_have_defaults_and_are_explained() -> None:
     text, explained = (ROOT / "docker-compose.yml").read_text(), (ROOT / ".env").read_text()
     for name, rest in re.findall(r"\$\{(\w+)([^}]*)\}", text):
         assert rest.startswith((":-", ":?")), name
-        if not name.startswith("QHERD_"):
+        assert not name.startswith("QHERD_"), f"{name}: qherd refuses what is none of its options"
+        if not name.endswith("IMAGE"):
             assert re.search(rf"^#? ?{name}=", explained, re.M), f"{name} is not in .env"
     known = {"QHERD_" + path.upper().replace(".", "_") for path in option_paths(RunConfig)}
     for name in re.findall(r"^ +(QHERD_\w+):", text, re.M):
-        assert name.removesuffix("_FILE") in known | {"QHERD_DASHBOARDS"}, name
+        assert name.removesuffix("_FILE") in known, name
 
 
 def test_a_larger_herd_is_one_variable(compose: dict[str, Any]) -> None:
@@ -352,14 +389,17 @@ def test_there_is_room_for_every_actor(manifests: dict[str, list[dict[str, Any]]
 
 
 def test_pods_end_in_time_and_workers_have_no_secret(manifests: dict[str, list[dict[str, Any]]]) -> None:
+    script = (ROOT / "deploy" / "ray" / "leave.sh").read_text()
+    leave_s, stop_s = (int(found) for found in re.findall(r"(?:LEAVE_S:-|--grace-period )(\d+)", script))
+    assert leave_s > STOP_S
     for overlay, found in manifests.items():
         (job,) = (each for each in found if each["kind"] == "RayJob")
         submitter, head, *workers = exposure.pods(job)
         assert submitter["spec"]["restartPolicy"] == "Never"
         for pod in (head, *workers):
             command = pod["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
-            assert command == ["ray", "stop", "--grace-period", "40"], overlay
-            assert pod["spec"]["terminationGracePeriodSeconds"] > 40, overlay
+            assert command == ["/opt/qherd/deploy/ray/leave.sh"], overlay
+            assert pod["spec"]["terminationGracePeriodSeconds"] > leave_s + stop_s, overlay
         for pod in workers:
             assert not any("secret" in volume for volume in pod["spec"]["volumes"]), overlay
 

@@ -256,6 +256,6 @@ def test_provisioning_finds_the_dashboards_and_prometheus() -> None:
     (source,) = yaml.safe_load((GRAFANA / "provisioning/datasources/prometheus.yml").read_text())["datasources"]
     (provider,) = yaml.safe_load((GRAFANA / "provisioning/dashboards/qherd.yml").read_text())["providers"]
     assert (source["type"], source["url"]) == ("prometheus", "$__env{PROMETHEUS_URL}")
-    assert (provider["type"], provider["options"]["path"]) == ("file", "$__env{QHERD_DASHBOARDS}")
+    assert (provider["type"], provider["options"]["path"]) == ("file", "$__env{DASHBOARDS}")
     scraped = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["global"]["scrape_interval"]
     assert source["jsonData"]["timeInterval"] == scraped

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +18,10 @@ pytestmark = [pytest.mark.root, pytest.mark.long, pytest.mark.timeout(300)]
 
 SBATCH = ROOT / "deploy" / "slurm" / "qherd.sbatch"
 SRUN = """#!/bin/sh
+echo "srun $*" >>"$SHARED/asked"
 while [ "${1#--}" != "$1" ]; do shift; done
-SLURM_NODEID=0 exec "$@"
+SLURM_NODEID=0 "$@" || true
+exit 137 # as where another node had to be killed
 """
 SCONTROL = """#!/bin/sh
 case "$1 $2" in
@@ -70,14 +73,17 @@ def test_a_job_whose_time_is_up_is_queued_again_and_goes_on(net: Network, tmp_pa
     job.until(lambda: env_steps() > 3000, "env steps", 90)
     shown = node.run("ps", "-eo", "args").stdout.splitlines()
     assert sum(line.startswith("ray::ActorWorker") for line in shown) == 2, "4 CPUs, two of them for learner and server"
+    assert any(re.search("valkey-server|redis-server", line) for line in shown), "as the server is called here"
     private = tmp_path / ".qherd-job-17.0"
     assert secrets_shown(private, tmp_path, [node]) == []
     job.signal(signal.SIGTERM)
     assert job.finish(60) == 75, job.out
+    assert "--cpus-per-task=4" in (tmp_path / "asked").read_text()
     assert "queued again" in job.out
     assert (tmp_path / "requeued").read_text() == "17\n"
     assert not private.exists(), "the job's secrets end with it"
-    assert "redis-server" not in (left := node.run("ps", "-eo", "args").stdout), left
+    left = node.run("ps", "-eo", "args").stdout
+    assert not re.search("valkey-server|redis-server", left), left
     before = json.loads((tmp_path / "runs" / "s" / "summary.json").read_text())["env_steps"]
 
     again = submit(node, tmp_path, 1, "--budget.env-steps", str(before + 4000))
