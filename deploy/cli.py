@@ -244,6 +244,8 @@ def _secrets(arguments: list[str]) -> int:
     call = tyro.cli(Secrets, args=arguments, prog="qherd secrets")
     from deploy.secrets_dir import write_secrets
 
+    if call.ca and not call.tls:
+        raise ConfigError(f"--ca {call.ca} is for TLS: give --tls with it")
     scheme, query = ("rediss" if call.tls else "redis"), f"ssl_ca_certs={call.ca}" if call.ca else ""
     try:
         made = write_secrets(call.folder, call.server, call.run, scheme, query)

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from deploy.bottleneck import Actors, Diagnosis, Window, diagnose, measured, window_of
 from deploy.checks import Check, guarded, preflight, round_trip, versions
-from deploy.config import ConfigError, RunConfig
+from deploy.config import ConfigError, RedisConfig, RunConfig
 from deploy.host import usable_cores
 from deploy.plan import megabytes
 from deploy.run_dir import RunDirectory
@@ -35,6 +35,8 @@ ENOUGH_S = 5.0
 PATIENCE_S = 60.0
 STALE_S = 15.0
 """A driver writes a row a second: one that has not for so long is stuck."""
+BUSY_S = 300.0
+"""An inline run writes none while it evaluates, and no run while it starts or waits for room."""
 SERVER_S = 1.0
 STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
@@ -73,7 +75,7 @@ def _look(directory: RunDirectory, config: RunConfig, holder: str | None) -> tup
         why = "the mode inline has learner, actors and evaluator take turns in one process"
         return window, Diagnosis("none", why, ("use --mode local for speed",))
     if holder is not None:
-        window = _with_server(window, directory, config)
+        window = _with_server(window, directory)
     if config.mode == "local":
         window = replace(window, cores=usable_cores())
     diagnosis = diagnose(window, config)
@@ -96,11 +98,12 @@ def _rows_when_enough(directory: RunDirectory) -> list[Mapping[str, float]]:
         time.sleep(0.5)
 
 
-def _with_server(window: Window, directory: RunDirectory, config: RunConfig) -> Window:
+def _with_server(window: Window, directory: RunDirectory) -> Window:
     """How far the server is away and how busy, as far as it lets us know; of several servers the busiest."""
     busy, trips = list[float](), list[float]()
     with contextlib.suppress(ConfigError, LogError, OSError):
-        for url in find_run(str(directory.shown), config.redis if config.mode == "cluster" else RunConfig().redis).urls:
+        # not the directory's own configuration: it keeps no password, the environment has it
+        for url in find_run(str(directory.shown), RedisConfig()).urls:
             with contextlib.closing(RunKeys(url, directory.run)) as server:
                 trips.append(round_trip(server))
                 before, began = _server_cpu_s(server, url), time.monotonic()
@@ -133,21 +136,34 @@ def _checks_of_run(directory: RunDirectory, config: RunConfig, holder: str | Non
     yield versions(written.get("versions"))
     rows = directory.rows()
     newest = rows[-1] if rows else {}
-    if holder is not None and (directory.path / "metrics.jsonl").exists():
-        age_s = time.time() - (directory.path / "metrics.jsonl").stat().st_mtime
-        if newest and age_s > STALE_S:
-            yield Check("figures", "problem", f"the newest are {age_s:.0f} s old", f"its driver ({holder}) is stuck")
+    if holder is not None:
+        yield from _silence(directory, config, holder)
     yield from _losses(newest)
     if "log_memory_limit_bytes" in newest:
         used, bound = newest["log_memory_bytes"], newest["log_memory_limit_bytes"]
         state, remedy = ("warning", "raise its maxmemory") if used > 0.9 * bound else ("ok", "")
         yield Check("server memory", state, f"{megabytes(used)} of {megabytes(bound)}", remedy)  # type: ignore[arg-type]
     if config.mode == "cluster" and holder is not None:
-        yield from guarded("server", lambda: _server_check(directory, config))
+        yield from guarded("server", lambda: _server_check(directory))
 
 
-def _server_check(directory: RunDirectory, config: RunConfig) -> Iterator[Check]:
-    for url in find_run(str(directory.shown), config.redis).urls:
+def _silence(directory: RunDirectory, config: RunConfig, holder: str) -> Iterator[Check]:
+    """A driver locks the directory anew when it starts, and then writes row after row."""
+    started_s = (directory.path / "lock").stat().st_mtime
+    metrics = directory.path / "metrics.jsonl"
+    newest_s = metrics.stat().st_mtime if metrics.exists() else 0.0
+    silent_s, starts = time.time() - max(started_s, newest_s), newest_s <= started_s
+    if silent_s <= (BUSY_S if starts or config.mode == "inline" else STALE_S):
+        return
+    if starts:
+        found = f"it started {silent_s:.0f} s ago, and there are none yet"
+        yield Check("figures", "warning", found, f"what its driver ({holder}) prints says what it waits for")
+    else:
+        yield Check("figures", "problem", f"the newest are {silent_s:.0f} s old", f"its driver ({holder}) is stuck")
+
+
+def _server_check(directory: RunDirectory) -> Iterator[Check]:
+    for url in find_run(str(directory.shown), RedisConfig()).urls:
         with contextlib.closing(RunKeys(url, directory.run)) as server:
             alive = server.alive()
             found = f"{server.url} answers; the learner {'renews' if alive else 'does not renew'} its gate there"

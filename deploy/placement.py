@@ -109,11 +109,12 @@ class RoomWatch:
     def __init__(self, asked: Asks, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self.asked, self._say, self._clock = asked, say, clock
         self._since_s: float | None = None
-        self._said_s = -math.inf
+        self._said = ("", -math.inf)
 
     def short(self, learner: bool, actors: int, free: Callable[[], Resources]) -> bool:
         """Whether resources are what keeps the learner, if it is missing, and so many actors from starting; says so
-        after a while, and again every minute. ``free()``: what nobody has taken, over all nodes."""
+        after a while, when something else is short, and again every minute. ``free()``: what nobody has taken, over
+        all nodes."""
         now_s = self._clock()
         if not (learner or actors):
             self._since_s = None
@@ -122,14 +123,17 @@ class RoomWatch:
         if now_s - self._since_s < ROOM_AFTER_S:
             return False
         left = free()
-        needs = [*([self.asked.learner] if learner else []), *([self.asked.actor] if actors else [])]
-        if all(_times(each, left) >= 1 for each in needs):
+        # the others have their room, and are starting
+        no_learner = learner and _times(self.asked.learner, left) < 1
+        no_actors = bool(actors) and _times(self.asked.actor, left) < 1
+        short = [*(["the learner"] if no_learner else []), *([f"{actors} actor(s)"] if no_actors else [])]
+        if not short:
             return False
-        if now_s - self._said_s >= SAY_AGAIN_S:
-            self._said_s = now_s
-            missing = [*(["the learner"] if learner else []), *([f"{actors} actor(s)"] if actors else [])]
+        what = " and ".join(short)
+        if what != self._said[0] or now_s - self._said[1] >= SAY_AGAIN_S:
+            self._said = what, now_s
             named = shown({name: left.get(name, 0) for name in _names(self.asked)})
-            self._say(f"waiting for room for {' and '.join(missing)}: {self.asked}; free in the whole cluster: {named}")
+            self._say(f"waiting for room for {what}: {self.asked}; free in the whole cluster: {named}")
         return True
 
 

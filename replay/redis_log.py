@@ -299,7 +299,7 @@ def parse_id(entry_id: bytes | str) -> ChunkId:
 def _connect(url: str, timeout_s: float) -> Any:
     """A client whose every wait is bounded and which retries nothing by itself."""
     try:
-        return redis.Redis.from_url(
+        client = redis.Redis.from_url(
             url,
             socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s,
@@ -308,11 +308,19 @@ def _connect(url: str, timeout_s: float) -> Any:
             client_name="qherd",
             socket_read_size=1 << 20,
         )
+        pool = client.connection_pool
+        pool.connection_class(**pool.connection_kwargs)  # connects to nothing
+    except TypeError as error:
+        raise ValueError(
+            f"{public_url(url)} has an option that redis-py does not know with this scheme: "
+            f"{str(error).rpartition(' ')[2]} (those of TLS, ssl_..., want rediss://)"
+        ) from None
     except ValueError:  # its text may hold a part of the password
         raise ValueError(
             f"{public_url(url)} is no Redis URL: it wants redis://, rediss:// or unix://, a numeric port, and special "
             "characters of the password percent-encoded"
         ) from None
+    return client
 
 
 def _who_answers(client: Any) -> str:

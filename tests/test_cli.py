@@ -399,6 +399,15 @@ def test_a_url_that_is_none_is_refused(tmp_path: Path, url: str) -> None:
     assert_refused(cluster(tmp_path, url), tmp_path, "redis://")
 
 
+def test_an_option_of_a_url_that_its_scheme_has_not_is_refused(tmp_path: Path) -> None:
+    assert_refused(cluster(tmp_path, "redis://127.0.0.1:1?ssl_ca_certs=/ca.crt"), tmp_path, "'ssl_ca_certs'.*rediss://")
+
+
+def test_an_authority_without_tls_is_refused(tmp_path: Path) -> None:
+    done = qherd("secrets", "s", "--server", "valkey:6379", "--ca", "/run/secrets/ca.crt", cwd=tmp_path)
+    assert (done.code, "--tls" in done.err, list(tmp_path.iterdir())) == (2, True, []), done
+
+
 @pytest.fixture(scope="module")
 def protected_server() -> Iterator[tuple[redis.Redis, int]]:
     """A server on a port, with a password: a client and the port."""

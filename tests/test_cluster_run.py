@@ -319,9 +319,15 @@ def test_a_killed_driver_of_a_cluster_is_resumed_from_the_living_server(cluster:
     options = ["--run", "k", "--actors.count", "2", "--eval.threshold", "None", "--checkpoint.every-s", "1"]
     with running("train", "CartPole-v1", *options, *cluster.options, cwd=tmp_path, env=cluster.secrets) as run:
         run.until(lambda: run.figure("k", "env_steps") > 15_000, START_S, "env steps")
+        as_docs_say = {**cluster.secrets, "QHERD_REDIS_URL": cluster.options[-1]}
+        looked = qherd("doctor", "runs/k", "--json", cwd=tmp_path, env=as_docs_say)
         run.process.kill()
         run.process.wait(5)
         at_kill = run.rows("k")[-1]
+    assert (looked.code, PASSWORD in looked.out) == (0, False), looked
+    seen = json.loads(looked.out)
+    assert [check["state"] for check in seen["checks"] if check["name"] == "server"] == ["ok"], seen
+    assert seen["window"]["round_trip_s"] > 0
     nowhere = qherd("resume", "runs/k", cwd=tmp_path, env=cluster.secrets)
     assert (nowhere.code, "keeps no password of its server" in nowhere.err) == (2, True)
     more = ["--redis.url", cluster.options[-1], "--budget.env-steps", str(at_kill["env_steps"] + 5000)]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shutil
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,9 @@ from cli_runs import qherd
 from deploy import checks
 from deploy.checks import Check, guarded, versions
 from deploy.config import ConfigError, RunConfig
+from deploy.doctor import _silence
 from deploy.launch import probe_env
+from deploy.run_dir import RunDirectory
 from deploy.valkey import EmbeddedServer
 
 BAD_ENV = """
@@ -162,6 +167,32 @@ def test_the_command_checks_everything_and_its_exit_code_says_so(tmp_path: Path)
     } <= names
     assert list(tmp_path.iterdir()) == []
     assert done.leftovers == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "started_s", "row_s", "found"),
+    [
+        ("local", 1000, 100, "problem"),
+        ("local", 1000, 5, None),
+        ("local", 20, 3600, None),  # resumed just now
+        ("local", 1000, 3600, "warning"),
+        ("local", 1000, None, "warning"),
+        ("inline", 1000, 100, None),  # evaluating
+        ("inline", 1000, 900, "problem"),
+    ],
+)
+def test_a_silent_driver_is_told_from_one_that_starts(
+    tmp_path: Path, mode: str, started_s: float, row_s: float | None, found: str | None
+) -> None:
+    settings = config(mode=mode, run="r", runs_dir=tmp_path)
+    with contextlib.closing(RunDirectory.create(settings)) as directory:
+        now_s = time.time()
+        os.utime(directory.path / "lock", (now_s, now_s - started_s))
+        if row_s is not None:
+            (directory.path / "metrics.jsonl").write_text("{}\n")
+            os.utime(directory.path / "metrics.jsonl", (now_s, now_s - row_s))
+        said = [check.state for check in _silence(directory, settings, "process 1 on a-host")]
+    assert said == ([found] if found else [])
 
 
 def test_a_run_that_is_none_is_the_users_mistake(tmp_path: Path) -> None:

@@ -126,12 +126,21 @@ def test_a_run_that_waits_for_room_says_so() -> None:
     ]
     assert at(70, learner=True)
     assert said[1].startswith("waiting for room for the learner and 2 actor(s)")
-    free["CPU"] = 1.0
-    assert not at(200)
+    free |= {"CPU": 1.0, "GPU": 0.0}
+    assert at(71, learner=True)
+    assert said[2].startswith("waiting for room for the learner: "), (
+        "actors have room, and what is short is said at once"
+    )
+    assert at(130, learner=True)
+    assert len(said) == 3
+    assert at(131, learner=True)
+    assert said[3] == said[2]
+    free["GPU"] = 1.0
+    assert not at(200, learner=True)
     assert not at(201, actors=0)
     free["CPU"] = 0.0
     assert not at(202), "what is missing now has only begun to start"
-    assert len(said) == 2
+    assert len(said) == 4
 
 
 def test_dead_nodes_do_not_count() -> None:
