@@ -95,7 +95,15 @@ DASHBOARDS: Mapping[str, tuple[str, Mapping[str, Sequence[Panel]]]] = {
                 ACTORS,
                 Panel("Newest report of the learner", "s", (_of("qherd_report_age_seconds"),)),
             ),
-            "Does it learn?": (RETURNS, *SPEED),
+            "Does it learn?": (
+                RETURNS,
+                *SPEED,
+                Panel(
+                    "Done so far",
+                    "none",
+                    (_of("qherd_run_env_steps", "{{run}} env steps"), _of("qherd_run_updates", "{{run}} updates")),
+                ),
+            ),
             "What went wrong": (
                 Panel("Restarts", "none", (_grown("qherd_restarts_total", "{{run}} {{kind}}", "run, kind"),)),
                 Panel(

@@ -16,7 +16,9 @@ HEAD = """\
 
 What `/metrics` of a run has (`--metrics.port`; [monitoring](monitoring.md) says how to collect it). Every metric has
 the label `run`. A metric that has no value yet has its help and no series: *there* says what it takes. Figures are
-renewed once per report of the learner, four times a second (in the inline mode: with each advance).
+renewed once per report of the learner, four times a second (in the inline mode: with each advance). Counters count
+from the start of the learner's process, so that `rate` and `increase` are right across its restarts; what the run has
+done in all is in `qherd_run_env_steps` and `qherd_run_updates`.
 """
 PHASE_HEAD = """
 ## Phases of the learner

@@ -1,7 +1,8 @@
 """The catalogue of metrics: every one that /metrics has, with its help. docs/metrics.md is made from it.
 
-Free of prometheus_client and torch. A metric shows a *figure* of the report (or of the driver), or, where it has a
-label, several of them under one name.
+Free of prometheus_client and torch. Counters count from the start of the process that shows them, as Prometheus wants
+it; what the run has done in all is a gauge. A metric shows a *figure* of the report (or of the driver), or, where it
+has a label, several of them under one name.
 """
 
 from __future__ import annotations
@@ -190,6 +191,8 @@ CHECKPOINT = (
     _counter("checkpoint_pause_seconds", "Seconds that the learner paused for checkpoints."),
 )
 RUN = (
+    _gauge("run_env_steps", "Env steps inserted since the run began, over all its learners.", "env_steps"),
+    _gauge("run_updates", "Gradient steps since the run began, over all its learners.", "updates"),
     Metric(
         "restarts",
         "counter",

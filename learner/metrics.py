@@ -31,7 +31,13 @@ class RunMetrics(Collector):
         self._run, self._clock = run, clock
         self._versions = {"version": version, "python": platform.python_version(), "torch": version_of("torch")}
         self._shown: tuple[Mapping[str, float], Labelled, float | None] = {}, {}, None
+        self._before: tuple[Mapping[str, float], Labelled] = {}, {}
         registry.register(self)
+
+    def begin(self, figures: Mapping[str, float], labelled: Labelled) -> None:
+        """Have the counters count from these on: what the run's earlier processes did, they have shown. A counter that
+        went on from a checkpoint would fall to a number above 0, and rate() would take all of that for new."""
+        self._before = figures, labelled
 
     def update(self, figures: Mapping[str, float], labelled: Labelled) -> None:
         """Show these from the next scrape on; they must not change any more. Figures outside the catalogue are passed
@@ -41,6 +47,7 @@ class RunMetrics(Collector):
     def collect(self) -> Iterator[Family]:
         """The metrics of the newest report. One without a value has its help and its type, and no series."""
         figures, labelled, reported_s = self._shown
+        before, labelled_before = self._before
         if reported_s is not None:
             figures = {**figures, "report_age_seconds": self._clock() - reported_s}
         for metric in catalogue():
@@ -51,11 +58,13 @@ class RunMetrics(Collector):
             kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
             family = kind(PREFIX + metric.name, metric.text, labels=names)
             if metric.label == BY_REASON:
+                past = labelled_before.get(metric.name, {})
                 for reason, count in labelled.get(metric.name, {}).items():
-                    family.add_metric([self._run, reason], count)
+                    family.add_metric([self._run, reason], count - past.get(reason, 0))
             for label, figure in metric.figures.items():
                 if figure in figures:
-                    family.add_metric([self._run, label] if label else [self._run], figures[figure])
+                    past_value = before.get(figure, 0) if metric.kind == "counter" else 0
+                    family.add_metric([self._run, label] if label else [self._run], figures[figure] - past_value)
             yield family
 
     def _build_info(self, metric: Metric) -> Family:
@@ -83,14 +92,21 @@ class MetricsServer:
 
     def show(self, report: Report, driver_figures: Mapping[str, float]) -> None:
         """Show this report, and the driver's figures beside it, from the next scrape on."""
-        labelled = {"chunks_refused": report.refused, "rows_lost": report.rows_lost}
-        self._metrics.update({**report.figures, **driver_figures}, labelled)
+        self._metrics.update({**report.figures, **driver_figures}, _labelled(report))
+
+    def begin(self, report: Report) -> None:
+        """See ``RunMetrics.begin``: what the learner has restored."""
+        self._metrics.begin(report.figures, _labelled(report))
 
     def close(self) -> None:
         """Give the port up."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
+
+
+def _labelled(report: Report) -> Labelled:
+    return {"chunks_refused": report.refused, "rows_lost": report.rows_lost}
 
 
 def _own_address() -> str:
