@@ -280,6 +280,10 @@ class Silence:
             self._env_steps, self._since_s = env_steps, self._clock()
         return self._clock() - self._since_s > self._most_s
 
+    def excuse(self) -> None:
+        """Begin anew: the learner is another one, or what the actors need is not there yet."""
+        self._since_s = self._clock()
+
 
 class Screening:
     """Asks the evaluator for verdicts, so that screening takes no more than ``eval.cpu_share`` of one core."""
@@ -364,7 +368,9 @@ class Screening:
 
 
 def _failed(policy: Any) -> bool:
-    """Whether there is no policy where one was asked for."""
+    """Whether there is no policy where one was asked for. Waits for none: the learner may hang."""
+    if not ray.wait([policy], timeout=0)[0]:
+        return False
     try:
         ray.get(policy)
     except ray.exceptions.RayError:

@@ -67,7 +67,7 @@ class InlineSession:
             found=found,
             republish=found is None,
         )
-        self._metrics.begin(self.loop.report())
+        self._metrics.begin(self.loop.begun_with())
         self.loop.expect(range(count), chunk_rows(config))
         self._rollouts = [self._rollout(slot, found) for slot in range(count)]
         self._evaluator = self._make_evaluator()

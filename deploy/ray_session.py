@@ -217,14 +217,16 @@ class RaySession:
         import ray
 
         try:
-            self._take_report()
+            reported = self._take_report()
             self._tend_server()
             self._tend_scaling()
             self._supervisor.tick()
             if self._short_of_room(not self._seat.heard, self._supervisor.starting):
                 self._seat.excuse()
                 self._supervisor.excuse()
-            self._check_silence()
+                self._silence.excuse()
+            if reported:  # a learner that says nothing is the seat's to notice
+                self._check_silence()
             result = self._screening.tick(learning=self._seat.works and self._figures.get("updates", 0) > 0)
         except CrashLoopError as error:
             raise RunFailedError(str(error), error.details) from None
@@ -238,17 +240,19 @@ class RaySession:
         self._driver_figures |= {"actors_alive": self._supervisor.alive, **self._restarts(), **self._work()}
         return self._progress(verdict, policy)
 
-    def _take_report(self) -> None:
-        """Wait up to a slice for what the learner has to report; one that was started anew has its curves go on from
-        where it went on."""
+    def _take_report(self) -> bool:
+        """Wait up to a slice for what the learner has to report, and whether it had; one that was started anew has its
+        curves go on from where it went on."""
         found = self._seat.tick(self._driver_figures)
         if found is None:
-            return
+            return False
         report, resumed = found
         if resumed is not None:
             self._rewind(resumed)
+            self._silence.excuse()
         self._take(report)
         self._register_metrics()
+        return True
 
     def _take(self, report: Report) -> None:
         self._figures, self._refused, self._rows_lost = report.figures, report.refused, report.rows_lost

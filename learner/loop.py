@@ -100,7 +100,7 @@ class LearnerLoop:
         check_fit(replay.storage, storage, needed)
         try:
             return Mirror(schema, replay.capacity_rows, storage)
-        except (MemoryError, torch.OutOfMemoryError) as error:
+        except (MemoryError, OSError, torch.OutOfMemoryError) as error:
             raise CannotFit(
                 f"the replay of {replay.capacity_rows:,} rows, {needed / 1e9:.2f} GB, cannot be allocated in "
                 f"{replay.storage}: {error}; lower replay.capacity_rows"
@@ -254,7 +254,9 @@ class LearnerLoop:
     def _fit_band(self) -> None:
         """Widen the limiter's band to what arrives between a decision and the actors' obeying it."""
         while_closing = int(self._env_steps_per_s * GATE_LATENCY_S)
-        room = (self._replay.capacity_rows - self._replay.min_rows) // 4
+        beyond = self._replay.capacity_rows - self._replay.min_rows
+        of_a_batch = math.ceil(self._config.batch / self._replay.samples_per_insert)
+        room = min(beyond // 4, beyond - of_a_batch)
         self.limiter.set_slack(min(self._rows_in_flight + while_closing, room))
 
     def _note_exploring_return(self, counters: Counters) -> None:
@@ -279,17 +281,9 @@ class LearnerLoop:
         figures: dict[str, float] = (
             self.sampler.figures()
             | self._samples.figures()
-            | self._sums()
-            | self._seconds()
+            | self._counts(counters)
             | {
-                "updates": self.learner.updates,
-                "env_steps": totals.env_steps,
-                "actor_env_steps": counters.env_steps,
-                "actor_episodes": counters.episodes,
                 "actor_returns_sum": counters.return_sum,
-                "actor_gate_wait_seconds": counters.gate_wait_s,
-                "chunks": totals.chunks,
-                "chunk_bytes": totals.bytes,
                 "weight_version": newest,
                 "log_rows": self.reader.log_rows,
                 "servers_down": self._publisher.servers_down,
@@ -298,8 +292,6 @@ class LearnerLoop:
                 "replay_sampleable_rows": self.mirror.sampleable_rows,
                 "replay_bytes": Mirror.planned_bytes(self.mirror.schema, self.mirror.capacity_rows),
                 "ingest_backlog_chunks": self.reader.backlog_chunks,
-                "rows": totals.rows,
-                "samples": self.limiter.samples,
                 "samples_per_insert": self.limiter.realised,
                 "samples_per_insert_target": self.limiter.samples_per_insert,
                 "limiter_error": self.limiter.error,
@@ -309,8 +301,6 @@ class LearnerLoop:
                 "weight_staleness_mean_versions": sum(lags) / max(1, len(lags)),
                 "gate_open": float(self.limiter.gate_open),
                 "actors_expected": len(slots),
-                "actor_push_retries": counters.refusals,
-                "target_syncs": self.learner.updates // self._config.target_period_updates,
                 "env_steps_per_second": self._env_steps_per_s,
                 "updates_per_second": self._updates_per_s,
             }
@@ -334,6 +324,32 @@ class LearnerLoop:
             told += self._checkpointer.told()
         self.phases.charge("report")
         return Report(figures, dict(totals.refused), dict(totals.rows_lost), tuple(told))
+
+    def begun_with(self) -> Report:
+        """What the counters stood at where this learner went on; a report would take the first things to tell."""
+        figures = self._counts(self.reader.counters()) | self.sampler.figures()
+        if self._newest_figures is not None:
+            figures["updates_skipped"] = self._newest_figures.updates_skipped
+        return Report(figures, dict(self.reader.totals.refused), dict(self.reader.totals.rows_lost))
+
+    def _counts(self, counters: Counters) -> dict[str, float]:
+        """What only grows, over all learners of the run."""
+        totals, updates = self.reader.totals, self.learner.updates
+        return {
+            **self._sums(),
+            **self._seconds(),
+            "updates": updates,
+            "target_syncs": updates // self._config.target_period_updates,
+            "samples": self.limiter.samples,
+            "env_steps": totals.env_steps,
+            "rows": totals.rows,
+            "chunks": totals.chunks,
+            "chunk_bytes": totals.bytes,
+            "actor_env_steps": counters.env_steps,
+            "actor_episodes": counters.episodes,
+            "actor_gate_wait_seconds": counters.gate_wait_s,
+            "actor_push_retries": counters.refusals,
+        }
 
     def checkpoint(self, more: Mapping[str, State] | None = None, wait: bool = False) -> None:
         """Write a checkpoint of all parts, and of ``more``. None is written while updates are skipped: the newest one
@@ -359,8 +375,7 @@ class LearnerLoop:
         return {
             "published": self._published,
             "published_at_updates": self._published_at_updates,
-            "inserts": self.limiter.inserts,
-            "samples": self.limiter.samples,
+            "limiter": self.limiter.state(),
             "noted": list(self._noted),
             "exploring_return": self._exploring_return,
             "figures": self._newest_figures and list(self._newest_figures),
@@ -390,11 +405,11 @@ class LearnerLoop:
         self.learner.restore(parts["learner"])
         if "mirror" in parts:
             self.mirror.restore(parts["mirror"])
-        was, now = self.reader.restore(parts["reader"], rows="mirror" in parts)
+        was, now = self.reader.restore(parts["reader"], None if "mirror" in parts else self._log)
         self.sampler.restore(parts["sampler"], was, now)
         values = parts["loop"].values
         self._published, self._published_at_updates = values["published"], values["published_at_updates"]
-        self.limiter.inserts, self.limiter.samples = values["inserts"], values["samples"]
+        self.limiter.restore(values["limiter"])
         self._noted, self._exploring_return = Counters(*values["noted"]), values["exploring_return"]
         self._newest_figures = values["figures"] and Figures(*values["figures"])
         self._sums_before, self._seconds_before = values["sums"], values["seconds"]
@@ -411,8 +426,13 @@ class LearnerLoop:
             f"resumed from checkpoint {found.name}: {self.learner.updates:,} updates, "
             f"{self.reader.totals.env_steps:,} env steps, {source} {self.mirror.rows:,} rows of replay"
         )
+        if self.reader.unread:
+            self._told.append(
+                f"the server of slots {', '.join(map(str, sorted(self.reader.unread)))} does not answer: their rows of "
+                "replay are not read again"
+            )
         if self.mirror.rows < self._replay.min_rows <= self.limiter.inserts:
-            self.limiter.inserts, self.limiter.samples = self.mirror.rows, 0
+            self.limiter.inserts, self.limiter.samples, self.limiter.carried = self.mirror.rows, 0, 0.0
             self._told.append(
                 f"the replay is lost: learning waits until {self._replay.min_rows:,} rows have come in anew"
             )

@@ -82,7 +82,7 @@ class LearnerWorker:
             checkpointer=checkpointer,
             found=found,
         )
-        self._metrics.begin(self._loop.report())
+        self._metrics.begin(self._loop.begun_with())
         self._loop.expect(range(slots), chunk_rows, range(slots_ever))
         self._loop.checkpoint(wait=found is None)
         if found is None:

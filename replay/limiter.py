@@ -2,16 +2,19 @@
 
 The rule is Reverb's SampleToInsertRatio (arXiv 2102.04736, section 3.2), with one number::
 
-    error = samples_per_insert * (inserts - min_rows) - samples
+    error = samples_per_insert * (inserts - min_rows) - samples + carried
 
-Below ``min_rows`` the gate is open and the learner waits. After that ``error`` is held within ± half_band: the learner
-waits when a batch would bring it below, the gate shuts when it is above.
+where ``carried`` is 0 in a run whose ratio was never changed. Below ``min_rows`` the gate is open and the learner
+waits. After that ``error`` is held within ± half_band: the learner waits when a batch would bring it below, the gate
+shuts when it is above.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass
@@ -28,6 +31,7 @@ class Limiter:
     batch: int
     inserts: int = 0
     samples: int = 0
+    carried: float = 0.0
     half_band: float = 0.0
 
     def __post_init__(self) -> None:
@@ -53,7 +57,22 @@ class Limiter:
     @property
     def error(self) -> float:
         """Samples that the inserts allow, less the samples taken."""
-        return self.samples_per_insert * (self.inserts - self.min_rows) - self.samples
+        return self.samples_per_insert * (self.inserts - self.min_rows) - self.samples + self.carried
+
+    def state(self) -> dict[str, float]:
+        """What ``restore`` goes on from."""
+        names = ("samples_per_insert", "min_rows", "inserts", "samples", "carried")
+        return {name: getattr(self, name) for name in names}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on. Another ratio, or another min_rows, holds from here on and not for the past, for which the learner
+        would else train on and on, or wait."""
+        before = replace(self, **state)
+        self.inserts, self.samples, self.carried = before.inserts, before.samples, before.carried
+        if (self.samples_per_insert, self.min_rows) != (before.samples_per_insert, before.min_rows):
+            error = before.error if before.inserts >= before.min_rows else 0.0
+            past = self.samples_per_insert * max(0, self.inserts - self.min_rows)
+            self.carried = error + self.samples - past
 
     @property
     def gate_open(self) -> bool:

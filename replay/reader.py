@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from replay.chunk import BadChunk, Chunk, Codec, Counters
-from replay.log import ChunkId, Entry
+from replay.log import ChunkId, ChunkLog, Entry, LogError
 from replay.mirror import Mirror
 from replay.nstep import CARRIED, LaneWindows
 from replay.state import State
@@ -28,6 +28,8 @@ from replay.state import State
 Array = npt.NDArray[Any]
 FIRST_ID, NOTHING = ChunkId(), Counters()
 PAGE_BYTES = 64 << 20
+REFILL_WAIT_S = 60.0
+"""How long a refill waits for servers that are away. A learner that says nothing for 120 s counts as hung."""
 QUARANTINED = 5
 """How many bad chunks are kept for inspection."""
 
@@ -141,6 +143,8 @@ class Reader:
         self._reward_scale = np.float32(reward_scale)
         self._quarantine, self._quarantined = quarantine, 0
         self._stored: deque[Stored] = deque()
+        self.unread = set[int]()
+        """Slots whose rows a refill could not read, since their server was away for too long."""
         self._backlog: deque[Entry] = deque()
         self._trimmed: dict[int, ChunkId] = {}
         self.slots: dict[int, Slot] = {}
@@ -331,8 +335,8 @@ class Reader:
                 arrays |= {f"{slot}.{name}": column for name, column in books.windows.state().items()}
         return State(values, arrays)
 
-    def restore(self, state: State, rows: bool) -> tuple[Array, Array]:
-        """See ``replay.state``. With ``rows`` the mirror is restored, too; else the log refills it.
+    def restore(self, state: State, refill: ChunkLog | None) -> tuple[Array, Array]:
+        """See ``replay.state``. The mirror is restored already, or ``refill`` is the log that fills it again.
 
         Returns which rows of the state's mirror <int64>[M] are which of this one's <int64>[M].
         """
@@ -343,8 +347,8 @@ class Reader:
             Stored(slot, ChunkId(incarnation, seq), start, end)
             for slot, incarnation, seq, start, end in state.arrays["stored"].tolist()
         ]
-        if not rows:
-            return self._refill(stored)
+        if refill is not None:
+            return self._refill(refill, stored)
         self._stored = deque(stored)
         for slot, books in self.slots.items():
             carried = {name: state.arrays[key] for name in CARRIED if (key := f"{slot}.{name}") in state.arrays}
@@ -354,13 +358,14 @@ class Reader:
         alive = np.arange(self._mirror.start, self._mirror.end)
         return alive, alive
 
-    def _refill(self, stored: list[Stored]) -> tuple[Array, Array]:
+    def _refill(self, log: ChunkLog, stored: list[Stored]) -> tuple[Array, Array]:
         """Take in again what the log still has up to the cursors; nothing of it is booked a second time."""
         had = {(each.slot, each.id): each for each in stored}
+        until_s = time.monotonic() + REFILL_WAIT_S
         was, now = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         newest: dict[int, ChunkId] = {}
         # slots are merged by the weights that their chunks were acted with, and so about as they came in before
-        pages = (self._log_again(slot, books.cursor) for slot, books in self.slots.items())
+        pages = (self._log_again(log, slot, books.cursor, until_s) for slot, books in self.slots.items())
         for entry, chunk in merge(*pages, key=lambda each: (each[1].weight_version, each[0].id.seq)):
             before = newest.get(entry.slot, FIRST_ID)
             follows = entry.id == (before.incarnation, before.seq + 1)
@@ -377,13 +382,33 @@ class Reader:
         alive = new_rows >= self._mirror.start
         return old_rows[alive], new_rows[alive]
 
-    def _log_again(self, slot: int, upto: ChunkId) -> Iterator[tuple[Entry, Chunk]]:
+    def _log_again(self, log: ChunkLog, slot: int, upto: ChunkId, until_s: float) -> Iterator[tuple[Entry, Chunk]]:
         """A slot's good chunks up to an id, from the oldest that the log has; a page of them in memory at a time."""
         cursor, page = FIRST_ID, PAGE_BYTES // max(1, len(self.slots))
-        while entries := self._log.read({slot: cursor}, page):
+        while entries := self._page(log, slot, cursor, page, until_s):
             for entry in entries:
                 if entry.id > upto:
                     return
                 with contextlib.suppress(BadChunk):  # it was counted when it first came
                     yield entry, self._codec.decode(entry.data, entry.slot, *entry.id)
             cursor = entries[-1].id
+
+    def _page(self, log: ChunkLog, slot: int, cursor: ChunkId, most_bytes: int, until_s: float) -> list[Entry]:
+        """Some entries behind a cursor; none only where the log has no more. A server that is away is waited for, since
+        what is not read now is trimmed later; at last its slot is ``unread``. Raises Unavailable where no server is
+        there."""
+        while True:
+            try:
+                entries = log.read({slot: cursor}, most_bytes)
+                if not entries:  # of a log of several servers also where that of the slot is away: last_id raises then
+                    log.last_id(slot)
+                    entries = log.read({slot: cursor}, most_bytes)
+                return entries
+            except LogError as error:
+                if not error.temporary:
+                    raise
+                if time.monotonic() > until_s:
+                    log.status()
+                    self.unread.add(slot)
+                    return []
+            time.sleep(0.2)

@@ -93,6 +93,35 @@ def test_capacity_that_would_lose_rows_unseen_is_refused(spi: float, batch: int,
         make(spi=spi, capacity=needed - 1, batch=batch, slack=slack)
 
 
+@pytest.mark.parametrize("ratio", [(8.0, 100), (2.0, 100), (4.0, 50), (4.0, 3000), (0.3, 7)])
+def test_another_ratio_holds_from_the_resume_on(ratio: tuple[float, int]) -> None:
+    """Not for the million samples before, which would shut the gate, or stop the learner, for as long again."""
+    before = Limiter(4.0, 100, 10_000, 8, inserts=1000, samples=3594)
+    assert before.error == 6
+    after = Limiter(*ratio, 10_000, 8)
+    after.restore(before.state())
+    rows_until_ready = max(0, ratio[1] - 1000)
+    assert after.gate_open
+    after.inserts += rows_until_ready
+    assert after.error == pytest.approx(6)
+    after.inserts += 100
+    assert after.error == pytest.approx(6 + 100 * ratio[0])
+
+
+def test_the_same_ratio_goes_on_to_the_bit() -> None:
+    before = Limiter(0.1, 3, 10_000, 8, inserts=977, samples=83)
+    after = Limiter(0.1, 3, 10_000, 8)
+    after.restore(before.state())
+    assert after == before
+
+
+def test_a_ratio_that_is_changed_before_the_first_update_owes_nothing() -> None:
+    after = Limiter(2.0, 300, 10_000, 8)
+    after.restore(Limiter(4.0, 1000, 10_000, 8, inserts=200).state())
+    after.inserts = 300
+    assert after.error == 0
+
+
 def test_capacity_below_min_rows_is_refused_at_once() -> None:
     """That would wait for ever."""
     with pytest.raises(ValueError, match="capacity of 99 rows is too small"):

@@ -3,6 +3,7 @@ are its own, and with the same rows where the log gives them back."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +18,9 @@ from learner.publisher import Publisher
 from learner.weights import version_count
 from replay.chunk import Chunk
 from replay.config import ReplayConfig
-from replay.log import FENCE_SHIFT, ChunkId, MemoryLog
+from replay.log import FENCE_SHIFT, ChunkId, Entry, MemoryLog, Status, Unavailable
 from replay.samplers import PrioritisedSampler
+from replay.sharded_log import ShardedLog
 
 REPLAY = {"capacity_rows": 300, "min_rows": 40, "samples_per_insert": 4.0}
 
@@ -28,8 +30,12 @@ class Made(NamedTuple):
     log: MemoryLog
 
 
-def make(folder: Path, log: MemoryLog, *, fence: int = 1, rows: bool = True, n_step: int = 3, **replay: Any) -> Made:
-    """A loop on ``log``, from the newest checkpoint in ``folder`` where it is not the first."""
+def make(
+    folder: Path, log: MemoryLog, *, fence: int = 1, rows: bool = True, n_step: int = 3, sharded: bool = False,
+    **replay: Any,
+) -> Made:  # fmt: skip
+    """A loop on ``log``, from the newest checkpoint in ``folder`` where it is not the first; ``sharded``: as in a
+    run, where the learner reads by a log of several servers, also where there is one."""
     learner = LearnerConfig(
         network=NetworkConfig(hidden=(4,)), batch=8, device="cpu", n_step=n_step, target_tau=0.1, average_tau=0.01,
         target_period_updates=3, publish_every_updates=7,
@@ -38,7 +44,7 @@ def make(folder: Path, log: MemoryLog, *, fence: int = 1, rows: bool = True, n_s
     found = checkpointer.newest() if fence > 1 else None
     config = ReplayConfig(**{**REPLAY, **replay})
     loop = LearnerLoop(
-        RUN, log, Publisher(log, fence), SCHEMA, config, learner, fence=fence, seed=0,
+        RUN, ShardedLog([log]) if sharded else log, Publisher(log, fence), SCHEMA, config, learner, fence=fence, seed=0,
         checkpointer=checkpointer, found=found,
     )  # fmt: skip
     loop.expect([0, 1], 8)
@@ -145,6 +151,61 @@ def test_the_log_gives_the_rows_back(tmp_path: Path, sampler: str, rounds: int) 
             loop.reader.poll()
     assert transitions(other.loop).keys() == transitions(one.loop).keys()
     assert other.loop.reader.totals == one.loop.reader.totals
+
+
+class Away(MemoryLog):
+    """A server that does not answer the first reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fails = 0
+
+    def read(self, cursors: Mapping[int, ChunkId], max_bytes: int) -> list[Entry]:
+        if self.fails > 0:
+            self.fails -= 1
+            raise Unavailable("away")
+        return super().read(cursors, max_bytes)
+
+    def status(self) -> Status:
+        if self.fails > 0:
+            raise Unavailable("away")
+        return super().status()
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_server_that_is_away_while_the_replay_is_read_again_is_waited_for(
+    tmp_path: Path, sharded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not read then the next trim would delete. The log of several servers says nothing by itself."""
+    actors, one = Actors(), make(tmp_path, MemoryLog(), rows=False)
+    for _ in range(4):
+        actors.send(one.log)
+        one.loop.cycle()
+    one.loop.checkpoint(wait=True)
+    log = Away()
+    log.restore(one.log.state())
+    monkeypatch.setattr("replay.sharded_log.PAUSE_S", 0.05)
+    log.fails = 2
+    other = make(tmp_path, log, fence=2, rows=False, sharded=sharded)
+    assert log.fails == 0
+    assert transitions(one.loop) == transitions(other.loop)
+
+
+def test_a_server_that_stays_away_is_told_or_ends_the_learner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    actors, one = Actors(), make(tmp_path, MemoryLog(), rows=False)
+    for _ in range(4):
+        actors.send(one.log)
+        one.loop.cycle()
+    one.loop.checkpoint(wait=True)
+    monkeypatch.setattr("replay.reader.REFILL_WAIT_S", 0.0)
+    log = Away()
+    log.restore(one.log.state())
+    log.fails = 10**9
+    with pytest.raises(Unavailable):
+        make(tmp_path, log, fence=2, rows=False)
+    monkeypatch.setattr(Away, "status", MemoryLog.status)  # another server is there
+    told = make(tmp_path, log, fence=2, rows=False).loop.report().told
+    assert any("their rows of replay are not read again" in line for line in told), told
 
 
 def test_chunks_behind_the_cursors_are_inserts(tmp_path: Path) -> None:

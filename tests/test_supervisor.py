@@ -534,6 +534,18 @@ def test_silence_is_noticed_and_nothing_else_is(figures: dict[str, float], too_l
     assert told is too_long
 
 
+def test_silence_of_another_learner_is_counted_anew() -> None:
+    """One that was restarted goes on with the same figures; its start is not the actors' silence."""
+    clock = Ticking()
+    silence, figures = Silence(10.0, clock), {"env_steps": 7, "gate_open": 1.0}
+    assert not silence.too_long(figures)
+    clock.now += 60.0
+    silence.excuse()
+    assert not silence.too_long(figures)
+    clock.now += 10.5
+    assert silence.too_long(figures)
+
+
 def test_silence_is_counted_anew_after_each_env_step() -> None:
     clock = Ticking()
     silence = Silence(10.0, clock)
