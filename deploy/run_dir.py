@@ -2,7 +2,7 @@
 
 runs/<run>/config.yaml (config-N.yaml: as the N-th learner was resumed, where that differs)
            metrics.jsonl (metrics.superseded.jsonl: rows behind the checkpoint that was resumed from)  tb/
-           checkpoints/best.*  checkpoints/<fence>-<updates>-<env steps>/  summary.json  fences.json  quarantine/
+           checkpoints/best*   checkpoints/<fence>-<updates>-<env steps>/  summary.json  fences.json  quarantine/
            scale.json (the newest qherd scale and its answer)
            lock (held while a driver has the run)  replay.url (while the run's own server is there)
            scrape.json (where /metrics is, until the run ends in order)

@@ -1,6 +1,7 @@
 """A run's replay memory in another process: a notebook, a second learner. It reads the log and never writes to it.
 
-Five lines, while ``qherd train --run NAME`` runs on this machine (on a cluster, ``url`` is the run's ``--redis.url``)::
+Five lines, while ``qherd train --run NAME`` runs on this machine (on a cluster, ``url`` is what
+``secrets/reader/redis_url`` says)::
 
     import pathlib, replay
     url = pathlib.Path("runs/NAME/replay.url").read_text()
