@@ -8,6 +8,7 @@ import secrets
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from deploy.config import ConfigError, RunConfig
 from deploy.session import RunFailedError
@@ -24,6 +25,8 @@ def start_ray(config: RunConfig, cleanup: contextlib.ExitStack) -> None:
             raise RunFailedError("ray was imported before the run; its loopback and token settings are read at import")
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
+    if token := os.environ.get("RAY_AUTH_TOKEN_PATH"):  # Ray reads it in another folder
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(Path(token).absolute())
     import ray
 
     home = PrivateDir()

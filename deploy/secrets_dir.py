@@ -41,8 +41,10 @@ def write_secrets(folder: Path, server: str, run: str | None, scheme: str = "red
         ConfigError: no host:port.
         ValueError: an unusable run name.
     """
-    if not re.fullmatch(r"[A-Za-z0-9._-]+:\d+", server):
-        raise ConfigError(f"server {server!r}: give host:port as the nodes know it, such as valkey:6379")
+    if not re.fullmatch(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):\d+", server):
+        raise ConfigError(
+            f"server {server!r}: give host:port as the nodes know it, such as valkey:6379 or [fd00::7]:6379"
+        )
     if folder.exists() and any(folder.iterdir()):
         return False
     rules = {**acl_rules(run), "exporter": EXPORTER, "health": HEALTH}

@@ -354,12 +354,15 @@ def test_a_killed_driver_of_a_cluster_is_resumed_from_the_living_server(cluster:
 
 
 def test_what_the_cluster_can_never_hold_is_refused_with_both_sides_numbers(cluster: Cluster, tmp_path: Path) -> None:
+    """Also: the token lies in a file beside the caller; the driver changes its folder."""
+    (tmp_path / "ray.token").write_text(cluster.secrets["RAY_AUTH_TOKEN"])
+    env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "ray.token"}
     options = ["--actors.count", "3", "--actors.resources", "{simulator: 1}", "--actors.cpus", "0.5"]
-    done = qherd("train", "CartPole-v1", "--run", "big", *options, *cluster.options, cwd=tmp_path, env=cluster.secrets)
+    done = qherd("train", "CartPole-v1", "--run", "big", *options, *cluster.options, cwd=tmp_path, env=env)
     assert done.code == 2, done
     assert "the learner asks for 1 CPU, each of 3 actors for 0.5 CPU, 1 simulator; it has 1 node(s)" in done.err
     assert "with 2 CPU, 2 simulator: the learner and 2 actor(s) fit" in done.err
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "ray.token"]
 
 
 @pytest.mark.long

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -260,6 +261,35 @@ def test_a_node_without_a_token_does_not_start(script: str, tmp_path: Path) -> N
     assert (done.returncode, "no token for Ray" in done.stderr) == (2, True), done
 
 
+def in_env_sh(script: str, folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    """What a shell prints that has sourced deploy/ray/env.sh in ``folder``."""
+    env = {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(folder), "RAY_AUTH_TOKEN_PATH": "ray.token", **environ}
+    command = ["sh", "-euc", f". {ROOT}/deploy/ray/env.sh; {script}"]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=20)
+
+
+def test_scripts_take_a_relative_token_and_addresses_of_both_kinds(tmp_path: Path) -> None:
+    """What they start changes its folder: the token's path is made absolute. Addresses are 127.0.0.1 and [::1]."""
+    (tmp_path / "ray.token").write_text("t" * 64)
+    assert in_env_sh('echo "$RAY_AUTH_TOKEN_PATH"', tmp_path).stdout == f"{tmp_path}/ray.token\n"
+    for host, shown, own in (("127.0.0.1", "127.0.0.1", "127.0.0.1"), ("[::1]", "::1", "::1")):
+        assert in_env_sh(f"address_towards {host}", tmp_path).stdout == f"{own}\n"
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server((shown, 0), family=family) as server:
+            port = server.getsockname()[1]
+            done = in_env_sh(f"await_port {host} {port} 5", tmp_path)
+            assert (done.returncode, done.stderr) == (0, ""), host
+        done = in_env_sh(f"await_port {host} {port} 0", tmp_path)
+        assert (done.returncode, f"no Ray head answered at {shown}:{port}" in done.stderr) == (1, True), done
+
+
+def test_a_certificate_is_for_addresses_of_both_kinds(tmp_path: Path) -> None:
+    script = ROOT / "deploy" / "ray" / "certificates.sh"
+    tool(script, tmp_path / "c", "valkey", "192.0.2.7", "fd00::7")
+    shown = tool(on_path("openssl"), "x509", "-in", tmp_path / "c" / "tls.crt", "-noout", "-ext", "subjectAltName")
+    assert "DNS:valkey, IP Address:192.0.2.7, IP Address:FD00:0:0:0:0:0:0:7" in shown
+
+
 def test_the_slurm_file_says_what_it_would_do_and_does_nothing(tmp_path: Path) -> None:
     env = {"PATH": os.environ["PATH"], "DRY_RUN": "1", "RUN": "r", "SLURM_JOB_NUM_NODES": "11", "SHARED": str(tmp_path)}
     done = subprocess.run(
@@ -276,6 +306,11 @@ def test_the_slurm_file_says_what_it_would_do_and_does_nothing(tmp_path: Path) -
     assert "--actors.count 42" in done.stdout, "11 nodes of 4 CPUs, two of them for learner and server"
     assert "--min-nodes 11" in done.stdout
     assert list(tmp_path.iterdir()) == []
+    relative = subprocess.run(
+        [SBATCH], env=env | {"SHARED": "."}, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=20
+    )
+    assert f"--runs-dir {tmp_path}/runs" in relative.stdout, "nodes and the server are in other folders"
+    assert f"--aclfile {tmp_path}/.qherd-job-" in relative.stdout
     without = subprocess.run(
         [SBATCH], env={"PATH": env["PATH"]}, capture_output=True, text=True, check=False, timeout=20
     )

@@ -67,11 +67,15 @@ def words(folder: Path) -> set[str]:
 
 @contextlib.contextmanager
 def serving(folder: Path, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """deploy/ray/server.sh on loopback."""
+    """deploy/ray/server.sh on loopback, its folder as docs/clusters.md gives it: relative to where it is called."""
     env = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PORT": str(port), "MAXMEMORY": "100mb"}
     with log.open("wb") as out:
         started = subprocess.Popen(
-            [SCRIPTS / "server.sh", folder, "--bind", "127.0.0.1"], env=env, stdout=out, stderr=out
+            [SCRIPTS / "server.sh", folder.relative_to(folder.parent.parent), "--bind", "127.0.0.1"],
+            cwd=folder.parent.parent,
+            env=env,
+            stdout=out,
+            stderr=out,
         )
     try:
         until(lambda: "eady to accept connections" in log.read_text(), "server", 20)
@@ -201,6 +205,15 @@ def test_nobody_gets_in_without(plain: Path) -> None:
         url, refusal = f"redis://{who}{server}", r"(?i)auth|password"
         with client(url) as stranger, pytest.raises(redis.exceptions.RedisError, match=refusal):
             stranger.ping()
+
+
+def test_a_server_may_have_an_address_of_either_kind(tmp_path: Path) -> None:
+    for name, server in (("name", "valkey:6379"), ("four", "192.0.2.7:6379"), ("six", "[fd00::7]:6379")):
+        assert write_secrets(tmp_path / name, server, RUN)
+        assert url_of(tmp_path / name, "learner").endswith(f"@{server}/0")
+    for wrong in ("fd00::7:6379", "[valkey]:6379", "valkey", "[fd00::7]"):
+        with pytest.raises(ConfigError, match=r"host:port"):
+            write_secrets(tmp_path / "none", wrong, RUN)
 
 
 # -- TLS

@@ -1,7 +1,7 @@
 #!/bin/sh
 # An authority of your own and a certificate of the replay server, for rediss:// URLs. Run where the secrets are made:
 #
-#   deploy/ray/certificates.sh FOLDER HOST...      FOLDER/{ca.crt,tls.crt,tls.key}; HOST: names or IPv4 addresses
+#   deploy/ray/certificates.sh FOLDER HOST...      FOLDER/{ca.crt,tls.crt,tls.key}; HOST: names or addresses
 #
 # ca.crt goes to every node; tls.key to the server alone. The authority's own key is not kept: a new certificate is a
 # new authority. DAYS: 825.
@@ -13,6 +13,7 @@ shift
 names=""
 for host; do
   case "$host" in
+  *:*) names="$names,IP:$host" ;;
   *[!0-9.]*) names="$names,DNS:$host" ;;
   *) names="$names,IP:$host" ;;
   esac

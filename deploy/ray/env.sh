@@ -9,6 +9,11 @@ if [ -z "${RAY_AUTH_TOKEN:-}" ] && [ ! -s "${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/aut
     "node (openssl rand -hex 32 >ray.token; chmod 600 ray.token)" >&2
   exit 2
 fi
+# What is started below may change its folder.
+case "${RAY_AUTH_TOKEN_PATH:-/}" in
+/*) ;;
+*) export RAY_AUTH_TOKEN_PATH="$PWD/$RAY_AUTH_TOKEN_PATH" ;;
+esac
 
 export RAY_USAGE_STATS_ENABLED="${RAY_USAGE_STATS_ENABLED:-0}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
@@ -25,18 +30,19 @@ OBJECT_STORE_BYTES="${OBJECT_STORE_BYTES:-268435456}"
 # Ray's own default, 6379, is Redis'.
 RAY_PORT="${RAY_PORT:-6380}"
 
-# The address by which a peer reaches this node: what the kernel would send from.
+# The address by which a peer reaches this node: what the kernel would send from. [::1] is ::1.
 address_towards() {
   python3 -c 'import socket, sys
-with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-    probe.connect((sys.argv[1], 9))
+family, kind, _, _, there = socket.getaddrinfo(sys.argv[1].strip("[]"), 9, type=socket.SOCK_DGRAM)[0]
+with socket.socket(family, kind) as probe:
+    probe.connect(there)
     print(probe.getsockname()[0])' "$1"
 }
 
 # Wait until host $1 takes connections on port $2, for at most $3 seconds.
 await_port() {
   python3 -c 'import socket, sys, time
-host, port, end = sys.argv[1], int(sys.argv[2]), time.monotonic() + float(sys.argv[3])
+host, port, end = sys.argv[1].strip("[]"), int(sys.argv[2]), time.monotonic() + float(sys.argv[3])
 while True:
     try:
         socket.create_connection((host, port), timeout=3).close()

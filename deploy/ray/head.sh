@@ -12,7 +12,7 @@ set -eu
 
 NODE_IP="${NODE_IP:-$(address_towards "$(hostname)")}"
 case "$NODE_IP" in
-127.*)
+127.* | ::1)
   echo "$0: $(hostname) is $NODE_IP, which other nodes cannot reach: set NODE_IP to this node's address" >&2
   exit 2
   ;;

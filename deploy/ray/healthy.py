@@ -24,8 +24,10 @@ def main() -> int:
 
 
 def _towards(host: str) -> str:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, 9))
+    """What the kernel would send from; ``[::1]`` is ``::1``."""
+    family, kind, _, _, there = socket.getaddrinfo(host.strip("[]"), 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(there)
         return str(probe.getsockname()[0])
 
 

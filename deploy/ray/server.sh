@@ -9,7 +9,7 @@
 # TLS where the folder has tls.crt, tls.key and ca.crt (deploy/ray/certificates.sh): then there is no other port.
 set -eu
 [ -r "${1:-}/users.acl" ] || { echo "usage: $0 FOLDER_WITH_USERS_ACL [options]; see qherd secrets" >&2; exit 2; }
-folder="$1"
+folder="$(cd "$1" && pwd)" # the server goes to --dir before it opens its files
 shift
 port="${PORT:-6379}"
 if [ -r "$folder/tls.key" ]; then
