@@ -11,7 +11,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from heapq import merge
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
@@ -75,9 +75,13 @@ class Totals:
     refused: Counter[str] = field(default_factory=Counter)
     rows_lost: Counter[str] = field(default_factory=Counter)
 
+    def values(self) -> dict[str, Any]:
+        """Returns the fields as JSON can say them. (``asdict`` makes pairs of a Counter's items, and counts those.)"""
+        return {**vars(self), "refused": dict(self.refused), "rows_lost": dict(self.rows_lost)}
+
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """From what ``asdict`` made of them."""
+        """Returns totals from what ``values`` gave."""
         counts = {name: Counter(values[name]) for name in ("refused", "rows_lost")}
         return cls(**{**values, **counts})
 
@@ -105,7 +109,7 @@ class Slot:
         """All but the windows, as JSON can say it."""
         plain = {name: getattr(self, name) for name in _PLAIN}
         ids = {name: list(getattr(self, name)) for name in ("cursor", "taken", "counters", "past")}
-        return {**plain, **ids, "totals": asdict(self.totals)}
+        return {**plain, **ids, "totals": self.totals.values()}
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
@@ -324,7 +328,7 @@ class Reader:
         What was read and not yet taken in is left out: it is read again.
         """
         values = {
-            "totals": asdict(self.totals),
+            "totals": self.totals.values(),
             "quarantined": self._quarantined,
             "slots": {str(slot): books.values() for slot, books in self.slots.items()},
         }

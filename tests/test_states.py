@@ -1,0 +1,411 @@
+"""Every part's state with every field filled goes through a checkpoint's real files and comes back equal.
+
+A fresh part's state is mostly zeros and empty tables, which hide what JSON cannot say: so each state is filled first,
+and the test demands that it was.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import redis
+import torch
+from chunk_makers import CODEC, RUN, SCHEMA, FakeActor, append, chunk_id, spoilt
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load as load_arrays
+from scripted_env import RaisingEnv
+
+from actors.config import ActorConfig, EnvConfig, EvalConfig
+from actors.envs import make_lanes
+from actors.evaluator import Evaluator
+from actors.lanes import RecordedLane
+from actors.policy import NumpyMlp
+from actors.restarts import Restarts
+from actors.rollout import Place, Rollout
+from learner.checkpoint import ARRAYS, VALUES, Checkpointer, pack
+from learner.config import CheckpointConfig, LearnerConfig, NetworkConfig
+from learner.learner import Learner
+from learner.loop import LearnerLoop
+from learner.publisher import Publisher
+from learner.weights import pack as pack_weights
+from replay.chunk import Counters, Schema
+from replay.config import ReplayConfig
+from replay.limiter import Limiter
+from replay.log import ChunkId, ChunkLog, MemoryLog
+from replay.mirror import Mirror
+from replay.nstep import LaneWindows
+from replay.reader import Reader, Slot, Totals
+from replay.redis_log import RedisLog
+from replay.samplers import PrioritisedSampler, UniformSampler
+from replay.state import State
+
+ROOT = Path(__file__).parents[1]
+TESTED = {
+    "Evaluator", "LaneWindows", "Learner", "LearnerLoop", "Limiter", "MemoryLog", "Mirror",
+    "NumpyMlp", "PrioritisedSampler", "Reader", "RecordedLane", "Restarts", "Rollout", "Rows", "UniformSampler",
+}  # fmt: skip
+"""Classes with a state that the tests below fill; a test compares them with those that there are."""
+
+
+def through_a_checkpoint(state: State) -> State:
+    """The state as another process reads it, by the files' bytes: without a disk, which has to sync each."""
+    files = pack({"part": state})
+    arrays = load_arrays(files["part" + ARRAYS]) if state.arrays else {}
+    return State(json.loads(files[VALUES])["parts"]["part"], arrays)
+
+
+def assert_same(one: State, other: State) -> None:
+    assert dict(one.values) == dict(other.values)
+    assert one.arrays.keys() == other.arrays.keys()
+    for name, array in one.arrays.items():
+        assert array.dtype == other.arrays[name].dtype, name
+        np.testing.assert_array_equal(array, other.arrays[name], name)
+
+
+def assert_filled(state: State, *but: str) -> None:
+    """No value is None, 0, False or empty, at whatever depth, except those under the names ``but``; no array is of
+    zeros alone."""
+
+    def look(where: str, value: Any) -> None:
+        if where.rpartition(".")[2] in but:
+            return
+        assert value, f"{where} is {value!r}"
+        if isinstance(value, Mapping):
+            for name, each in value.items():
+                look(f"{where}.{name}", each)
+
+    for name, value in state.values.items():
+        look(f".{name}", value)
+    for name, array in state.arrays.items():
+        assert name in but or array.any(), f"{name} is all zeros"
+
+
+def test_no_class_with_a_state_is_left_out() -> None:
+    """A new one has to be filled and written here as well."""
+    found = set()
+    for package in ("replay", "learner", "actors", "deploy"):
+        for path in (ROOT / package).glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if not isinstance(node, ast.ClassDef) or any("Protocol" in ast.unparse(base) for base in node.bases):
+                    continue
+                if any(isinstance(each, ast.FunctionDef) and each.name == "state" for each in node.body):
+                    found.add(node.name)
+    assert found == TESTED
+
+
+# -- the reader
+
+COUNT = st.integers(1, 1 << 60)
+REASONS = st.dictionaries(st.sampled_from(["crc", "flags", "gap", "resume", "a word"]), COUNT, min_size=1)
+IDS = st.builds(ChunkId, COUNT, COUNT)
+COUNTERS = st.builds(Counters, COUNT, COUNT, COUNT, COUNT, st.floats(-1e300, 1e300).filter(bool), st.floats(1e-9, 1e15))
+TOTALS = st.builds(
+    Totals, COUNT, COUNT, COUNT, COUNT, REASONS.map(Counter[str]), REASONS.map(Counter[str])
+)  # fmt: skip
+SLOTS = st.builds(
+    Slot, cursor=IDS, taken=IDS, counters=COUNTERS, past=COUNTERS, rows_read=COUNT, rows_lost=COUNT,
+    refused_since=COUNT, weight_version=COUNT, lanes=st.just(2), totals=TOTALS,
+)  # fmt: skip
+
+
+def reader_on(log: MemoryLog) -> Reader:
+    return Reader(log, CODEC, Mirror(SCHEMA, 100), n=3, gamma=0.9)
+
+
+@settings(max_examples=20, derandomize=True, deadline=None)
+@given(totals=TOTALS, slots=st.dictionaries(st.integers(0, 1 << 20), SLOTS, min_size=1, max_size=2))
+def test_the_readers_books(totals: Totals, slots: dict[int, Slot]) -> None:
+    """Whatever they count."""
+    log = MemoryLog()
+    one = reader_on(log)
+    one.follow([0])
+    actor = FakeActor(lanes=2)
+    for _ in range(2):
+        actor.send(log)
+    one.poll()
+    windows = LaneWindows(2, 3, 0.9)
+    windows.restore({name: np.ones_like(column) for name, column in windows.state().items()})
+    one.totals, one.slots, one._quarantined = totals, slots, 3
+    for books in slots.values():
+        books.windows = windows
+    state = one.state()
+    assert_filled(state)
+    other = reader_on(log)
+    other._mirror.restore(one._mirror.state())
+    other.restore(through_a_checkpoint(state), None)
+    assert_same(other.state(), state)
+    assert other.totals == one.totals
+    assert other.counters() == one.counters()
+    for slot, books in slots.items():
+        for name in vars(books):
+            if name not in ("windows", "resumed", "checked"):  # of this process
+                assert getattr(other.slots[slot], name) == getattr(books, name), name
+
+
+def test_what_was_refused_and_lost_is_in_the_next_checkpoint_too(tmp_path: Path) -> None:
+    """By reason, of each slot and of all; and what comes next is added."""
+    log = MemoryLog()
+    loop = learner_loop(log, tmp_path)
+    loop.expect([0], 8)
+    actor = FakeActor(lanes=2)
+    actor.send(log)
+    bad = actor.chunk()
+    append(log, bad, spoilt(bad))
+    log.append(0, ChunkId(1, 3), b"garbage")
+    actor.chunk()
+    actor.chunk()
+    actor.send(log)
+    loop.cycle()
+    before = loop.report()
+    assert (before.refused, before.rows_lost) == ({"crc": 1, "short": 1}, {"gap": 3 * 8})
+    for fence in (2, 3):
+        loop.checkpoint(wait=True)
+        assert loop.report().figures["checkpoint_failures"] == 0
+        loop = learner_loop(log, tmp_path, fence)
+        after = loop.report()
+        assert (after.refused, after.rows_lost) == (before.refused, before.rows_lost)
+        assert loop.reader.slots[0].totals.refused == before.refused
+    log.append(0, ChunkId(1, 6), b"garbage")
+    loop.reader.poll()
+    assert loop.report().refused == {"crc": 1, "short": 2}
+
+
+@pytest.mark.parametrize("with_rows", [True, False], ids=["its own rows", "the log's rows"])
+def test_garbage_and_a_lost_chunk_on_a_server_are_survived(server_url: str, tmp_path: Path, with_rows: bool) -> None:
+    """One XADD of whoever has an actor's password, and a chunk that the server forgot: counted, written, and counted
+    on by the next learner."""
+    with contextlib.closing(RedisLog(server_url, RUN)) as log, redis.Redis.from_url(server_url) as client:
+        stream = log.chunks_key(0)
+        try:
+            loop = learner_loop(log, tmp_path, with_rows=with_rows)
+            loop.expect([0], 8)
+            actor = FakeActor(lanes=2)
+            actor.send(log)
+            client.xadd(stream, {"c": b"garbage"}, id="1-2")
+            actor.chunk()
+            lost = actor.send(log)
+            client.xdel(stream, str(chunk_id(lost)))
+            actor.send(log)
+            loop.drain()
+            loop.checkpoint(wait=True)
+            counted = ({"short": 1}, {"gap": 2 * 8})
+            before = loop.report()
+            assert (before.refused, before.rows_lost) == counted
+            assert before.figures["checkpoint_failures"] == 0
+            loop = learner_loop(log, tmp_path, 2, with_rows=with_rows)
+            after = loop.report()
+            assert (after.refused, after.rows_lost) == counted
+            actor.send(log)
+            loop.drain()
+            assert loop.report().figures["rows"] == 3 * 8
+            assert loop.mirror.rows == 3 * 8
+        finally:
+            client.delete(stream, log.gate_key, log.fence_key, log.weights_key, log.about_key)
+
+
+# -- the others
+
+
+def learner_loop(
+    log: ChunkLog, folder: Path, fence: int = 1, *, republish: bool = True, with_rows: bool = True
+) -> LearnerLoop:
+    config = LearnerConfig(network=NetworkConfig(hidden=(4,)), batch=8, device="cpu", average_tau=0.1)
+    checkpointer = Checkpointer(folder, CheckpointConfig(), with_rows)
+    replay = ReplayConfig(capacity_rows=200, min_rows=16, samples_per_insert=2, sampler="prioritised")
+    return LearnerLoop(
+        RUN, log, Publisher(log, fence), SCHEMA, replay, config, fence=fence, seed=0, checkpointer=checkpointer,
+        found=checkpointer.newest() if fence > 1 else None, republish=republish,
+    )  # fmt: skip
+
+
+def test_the_loops(tmp_path: Path) -> None:
+    """With figures, returns, sums of earlier learners and a bound on Q."""
+    log = MemoryLog()
+    one = learner_loop(log, tmp_path)
+    one.expect([0], 8)
+    actor = FakeActor(lanes=2, p_end=0.3)
+    for _ in range(20):
+        chunk = actor.chunk()
+        append(log, chunk)
+    while one.cycle():
+        one.publish()
+    one._noted, one._exploring_return = Counters(1, 2, 3, 4, 5.5, 6.5), 21.5
+    one._log_full = one._log_unavailable = 7
+    one._starved_s = 0.25
+    one.report()
+    assert one._newest_figures is not None
+    one._newest_figures = type(one._newest_figures)(*(0.5 + i for i in range(len(one._newest_figures))))
+    one.phases.seconds = dict.fromkeys(one.phases.seconds, 1.5)
+    one._sums_before, one._seconds_before = dict.fromkeys(one._sums(), 2.0), dict.fromkeys(one._seconds(), 3.0)
+    one.limiter.carried = 1.25
+    state = one.state()["loop"]
+    assert_filled(state)
+    one.checkpoint(wait=True)
+    other = learner_loop(log, tmp_path, fence=2, republish=False)
+    values, of_this_process = other.state()["loop"].values, ("seconds", "sums")
+    for name in state.values:
+        if name not in of_this_process:
+            assert values[name] == state.values[name], name
+    for name in of_this_process:
+        for each, before in state.values[name].items():
+            assert values[name][each] >= before > 0, each
+
+
+def test_the_learners() -> None:
+    config = LearnerConfig(network=NetworkConfig(hidden=(4,)), device="cpu")
+    one, other = (Learner(config, SCHEMA, torch.device("cpu"), seed) for seed in (1, 2))
+    for vector in one._vectors().values():
+        vector.detach().copy_(torch.rand(vector.shape) + 1)
+    for scalar in one._scalars().values():
+        scalar.fill_(3)
+    one.updates = 99
+    state = one.state()
+    assert_filled(state)
+    other.restore(through_a_checkpoint(state))
+    assert_same(other.state(), state)
+
+
+@settings(max_examples=20, derandomize=True, deadline=None)
+@given(inserts=COUNT, samples=COUNT, carried=st.floats(-1e12, 1e12).filter(bool))
+def test_the_limiters(inserts: int, samples: int, carried: float) -> None:
+    one, other = (Limiter(4.0, 10, 1000, 8) for _ in range(2))
+    one.inserts, one.samples, one.carried = inserts, samples, carried
+    state = State(one.state(), {})
+    assert_filled(state)
+    other.restore(through_a_checkpoint(state).values)
+    assert other == one
+
+
+@pytest.mark.parametrize("stack", [1, 3])
+def test_the_mirrors_and_the_samplers(stack: int) -> None:
+    """The ring turned over, priorities of the learner, a changed beta and missed updates."""
+    schema = Schema(SCHEMA.obs_shape, SCHEMA.obs_dtype, SCHEMA.num_actions, stack)
+
+    def make() -> tuple[Any, Any, Any]:
+        mirror = Mirror(schema, 60)
+        return (
+            mirror,
+            PrioritisedSampler(mirror, np.random.default_rng(1), 0.6, 0.4, 100),
+            UniformSampler(mirror, np.random.default_rng(2)),
+        )
+
+    mirror, prioritised, uniform = make()
+    windows, actor = LaneWindows(2, 2, 0.9), FakeActor(lanes=2)
+    for _ in range(10):
+        chunk = actor.chunk()
+        ids = mirror.add(chunk, windows.last_row)
+        mirror.close(windows.extend(chunk.reward, chunk.flags, ids, chunk.q_taken, chunk.q_max))
+    choice = prioritised.choose(8, 1, 50)
+    prioritised.update(choice.rows, np.linspace(-1, 1, 8).astype(np.float32))
+    prioritised.update(np.zeros(1, np.int64), np.ones(1, np.float32))  # evicted
+    uniform.choose(8)
+    others = make()
+    alive = np.arange(mirror.start, mirror.end)
+    for part, other in zip((mirror, prioritised, uniform), others, strict=True):
+        state = part.state()
+        assert_filled(state, "has_uint32", "uinteger")
+        if isinstance(other, Mirror):
+            other.restore(through_a_checkpoint(state))
+        else:
+            other.restore(through_a_checkpoint(state), alive, alive)
+        assert_same(other.state(), state)
+    carried = State({}, windows.state())
+    again = LaneWindows(2, 2, 0.9)
+    again.restore(through_a_checkpoint(carried).arrays)
+    assert_same(State({}, again.state()), carried)
+
+
+def test_the_memory_logs() -> None:
+    one, other = MemoryLog(), MemoryLog()
+    one.claim("nonce")
+    one.publish(3, True, b"w" * 40)
+    one.describe(3, b"about")
+    one.append(1, ChunkId(2, 3), b"chunk")
+    state = one.state()
+    assert_filled(state)
+    other.restore(through_a_checkpoint(state))
+    assert_same(other.state(), state)
+
+
+def test_the_evaluators_and_the_budgets() -> None:
+    config = EvalConfig(screen_episodes=1, confirm_episodes=2)
+    one, other = (Evaluator(EnvConfig(id="CartPole-v1"), config, False, seed) for seed in (1, 2))
+    one._next_seed += 12345
+    assert_filled(one.state())
+    other.restore(through_a_checkpoint(one.state()))
+    assert_same(other.state(), one.state())
+
+    spent, restored = (Restarts("it", 5, clock=lambda: 100.0) for _ in range(2))
+    spent.deaths.append(40.0)
+    spent.total = 3
+    spent.reasons.update(["ValueError", "ValueError", "OSError"])
+    state = State(spent.state(), {})
+    assert_filled(state)
+    restored.restore(through_a_checkpoint(state).values)
+    assert restored.state() == spent.state()
+    assert restored.reasons == spent.reasons
+
+
+def test_the_rollouts_its_rows_its_lanes_and_its_policys() -> None:
+    """In the middle of an episode, after environments that raised, with weights and every counter."""
+
+    def make() -> Rollout:
+        log = MemoryLog()
+        layers = {
+            name: np.full(shape, 0.5, np.float32)
+            for name, shape in {
+                "layers.0.weight": (4, 3), "layers.0.bias": (4,), "layers.1.weight": (2, 4), "layers.1.bias": (2,),
+            }.items()
+        }  # fmt: skip
+        log.take_lease(1)
+        log.publish(1, True, pack_weights(1, 2, 3, layers))
+        envs = make_lanes(EnvConfig(id="raising_once/Env-v0"), 2, restarts=5, recorded=True)
+        return Rollout(
+            Place("a-run", 7, 1, 3, 2), envs, Schema((3,), "float32", 2), NumpyMlp(False), log,
+            ActorConfig(lanes=2, chunk_steps=9, fetch_every_s=0), lambda: 0.0,
+        )  # fmt: skip
+
+    raised: list[int] = []
+
+    def raise_once(word: str, env: RaisingEnv) -> None:
+        if word == "step" and env.at[1:] == (0, 1) and not raised:
+            raised.append(1)
+            raise ValueError("once")
+
+    def make_env(**_: Any) -> Any:
+        return RaisingEnv(raise_once, lengths=(20,))
+
+    gym.register("raising_once/Env-v0", entry_point=make_env)
+    try:
+        one = make()
+        assert one.ready()
+        one.fill()
+        assert one.send()
+        one.counters = Counters(1, 2, 3, 4, 5.5, 6.5)
+        assert one._rows._returns.any()
+        state = one.state()
+        other = make()
+        other.restore(through_a_checkpoint(state))
+        assert_same(_without_ages(other.state()), _without_ages(state))
+        lane = one._envs.envs[0]
+        assert isinstance(lane, RecordedLane)
+        assert sum(each._restarts.total for each in one._envs.envs if isinstance(each, RecordedLane)) == 1
+    finally:
+        del gym.registry["raising_once/Env-v0"]
+
+
+def _without_ages(state: State) -> State:
+    """The ages of a lane's deaths are seconds, which go on."""
+    lanes = [{**lane, "restarts": {**lane["restarts"], "ages_s": len(lane["restarts"]["ages_s"])}}
+             for lane in state.values["lanes"]]  # fmt: skip
+    return State({**state.values, "lanes": lanes}, state.arrays)
