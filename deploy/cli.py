@@ -36,6 +36,7 @@ from deploy.commands import (
     Train,
 )
 from deploy.config import ConfigError, RunConfig, check_bounds, compose, dump, explain
+from deploy.numbers import read_yaml, whole, write_yaml
 
 USAGE = """qherd: a herd of actors, one learner, deep Q-learning.
 
@@ -107,7 +108,7 @@ def _base(arguments: list[str]) -> RunConfig:
 
 def _plan(arguments: list[str]) -> int:
     base = _base(arguments)
-    call = tyro.cli(Plan, args=arguments, default=Plan(options=base), prog="qherd plan [ENV]", registry=_yaml_options())
+    call = tyro.cli(Plan, args=arguments, default=Plan(options=base), prog="qherd plan [ENV]", registry=_as_written())
     from deploy.outlook import plan_command
 
     return plan_command(call.options, call.env_steps_per_second, call.updates_per_second, as_json=call.as_json)
@@ -121,7 +122,7 @@ def _doctor(arguments: list[str]) -> int:
         return doctor_of_run(call.run, as_json=call.as_json)
     base = _base(_with_env_first(arguments))
     full = tyro.cli(
-        Doctor, args=arguments, default=Doctor(options=base), prog="qherd doctor [RUN]", registry=_yaml_options()
+        Doctor, args=arguments, default=Doctor(options=base), prog="qherd doctor [RUN]", registry=_as_written()
     )
     from deploy.doctor import doctor
 
@@ -137,11 +138,11 @@ def _with_env_first(arguments: list[str]) -> list[str]:
 def _train(arguments: list[str]) -> int:
     base = _base(arguments)
     full = tyro.cli(
-        Train, args=arguments, default=Train(options=base), prog="qherd train [ENV]", registry=_yaml_options()
+        Train, args=arguments, default=Train(options=base), prog="qherd train [ENV]", registry=_as_written()
     )
     config = full.options
     if full.dry_run:
-        print(yaml.safe_dump(dump(config), sort_keys=False), end="")
+        print(write_yaml(dump(config)), end="")
         return 0
     if full.resume:
         return _train_or_resume(config)
@@ -169,14 +170,28 @@ def _resume(arguments: list[str]) -> int:
     check_bounds(arguments)
     base = RunConfig() if path is None else config_of(path)
     call = tyro.cli(
-        Resume, args=arguments, default=Resume(options=base), prog="qherd resume RUN", registry=_yaml_options()
+        Resume, args=arguments, default=Resume(options=base), prog="qherd resume RUN", registry=_as_written()
     )
     return resume(path or Path(), call.options)
 
 
-def _yaml_options() -> tyro.constructors.ConstructorRegistry:
-    """Teaches tyro to take a free mapping (env.kwargs, actors.resources) as one YAML value."""
+def _as_written() -> tyro.constructors.ConstructorRegistry:
+    """Teaches tyro to take a free mapping (env.kwargs) as one YAML value, and 1e6 for a whole number."""
     registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def whole_number(
+        info: tyro.constructors.PrimitiveTypeInfo,
+    ) -> tyro.constructors.PrimitiveConstructorSpec[int] | None:
+        if info.type is not int:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="INT",
+            instance_from_str=lambda given: whole(given[0]),
+            is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
+            str_from_instance=lambda value: [str(value)],
+        )
 
     @registry.primitive_rule
     def mapping(
@@ -189,7 +204,7 @@ def _yaml_options() -> tyro.constructors.ConstructorRegistry:
             metavar="YAML",
             instance_from_str=lambda given: _yaml_mapping(given[0]),
             is_instance=lambda value: isinstance(value, dict),
-            str_from_instance=lambda value: [yaml.safe_dump(value, default_flow_style=True).strip()],
+            str_from_instance=lambda value: [write_yaml(value, flow=True).strip()],
         )
 
     return registry
@@ -197,7 +212,7 @@ def _yaml_options() -> tyro.constructors.ConstructorRegistry:
 
 def _yaml_mapping(text: str) -> dict[str, Any]:
     try:
-        value = yaml.safe_load(text)
+        value = read_yaml(text)
     except yaml.YAMLError:
         value = None
     if not isinstance(value, dict):
@@ -206,42 +221,42 @@ def _yaml_mapping(text: str) -> dict[str, Any]:
 
 
 def _scale(arguments: list[str]) -> int:
-    call = tyro.cli(Scale, args=arguments, prog="qherd scale")
+    call = tyro.cli(Scale, args=arguments, prog="qherd scale", registry=_as_written())
     from deploy.scaling import scale
 
     return scale(call.run, call.actors, as_json=call.as_json)
 
 
 def _eval(arguments: list[str]) -> int:
-    call = tyro.cli(Eval, args=arguments, prog="qherd eval")
+    call = tyro.cli(Eval, args=arguments, prog="qherd eval", registry=_as_written())
     from deploy.playback import evaluate
 
     return evaluate(call.run, call.episodes, call.seed, as_json=call.as_json)
 
 
 def _record(arguments: list[str]) -> int:
-    call = tyro.cli(Record, args=arguments, prog="qherd record")
+    call = tyro.cli(Record, args=arguments, prog="qherd record", registry=_as_written())
     from deploy.playback import record
 
     return record(call.run, call.out, call.seed)
 
 
 def _replay_stats(arguments: list[str]) -> int:
-    call = tyro.cli(ReplayStats, args=arguments, prog="qherd replay stats")
+    call = tyro.cli(ReplayStats, args=arguments, prog="qherd replay stats", registry=_as_written())
     from deploy.replay_stats import stats
 
     return stats(call.given, call.run, call.redis, as_json=call.as_json)
 
 
 def _clean(arguments: list[str]) -> int:
-    call = tyro.cli(Clean, args=arguments, prog="qherd clean")
+    call = tyro.cli(Clean, args=arguments, prog="qherd clean", registry=_as_written())
     from deploy.clean import clean
 
     return clean(call.given, call.redis, yes=call.yes)
 
 
 def _secrets(arguments: list[str]) -> int:
-    call = tyro.cli(Secrets, args=arguments, prog="qherd secrets")
+    call = tyro.cli(Secrets, args=arguments, prog="qherd secrets", registry=_as_written())
     from deploy.secrets_dir import write_secrets
 
     if call.ca and not call.tls:
@@ -256,7 +271,7 @@ def _secrets(arguments: list[str]) -> int:
 
 
 def _discovery(arguments: list[str]) -> int:
-    call = tyro.cli(Discovery, args=arguments, prog="qherd discovery")
+    call = tyro.cli(Discovery, args=arguments, prog="qherd discovery", registry=_as_written())
     from deploy.discovery import serve
 
     return serve(call.runs_dir, call.host, call.port)

@@ -20,6 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from actors.config import ActorConfig, EnvConfig, EvalConfig
+from deploy.numbers import read_yaml
 from learner.config import CheckpointConfig, LearnerConfig
 from replay.config import ReplayConfig
 
@@ -207,7 +208,7 @@ def check_bounds(arguments: Sequence[str]) -> None:
         path = name.removeprefix("--").replace("-", "_")
         if name.startswith("--") and path in known:
             with contextlib.suppress(yaml.YAMLError):
-                _put(values, path, yaml.safe_load(text))
+                _put(values, path, read_yaml(text))
     try:
         RunConfig.model_validate(values)
     except ValidationError as error:
@@ -255,6 +256,18 @@ def option_paths(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterat
             yield f"{prefix}{name}"
 
 
+def _takes_text(path: str) -> bool:
+    """Whether an option is a text, so that a run may be called 12 or 12e4."""
+    kind: Any = RunConfig
+    for name in path.split("."):
+        kind = kind.model_fields[name].annotation
+    return kind in (str, str | None)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def dump(config: RunConfig) -> dict[str, Any]:
     """The config as plain values, without the servers' passwords."""
     from replay.redis_log import public_url
@@ -281,7 +294,8 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(f"environment variable {variable}: there is no such option{hint}")
         try:
-            _put(values, known[variable], yaml.safe_load(text))
+            value = read_yaml(text)
+            _put(values, known[variable], text if _is_number(value) and _takes_text(known[variable]) else value)
         except yaml.YAMLError:
             shown = "" if known[variable].startswith("redis") else f": {text!r}"  # it may hold a password
             raise ConfigError(f"environment variable {variable} is no YAML value{shown}") from None
@@ -305,7 +319,7 @@ def _with_files(environ: Mapping[str, str]) -> dict[str, str]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
+        values = read_yaml(path.read_text())
     except OSError as error:
         raise ConfigError(f"config file {path}: {error.strerror}") from error
     except yaml.YAMLError as error:  # its text quotes the line, which may hold a password

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import yaml
 from rich.console import Console
 from rich.text import Text
 
@@ -22,6 +21,7 @@ from deploy.bottleneck import Actors, Diagnosis, Window, diagnose, measured, win
 from deploy.checks import Check, guarded, preflight, round_trip, versions
 from deploy.config import ConfigError, RedisConfig, RunConfig
 from deploy.host import usable_cores
+from deploy.numbers import read_yaml
 from deploy.plan import megabytes
 from deploy.run_dir import RunDirectory
 from deploy.target import find_run
@@ -132,7 +132,7 @@ def _server_cpu_s(server: RunKeys, url: str) -> float | None:
 
 
 def _checks_of_run(directory: RunDirectory, config: RunConfig, holder: str | None) -> Iterator[Check]:
-    written = yaml.safe_load(directory.config_file.read_text())
+    written = read_yaml(directory.config_file.read_text())
     yield versions(written.get("versions"))
     rows = directory.rows()
     newest = rows[-1] if rows else {}

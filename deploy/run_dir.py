@@ -34,6 +34,7 @@ from deploy import __version__
 from deploy.config import RunConfig, dump
 from deploy.discovery import registration
 from deploy.events import open_events, write_restart, write_scalars
+from deploy.numbers import read_yaml, write_yaml
 from learner.report import Resumed
 from learner.weights import unpack
 
@@ -90,7 +91,7 @@ class RunDirectory:
 
     def _write_config(self, name: str, config: RunConfig) -> None:
         header = {"qherd": __version__, "git": _git_revision(), "versions": _versions()}
-        self._write(name, yaml.safe_dump({**header, "config": dump(config)}, sort_keys=False).encode())
+        self._write(name, write_yaml({**header, "config": dump(config)}).encode())
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -146,7 +147,7 @@ class RunDirectory:
         """The run's resolved configuration (without the Redis password)."""
         file = self.config_file
         try:
-            return RunConfig.model_validate(yaml.safe_load(file.read_text())["config"])
+            return RunConfig.model_validate(read_yaml(file.read_text())["config"])
         except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
             raise RunDirError(f"{self.path}/{file.name} is damaged: {error}") from error
 

@@ -194,6 +194,19 @@ def test_env_kwargs_come_from_the_command_line(capsys: pytest.CaptureFixture[str
     assert yaml.safe_load(capsys.readouterr().out)["env"]["kwargs"] == {"is_slippery": False}
 
 
+@pytest.mark.parametrize("text", ["1e6", "1_000_000", "1.0e6"])
+def test_whole_numbers_on_the_command_line_are_written_as_people_write_them(
+    capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    options = ("--budget.env-steps", text, "--learner.network.hidden", "1e2", "64", "--eval.threshold", "-1e2")
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "CartPole-v1", *options, "--run", "12e4", "--env.kwargs", "{gravity: -1e1}", "--dry-run"])
+    assert ended.value.code == 0
+    values = yaml.safe_load(capsys.readouterr().out)
+    assert (values["budget"]["env_steps"], values["learner"]["network"]["hidden"]) == (10**6, [100, 64])
+    assert (values["eval"]["threshold"], values["env"]["kwargs"], values["run"]) == (-100, {"gravity": -10}, "12e4")
+
+
 # -- bad input
 
 
@@ -271,6 +284,9 @@ gym.register("Unmade-v0", Unmade)
         pytest.param(["eval", "nowhere", "--episodes", "0"], ["episodes"], id="eval of no episodes"),
         pytest.param(["record", "nowhere"], ["nowhere", "no run"], id="record of no run"),
         pytest.param(["eval"], ["RUN"], id="eval without a run"),
+        pytest.param([*CARTPOLE, "--budget.env-steps", "1.5"], [r"budget\.env-steps", "1.5 is not whole"], id="1.5"),
+        pytest.param([*CARTPOLE, "--actors.count", "1e-1"], [r"actors\.count", "1e-1 is not whole"], id="1e-1"),
+        pytest.param([*CARTPOLE, "--actors.count", "-1e1"], [r"actors\.count", "greater than", "-10"], id="-1e1"),
     ],
 )
 def test_bad_input_is_refused(tmp_path: Path, arguments: list[str], texts: list[str]) -> None:

@@ -20,6 +20,7 @@ from deploy.config import (
     preset_for,
     preset_names,
 )
+from deploy.numbers import read_yaml, whole, write_yaml
 
 ENV = "CartPole-v1"
 
@@ -88,6 +89,8 @@ def test_the_presets_kwargs_are_replaced_and_not_mixed(tmp_path: Path) -> None:
         ("budget.env_steps", "1000", 1000),
         ("eval.threshold", "null", None),
         ("run", "mine", "mine"),
+        ("run", "12", "12"),
+        ("run", "12e4", "12e4"),
         ("env.path", "/envs", Path("/envs")),
     ],
 )
@@ -96,6 +99,45 @@ def test_a_variable_holds_yaml(path: str, text: str, value: object) -> None:
     for name in path.split("."):
         config = getattr(config, name)
     assert config == value
+
+
+# -- numbers
+
+
+WHOLE = [("1000000", 10**6), ("1e6", 10**6), ("1E+6", 10**6), ("1_000_000", 10**6), ("1.0e3", 1000), ("2.5e1", 25)]
+
+
+@pytest.mark.parametrize(("text", "value"), WHOLE)
+def test_a_whole_number_is_written_as_people_write_it(tmp_path: Path, text: str, value: int) -> None:
+    (tmp_path / "c.yaml").write_text(f"budget: {{env_steps: {text}}}")
+    from_file = compose(ENV, None, tmp_path / "c.yaml", {})
+    from_variable = compose(ENV, None, None, {variable("budget.env_steps"): text})
+    assert from_file.budget.env_steps == from_variable.budget.env_steps == whole(text) == value
+    assert type(from_file.budget.env_steps) is int
+
+
+@pytest.mark.parametrize("text", ["1.5", "15e-1", "abc", "", "inf", "nan", "1e999999999"])
+def test_what_is_no_whole_number_is_refused_in_words(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ValueError, match=r"whole"):
+        whole(text)
+    (tmp_path / "c.yaml").write_text(f"budget: {{env_steps: '{text}'}}")
+    with pytest.raises(ConfigError, match=r"file .*c\.yaml.*\n.*budget\.env_steps: .*valid integer"):
+        compose(ENV, None, tmp_path / "c.yaml", {})
+    with pytest.raises(ConfigError, match=r"budget\.env_steps: .*(valid integer|finite)"):
+        compose(ENV, None, None, {variable("budget.env_steps"): text or "abc"})
+
+
+@pytest.mark.parametrize("text", ["-1e2", "-100", "-1.0e+2", "-100.0"])
+def test_a_negative_number_is_one(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.yaml").write_text(f"eval: {{threshold: {text}}}\nenv: {{kwargs: {{gravity: {text}}}}}")
+    config = compose(ENV, None, tmp_path / "c.yaml", {})
+    assert config.eval.threshold == config.env.kwargs["gravity"] == -100
+
+
+def test_a_text_that_looks_like_a_number_is_written_so_that_it_is_read_as_one() -> None:
+    for text in ("12e4", "1e6", "-1E-3", "12", "1.5"):
+        assert read_yaml(write_yaml({"run": text})) == {"run": text}
+    assert read_yaml(write_yaml({"lr": 1e-05}, flow=True)) == {"lr": 1e-05}
 
 
 # -- names
