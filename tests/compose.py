@@ -1,7 +1,8 @@
 """docker-compose.yml without an engine: each service's own command, environment, volumes and health check as processes
 on a node of its own (nodes.py), in the order that depends_on asks for.
 
-What an engine would do besides, and this does not: users, capabilities, limits, read-only roots, published ports.
+What an engine would do besides, and this does not: users, capabilities, limits, read-only roots, published ports; these
+are judged by contained.py.
 """
 
 from __future__ import annotations
