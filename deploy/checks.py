@@ -20,6 +20,7 @@ import numpy as np
 from packaging.requirements import Requirement
 
 from actors.envs import EnvError, make_env, make_lanes
+from deploy.arithmetic import changes
 from deploy.config import ConfigError, RunConfig
 from deploy.host import usable_cores
 from deploy.launch import check_port, probe_env
@@ -105,8 +106,7 @@ def versions(recorded: dict[str, str] | None = None) -> Check:
             wrong.append(f"{requirement.name} {found} is not {requirement.specifier}")
     if wrong:
         return Check("versions", "problem", "; ".join(wrong), "install qherd anew: make setup, or pip install")
-    changed = [f"{name} {own[name]}, was {was}" for name, was in (recorded or {}).items() if own.get(name, was) != was]
-    if changed:
+    if changed := changes(recorded or {}, own):
         return Check("versions", "warning", "; ".join(changed), "results may differ from those before")
     names = ("python", "ray", "torch", "gymnasium", "numpy", "redis")
     return Check("versions", "ok", ", ".join(f"{name} {own[name]}" for name in names if name in own))

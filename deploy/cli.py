@@ -19,7 +19,7 @@ import tyro
 import yaml
 from pydantic import ValidationError
 
-from deploy import __version__
+from deploy import __version__, arithmetic
 from deploy.commands import (
     Clean,
     Discovery,
@@ -63,6 +63,7 @@ Each command explains itself: qherd train --help. An example:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; every failure that a user can cause is one message on stderr and exit code 2."""
+    arithmetic.pin()  # no import above brings numpy
     os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
     arguments = list(sys.argv[1:] if argv is None else argv)
     sys.exit(_guarded(lambda: _dispatch(arguments)))

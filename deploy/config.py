@@ -77,11 +77,11 @@ class RedisConfig(BaseModel):
     def _each_server_once(self) -> Self:
         if self.url is not None and self.urls:
             raise ValueError("redis.url and redis.urls are both given; give the one server or the several")
-        from replay.redis_log import public_url
-
         places = [_place(url) for url in self.urls]
         for url, place in zip(self.urls, places, strict=True):
             if places.count(place) > 1:
+                from replay.redis_log import public_url
+
                 raise ValueError(f"redis.urls has the server of {public_url(url)} more than once")
         return self
 

@@ -10,7 +10,7 @@ from actors.envs import make_lanes
 from actors.evaluator import Evaluator, Verdict
 from actors.lanes import NotReplayable
 from actors.restarts import CrashLoopError, Rebuilt, Restarts, cause
-from deploy import __version__
+from deploy import __version__, arithmetic
 from deploy.config import RunConfig
 from deploy.plan import backstop_chunks, chunk_rows
 from deploy.run_dir import RunDirectory, env_of
@@ -35,6 +35,11 @@ class InlineSession:
         from learner.metrics import MetricsServer
         from learner.publisher import Publisher
 
+        if (threads := arithmetic.blas_threads()) > 1:  # not in the command qherd, which pins them
+            say(
+                f"numpy's BLAS uses {threads} threads, so the run is the same to the bit only where it has as many: "
+                "call deploy.arithmetic.pin() before numpy is imported"
+            )
         torch.set_num_threads(config.learner.threads)
         torch.use_deterministic_algorithms(True)
         self._config, self._directory, self._schema, self._say = config, directory, schema, say

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from deploy import arithmetic
 from deploy.config import ConfigError, RunConfig
 from deploy.session import RunFailedError
 from deploy.valkey import PrivateDir
@@ -17,7 +18,7 @@ from deploy.valkey import PrivateDir
 
 def start_ray(config: RunConfig, cleanup: contextlib.ExitStack) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    arithmetic.pin()  # this machine's workers inherit it
     os.environ.setdefault("RAY_worker_niceness", "0")
     if config.mode == "local":
         # Ray reads this when it is imported: "0" has every part of it listen on loopback only.

@@ -30,7 +30,7 @@ import numpy.typing as npt
 import yaml
 
 from actors.config import EnvConfig
-from deploy import __version__
+from deploy import __version__, arithmetic
 from deploy.config import RunConfig, dump
 from deploy.discovery import registration
 from deploy.events import open_events, write_restart, write_scalars
@@ -90,7 +90,7 @@ class RunDirectory:
         return self
 
     def _write_config(self, name: str, config: RunConfig) -> None:
-        header = {"qherd": __version__, "git": _git_revision(), "versions": _versions()}
+        header = {"qherd": __version__, "git": _git_revision(), **_provenance(config)}
         self._write(name, write_yaml({**header, "config": dump(config)}).encode())
 
     @classmethod
@@ -151,10 +151,19 @@ class RunDirectory:
         except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
             raise RunDirError(f"{self.path}/{file.name} is damaged: {error}") from error
 
-    def note_config(self, config: RunConfig) -> None:
-        """Keep the configuration that the run is resumed with, beside the earlier ones, where it is another."""
-        if dump(config) != dump(self.config):
+    def note_config(self, config: RunConfig) -> list[str]:
+        """Keep the configuration that the run is resumed with, beside the earlier ones, where it is another, or where
+        other versions or kernels compute; these are returned, a text each."""
+        recorded, own = yaml.safe_load(self.config_file.read_text()), _provenance(config)
+        changed = [
+            text
+            for part in own
+            if isinstance(was := recorded.get(part), dict)
+            for text in arithmetic.changes(was, own[part])
+        ]
+        if changed or dump(config) != dump(self.config):
             self._write_config(f"config-{self.fence + 1}.yaml", config)
+        return changed
 
     @property
     def checkpoints(self) -> Path:
@@ -411,6 +420,11 @@ def _git_revision() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return shown.stdout.strip() or None
+
+
+def _provenance(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """What a run's result depends on, beside its options and qherd itself."""
+    return {"versions": _versions(), "arithmetic": arithmetic.describe(config.mode)}
 
 
 def _versions() -> dict[str, str]:

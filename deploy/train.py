@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,10 +124,10 @@ def go_on(config: RunConfig, directory: RunDirectory) -> int:
     check(config)
     schema = probe_env(config)
     check_memory(config, schema)
-    directory.note_config(config)
+    changed = directory.note_config(config)
     # the learner's own figures are its checkpoint's, which may be older than the newest row
     outcome.figures = {name: outcome.figures[name] for name in _SCREENS if name in outcome.figures}
-    return _run(config, directory, schema, outcome, new=False)
+    return _run(config, directory, schema, outcome, new=False, changed=changed)
 
 
 def earlier(config: RunConfig, directory: RunDirectory) -> Outcome:
@@ -143,12 +143,24 @@ def earlier(config: RunConfig, directory: RunDirectory) -> Outcome:
     return outcome
 
 
-def _run(config: RunConfig, directory: RunDirectory, schema: Schema, outcome: Outcome, *, new: bool) -> int:
-    """From a start to an end; the directory of a ``new`` run that cannot start is removed."""
+def _run(
+    config: RunConfig,
+    directory: RunDirectory,
+    schema: Schema,
+    outcome: Outcome,
+    *,
+    new: bool,
+    changed: Sequence[str] = (),
+) -> int:
+    """From a start to an end; the directory of a ``new`` run that cannot start is removed. ``changed``: what computes
+    otherwise than before it was resumed."""
     started, stop = time.monotonic() - outcome.wall_before_s, Stop()
     with stop.listening(), Display(directory.run, config) as display:
         display.say(f"run {directory.shown}")
         display.say(plan(config, schema).told(config))
+        if changed:
+            not_so = ", so it does not go on to the bit" if config.mode == "inline" else ""
+            display.say(f"the run computes otherwise than before{not_so}: {'; '.join(changed)}")
         try:
             try:
                 session = start_session(config, directory, schema, display.say)
