@@ -154,7 +154,7 @@ class RunDirectory:
     def note_config(self, config: RunConfig) -> list[str]:
         """Keep the configuration that the run is resumed with, beside the earlier ones, where it is another, or where
         other versions or kernels compute; these are returned, a text each."""
-        recorded, own = yaml.safe_load(self.config_file.read_text()), _provenance(config)
+        recorded, own = read_yaml(self.config_file.read_text()), _provenance(config)
         changed = [
             text
             for part in own
