@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import ray
 
@@ -28,9 +29,13 @@ class ActorWorker:
         config: ActorConfig,
         dueling: bool,
         chunks: int,
+        folder: Path | None,
     ) -> None:
-        """``url`` has the actor's own password: it comes as an argument since Ray logs a runtime_env in clear."""
+        """``url`` has the actor's own password: it comes as an argument since Ray logs a runtime_env in clear.
+        ``folder``: the working directory that environments find; None leaves it as this node's Ray has it."""
         identity.check()
+        if folder is not None:
+            os.chdir(folder)
         envs = make_lanes(env, config.lanes, config.restarts)
         log = RedisLog(url, place.run, max_chunks=chunks)
         self._rollout = Rollout(place, envs, schema_of(envs.envs[0]), NumpyMlp(dueling), log, config)
@@ -57,9 +62,19 @@ class EvaluatorWorker:
     """The greedy evaluator in a process of its own."""
 
     def __init__(
-        self, identity: Identity, env: EnvConfig, config: EvalConfig, dueling: bool, seed: int, restart: int
+        self,
+        identity: Identity,
+        env: EnvConfig,
+        config: EvalConfig,
+        dueling: bool,
+        seed: int,
+        restart: int,
+        folder: Path | None,
     ) -> None:
+        """``folder``: see ``ActorWorker``."""
         identity.check()
+        if folder is not None:
+            os.chdir(folder)
         self._evaluator = Evaluator(env, config, dueling, seed, restart)
 
     def screen(self, candidate: bytes) -> Verdict:

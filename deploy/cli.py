@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import stat
 import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -65,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; every failure that a user can cause is one message on stderr and exit code 2."""
     arithmetic.pin()  # no import above brings numpy
     os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
+    os.umask(os.umask(0o077) | stat.S_IWOTH)  # what others could change in a run would be the run's own
     arguments = list(sys.argv[1:] if argv is None else argv)
     sys.exit(_guarded(lambda: _dispatch(arguments)))
 

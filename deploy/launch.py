@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 
 from actors.envs import make_env, schema_of
@@ -26,9 +27,10 @@ def start_session(config: RunConfig, directory: RunDirectory, schema: Schema, sa
 
 def probe_env(config: RunConfig) -> Schema:
     """The schema of the run's environment. Raises EnvError where it cannot be used."""
-    env = make_env(env_of(config), training=True)
-    schema = schema_of(env)
-    env.close()
+    with contextlib.chdir(os.curdir):  # relative paths mean the same afterwards, whatever the environment does
+        env = make_env(env_of(config), training=True)
+        schema = schema_of(env)
+        env.close()
     return schema
 
 

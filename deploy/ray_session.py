@@ -16,6 +16,7 @@ from deploy import __version__
 from deploy.config import ConfigError, RunConfig
 from deploy.placement import RoomWatch, alive_nodes, asks, check_room, options
 from deploy.plan import backstop_chunks, check_limiter, check_more_actors, chunk_rows, plan, rows_in_checkpoint
+from deploy.private_dir import temporary_folder
 from deploy.ray_start import start_ray
 from deploy.run_dir import RunDirectory, RunDirError, env_of
 from deploy.scaling import SETTLE_S, Request, ScaleDesk
@@ -58,6 +59,8 @@ class RaySession:
         self._servers_down, self._down_since_s = 0, 0.0
         self._desk = ScaleDesk(directory.path)
         self._scaling: tuple[Request, float] | None = None
+        self._folder = Path.cwd() if config.mode == "local" else None
+        """What relative paths of the environment start from; nodes of a cluster have folders of their own."""
         try:
             self._start()
         except NotNowError as error:  # at the start there is nothing to wait for
@@ -124,6 +127,8 @@ class RaySession:
         config = self._config
         if config.mode == "cluster":
             return {"learner": config.redis.servers, "actor": config.redis.actor_servers or config.redis.servers}
+        if told := temporary_folder()[1]:
+            self._say(told)
         planned = plan(config, self._schema).server
         self._server = self._cleanup.enter_context(EmbeddedServer(self._directory.run, planned, self._server_dir()))
         self._cleanup.enter_context(self._directory.showing_replay_url(self._server.url("reader")))
@@ -193,7 +198,7 @@ class RaySession:
             url = urls["actor"][shard_of(slot, len(urls["actor"]))]
             placed = options(self._room.asked.actor) | {"scheduling_strategy": "SPREAD"}
             return ActorWorker.options(**placed).remote(  # type: ignore[attr-defined]
-                identity, url, place, env, config.actors, dueling, backstop_chunks(config)
+                identity, url, place, env, config.actors, dueling, backstop_chunks(config), self._folder
             )
 
         return start
@@ -208,7 +213,7 @@ class RaySession:
             with _later_if_away():
                 number = self._directory.next_evaluator()
             return EvaluatorWorker.options(**options(self._room.asked.evaluator)).remote(  # type: ignore[attr-defined]
-                identity, env, config.eval, dueling, config.seed, number
+                identity, env, config.eval, dueling, config.seed, number, self._folder
             )
 
         return start

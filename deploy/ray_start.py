@@ -7,16 +7,34 @@ import os
 import secrets
 import signal
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
 from deploy import arithmetic
 from deploy.config import ConfigError, RunConfig
+from deploy.private_dir import PrivateDir
 from deploy.session import RunFailedError
-from deploy.valkey import PrivateDir
+
+_TLS_FILES = ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
+_ANOTHER_RAYS = (
+    *("RAY_ADDRESS", "RAY_NAMESPACE", "RAY_REDIS_ADDRESS", "RAY_REDIS_USERNAME", "RAY_REDIS_PASSWORD"),
+    *("RAY_AUTH_TOKEN_PATH", "RAY_USE_TLS", *_TLS_FILES),
+    *("RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_RUNTIME_ENV", "RAY_RUNTIME_ENV_HOOK", "RAY_OVERRIDE_JOB_RUNTIME_ENV"),
+    *("RAY_OVERRIDE_RESOURCES", "RAY_OVERRIDE_LABELS", "RAY_OVERRIDE_NODE_ID_FOR_TESTING", "RAY_TMPDIR"),
+    *("RAY_object_spilling_config", "RAY_OBJECT_SPILLING_DIRECTORY"),
+)
+"""What KubeRay, ``ray job submit`` and users export for a cluster of theirs: where it is, how to get in, what its jobs
+and nodes have. The mode local starts a Ray of its own, which none of this is about."""
 
 
 def start_ray(config: RunConfig, cleanup: contextlib.ExitStack) -> None:
+    """Start this machine's own Ray (``local``), or join the cluster; ``cleanup`` ends it.
+
+    Raises:
+        ConfigError: the cluster cannot be used, or no folder for Ray's sockets.
+        RunFailedError: Ray was imported before.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     arithmetic.pin()  # this machine's workers inherit it
     os.environ.setdefault("RAY_worker_niceness", "0")
@@ -24,35 +42,52 @@ def start_ray(config: RunConfig, cleanup: contextlib.ExitStack) -> None:
         # Ray reads this when it is imported: "0" has every part of it listen on loopback only.
         if "ray" in sys.modules:
             raise RunFailedError("ray was imported before the run; its loopback and token settings are read at import")
+        for name in _ANOTHER_RAYS:
+            os.environ.pop(name, None)
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
-    if token := os.environ.get("RAY_AUTH_TOKEN_PATH"):  # Ray reads it in another folder
-        os.environ["RAY_AUTH_TOKEN_PATH"] = str(Path(token).absolute())
+        # no metrics of an autoscaler that has nothing to scale: a fixed port, in some versions on all addresses
+        os.environ["AUTOSCALER_METRIC_PORT"] = "-1"
+    _make_paths_absolute()
+    # Ray puts the driver's working directory first on the workers' sys.path. Python's own library is there anyway, on
+    # every node, and only who may change Python may write there.
+    with contextlib.chdir(sysconfig.get_path("stdlib")), _own_signal_handlers():
+        if config.mode == "cluster":
+            _join_cluster(str(config.ray.address), cleanup)
+        else:
+            _start_own(cleanup)
+
+
+def _start_own(cleanup: contextlib.ExitStack) -> None:
     import ray
 
     home = PrivateDir()
     cleanup.callback(home.remove)
-    cleanup.callback(ray.shutdown)
-    folder = home.path
-    (folder / "empty").mkdir()
-    # Ray puts the driver's working directory first on the workers' sys.path: give it one without packages.
-    with contextlib.chdir(folder / "empty"), _own_signal_handlers():
-        if config.mode == "cluster":
-            _join_cluster(str(config.ray.address))
-        else:
-            ray.init(
-                include_dashboard=False,
-                object_store_memory=256 << 20,
-                log_to_driver=False,
-                configure_logging=False,
-                _temp_dir=str(folder),
-                _node_ip_address="127.0.0.1",
-            )
+    cleanup.callback(ray.shutdown)  # before its folder goes
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        object_store_memory=256 << 20,
+        log_to_driver=False,
+        configure_logging=False,
+        _temp_dir=str(home.path / "ray"),  # Ray opens it, and all that it makes below, to everybody
+        _node_ip_address="127.0.0.1",
+    )
+    home.check()
 
 
-def _join_cluster(address: str) -> None:
+def _make_paths_absolute() -> None:
+    """Have Ray and the workers, which are in another folder, read these variables as this process does."""
+    for name in ("PYTHONPATH", "TMPDIR", "RAY_AUTH_TOKEN_PATH", *_TLS_FILES):
+        if given := os.environ.get(name):
+            paths = given.split(os.pathsep) if name == "PYTHONPATH" else [given]
+            os.environ[name] = os.pathsep.join(str(Path(path).absolute()) for path in paths)
+
+
+def _join_cluster(address: str, cleanup: contextlib.ExitStack) -> None:
     import ray
 
+    cleanup.callback(ray.shutdown)
     try:
         ray.init(address=address, log_to_driver=False, configure_logging=False)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:

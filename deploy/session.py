@@ -76,7 +76,9 @@ def make_checkpointer(config: RunConfig, directory: RunDirectory, schema: Schema
 
 
 def replay_of(config: RunConfig, directory: RunDirectory) -> ReplayConfig:
-    """The replay's configuration, with the run's folder for a memmap on this machine."""
-    if config.mode == "cluster" or config.replay.memmap_dir is not None:
+    """The replay's configuration, with the run's folder for a memmap on this machine, where none is given; absolute,
+    since the learner has a working directory of its own."""
+    if config.mode == "cluster":
         return config.replay
-    return config.replay.model_copy(update={"memmap_dir": directory.path})
+    folder = config.replay.memmap_dir or directory.path
+    return config.replay.model_copy(update={"memmap_dir": folder.absolute()})

@@ -8,7 +8,6 @@ the server when the process that started it ends, however that ends.
 from __future__ import annotations
 
 import atexit
-import fcntl
 import hashlib
 import importlib.util
 import os
@@ -18,7 +17,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -32,6 +30,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from deploy.config import RUN_NAME
+from deploy.private_dir import PrivateDir, remove_stale_dirs
 
 MIN_VERSION = (7, 0)
 """Oldest server whose streams, ACL selectors and commands qherd relies on."""
@@ -43,9 +42,6 @@ START_DEADLINE_S = 10.0
 LOAD_DEADLINE_S = 600.0
 """A server that answers LOADING (it reads its AOF) is making progress: it gets this long."""
 
-_DIR_PREFIX = "qherd-"
-_LOCK = "owner.lock"
-_MAX_SOCKET_PATH_BYTES = 107  # sun_path holds 108 bytes with the closing NUL
 _LOG_TAIL_LINES = 15
 
 # Runs between fork and exec, as a program of its own: Python code in a forked copy of a process with threads (Ray's)
@@ -220,8 +216,9 @@ class EmbeddedServer:
         """Start the server and wait until it answers.
 
         Raises:
-            ServerStartError: it runs already, this is not the main thread, the socket's path is too long, or the server
-                ended or stayed silent (then the message has the end of its log).
+            ServerStartError: it runs already, this is not the main thread, or the server ended or stayed silent (then
+                the message has the end of its log).
+            PlaceError: there is no folder for its socket.
         """
         if self.alive():
             raise ServerStartError(f"the embedded server runs already, as process {self.pid}")
@@ -328,74 +325,6 @@ class EmbeddedServer:
         log = (self._socket().parent / "server.log").read_text(errors="replace").splitlines()
         tail = "\n".join(f"  {line}" for line in log[-_LOG_TAIL_LINES:]) or "  (empty)"
         return ServerStartError(f"{what} ({self._binary}). The end of its log:\n{tail}")
-
-
-class PrivateDir:
-    """A directory ``qherd-*`` (0700) in the system's temporary folder, locked for as long as this process lives.
-
-    The kernel drops the lock however the process ends, so :func:`remove_stale_dirs` can tell whose owner is dead; a
-    process id could be another's by then, or belong to another container that shares the folder.
-    """
-
-    def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix=_DIR_PREFIX))
-        self._owner_pid = os.getpid()
-        try:
-            _check_socket_path(self.path / "server.sock")
-            self._lock_fd = self._lock()
-        except BaseException:
-            shutil.rmtree(self.path, ignore_errors=True)
-            raise
-
-    def _lock(self) -> int:
-        """Lock first, name afterwards: a lock file that others can see is held from the start."""
-        new = self.path / "owner.new"
-        fd = os.open(new, os.O_CREAT | os.O_RDWR | os.O_EXCL, 0o600)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        os.write(fd, f"{os.getpid()}\n".encode())
-        new.rename(self.path / _LOCK)
-        return fd
-
-    def is_mine(self) -> bool:
-        """False in a forked child, which must not remove what its parent uses."""
-        return os.getpid() == self._owner_pid
-
-    def remove(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self._lock_fd)
-
-
-def remove_stale_dirs() -> list[Path]:
-    """Remove what processes that were killed left in the temporary folder; returns the removed directories."""
-    found = Path(tempfile.gettempdir()).glob(f"{_DIR_PREFIX}*/{_LOCK}")
-    return [lock.parent for lock in found if _remove_if_stale(lock)]
-
-
-def _remove_if_stale(lock: Path) -> bool:
-    try:
-        if lock.parent.is_symlink() or lock.parent.stat().st_uid != os.geteuid():
-            return False
-        fd = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
-    except OSError:  # another process removed it first
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # its owner lives
-        return False
-    else:
-        shutil.rmtree(lock.parent, ignore_errors=True)
-        return True
-    finally:
-        os.close(fd)
-
-
-def _check_socket_path(path: Path) -> None:
-    length = len(os.fsencode(path))
-    if length > _MAX_SOCKET_PATH_BYTES:
-        raise ServerStartError(
-            f"the embedded server's socket {path} has a path of {length} bytes, and {_MAX_SOCKET_PATH_BYTES} is the "
-            "system's limit: set TMPDIR to a shorter folder, such as /tmp"
-        )
 
 
 def _end(process: subprocess.Popen[bytes], grace_s: float) -> None:

@@ -1,7 +1,7 @@
 """Which code a process runs: every Ray process compares its own with the driver's before it does anything.
 
-Ray puts the driver's folders first on the workers' ``sys.path``, and nodes may have another version installed: a
-stranger's ``replay`` or ``actors`` package would otherwise be used in silence.
+Ray puts the driver's folders first on the workers' ``sys.path``, nodes may have another version installed, and
+PYTHONPATH may name other folders there: a stranger's ``replay`` or ``actors`` package would be used in silence.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Identity:
             if own_digest != digest:
                 raise WrongCodeError(
                     f"package {name!r} is {own_path} in this worker, and differs from the driver's {path}: install the "
-                    "same qherd on every node, and keep folders of that name out of the working directory"
+                    "same qherd on every node, and keep folders of that name out of PYTHONPATH"
                 )
 
 
