@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from learner.catalogue import BY_REASON, PARTS, Metric
+from learner.catalogue import PARTS, Metric
 from learner.phases import PHASES
 
 PAGE = Path(__file__).with_suffix(".md")
@@ -50,8 +50,8 @@ def _label(metric: Metric) -> str:
         return ""
     if metric.name == "build_info":
         return " by `version`, `python`, `torch`"
-    values = ", ".join(metric.figures)
-    return f" by `{metric.label}`" + (f": {values}" if values and metric.label not in (BY_REASON, "phase") else "")
+    values = ", ".join(metric.reasons or metric.figures)
+    return f" by `{metric.label}`" + (f": {values}" if values and metric.label != "phase" else "")
 
 
 if __name__ == "__main__":

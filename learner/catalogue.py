@@ -11,10 +11,12 @@ from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
 from learner.phases import PHASES
+from replay.chunk import REFUSALS
+from replay.reader import LOSSES
 
 PREFIX = "qherd_"
 BY_REASON = "reason"
-"""The label of the counts that come with the report, one series per reason that occurred."""
+"""The label of the counts that come with the report, one series per reason of a closed set."""
 
 ANYWHERE = ""
 RAY = "modes local and cluster"
@@ -24,7 +26,6 @@ DISCOUNTED = "from the first update on, with `learner.gamma` < 1"
 EVALUATED = "from the first evaluation on"
 EPISODES = "from the first finished episode on"
 UPDATED = "from the first update on"
-OCCURRED = "per reason, from its first occurrence on"
 
 
 class Metric(NamedTuple):
@@ -39,6 +40,9 @@ class Metric(NamedTuple):
     figures: Mapping[str, str]
     label: str = ""
     when: str = ANYWHERE
+    reasons: tuple[str, ...] = ()
+    """Of a count by reason: all that there may be. Each is shown from the start, at 0: ``increase()`` cannot see the
+    first occurrence of a series that was not there before."""
 
     @property
     def exposed(self) -> str:
@@ -54,8 +58,8 @@ def _counter(name: str, text: str, when: str = ANYWHERE) -> Metric:
     return Metric(name, "counter", text, {"": name}, when=when)
 
 
-def _by_reason(name: str, text: str) -> Metric:
-    return Metric(name, "counter", text, {}, BY_REASON, OCCURRED)
+def _by_reason(name: str, text: str, reasons: tuple[str, ...]) -> Metric:
+    return Metric(name, "counter", text, {}, BY_REASON, reasons=reasons)
 
 
 ACTORS = (
@@ -104,8 +108,8 @@ LOG = (
     _counter("chunk_bytes", "Bytes of the chunks that the mirror took in."),
     _counter("rows", "Rows that the mirror took in, boundary rows included."),
     _counter("env_steps", "Env steps inserted into the mirror: rows without boundary rows."),
-    _by_reason("chunks_refused", "Chunks that the learner refused, by reason."),
-    _by_reason("rows_lost", "Rows that actors sent and the mirror never took in, by reason."),
+    _by_reason("chunks_refused", "Chunks that the learner refused, by reason.", REFUSALS),
+    _by_reason("rows_lost", "Rows that actors sent and the mirror does not have, by reason.", LOSSES),
     _gauge("ingest_backlog_chunks", "Chunks that were read from the log and are yet to be taken into the mirror."),
     _gauge("log_rows", "Rows that the log still has of those ingested."),
     _gauge("log_memory_bytes", "Bytes that the server uses; of several servers the fullest.", when=SERVER),

@@ -14,6 +14,7 @@ import torch
 from learner.checkpoint import Checkpointer, Found, Name
 from learner.config import PUBLISH_MIN_S, LearnerConfig
 from learner.cpu_time import CpuTime
+from learner.journal import Journal
 from learner.learner import Figures, Learner, choose_device, host_arrays
 from learner.phases import Phases
 from learner.publisher import Publisher
@@ -87,6 +88,7 @@ class LearnerLoop:
         self._noted = Counters()
         self._exploring_return: float | None = None
         self._checkpointer, self._told = checkpointer, list[str]()
+        self._journal = None if checkpointer is None else Journal(checkpointer.folder, fence)
         self._sums_before: Mapping[str, float] = {}
         self._seconds_before: Mapping[str, float] = {}
         self.resumed = None if found is None else self._restore(found)
@@ -204,6 +206,11 @@ class LearnerLoop:
         except LogError as error:
             self._note_unavailable(error)
 
+    def _write_journal(self) -> None:
+        """For the learner that goes on where this one was killed."""
+        if self._journal is not None:
+            self._journal.write(self.reader.readings())
+
     def publish(self) -> None:
         """Broadcast the online network under the next version."""
         self._published += 1
@@ -235,6 +242,7 @@ class LearnerLoop:
                 if now - self._last_describe_s >= DESCRIBE_EVERY_S:
                     self._last_describe_s = now
                     self.describe()
+                    self._write_journal()
             self.phases.charge("trim")
 
     def _trim(self) -> None:
@@ -406,6 +414,8 @@ class LearnerLoop:
         if "mirror" in parts:
             self.mirror.restore(parts["mirror"])
         was, now = self.reader.restore(parts["reader"], None if "mirror" in parts else self._log)
+        if self._journal is not None:
+            self.reader.know(self._journal.since(found.name.fence))
         self.sampler.restore(parts["sampler"], was, now)
         values = parts["loop"].values
         self._published, self._published_at_updates = values["published"], values["published_at_updates"]

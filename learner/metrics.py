@@ -59,7 +59,8 @@ class RunMetrics(Collector):
             family = kind(PREFIX + metric.name, metric.text, labels=names)
             if metric.label == BY_REASON:
                 past = labelled_before.get(metric.name, {})
-                for reason, count in labelled.get(metric.name, {}).items():
+                counts = {**dict.fromkeys(metric.reasons, 0), **labelled.get(metric.name, {})}
+                for reason, count in counts.items():
                     family.add_metric([self._run, reason], count - past.get(reason, 0))
             for label, figure in metric.figures.items():
                 if figure in figures:

@@ -29,10 +29,23 @@ DTYPES = ("uint8", "int8", "uint16", "int16", "int32", "float16", "float32")
 """Observation dtypes that are stored as they are; an env's float64 and int64 are narrowed once, at the actor."""
 
 
+MOST_COUNT = (1 << 53) - 1
+"""The greatest whole number of an id, a header or a value on a server: above it sums leave int64 and JSON's numbers."""
+
+REFUSALS = (
+    "short", "magic", "version", "schema", "run", "identity", "size", "length", "crc", "value", "action", "flags",
+    "counters", "duplicate",
+)  # fmt: skip
+"""Why a chunk is refused: the closed set, which /metrics shows at 0 from the start. ``duplicate``: its id was read
+before, and nothing is lost by it."""
+
+
 class BadChunk(ValueError):
-    """A chunk that is refused. ``reason`` is one word from a closed set, for counting."""
+    """A chunk that is refused. ``reason`` is one of ``REFUSALS``, for counting."""
 
     def __init__(self, reason: str, detail: str) -> None:
+        if reason not in REFUSALS:
+            raise KeyError(f"{reason!r} is not in REFUSALS, so no metric would show it")
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
 

@@ -1,7 +1,14 @@
 """The reader: takes chunks from the log to the mirror, refuses bad ones, and keeps the books.
 
-The books follow each slot's cursor, which only moves forward, and hold every chunk to the conservation law of its
-incarnation: rows read + rows lost in gaps = the cumulative rows of the last header.
+The books follow each slot's cursor, which only moves forward, and hold every chunk to the conservation law::
+
+    rows read + rows lost, by reason = rows sent, as far as they are known
+
+of each slot's newest incarnation, and of each slot over all its incarnations. Known are the rows that the header of a
+chunk counts which this reader took, or an earlier reader that took more than this one's checkpoint has (``Reading``).
+What nobody has read is not known: the chunks that an incarnation sent after the last one that was taken of it, where
+the next good chunk is of a newer incarnation (its actor died and its server forgot, or those chunks were refused).
+``LOSSES`` has the reasons; a chunk that was refused is counted by ``REFUSALS`` in any case.
 """
 
 from __future__ import annotations
@@ -32,6 +39,25 @@ REFILL_WAIT_S = 60.0
 """How long a refill waits for servers that are away. A learner that says nothing for 120 s counts as hung."""
 QUARANTINED = 5
 """How many bad chunks are kept for inspection."""
+
+
+LOSSES = ("gap", "refused", "resume", "rollback")
+"""Why rows that were sent are not in the mirror: the closed set, which /metrics shows at 0 from the start.
+
+gap: chunks before the present one never came, or not all of them were refused; refused: all of them came and were
+refused; resume: as a gap, the first one after a resume, so the log had lost or dropped them meanwhile; rollback: an
+earlier learner of this run had read them after the checkpoint that this one goes on from, and the log has them no more.
+"""
+
+
+class Reading(NamedTuple):
+    """How far a reader has come with a slot: its incarnation, and the rows sent so far by it and those before it."""
+
+    incarnation: int
+    sent: int
+
+
+UNREAD = Reading(0, 0)
 
 
 class Source(Protocol):
@@ -104,11 +130,18 @@ class Slot:
     totals: Totals = field(default_factory=Totals)
     resumed: bool = False
     checked: ChunkId = FIRST_ID
+    before: Reading = UNREAD
+    """How far an earlier reader of this run had come."""
+
+    @property
+    def reading(self) -> Reading:
+        """How far any reader of this run has come, as far as is known."""
+        return max(self.before, Reading(self.taken.incarnation, self.past.rows + self.counters.rows))
 
     def values(self) -> dict[str, Any]:
         """All but the windows, as JSON can say it."""
         plain = {name: getattr(self, name) for name in _PLAIN}
-        ids = {name: list(getattr(self, name)) for name in ("cursor", "taken", "counters", "past")}
+        ids = {name: list(getattr(self, name)) for name in ("cursor", "taken", "counters", "past", "before")}
         return {**plain, **ids, "totals": self.totals.values()}
 
     @classmethod
@@ -121,6 +154,7 @@ class Slot:
             Counters(*values["past"]),
             **{name: values[name] for name in _PLAIN},
             totals=Totals.of(values["totals"]),
+            before=Reading(*values["before"]),
             resumed=True,
         )
 
@@ -153,6 +187,17 @@ class Reader:
         self._trimmed: dict[int, ChunkId] = {}
         self.slots: dict[int, Slot] = {}
         self.totals = Totals()
+
+    def readings(self) -> dict[int, Reading]:
+        """Returns how far each slot was read, by this reader or an earlier one; ``know`` takes it."""
+        return {slot: books.reading for slot, books in self.slots.items()}
+
+    def know(self, readings: Mapping[int, Reading]) -> None:
+        """Note how far an earlier reader of this run had come, which may have read what the log has no more."""
+        self.follow(readings)
+        for slot, reading in readings.items():
+            books = self.slots[slot]
+            books.before = max(books.before, reading)
 
     def follow(self, slots: Iterable[int]) -> None:
         """Read these slots too, each from its first chunk."""
@@ -217,14 +262,20 @@ class Reader:
         return total
 
     def check_conservation(self) -> None:
-        """Raises Unbalanced unless, for each slot's newest incarnation, rows read + rows lost = rows sent, as the last
-        good header counts them, and no cursor has moved back."""
+        """Raises Unbalanced unless the law holds for each slot's newest incarnation and for each slot over all of
+        them, and no cursor has moved back."""
         for slot, books in self.slots.items():
             if books.rows_read + books.rows_lost != books.counters.rows:
                 raise Unbalanced(
                     f"slot {slot}, incarnation {books.taken.incarnation}: {books.rows_read} rows read + "
                     f"{books.rows_lost} lost are not the {books.counters.rows} that its actor has sent up to "
                     f"{books.taken}"
+                )
+            totals, sent = books.totals, books.past.rows + books.counters.rows
+            if totals.rows + totals.rows_lost.total() != sent:
+                raise Unbalanced(
+                    f"slot {slot}: {totals.rows} rows read + {dict(totals.rows_lost)} lost are not the {sent} that all "
+                    f"its incarnations have sent up to {books.taken}"
                 )
             if not max(books.checked, books.taken) <= books.cursor:
                 raise Unbalanced(
@@ -284,8 +335,7 @@ class Reader:
     def _account(self, books: Slot, entry: Entry, chunk: Chunk, gap: Gap, env_steps: int) -> None:
         """Book a good chunk, and what was lost before it."""
         if entry.id.incarnation > books.taken.incarnation:
-            books.past = books.past.plus(books.counters)
-            books.rows_read = books.rows_lost = 0
+            self._end_incarnation(books, entry.id.incarnation)
         books.rows_read += chunk.rows
         books.rows_lost += gap.rows
         books.taken, books.counters, books.weight_version = entry.id, chunk.counters, chunk.weight_version
@@ -298,6 +348,16 @@ class Reader:
             totals.rows += chunk.rows
             totals.env_steps += env_steps
             totals.bytes += len(entry.data)
+
+    def _end_incarnation(self, books: Slot, next_one: int) -> None:
+        """Book what is known to have been sent before ``next_one`` and did not come again: nothing of it can now."""
+        books.past = books.past.plus(books.counters)
+        books.counters, books.rows_read, books.rows_lost = NOTHING, 0, 0
+        missing = books.before.sent - books.past.rows
+        if books.before.incarnation < next_one and missing > 0:
+            books.past = books.past._replace(rows=books.past.rows + missing)
+            for totals in (self.totals, books.totals):
+                totals.rows_lost["rollback"] += missing
 
     def _insert(self, books: Slot, entry: Entry, chunk: Chunk, follows: bool) -> None:
         lanes, start = chunk.flags.shape[1], self._mirror.end

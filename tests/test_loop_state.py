@@ -3,6 +3,7 @@ are its own, and with the same rows where the log gives them back."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from chunk_makers import RUN, SCHEMA, FakeActor, append
+from waiting import until
 
 from learner.checkpoint import Checkpointer, Found
 from learner.config import CheckpointConfig, LearnerConfig, NetworkConfig
@@ -242,6 +244,93 @@ def test_what_the_log_lost_meanwhile_is_counted_as_lost_to_the_resume(tmp_path: 
     assert other.loop.report().rows_lost == {"resume": 2 * 2 * 8}
     for books in other.loop.reader.slots.values():
         assert books.rows_read + books.rows_lost == books.counters.rows
+
+
+def read_on(loop: LearnerLoop, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work as a run's learner does until so many rows were read, and are in the journal."""
+    for name in ("TRIM_EVERY_S", "DESCRIBE_EVERY_S"):
+        monkeypatch.setattr(f"learner.loop.{name}", 0.0)
+
+    def all_read() -> bool:
+        loop.train(0.01)
+        return loop.reader.totals.rows == rows
+
+    until(all_read, f"{rows} rows")
+    loop.train(0.01)
+
+
+def test_rows_that_a_killed_learner_had_read_and_the_log_has_no_more_are_rolled_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed driver takes its server with it: what was read after the checkpoint is in nothing that goes on. It is
+    counted when the slot's next incarnation comes, by each slot, through another killed learner, and once."""
+    actors, one = Actors(), make(tmp_path, MemoryLog())
+    for _ in range(3):
+        actors.send(one.log)
+        one.loop.cycle()
+    one.loop.checkpoint(wait=True)
+    for _ in range(5):
+        actors.send(one.log)
+    read_on(one.loop, 8 * 16, monkeypatch)
+    two = make(tmp_path, MemoryLog(), fence=2)
+    two.loop.checkpoint(wait=True)
+    assert two.loop.report().rows_lost == {}
+    three = make(tmp_path, MemoryLog(), fence=3)
+    for expected in (0, 5 * 16):
+        assert sum(three.loop.report().rows_lost.values()) == expected
+        for actor in actors.actors:
+            actor.restart()
+        actors.send(three.log)
+        three.loop.cycle()
+    assert three.loop.report().rows_lost == {"rollback": 5 * 16}
+    assert [books.totals.rows_lost["rollback"] for books in three.loop.reader.slots.values()] == [40, 40]
+    assert three.loop.reader.totals.rows == (3 + 2) * 16
+
+
+def test_what_the_log_still_has_of_them_is_read_again_and_not_rolled_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In part, up to the incarnation's end; the rest of it no header counts any more."""
+    actors, one = Actors(), make(tmp_path, MemoryLog())
+    actors.send(one.log)
+    one.loop.cycle()
+    one.loop.checkpoint(wait=True)
+    log = copy_of(one.log)
+    actors.send(one.log, log)
+    actors.send(one.log)
+    read_on(one.loop, 3 * 16, monkeypatch)
+    for actor in actors.actors:
+        actor.restart()
+    actors.send(log)
+    two = make(tmp_path, log, fence=2)
+    two.loop.cycle()
+    assert two.loop.report().rows_lost == {"rollback": 16}
+    assert two.loop.reader.totals.rows == 3 * 16
+
+
+@pytest.mark.parametrize("spoil", ["gone", "empty", "garbage", "a pipe", "too much", "negative"])
+def test_a_journal_that_is_none_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: str) -> None:
+    """The books are the worse for it, not the run."""
+    actors, one = Actors(), make(tmp_path, MemoryLog())
+    one.loop.checkpoint(wait=True)
+    actors.send(one.log)
+    read_on(one.loop, 16, monkeypatch)
+    (path,) = tmp_path.glob("read-*.json")
+    assert len(path.read_bytes()) > 10
+    path.unlink()
+    texts = {
+        "empty": "", "garbage": "[" * 10_000, "too much": '{"0": [1, 9007199254740992]}', "negative": '{"0": [-1, 4]}',
+    }  # fmt: skip
+    if spoil == "a pipe":
+        os.mkfifo(path)
+    elif spoil in texts:
+        path.write_text(texts[spoil])
+    two = make(tmp_path, MemoryLog(), fence=2)
+    for actor in actors.actors:
+        actor.restart()
+    actors.send(two.log)
+    two.loop.cycle()
+    assert two.loop.report().rows_lost == {}
 
 
 def test_an_empty_replay_is_filled_before_anything_is_learned_from_it(tmp_path: Path) -> None:

@@ -147,7 +147,9 @@ def test_a_killed_driver_is_resumed_without_its_server(folder: Path) -> None:
     ended = summary(folder / "runs" / "r")
     assert (ended["exit_reason"], ended["actor_restarts"]) == ("budget of env steps", 1)
     assert ended["wall_s"] > before[-1]["wall_s"]
-    assert not set(ended["rows_lost"]) - {"resume", "gap"}
+    assert not set(ended["rows_lost"]) - {"resume", "gap", "rollback"}
+    read = max(row["env_steps"] for row in before if row["wall_s"] <= before[-1]["wall_s"] - 4)
+    assert ended["rows_lost"].get("rollback", 0) >= read - kept.env_steps, "read, rolled back, and in no count"
     books(folder)
     assert (folder / "runs" / "r" / "config-2.yaml").exists()
     over = qherd("resume", "runs/r", cwd=folder)
