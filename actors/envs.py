@@ -70,8 +70,11 @@ def schema_of(env: gym.Env[Any, Any]) -> Schema:
     dtype, stack = np.dtype(observations.dtype).name, stack_of(env)
     if dtype not in DTYPES:
         raise EnvError(f"{name} has observations of dtype {dtype}; qherd stores {', '.join((*DTYPES, *NARROWED))}")
-    shape = tuple(observations.shape)
-    return Schema(shape[1:] if stack > 1 else shape, dtype, int(actions.n), stack)
+    shape = tuple(observations.shape)[1 if stack > 1 else 0 :]
+    # by what the space says, never by the dtype alone: MinAtar's bytes are 0 and 1
+    divisor = 255 if dtype == "uint8" and bool((observations.high == 255).all()) else 1
+    channels_last = not (len(shape) == 3 and shape[0] < min(shape[1:]))
+    return Schema(shape, dtype, int(actions.n), stack, divisor, channels_last)
 
 
 def name_of(env: gym.Env[Any, Any]) -> str:

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.config import EnvConfig, EvalConfig
-from actors.envs import make_env
-from actors.policy import NumpyMlp
+from actors.envs import make_env, schema_of
+from actors.policy import make_policy
+from learner.networks import NetworkSpec
 from learner.weights import unpack
 from replay.state import State
 
@@ -102,11 +103,11 @@ class Verdict(NamedTuple):
 class Evaluator:
     """Screens candidates and confirms those that pass, never on a seed twice."""
 
-    def __init__(self, env: EnvConfig, config: EvalConfig, dueling: bool, seed: int, restart: int = 0) -> None:
+    def __init__(self, env: EnvConfig, config: EvalConfig, network: NetworkSpec, seed: int, restart: int = 0) -> None:
         """``restart`` counts the evaluators of this run before this one, whose seeds are not played again."""
         self._config = config
         self._envs = [make_env(env, training=False) for _ in range(min(LANES, config.confirm_episodes))]
-        self._policy = NumpyMlp(dueling)
+        self._policy = make_policy(network, schema_of(self._envs[0]))
         self._next_seed = SEEDS_FROM + (seed << 24) + (restart << 20)
 
     def state(self) -> State:

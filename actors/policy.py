@@ -1,54 +1,41 @@
-"""Q values on an actor: the learner's network in numpy, without importing torch (175 MB and seconds per process)."""
+"""Acting: from observations to Q values, and when to explore."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from learner.networks import NetworkSpec, encoder_of
+from learner.networks.numpy_mlp import NumpyMlp
+from replay.chunk import Schema
+
 Array = npt.NDArray[Any]
 
 
-class NumpyMlp:
-    """``learner.networks.MlpQNetwork`` in numpy. It has the weights that ``load`` was given last."""
-
-    def __init__(self, dueling: bool) -> None:
-        self._dueling = dueling
-        self._layers: list[tuple[Array, Array]] = []
+class Policy(Protocol):
+    """Computes Q values with the weights that it was given last."""
 
     def load(self, arrays: Mapping[str, Array]) -> None:
-        """Take weights over: ``layers.{i}.weight`` <float32>[out, in] and ``layers.{i}.bias`` <float32>[out]."""
-        count = len(arrays) // 2
-        self._layers = [
-            (np.ascontiguousarray(arrays[f"layers.{i}.weight"].T), arrays[f"layers.{i}.bias"]) for i in range(count)
-        ]
+        """Takes weights over, by the network's parameter names."""
 
     def state(self) -> dict[str, Array]:
-        """The weights that ``load`` was given last; none before."""
-        return {
-            name: array
-            for i, (weight, bias) in enumerate(self._layers)
-            for name, array in ((f"layers.{i}.weight", np.ascontiguousarray(weight.T)), (f"layers.{i}.bias", bias))
-        }
+        """Returns the weights that ``load`` was given last; none before."""
 
     def __call__(self, obs: Array) -> npt.NDArray[np.float32]:
-        """obs <obs_dtype>[E, *input_shape] to Q values <float32>[E, A]."""
-        x = obs.reshape(len(obs), -1).astype(np.float32, copy=False)
-        if obs.dtype == np.uint8:
-            x = x / np.float32(255)
-        *hidden, (weight, bias) = self._layers
-        for hidden_weight, hidden_bias in hidden:
-            x = x @ hidden_weight
-            x += hidden_bias
-            np.maximum(x, 0, out=x)
-        q: npt.NDArray[np.float32] = x @ weight + bias
-        if not self._dueling:
-            return q
-        value, advantage = q[:, :1], q[:, 1:]
-        dueling: npt.NDArray[np.float32] = value + advantage - advantage.mean(1, keepdims=True)
-        return dueling
+        """Maps obs <obs_dtype>[E, *input_shape] to Q values <float32>[E, A]."""
+
+
+def make_policy(spec: NetworkSpec, schema: Schema) -> Policy:
+    """Builds the policy of a network: in numpy, without importing torch, where the network has a twin there; else in
+    torch, on as many threads as the process gives it (actors: one)."""
+    if encoder_of(spec.config, schema) == "mlp" and spec.head in NumpyMlp.HEADS:
+        return NumpyMlp(spec, schema)
+    from learner.networks.torch_policy import TorchPolicy
+
+    return TorchPolicy(spec, schema)
 
 
 def explore(epsilon: Array, steps: int, num_actions: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -16,7 +16,7 @@ from actors.config import ActorConfig
 from actors.envs import EnvError, name_of
 from actors.epsilon import annealed, ladder
 from actors.lanes import REBUILT, RecordedLane
-from actors.policy import NumpyMlp, explore
+from actors.policy import Policy, explore
 from actors.rows import Columns, Rows
 from learner.cpu_time import CpuTime
 from learner.weights import unpack
@@ -96,7 +96,7 @@ class Rollout:
         place: Place,
         envs: SyncVectorEnv,
         schema: Schema,
-        policy: NumpyMlp,
+        policy: Policy,
         log: ChunkLog,
         config: ActorConfig,
         clock: Callable[[], float] = time.monotonic,

@@ -10,8 +10,9 @@ import ray
 from actors.config import ActorConfig, EnvConfig, EvalConfig
 from actors.envs import make_lanes, schema_of
 from actors.evaluator import Evaluator, Verdict
-from actors.policy import NumpyMlp
+from actors.policy import make_policy
 from actors.rollout import Heartbeat, Place, Rollout
+from learner.networks import NetworkSpec
 from replay.identity import Identity
 from replay.redis_log import RedisLog
 
@@ -27,7 +28,7 @@ class ActorWorker:
         place: Place,
         env: EnvConfig,
         config: ActorConfig,
-        dueling: bool,
+        network: NetworkSpec,
         chunks: int,
         folder: Path | None,
     ) -> None:
@@ -38,7 +39,8 @@ class ActorWorker:
             os.chdir(folder)
         envs = make_lanes(env, config.lanes, config.restarts)
         log = RedisLog(url, place.run, max_chunks=chunks)
-        self._rollout = Rollout(place, envs, schema_of(envs.envs[0]), NumpyMlp(dueling), log, config)
+        schema = schema_of(envs.envs[0])
+        self._rollout = Rollout(place, envs, schema, make_policy(network, schema), log, config)
 
     def pid(self) -> int:
         """This worker's process id."""
@@ -66,7 +68,7 @@ class EvaluatorWorker:
         identity: Identity,
         env: EnvConfig,
         config: EvalConfig,
-        dueling: bool,
+        network: NetworkSpec,
         seed: int,
         restart: int,
         folder: Path | None,
@@ -75,7 +77,7 @@ class EvaluatorWorker:
         identity.check()
         if folder is not None:
             os.chdir(folder)
-        self._evaluator = Evaluator(env, config, dueling, seed, restart)
+        self._evaluator = Evaluator(env, config, network, seed, restart)
 
     def screen(self, candidate: bytes) -> Verdict:
         """See ``Evaluator.screen``."""

@@ -135,19 +135,22 @@ def layers(megabytes: float) -> dict[str, Any]:
     """Weights of a network with two big layers, of so many bytes in all."""
     width = int((megabytes * 1e6 / 4 / 2) ** 0.5)
     rng, arrays = np.random.default_rng(0), dict[str, Any]()
-    for layer in range(2):
-        arrays[f"layers.{layer}.weight"] = rng.normal(size=(width, width)).astype(np.float32)
-        arrays[f"layers.{layer}.bias"] = np.zeros(width, np.float32)
+    for name in ("encoder.layers.0", "head.linear"):
+        arrays[f"{name}.weight"] = rng.normal(size=(width, width)).astype(np.float32)
+        arrays[f"{name}.bias"] = np.zeros(width, np.float32)
     return arrays
 
 
 def fetch(url: str, seconds: float, ready: Any, found: Any) -> None:
     """An actor's part: ask for the header, fetch what is newer, check and load it, at most once a second."""
-    from actors.policy import NumpyMlp
+    from actors.policy import make_policy
+    from learner.networks import NetworkSpec
     from learner.weights import unpack
+    from replay.chunk import Schema
     from replay.redis_log import RedisLog
 
-    log, policy, version, nbytes, took = RedisLog(url, RUN), NumpyMlp(False), 0, 0, list[float]()
+    policy = make_policy(NetworkSpec(), Schema((8,), "float32", 4))
+    log, version, nbytes, took = RedisLog(url, RUN), 0, 0, list[float]()
     ready.wait(300)
     for began in paced(seconds, FETCH_EVERY_S):
         header = log.status().weights

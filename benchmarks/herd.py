@@ -41,9 +41,10 @@ def publish_weights(url: str, run: str, sizes: tuple[int, ...]) -> None:
 
     rng = np.random.default_rng(0)
     arrays: dict[str, Any] = {}
-    for layer, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
+    names = [*(f"encoder.layers.{layer}" for layer in range(len(sizes) - 2)), "head.linear"]
+    for name, (inputs, outputs) in zip(names, itertools.pairwise(sizes), strict=True):
         weight = rng.normal(size=(outputs, inputs)) / np.sqrt(inputs)
-        arrays |= {f"layers.{layer}.weight": weight.astype(np.float32), f"layers.{layer}.bias": np.zeros(outputs, "f4")}
+        arrays |= {f"{name}.weight": weight.astype(np.float32), f"{name}.bias": np.zeros(outputs, "f4")}
     publisher = Publisher(RedisLog(url, run), fence=1)
     for count in range(1, 1 << 30):
         publisher.set(True, pack(count, 0, 0, arrays))
@@ -53,13 +54,16 @@ def publish_weights(url: str, run: str, sizes: tuple[int, ...]) -> None:
 def act(url: str, run: str, slot: int, slots: int, env: EnvConfig, config: ActorConfig, chunks: int) -> None:
     """One real actor, until it is terminated; its stream holds at most ``chunks``."""
     from actors.envs import make_lanes, schema_of
-    from actors.policy import NumpyMlp
+    from actors.policy import make_policy
     from actors.rollout import Place, Rollout
+    from learner.networks import NetworkSpec
     from replay.redis_log import RedisLog
 
     lanes = make_lanes(env, config.lanes)
     place = Place(run, 0, slot, slots, 1)
-    rollout = Rollout(place, lanes, schema_of(lanes.envs[0]), NumpyMlp(False), RedisLog(url, run, chunks), config)
+    schema = schema_of(lanes.envs[0])
+    policy = make_policy(NetworkSpec(), schema)
+    rollout = Rollout(place, lanes, schema, policy, RedisLog(url, run, chunks), config)
     with contextlib.suppress(LogError):  # the server ends first
         while True:
             rollout.collect(1.0)

@@ -17,6 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback  # type: ignore[impo
 
 from actors.config import EnvConfig, EvalConfig
 from actors.evaluator import Evaluator, Verdict
+from learner.networks import NetworkSpec
 from learner.weights import pack
 
 ZOO_ENV_STEPS = 100_000
@@ -47,7 +48,7 @@ class UntilSolved(BaseCallback):  # type: ignore[misc, unused-ignore]
     def __init__(self, seed: int, seconds: float) -> None:
         super().__init__()
         self._config = EvalConfig(threshold=200)
-        self._evaluator = Evaluator(EnvConfig(id="LunarLander-v3"), self._config, False, seed)
+        self._evaluator = Evaluator(EnvConfig(id="LunarLander-v3"), self._config, NetworkSpec(), seed)
         self._end_s = time.perf_counter() + seconds
         self._next_screen_s = time.perf_counter()
         self.verdict: Verdict | None = None
@@ -67,9 +68,10 @@ class UntilSolved(BaseCallback):  # type: ignore[misc, unused-ignore]
         """SB3's Q-network, which is the same function as qherd's MLP, in qherd's packing."""
         linear = [layer for layer in self.model.q_net.q_net if isinstance(layer, torch.nn.Linear)]
         arrays = {}
-        for index, layer in enumerate(linear):
-            arrays[f"layers.{index}.weight"] = layer.weight.detach().numpy()
-            arrays[f"layers.{index}.bias"] = layer.bias.detach().numpy()
+        names = [*(f"encoder.layers.{index}" for index in range(len(linear) - 1)), "head.linear"]
+        for name, layer in zip(names, linear, strict=True):
+            arrays[f"{name}.weight"] = layer.weight.detach().numpy()
+            arrays[f"{name}.bias"] = layer.bias.detach().numpy()
         return pack(1, self.model._n_updates, self.num_timesteps, arrays)
 
 

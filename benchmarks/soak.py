@@ -25,7 +25,8 @@ from benchmarks.feed import Feed
 from benchmarks.memory import MB, Series, rss_by_role, rss_mb
 from benchmarks.result import Result, show
 from deploy.valkey import EmbeddedServer
-from learner.config import LearnerConfig, NetworkConfig
+from learner.config import LearnerConfig
+from learner.networks import NetworkConfig
 from replay.chunk import Schema
 from replay.config import ReplayConfig
 from replay.log import LogError

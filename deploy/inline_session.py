@@ -106,7 +106,7 @@ class InlineSession:
         return self._make_rollout(slot, self._directory.next_incarnation(slot))
 
     def _make_rollout(self, slot: int, incarnation: int) -> Rollout:
-        from actors.policy import NumpyMlp
+        from actors.policy import make_policy
         from actors.rollout import Place, Rollout
 
         config = self._config
@@ -114,7 +114,7 @@ class InlineSession:
             Place(self._directory.run, config.seed, slot, config.actors.count, incarnation),
             make_lanes(env_of(config), config.actors.lanes, config.actors.restarts, recorded=True),
             self._schema,
-            NumpyMlp(config.learner.network.dueling),
+            make_policy(config.learner.network_spec, self._schema),
             self._log,
             config.actors.model_copy(update={"fetch_every_s": 0.0}),
             clock=lambda: 0.0,
@@ -199,7 +199,7 @@ class InlineSession:
 
     def _make_evaluator(self) -> Evaluator:
         config = self._config
-        return Evaluator(env_of(config), config.eval, config.learner.network.dueling, config.seed)
+        return Evaluator(env_of(config), config.eval, config.learner.network_spec, config.seed)
 
     def stop(self, deadline_s: float) -> Progress | None:
         del deadline_s

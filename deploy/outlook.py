@@ -10,14 +10,13 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from rich.filesize import decimal
 
 from actors.envs import make_lanes
-from actors.policy import NumpyMlp
+from actors.policy import make_policy
 from actors.rollout import Place, Rollout
 from deploy.config import ConfigError, RunConfig
 from deploy.host import usable_cores
@@ -27,6 +26,7 @@ from deploy.plan import (
     LEARNER_BYTES,
     check_limiter,
     check_memory,
+    check_network,
     chunk_rows,
     megabytes,
     network_bytes,
@@ -35,6 +35,7 @@ from deploy.plan import (
 from deploy.run_dir import env_of
 from learner.config import PUBLISH_MIN_S
 from learner.cpu_time import CpuTime
+from learner.networks import parameter_shapes
 from learner.weights import pack
 from replay.chunk import HEADER_BYTES, Schema
 from replay.log import MemoryLog
@@ -157,6 +158,7 @@ def plan_command(
     """Print the plan; the exit code. Raises ConfigError, EnvError or CannotFit for what cannot work."""
     check_limiter(config)
     schema = probe_env(config)
+    check_network(config, schema)
     check_memory(config, schema)
     actor = ActorRate(env_steps_per_s) if env_steps_per_s else measure_actor(config, schema)
     updates = updates_per_s or RUNNING_SHARE * measure_updates(config, schema)
@@ -176,7 +178,7 @@ def measure_actor(config: RunConfig, schema: Schema, seconds: float = MEASURE_S)
     log.publish(1, True, some_weights(config, schema))
     lanes = make_lanes(env_of(config), config.actors.lanes, config.actors.restarts)
     place = Place("plan", config.seed, 0, 1, 1)
-    rollout = Rollout(place, lanes, schema, NumpyMlp(config.learner.network.dueling), log, config.actors)
+    rollout = Rollout(place, lanes, schema, make_policy(config.learner.network_spec, schema), log, config.actors)
     before = rollout.collect(WARM_UP_S)
     after = rollout.collect(seconds)
     lanes.close()
@@ -191,11 +193,12 @@ def measure_actor(config: RunConfig, schema: Schema, seconds: float = MEASURE_S)
 
 def some_weights(config: RunConfig, schema: Schema) -> bytes:
     """Packed weights as the run's first ones are: of its size, and random."""
-    rng, arrays = np.random.default_rng(0), dict[str, Any]()
-    sizes = config.learner.network.layer_sizes(math.prod(schema.input_shape), schema.num_actions)
-    for layer, (inputs, outputs) in enumerate(pairwise(sizes)):
-        weight = rng.normal(size=(outputs, inputs)) / np.sqrt(inputs)
-        arrays |= {f"layers.{layer}.weight": weight.astype(np.float32), f"layers.{layer}.bias": np.zeros(outputs, "f4")}
+    rng = np.random.default_rng(0)
+    shapes = parameter_shapes(config.learner.network_spec, schema)
+    arrays = {
+        name: (rng.normal(size=shape) / math.sqrt(math.prod(shape[1:])) * (len(shape) > 1)).astype(np.float32)
+        for name, shape in shapes.items()  # biases are 0
+    }
     return pack(1, 0, 0, arrays)
 
 

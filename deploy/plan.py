@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from deploy.config import ConfigError, RunConfig
+from learner.algorithms import build_loss
+from learner.networks import parameter_shapes
 from replay.chunk import HEADER_BYTES, Schema
 from replay.limiter import Limiter
 from replay.mirror import Mirror
@@ -66,6 +67,17 @@ def check_memory(config: RunConfig, schema: Schema) -> None:
         )
 
 
+def check_network(config: RunConfig, schema: Schema) -> None:
+    """Raises ConfigError where the Q-network or the loss cannot be built: an unknown name, a module of the user's own
+    that cannot be imported, an encoder that does not take these observations."""
+    try:
+        parameter_shapes(config.learner.network_spec, schema)
+        if ":" in config.learner.algorithm:
+            build_loss(config.learner)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 def check_limiter(config: RunConfig) -> Limiter:
     """The limiter that the run begins with. Raises ConfigError for a capacity that the actors could overrun."""
     limits = config.replay
@@ -112,8 +124,7 @@ def server_bytes(config: RunConfig, schema: Schema) -> int:
 
 def network_bytes(config: RunConfig, schema: Schema) -> int:
     """Bytes of the Q-network's weights, which are broadcast as they are."""
-    sizes = config.learner.network.layer_sizes(math.prod(schema.input_shape), schema.num_actions)
-    return 4 * sum((inputs + 1) * outputs for inputs, outputs in pairwise(sizes))
+    return 4 * sum(map(math.prod, parameter_shapes(config.learner.network_spec, schema).values()))
 
 
 def _existing(folder: Path) -> Path:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 
-from actors.envs import make_env
+from actors.envs import make_env, schema_of
 from actors.evaluator import LANES, play
-from actors.policy import NumpyMlp
+from actors.policy import Policy, make_policy
 from deploy.config import ConfigError
 from deploy.run_dir import RunDirectory, env_of
 
@@ -18,8 +19,8 @@ from deploy.run_dir import RunDirectory, env_of
 def evaluate(run: Path, episodes: int, seed: int, *, as_json: bool) -> int:
     """Play ``episodes`` greedy episodes and print mean, std, min and max of the returns, and the lengths."""
     directory = RunDirectory.open(run)
-    policy, manifest = _best(directory)
     envs = [make_env(env_of(directory.config), training=False) for _ in range(min(LANES, episodes))]
+    policy, manifest = _best(directory, envs[0])
     played = play(envs, lambda obs: policy(obs).argmax(1), range(seed, seed + episodes))
     figures = {
         "run": directory.run,
@@ -54,13 +55,13 @@ def record(run: Path, out: Path | None, seed: int) -> int:
         raise ConfigError(f"--out {out}: there is no folder {out.parent}")
     if out.exists():
         raise ConfigError(f"--out {out} exists already: choose another name")
-    policy, _ = _best(directory)
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws into memory, also without a screen
     from moviepy import ImageSequenceClip
 
     filmed = gym.wrappers.RenderCollection(
         make_env(env_of(directory.config), training=False, render_mode="rgb_array"), pop_frames=False
     )
+    policy, _ = _best(directory, filmed)
     played = play([filmed], lambda obs: policy(obs).argmax(1), [seed])
     clip = ImageSequenceClip(filmed.render(), fps=int(filmed.metadata.get("render_fps", 30)))
     if out.suffix == ".gif":
@@ -72,8 +73,8 @@ def record(run: Path, out: Path | None, seed: int) -> int:
     return 0
 
 
-def _best(directory: RunDirectory) -> tuple[NumpyMlp, dict[str, object]]:
+def _best(directory: RunDirectory, env: gym.Env[Any, Any]) -> tuple[Policy, dict[str, object]]:
     arrays, manifest = directory.load_best()
-    policy = NumpyMlp(directory.config.learner.network.dueling)
+    policy = make_policy(directory.config.learner.network_spec, schema_of(env))
     policy.load(arrays)
     return policy, manifest

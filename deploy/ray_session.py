@@ -176,6 +176,7 @@ class RaySession:
             must_resume=(self._figures or self._before).get("checkpoints", 0) > 0,
             metrics_address=_metrics_address(config),
             version=__version__,
+            path=env_of(config).path,
         )
 
     def _actor_starter(
@@ -186,7 +187,7 @@ class RaySession:
         from actors.worker import ActorWorker
 
         config = self._config
-        run, env, dueling = self._directory.run, env_of(config), config.learner.network.dueling
+        run, env, network = self._directory.run, env_of(config), config.learner.network_spec
         logs = [RedisLog(url, run, timeout_s=LAST_ID_TIMEOUT_S) for url in urls["learner"]]
         log = self._cleanup.enter_context(contextlib.closing(ShardedLog(logs)))
 
@@ -198,7 +199,7 @@ class RaySession:
             url = urls["actor"][shard_of(slot, len(urls["actor"]))]
             placed = options(self._room.asked.actor) | {"scheduling_strategy": "SPREAD"}
             return ActorWorker.options(**placed).remote(  # type: ignore[attr-defined]
-                identity, url, place, env, config.actors, dueling, backstop_chunks(config), self._folder
+                identity, url, place, env, config.actors, network, backstop_chunks(config), self._folder
             )
 
         return start
@@ -207,13 +208,13 @@ class RaySession:
         from actors.worker import EvaluatorWorker
 
         config = self._config
-        env, dueling = env_of(config), config.learner.network.dueling
+        env, network = env_of(config), config.learner.network_spec
 
         def start() -> Any:
             with _later_if_away():
                 number = self._directory.next_evaluator()
             return EvaluatorWorker.options(**options(self._room.asked.evaluator)).remote(  # type: ignore[attr-defined]
-                identity, env, config.eval, dueling, config.seed, number, self._folder
+                identity, env, config.eval, network, config.seed, number, self._folder
             )
 
         return start

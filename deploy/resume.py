@@ -22,6 +22,7 @@ KEPT = (
     "replay.sampler",
     "replay.alpha",
     "learner.network",
+    "learner.algorithm",
     "learner.n_step",
     "learner.gamma",
     "learner.reward_scale",

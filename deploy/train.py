@@ -14,7 +14,7 @@ from actors.evaluator import Verdict
 from deploy.config import ConfigError, RunConfig
 from deploy.display import Display
 from deploy.launch import check, probe_env, start_session
-from deploy.plan import check_memory, plan
+from deploy.plan import check_memory, check_network, plan
 from deploy.run_dir import RunDirectory, RunDirError
 from deploy.session import RESTARTS, Progress, RunFailedError, Say, Session, checkpoint_folder
 from deploy.valkey import ServerError
@@ -110,6 +110,7 @@ def train(config: RunConfig) -> int:
     """Train until solved, out of budget or interrupted; returns the exit code. Raises what makes a run fail."""
     check(config)
     schema = probe_env(config)
+    check_network(config, schema)
     check_memory(config, schema)
     with contextlib.closing(RunDirectory.create(config)) as directory:
         return _run(config, directory, schema, Outcome(), new=True)
@@ -123,6 +124,7 @@ def go_on(config: RunConfig, directory: RunDirectory) -> int:
         return 0
     check(config)
     schema = probe_env(config)
+    check_network(config, schema)
     check_memory(config, schema)
     changed = directory.note_config(config)
     # the learner's own figures are its checkpoint's, which may be older than the newest row

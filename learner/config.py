@@ -5,25 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from learner.algorithms import algorithm_of
+from learner.networks import NetworkConfig, NetworkSpec
 
 PUBLISH_MIN_S = 0.1
 """Seconds between two broadcasts of the weights, at the least (not in the inline mode)."""
-
-
-class NetworkConfig(BaseModel):
-    """The Q-network: a multi-layer perceptron with ReLU."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    hidden: tuple[int, ...] = (128, 128)
-    """Units of the hidden layers."""
-    dueling: bool = False
-    """Split the head into a value and advantages (arXiv 1511.06581)."""
-
-    def layer_sizes(self, inputs: int, num_actions: int) -> list[int]:
-        """Units from the input to the output; a dueling head has one output more, the value."""
-        return [inputs, *self.hidden, num_actions + int(self.dueling)]
 
 
 class LearnerConfig(BaseModel):
@@ -32,6 +20,8 @@ class LearnerConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     network: NetworkConfig = NetworkConfig()
+    algorithm: str = "dqn"
+    """dqn: expected values, Huber loss; or module:Name of your own, a learner.algorithms.Algorithm."""
     lr: float = Field(5e-4, gt=0)
     """Adam's learning rate."""
     adam_eps: float = Field(1e-8, gt=0)
@@ -70,6 +60,19 @@ class LearnerConfig(BaseModel):
     """GPUs that it asks Ray for, which thus places it on a node that has them. The default goes by learner.device."""
     resources: dict[str, Annotated[float, Field(ge=0)]] = {}
     """Custom resources of Ray that it asks for, as YAML: '{learner: 1}'."""
+
+    @field_validator("algorithm")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        """A user's own is imported where it is used: its folder may not be on the path yet."""
+        return name if ":" in name else (algorithm_of(name), name)[1]
+
+    @property
+    def network_spec(self) -> NetworkSpec:
+        """What the algorithm's Q-network is built from, by the learner and by actors."""
+        algorithm = algorithm_of(self.algorithm)
+        options = {} if algorithm.section is None else getattr(self, algorithm.section).model_dump()
+        return NetworkSpec(self.network, algorithm.head, options)
 
 
 class CheckpointConfig(BaseModel):

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from learner.algorithms import build_loss
+from learner.algorithms.loss import Transitions
 from learner.config import LearnerConfig
-from learner.networks import MlpQNetwork, flatten_parameters
-from learner.td import double_q_learning, huber, q_learning
+from learner.networks import build_network
+from learner.networks.q_network import QNetwork, flatten_parameters
 from replay.chunk import Schema
 from replay.mirror import Batch
 from replay.state import State
@@ -51,11 +53,12 @@ class Learner:
         self.config = config
         self.device = device
         torch.manual_seed(seed)
-        self.online = MlpQNetwork(schema, config.network).to(device)
-        self.target = MlpQNetwork(schema, config.network).to(device).requires_grad_(False)
+        self._loss, spec = build_loss(config), config.network_spec
+        self.online = build_network(spec, schema).to(device)
+        self.target = build_network(spec, schema).to(device).requires_grad_(False)
         self._parameters = flatten_parameters(self.online)
         self._target_parameters = flatten_parameters(self.target).detach()
-        self.average = MlpQNetwork(schema, config.network).to(device).requires_grad_(False)
+        self.average = build_network(spec, schema).to(device).requires_grad_(False)
         self._average_parameters = flatten_parameters(self.average).detach()
         for copy in (self._target_parameters, self._average_parameters):
             copy.copy_(self._parameters.detach())
@@ -69,22 +72,13 @@ class Learner:
         self._reset_figures()
 
     def update(self, batch: Batch, weights: npt.NDArray[Any] | Tensor | None = None) -> Tensor:
-        """One gradient step on a batch of transitions; ``weights`` <float32>[B] are the importance weights of their
-        losses (None: all 1). Returns the TD errors <float32>[B], on the device."""
-        s_tm1, a_tm1, r_t, discount_t, s_t = (self._to_device(column) for column in batch)
-        with torch.no_grad():
-            q_t = self.target(s_t)
-            q_t_selector = self.online(s_t) if self.config.double else None
-        q_tm1 = self.online(s_tm1)
-        if q_t_selector is None:
-            error = q_learning(q_tm1, a_tm1, r_t, discount_t, q_t)
-        else:
-            error = double_q_learning(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector)
-        losses = huber(error, self.config.huber_delta)
-        loss = (losses if weights is None else losses * self._to_device(weights)).mean()
+        """Takes one gradient step on a batch of transitions; ``weights`` <float32>[B] are the importance weights of
+        their losses (None: all 1). Returns the TD errors <float32>[B], on the device."""
+        out = self._loss(self.online, self.target, Transitions(*(self._to_device(column) for column in batch)))
+        loss = (out.losses if weights is None else out.losses * self._to_device(weights)).mean()
         self._step(loss)
-        self._record(loss.detach(), error.detach(), q_tm1.detach())
-        return error.detach()
+        self._record(loss.detach(), out.td_error, out.q_tm1)
+        return out.td_error
 
     def _step(self, loss: Tensor) -> None:
         gradient = self._parameters.grad
@@ -191,7 +185,7 @@ class Learner:
         return {"adam_steps": self._adam_steps, "skipped": self._skipped, "skipped_in_a_row": self._in_a_row}
 
 
-def host_arrays(network: MlpQNetwork) -> dict[str, npt.NDArray[Any]]:
+def host_arrays(network: QNetwork) -> dict[str, npt.NDArray[Any]]:
     """A network's parameters by name, on the host."""
     return {name: tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -41,14 +42,18 @@ class LearnerWorker:
         must_resume: bool,
         metrics_address: tuple[str, int] | None,
         version: str,
+        path: Path | None,
     ) -> None:
         """``urls`` of all servers have the learner's own passwords: they come as an argument since Ray logs a
         runtime_env in clear. ``slots_ever``: how many there were at the most, of which the last ones may have left.
-        ``must_resume``: an earlier learner of this run has written checkpoints.
+        ``must_resume``: an earlier learner of this run has written checkpoints. ``path``: the folder of the user's own
+        modules, with encoders and algorithms perhaps.
 
         Raises CheckpointError where there is none to go on from but should be, or where the first cannot be written.
         """
         identity.check()
+        if path is not None:
+            sys.path.append(str(path))
         import torch
 
         from learner.loop import LearnerLoop

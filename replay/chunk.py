@@ -55,12 +55,16 @@ class Schema:
     """What a row looks like: the shape and dtype of one observation, and how many actions there are.
 
     ``stack`` newest observations of an episode together are what the network sees; a row has the newest only.
+    ``obs_divisor``: what the network divides observations by, 255 where the space says that they are bytes of colour.
+    ``channels_last``: of a picture's three axes the last one has its channels, as Gymnasium's pictures have.
     """
 
     obs_shape: tuple[int, ...]
     obs_dtype: str
     num_actions: int
     stack: int = 1
+    obs_divisor: int = 1
+    channels_last: bool = True
 
     def __post_init__(self) -> None:
         if self.obs_dtype not in DTYPES:
@@ -69,6 +73,8 @@ class Schema:
             raise ValueError(f"num_actions is {self.num_actions}; at least 1 is needed")
         if self.stack < 1:
             raise ValueError(f"stack is {self.stack}; at least 1 is needed")
+        if self.obs_divisor < 1:
+            raise ValueError(f"obs_divisor is {self.obs_divisor}; at least 1 is needed")
 
     @cached_property
     def digest(self) -> int:
@@ -84,6 +90,18 @@ class Schema:
     def input_shape(self) -> tuple[int, ...]:
         """Shape of what the network sees of one row: the stack comes first, where there is one."""
         return (self.stack, *self.obs_shape) if self.stack > 1 else self.obs_shape
+
+    @cached_property
+    def picture_shape(self) -> tuple[int, int, int] | None:
+        """Channels, height and width of what the network sees, its stack as channels; None where that is no picture:
+        three axes, or two of bytes."""
+        shape = self.obs_shape
+        if len(shape) == 2 and self.obs_dtype in ("uint8", "int8"):
+            return self.stack, shape[0], shape[1]
+        if len(shape) != 3:
+            return None
+        channels, height, width = (shape[2], *shape[:2]) if self.channels_last else shape
+        return self.stack * channels, height, width
 
     @property
     def row_bytes(self) -> int:

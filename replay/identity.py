@@ -46,7 +46,7 @@ def _package(name: str) -> tuple[str, str]:
         return "missing", ""
     folder = Path(next(iter(spec.submodule_search_locations)))
     digest = hashlib.sha256()
-    for source in sorted(folder.glob("*.py")):
-        digest.update(source.name.encode())
+    for source in sorted(folder.rglob("*.py")):  # modules in subfolders, too
+        digest.update(str(source.relative_to(folder)).encode())
         digest.update(source.read_bytes())
     return str(folder), digest.hexdigest()

@@ -14,10 +14,11 @@ import torch
 
 from actors.config import ActorConfig, EnvConfig
 from actors.envs import make_lanes, schema_of
-from actors.policy import NumpyMlp
+from actors.policy import make_policy
 from actors.rollout import Place, Rollout
-from learner.config import LearnerConfig, NetworkConfig
+from learner.config import LearnerConfig
 from learner.loop import LearnerLoop
+from learner.networks import NetworkConfig
 from learner.publisher import Publisher
 from replay.config import ReplayConfig
 from replay.log import ChunkLog, LogError, Status
@@ -71,11 +72,12 @@ class Actor:
         self.slot, self.incarnation = slot, incarnation
         self.log = Watched(RedisLog(url, run, timeout_s=timeout_s))
         envs = make_lanes(env, ACTORS.lanes)
+        schema = schema_of(envs.envs[0])
         self.rollout = Rollout(
             Place(run, 1, slot, SLOTS, incarnation),
             envs,
-            schema_of(envs.envs[0]),
-            NumpyMlp(LEARNER.network.dueling),
+            schema,
+            make_policy(LEARNER.network_spec, schema),
             cast(ChunkLog, self.log),
             ACTORS,
         )

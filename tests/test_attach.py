@@ -23,8 +23,9 @@ from waiting import until
 
 import replay
 from deploy.valkey import EmbeddedServer, acl_rules
-from learner.config import LearnerConfig, NetworkConfig
+from learner.config import LearnerConfig
 from learner.loop import LearnerLoop
+from learner.networks import NetworkConfig
 from learner.publisher import Publisher
 from replay import attached
 from replay.about import FORMAT, About, AboutError, SlotAbout

@@ -15,6 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from actors.config import EnvConfig, EvalConfig
 from actors.envs import make_env
 from actors.evaluator import SEEDS_FROM, Episodes, Evaluator, Verdict, play
+from learner.networks import NetworkSpec
 from learner.weights import pack
 
 Array = npt.NDArray[Any]
@@ -93,7 +94,7 @@ def test_mean_std_and_lower_bound_by_hand() -> None:
 def policy(version: int = 9, updates: int = 77, action: int = 0) -> bytes:
     """Always the same action."""
     bias = np.eye(2, dtype=np.float32)[action]
-    return pack(version, updates, 0, {"layers.0.weight": np.zeros((2, 3), np.float32), "layers.0.bias": bias})
+    return pack(version, updates, 0, {"head.linear.weight": np.zeros((2, 3), np.float32), "head.linear.bias": bias})
 
 
 Scripted = Callable[[list[list[float]], float | None], tuple[Verdict, list[list[int]]]]
@@ -113,7 +114,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
 
         monkeypatch.setattr("actors.evaluator.play", fake)
         config = EvalConfig(screen_episodes=20, confirm_episodes=100, threshold=threshold)
-        return Evaluator(FIXED, config, False, 0).screen(policy()), seeds_played
+        return Evaluator(FIXED, config, NetworkSpec(), 0).screen(policy()), seeds_played
 
     return screen
 
@@ -160,7 +161,7 @@ def test_no_seed_is_played_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actors.evaluator.play", fake)
     for seed in (0, 1):
         for restart in (0, 1, 2):
-            evaluator = Evaluator(FIXED, EvalConfig(threshold=0.0), False, seed, restart)
+            evaluator = Evaluator(FIXED, EvalConfig(threshold=0.0), NetworkSpec(), seed, restart)
             for _ in range(50):
                 evaluator.screen(policy())
     assert len(set(played)) == len(played) == 2 * 3 * 50 * 120
@@ -169,7 +170,7 @@ def test_no_seed_is_played_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_real_evaluation_is_greedy() -> None:
     """Four env steps of the first scripted episodes, the chosen action in each; the time it took is counted."""
-    evaluator = Evaluator(FIXED, EvalConfig(screen_episodes=1, confirm_episodes=2), False, 0)
+    evaluator = Evaluator(FIXED, EvalConfig(screen_episodes=1, confirm_episodes=2), NetworkSpec(), 0)
     worse, better = evaluator.screen(policy(action=1)), evaluator.screen(policy(action=0))
     assert worse.screen.returns.tolist() == [-(0 + 1 + 2 + 3)]
     assert better.screen.returns.tolist() == [400 + 1 + 2 + 3]
@@ -179,7 +180,7 @@ def test_a_real_evaluation_is_greedy() -> None:
 
 def test_training_limits_do_not_shorten_the_evaluation() -> None:
     config = FIXED.model_copy(update={"max_episode_steps": 2})
-    verdict = Evaluator(config, EvalConfig(screen_episodes=1), False, 0).screen(policy())
+    verdict = Evaluator(config, EvalConfig(screen_episodes=1), NetworkSpec(), 0).screen(policy())
     assert verdict.screen.lengths.tolist() == [4]
 
 

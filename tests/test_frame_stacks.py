@@ -21,8 +21,9 @@ from scripted_env import ScriptedEnv
 
 from actors.config import ActorConfig, EnvConfig
 from actors.envs import make_env, make_lanes, schema_of, stack_of
-from actors.policy import NumpyMlp
+from actors.policy import make_policy
 from actors.rollout import Place, Rollout
+from learner.networks import NetworkSpec
 from learner.weights import pack
 from replay.chunk import BOUNDARY, FIRST, TERMINATED, Chunk, Codec, Schema
 from replay.log import MemoryLog
@@ -212,10 +213,12 @@ def test_samples_are_what_the_environment_showed() -> None:
     lanes.envs = tapes  # type: ignore[assignment]
     assert schema == Schema((3,), "float32", 2, stack=4)
     log, mirror = MemoryLog(), Mirror(schema, 1000)
-    layer = {"layers.0.weight": np.zeros((2, 12), np.float32), "layers.0.bias": np.zeros(2, np.float32)}
+    layer = {"head.linear.weight": np.zeros((2, 12), np.float32), "head.linear.bias": np.zeros(2, np.float32)}
     log.publish(1, True, pack(1, 0, 0, layer))
     place = Place(RUN, 7, 0, 1, 1)
-    rollout = Rollout(place, lanes, schema, NumpyMlp(False), log, ActorConfig(lanes=2, chunk_steps=5))
+    rollout = Rollout(
+        place, lanes, schema, make_policy(NetworkSpec(), schema), log, ActorConfig(lanes=2, chunk_steps=5)
+    )
     reader = Reader(log, Codec(schema, RUN), mirror, 3, 0.9)
     reader.follow([0])
     for _ in range(30):

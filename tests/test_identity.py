@@ -62,7 +62,9 @@ def add(path: Path) -> None:
 
 
 @pytest.mark.parametrize("alter", [change, Path.unlink, add])
-@pytest.mark.parametrize("file", ["actors/rollout.py", "deploy/launch.py", "learner/td.py", "replay/limiter.py"])
+@pytest.mark.parametrize(
+    "file", ["actors/rollout.py", "deploy/launch.py", "learner/networks/mlp.py", "learner/td.py", "replay/limiter.py"]
+)
 def test_other_sources_are_refused_with_both_paths(copy: Path, file: str, alter: Callable[[Path], None]) -> None:
     package = file.partition("/")[0]
     alter(copy / file)

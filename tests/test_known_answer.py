@@ -50,7 +50,7 @@ def value_iteration() -> Array:
 def learned(policy: bytes) -> Array:
     """The table in a packed linear network."""
     _, arrays = unpack(policy)
-    table: Array = arrays["layers.0.weight"].T + arrays["layers.0.bias"]
+    table: Array = arrays["head.linear.weight"].T + arrays["head.linear.bias"]
     return table[:GOAL]
 
 

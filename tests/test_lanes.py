@@ -16,8 +16,9 @@ from scripted_env import ENDS, RaisingEnv
 from actors.config import ActorConfig, EnvConfig
 from actors.envs import EnvError, make_lanes
 from actors.lanes import LaneError
-from actors.policy import NumpyMlp
+from actors.policy import make_policy
 from actors.rollout import Place, Rollout
+from learner.networks import NetworkSpec
 from learner.weights import pack
 from replay.chunk import BOUNDARY, FIRST, TERMINATED, TRUNCATED, Chunk, Codec, Schema
 from replay.log import ChunkId, MemoryLog
@@ -67,7 +68,7 @@ def seeds(first: int | None, rebuilds: int) -> list[int]:
 def open_log() -> MemoryLog:
     """A log with an open gate and weights by which all Q values are 0."""
     log = MemoryLog()
-    layer = {"layers.0.weight": np.zeros((2, 3), np.float32), "layers.0.bias": np.zeros(2, np.float32)}
+    layer = {"head.linear.weight": np.zeros((2, 3), np.float32), "head.linear.bias": np.zeros(2, np.float32)}
     log.publish(1, True, pack(1, 0, 0, layer))
     return log
 
@@ -80,7 +81,9 @@ class Actor:
         config = ActorConfig(lanes=lanes, chunk_steps=chunk_steps, epsilon=1.0, epsilon_alpha=0.0)
         env = EnvConfig(id="scripted_env:Raising-v0", kwargs={"fault": faults, "lengths": LENGTHS})
         self.envs = make_lanes(env, lanes, restarts)
-        self.rollout = Rollout(PLACE, self.envs, SCHEMA, NumpyMlp(False), self.log, config, lambda: 0.0)
+        self.rollout = Rollout(
+            PLACE, self.envs, SCHEMA, make_policy(NetworkSpec(), SCHEMA), self.log, config, lambda: 0.0
+        )
 
     def work(self, chunks: int) -> list[Chunk]:
         """Collect and send so many chunks; all that were sent, decoded (which checks their flags)."""
@@ -258,7 +261,7 @@ def test_a_first_reset_that_raises_is_treated_alike() -> None:
 
     env = EnvConfig(id="scripted_env:Raising-v0", kwargs={"fault": once})
     log = MemoryLog()
-    rollout = Rollout(PLACE, make_lanes(env, 2), SCHEMA, NumpyMlp(False), log, ActorConfig(lanes=2))
+    rollout = Rollout(PLACE, make_lanes(env, 2), SCHEMA, make_policy(NetworkSpec(), SCHEMA), log, ActorConfig(lanes=2))
     assert rollout.take_rebuilt() == ("lane 0: RuntimeError: not yet, after env step 0 of it",)
 
 
@@ -296,7 +299,9 @@ def test_what_is_not_finite_has_its_environment_lane_and_env_step(bad: dict[str,
     config = EnvConfig(id="scripted_env:Scripted-v0", kwargs={"lengths": LENGTHS, "bad_at": (2, 2)})
     envs, log = make_lanes(config, 2), open_log()
     vars(envs.envs[1].unwrapped).update(bad)
-    rollout = Rollout(PLACE, envs, SCHEMA, NumpyMlp(False), log, ActorConfig(lanes=2, chunk_steps=4), lambda: 0.0)
+    rollout = Rollout(
+        PLACE, envs, SCHEMA, make_policy(NetworkSpec(), SCHEMA), log, ActorConfig(lanes=2, chunk_steps=4), lambda: 0.0
+    )
     for chunk in range(3):
         assert rollout.ready()
         if chunk == 2:

@@ -11,9 +11,10 @@ import pytest
 import torch
 from numpy.testing import assert_array_equal
 
-from learner.config import LearnerConfig, NetworkConfig
+from learner.config import LearnerConfig
 from learner.learner import Learner, choose_device, host_arrays
-from learner.networks import MlpQNetwork
+from learner.networks import NetworkConfig
+from learner.networks.q_network import QNetwork
 from learner.td import huber, q_learning
 from replay.chunk import Schema
 from replay.mirror import Batch
@@ -42,7 +43,7 @@ def batch(seed: int = 0, size: int = 32) -> Batch:
     return Batch(s_tm1, rng.integers(0, 3, size), r_t, discount_t, s_t)
 
 
-def flat(network: MlpQNetwork) -> torch.Tensor:
+def flat(network: QNetwork) -> torch.Tensor:
     """A copy of all parameters as one vector."""
     return torch.cat([parameter.detach().reshape(-1) for parameter in network.parameters()]).clone()
 
@@ -103,7 +104,7 @@ def test_an_update_is_torchs_own(max_norm: float, weighted: bool) -> None:
         s_tm1, a_tm1, r_t, discount_t, s_t = (torch.from_numpy(column) for column in one)
         adam.zero_grad()
         weights = np.random.default_rng(update).uniform(0.1, 1.0, len(a_tm1)).astype(np.float32) if weighted else None
-        error = q_learning(twin(s_tm1), a_tm1, r_t, discount_t, target(s_t))
+        error = q_learning(twin(s_tm1).q, a_tm1, r_t, discount_t, target(s_t).q)
         losses = huber(error, 1.0) * (1.0 if weights is None else torch.from_numpy(weights))
         losses.mean().backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(twin.parameters(), max_norm)
@@ -132,7 +133,7 @@ def test_only_the_online_network_chooses_in_double_learning() -> None:
         tested = learner(network=NetworkConfig(hidden=()), double=double, target_period_updates=100)
         with torch.no_grad():
             for network, bias in ((tested.online, [0.0, 1.0, 0.0]), (tested.target, [5.0, -2.0, 0.0])):
-                layer = network.layers[0]
+                layer = network.head.linear
                 assert isinstance(layer, torch.nn.Linear)
                 layer.weight.zero_()
                 layer.bias.copy_(torch.tensor(bias))
@@ -191,7 +192,7 @@ def test_pixels_stay_bytes_until_they_are_on_the_device() -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (2, 8, 4), np.uint8)
     rest = batch(size=8)
-    byte_learner = Learner(SMALL, Schema((4,), "uint8", 3), torch.device("cpu"), 1)
+    byte_learner = Learner(SMALL, Schema((4,), "uint8", 3, obs_divisor=255), torch.device("cpu"), 1)
     float_learner = learner()
     byte_learner.update(rest._replace(s_tm1=pixels[0], s_t=pixels[1]))
     scaled = (pixels / np.float32(255)).astype(np.float32)
@@ -202,7 +203,8 @@ def test_pixels_stay_bytes_until_they_are_on_the_device() -> None:
 def test_host_arrays_name_every_parameter() -> None:
     arrays = host_arrays(learner().online)
     assert {name: array.shape for name, array in arrays.items()} == {
-        "layers.0.weight": (16, 4), "layers.0.bias": (16,), "layers.1.weight": (3, 16), "layers.1.bias": (3,),
+        "encoder.layers.0.weight": (16, 4), "encoder.layers.0.bias": (16,),
+        "head.linear.weight": (3, 16), "head.linear.bias": (3,),
     }  # fmt: skip
 
 

@@ -13,8 +13,9 @@ import redis
 from chunk_makers import FakeActor, chunk_id
 
 from deploy.valkey import EmbeddedServer
-from learner.config import LearnerConfig, NetworkConfig
+from learner.config import LearnerConfig
 from learner.loop import LearnerLoop
+from learner.networks import NetworkConfig
 from learner.publisher import Publisher
 from replay.chunk import Chunk, Schema, encode
 from replay.config import ReplayConfig

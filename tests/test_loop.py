@@ -11,8 +11,9 @@ import torch
 from chunk_makers import RUN, SCHEMA, FakeActor, append
 
 from learner import loop as loop_module
-from learner.config import LearnerConfig, NetworkConfig
+from learner.config import LearnerConfig
 from learner.loop import LearnerLoop
+from learner.networks import NetworkConfig
 from learner.publisher import Publisher
 from learner.report import Diverged
 from learner.weights import version

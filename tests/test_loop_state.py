@@ -14,8 +14,9 @@ from chunk_makers import RUN, SCHEMA, FakeActor, append
 from waiting import until
 
 from learner.checkpoint import Checkpointer, Found
-from learner.config import CheckpointConfig, LearnerConfig, NetworkConfig
+from learner.config import CheckpointConfig, LearnerConfig
 from learner.loop import LearnerLoop
+from learner.networks import NetworkConfig
 from learner.publisher import Publisher
 from learner.weights import version_count
 from replay.chunk import Chunk

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +11,11 @@ import torch
 from numpy.testing import assert_allclose
 from torch import nn
 
-from actors.policy import NumpyMlp
-from learner.config import NetworkConfig
+from actors.policy import make_policy
 from learner.learner import host_arrays
-from learner.networks import MlpQNetwork, flatten_parameters
+from learner.networks import ENCODERS, HEADS, NetworkConfig, NetworkSpec, build_network, encoder_of, parameter_shapes
+from learner.networks.numpy_mlp import NumpyMlp
+from learner.networks.q_network import QNetwork, flatten_parameters
 from learner.weights import pack, unpack
 from replay.chunk import DTYPES, Schema
 
@@ -22,9 +23,26 @@ TOLERANCE = 2e-6
 """Of numpy's Q values against torch's, relative to the largest one: a few float32 roundings of a sum."""
 
 
-def network(schema: Schema, *hidden: int, dueling: bool = False) -> MlpQNetwork:
+OPTIONS: dict[str, dict[str, float]] = {}
+"""What a head wants to know beside the network's configuration; none of those there are wants anything."""
+PICTURES = (
+    Schema((10, 10, 4), "uint8", 6),
+    Schema((4, 7, 9), "uint8", 3, obs_divisor=255, channels_last=False),
+    Schema((5, 6), "uint8", 2, stack=3, obs_divisor=255),
+    Schema((8, 6, 2), "float32", 2, stack=2),
+)
+
+
+def spec(
+    hidden: tuple[int, ...] = (), dueling: bool = False, encoder: str = "auto", head: str = "values"
+) -> NetworkSpec:
+    config = NetworkConfig(encoder=encoder, hidden=hidden, dueling=dueling)
+    return NetworkSpec(config, head, OPTIONS.get(head, {}))
+
+
+def network(schema: Schema, *hidden: int, dueling: bool = False) -> QNetwork:
     torch.manual_seed(3)
-    return MlpQNetwork(schema, NetworkConfig(hidden=hidden, dueling=dueling))
+    return build_network(spec(hidden, dueling), schema)
 
 
 def assert_same(q: npt.NDArray[Any], expected: npt.NDArray[Any]) -> None:
@@ -36,27 +54,43 @@ def observations(schema: Schema, count: int) -> npt.NDArray[Any]:
     rng = np.random.default_rng(7)
     dtype = np.dtype(schema.obs_dtype)
     if dtype.kind == "f":
-        return rng.normal(size=(count, *schema.obs_shape)).astype(dtype)
+        return rng.normal(size=(count, *schema.input_shape)).astype(dtype)
     bounds = np.iinfo(dtype)
     low, high = max(bounds.min, -1000), min(bounds.max, 1000)
-    return rng.integers(low, high, (count, *schema.obs_shape), dtype, endpoint=True)
+    return rng.integers(low, high, (count, *schema.input_shape), dtype, endpoint=True)
 
 
-@pytest.mark.parametrize("dueling", [False, True])
-@pytest.mark.parametrize("hidden", [(), (16,), (32, 32, 8)])
-@pytest.mark.parametrize(
-    "schema",
-    [*(Schema((3, 2), dtype, 4) for dtype in DTYPES), Schema((8,), "float32", 1), Schema((9, 5, 2), "uint8", 18)],
-    ids=str,
-)
-def test_numpy_equals_torch(schema: Schema, hidden: tuple[int, ...], dueling: bool) -> None:
-    """Also after the weights went over the wire."""
-    online = network(schema, *hidden, dueling=dueling)
-    policy = NumpyMlp(dueling)
-    policy.load(unpack(pack(1, 0, 0, host_arrays(online)))[1])
+def cases() -> list[Any]:
+    """Every encoder that takes the schema x head x dueling x hidden layers."""
+    flat = [*(Schema((3, 2), dtype, 4) for dtype in DTYPES), Schema((8,), "float32", 1), Schema((9, 5, 2), "uint8", 18)]
+    by_encoder = {"mlp": [*flat, Schema((6,), "uint8", 2, obs_divisor=255), *PICTURES], "minatar": PICTURES}
+    assert by_encoder.keys() == ENCODERS.keys()
+    return [
+        pytest.param(schema, spec(hidden, dueling, encoder, head), id=f"{schema}-{encoder}-{head}-{hidden}-{dueling}")
+        for encoder, schemas in by_encoder.items()
+        for schema in schemas
+        for head in HEADS
+        for hidden in ((), (16,), (32, 32, 8))
+        for dueling in (False, True)
+    ]
+
+
+@pytest.mark.parametrize(("schema", "wanted"), cases())
+def test_an_actors_policy_equals_the_learners_network(schema: Schema, wanted: NetworkSpec) -> None:
+    """Also after the weights went over the wire; and the parameters' shapes are known without the network."""
+    torch.manual_seed(3)
+    online = build_network(wanted, schema)
+    policy = make_policy(wanted, schema)
+    arrays = unpack(pack(1, 0, 0, host_arrays(online)))[1]
+    policy.load(arrays)
+    assert isinstance(policy, NumpyMlp) == (wanted.config.encoder == "mlp")
+    assert {name: array.shape for name, array in arrays.items()} == parameter_shapes(wanted, schema)
+    assert {name: array.tobytes() for name, array in policy.state().items()} == {
+        name: array.tobytes() for name, array in arrays.items()
+    }
     obs = observations(schema, 64)
     with torch.no_grad():
-        expected = online(torch.from_numpy(obs)).numpy()
+        expected = online(torch.from_numpy(obs)).q.numpy()
     q = policy(obs)
     assert q.dtype == expected.dtype == np.float32
     assert q.shape == expected.shape == (64, schema.num_actions)
@@ -64,53 +98,146 @@ def test_numpy_equals_torch(schema: Schema, hidden: tuple[int, ...], dueling: bo
     assert_same(policy(obs[:1]), expected[:1])
 
 
+@pytest.mark.parametrize("schema", PICTURES, ids=str)
+def test_the_convolution_sees_the_picture(schema: Schema) -> None:
+    """A kernel that looks at one channel of its middle pixel, a linear layer that looks at one place: Q is that pixel,
+    wherever the schema has its channels and its stack."""
+    online = build_network(spec((), encoder="minatar"), schema)
+    channels, height, width = schema.picture_shape or (0, 0, 0)
+    channel, row, column = channels - 1, 2, 4
+    encoder, head = cast(Any, online.encoder), cast(Any, online.head)
+    with torch.no_grad():
+        for parameter in online.parameters():
+            parameter.zero_()
+        encoder.conv.weight[0, channel, 1, 1] = 1.0
+        head.linear.weight[0, (row - 1) * (width - 2) + column - 1] = 1.0
+        obs = np.abs(observations(schema, 3))
+        frames = obs.reshape(3, schema.stack, *schema.obs_shape)
+        pixel = (
+            frames[:, -1, row, column]
+            if len(schema.obs_shape) == 2
+            else (frames[:, -1, row, column, -1] if schema.channels_last else frames[:, -1, -1, row, column])
+        )
+        q = online(torch.from_numpy(obs)).q[:, 0].numpy()
+    assert height > row
+    assert_allclose(q, pixel / np.float32(schema.obs_divisor), rtol=1e-6)
+
+
+def test_auto_takes_the_encoder_of_small_pictures_for_them_alone() -> None:
+    schemas = [Schema((10, 10, 4), "uint8", 6), Schema((84, 84), "uint8", 6, stack=4), Schema((10, 10), "float32", 2)]
+    assert [encoder_of(NetworkConfig(), schema) for schema in schemas] == ["minatar", "mlp", "mlp"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "schema", "why"),
+    [
+        (
+            spec(encoder="resnet"),
+            PICTURES[0],
+            "encoder 'resnet' is unknown: use mlp, minatar, or module:Name of your own",
+        ),
+        (spec(encoder="no_such:Encoder"), PICTURES[0], "cannot be imported: No module named 'no_such'"),
+        (spec(encoder="json:Encoder"), PICTURES[0], "cannot be imported: module 'json' has no attribute 'Encoder'"),
+        (
+            spec(encoder="minatar"),
+            Schema((8,), "float32", 2),
+            "wants pictures of at least 3 x 3 pixels, got .* use mlp",
+        ),
+        (spec(encoder="minatar"), Schema((2, 9, 1), "uint8", 2), "wants pictures of at least 3 x 3 pixels, got"),
+        (NetworkSpec(head="duck"), PICTURES[0], "head 'duck' is unknown: use values"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_in_words(wanted: NetworkSpec, schema: Schema, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        build_network(wanted, schema)
+
+
+class Normalised(nn.Module):
+    """A user's encoder, with a buffer."""
+
+    features = 4
+
+    def __init__(self, schema: Schema, config: NetworkConfig) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+
+class Halved(nn.Module):
+    """A user's encoder without parameters."""
+
+    def __init__(self, schema: Schema, config: NetworkConfig) -> None:
+        super().__init__()
+        self.features = int(np.prod(schema.input_shape))
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        return obs.flatten(1) / 2
+
+
+def test_a_users_own_encoder() -> None:
+    """By module:Class; its parameters' shapes are known, too, and an actor uses it as it is."""
+    wanted, schema = spec(encoder="test_networks:Halved"), Schema((3,), "float32", 2)
+    online, policy = build_network(wanted, schema), make_policy(wanted, schema)
+    assert parameter_shapes(wanted, schema) == {"head.linear.weight": (2, 3), "head.linear.bias": (2,)}
+    policy.load(host_arrays(online))
+    obs = observations(schema, 5)
+    with torch.no_grad():
+        expected = torch.nn.functional.linear(torch.from_numpy(obs) / 2, *online.head.parameters())
+    assert_same(policy(obs), expected.numpy())
+
+
+def test_buffers_are_refused() -> None:
+    """Target network, average and actors would not follow them."""
+    with pytest.raises(ValueError, match="the network has buffers: encoder"):
+        build_network(spec(encoder="test_networks:Normalised"), Schema((4,), "float32", 2))
+
+
 def test_scalar_observations() -> None:
     """A Box of shape () is one number per observation."""
     online = network(Schema((), "float32", 2), 4)
-    policy = NumpyMlp(dueling=False)
+    policy = make_policy(spec((4,)), Schema((), "float32", 2))
     policy.load(host_arrays(online))
     obs = np.linspace(-1, 1, 5, dtype=np.float32)
     with torch.no_grad():
-        assert_same(policy(obs), online(torch.from_numpy(obs)).numpy())
+        assert_same(policy(obs), online(torch.from_numpy(obs)).q.numpy())
 
 
 def test_a_linear_network_by_hand() -> None:
-    """Q = W s + b; pixels are scaled by 1/255."""
-    online = network(Schema((2,), "uint8", 2))
-    layer = online.layers[0]
+    """Q = W s + b; pixels are scaled by 1/255 where the space says that they go up to there."""
+    online = network(Schema((2,), "uint8", 2, obs_divisor=255))
+    layer = online.head.linear
     assert isinstance(layer, nn.Linear)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
         layer.bias.copy_(torch.tensor([10.0, 20.0]))
-        q = online(torch.tensor([[255, 0], [0, 51]], dtype=torch.uint8))
+        q = online(torch.tensor([[255, 0], [0, 51]], dtype=torch.uint8)).q
     torch.testing.assert_close(q, torch.tensor([[11.0, 23.0], [10.4, 20.8]]))
 
 
 def test_a_dueling_head_by_hand() -> None:
     """Value 5, advantages 1 and 3: Q = 5 + (1 - 2), 5 + (3 - 2); a shift of all advantages changes nothing."""
     online = network(Schema((1,), "float32", 2), dueling=True)
-    layer = online.layers[0]
+    layer = online.head.linear
     assert isinstance(layer, nn.Linear)
     for shift in (0.0, 100.0):
         with torch.no_grad():
             layer.weight.zero_()
             layer.bias.copy_(torch.tensor([5.0, 1.0 + shift, 3.0 + shift]))
-            torch.testing.assert_close(online(torch.zeros(1, 1)), torch.tensor([[4.0, 6.0]]))
+            torch.testing.assert_close(online(torch.zeros(1, 1)).q, torch.tensor([[4.0, 6.0]]))
 
 
 def test_flat_parameters_are_the_modules() -> None:
     """The same function as before, and the vector, its gradient and the layers share memory."""
     online = network(Schema((3,), "float32", 2), 5)
     obs = torch.randn(4, 3)
-    before = online(obs).detach()
+    before = online(obs).q.detach()
     vector = flatten_parameters(online)
-    torch.testing.assert_close(online(obs).detach(), before, rtol=0, atol=0)
+    torch.testing.assert_close(online(obs).q.detach(), before, rtol=0, atol=0)
     assert vector.numel() == sum(parameter.numel() for parameter in online.parameters()) == 3 * 5 + 5 + 5 * 2 + 2
-    online(obs).sum().backward()
+    online(obs).q.sum().backward()
     assert vector.grad is not None
     gradients = [p.grad.reshape(-1) for p in online.parameters() if p.grad is not None]
     torch.testing.assert_close(vector.grad, torch.cat(gradients), rtol=0, atol=0)
     assert vector.grad.abs().sum() > 0
     with torch.no_grad():
         vector.zero_()
-    assert not online(obs).any()
+    assert not online(obs).q.any()

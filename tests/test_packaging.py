@@ -24,6 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("replay", "learner", "actors", "deploy")
 """Each may import itself and those before it."""
 
+ACTORS_MAY_USE = ("learner.networks", "learner.weights", "learner.cpu_time")
+"""Of the learner: the function that it learns and its parameters' format, and how to measure a thread."""
+
 UNPICKLERS = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
 
@@ -97,6 +100,17 @@ def test_imports_point_one_way(path: Path) -> None:
     layer = LAYERS.index(path.relative_to(ROOT).parts[0])
     above = set(LAYERS[layer + 1 :])
     assert [name for name in imported_modules(parsed(path)) if name.partition(".")[0] in above] == []
+
+
+def test_actors_use_little_of_the_learner() -> None:
+    used = {
+        name
+        for path in sources()
+        if path.relative_to(ROOT).parts[0] == "actors"
+        for name in imported_modules(parsed(path))
+        if name.partition(".")[0] == "learner"
+    }
+    assert {name for name in used if not name.startswith(ACTORS_MAY_USE)} == set()
 
 
 @pytest.mark.parametrize("path", [pytest.param(path, id=str(path.relative_to(ROOT))) for path in sources()])

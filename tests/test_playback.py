@@ -37,7 +37,8 @@ def play(run: Path, *arguments: str | Path, command: str = "eval") -> Finished:
 def greedy(run: Path, seed: int) -> int:
     """Length (and so the return) of one greedy episode, computed here from the bare weights."""
     arrays, _ = RunDirectory.open(run).load_best()
-    layers = [(arrays[f"layers.{i}.weight"], arrays[f"layers.{i}.bias"]) for i in range(len(arrays) // 2)]
+    names = [*(f"encoder.layers.{i}" for i in range(len(arrays) // 2 - 1)), "head.linear"]
+    layers = [(arrays[f"{name}.weight"], arrays[f"{name}.bias"]) for name in names]
     env = gym.make("CartPole-v1")
     observation, _ = env.reset(seed=seed)
     length, over = 0, False

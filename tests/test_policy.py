@@ -57,21 +57,24 @@ from actors.config import ActorConfig, EnvConfig
 from actors.envs import make_lanes, schema_of
 from actors.evaluator import Evaluator
 from actors.config import EvalConfig
-from actors.policy import NumpyMlp
+from actors.policy import make_policy
+from learner.networks import NetworkSpec
 from actors.rollout import Place, Rollout
 from learner.weights import pack
 from replay.log import MemoryLog
 import numpy as np
 env = EnvConfig(id="CartPole-v1")
 envs, log = make_lanes(env, 2), MemoryLog()
-weights = pack(1, 0, 0, {{"layers.0.weight": np.ones((2, 4), np.float32), "layers.0.bias": np.zeros(2, np.float32)}})
+layer = np.ones((2, 4), np.float32), np.zeros(2, np.float32)
+weights = pack(1, 0, 0, {{"head.linear.weight": layer[0], "head.linear.bias": layer[1]}})
 log.take_lease(1)
 log.publish(1, True, weights)
-rollout = Rollout(Place("r", 0, 0, 1, 1), envs, schema_of(envs.envs[0]), NumpyMlp(False), log, ActorConfig(lanes=2))
+network, schema = NetworkSpec(), schema_of(envs.envs[0])
+rollout = Rollout(Place("r", 0, 0, 1, 1), envs, schema, make_policy(network, schema), log, ActorConfig(lanes=2))
 assert rollout.ready()
 rollout.fill()
 assert rollout.send()
-Evaluator(env, EvalConfig(screen_episodes=1), False, 0).screen(weights)
+Evaluator(env, EvalConfig(screen_episodes=1), network, 0).screen(weights)
 print(sorted(name for name in sys.modules if name == "torch" or name.startswith("torch.")))
 """
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)

@@ -16,8 +16,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from actors.config import ActorConfig, EnvConfig
 from actors.envs import EnvError, make_env, make_lanes
-from actors.policy import NumpyMlp
+from actors.policy import make_policy
 from actors.rollout import Place, Rollout
+from learner.networks import NetworkSpec
 from learner.weights import pack
 from replay.chunk import BOUNDARY, FIRST, TERMINATED, TRUNCATED, Chunk, Codec, Schema
 from replay.log import ChunkId, Fenced, Full, LogError, MemoryLog, Refused, Status, Unavailable
@@ -31,7 +32,7 @@ W, B = np.array([[0, 0.01, 0.1], [0, -0.01, 0.2]], np.float32), np.array([0.5, -
 
 
 def weights(version: int, env_steps: int = 10**9) -> bytes:
-    return pack(version, 0, env_steps, {"layers.0.weight": W, "layers.0.bias": B})
+    return pack(version, 0, env_steps, {"head.linear.weight": W, "head.linear.bias": B})
 
 
 class Clock:
@@ -100,7 +101,7 @@ class Actor:
 
         envs.step = counted  # type: ignore[method-assign]
         self.place = Place(RUN, 7, SLOT, 5, INCARNATION)
-        self.policy = NumpyMlp(dueling=False)
+        self.policy = make_policy(NetworkSpec(), SCHEMA)
         self.rollout = Rollout(
             self.place, envs, SCHEMA, self.policy, self.log, ActorConfig(**config), self.clock, self.clock.sleep
         )
@@ -195,7 +196,7 @@ def test_a_slot_has_its_lanes_place_on_the_ladder() -> None:
         place = Place(RUN, 7, 4, 5, incarnation)
         log = FakeLog()
         config = ActorConfig(lanes=2, chunk_steps=2000, epsilon=0.9, epsilon_alpha=3.0)
-        rollout = Rollout(place, envs, SCHEMA, NumpyMlp(dueling=False), log, config, Clock())
+        rollout = Rollout(place, envs, SCHEMA, make_policy(NetworkSpec(), SCHEMA), log, config, Clock())
         assert rollout.ready()
         rollout.fill()
         assert rollout.send()
@@ -445,7 +446,9 @@ def test_other_autoreset_modes_are_refused(mode: AutoresetMode) -> None:
     config = EnvConfig(id="scripted_env:Scripted-v0")
     envs = SyncVectorEnv([lambda: make_env(config, training=True)], autoreset_mode=mode)
     with pytest.raises(EnvError, match="NEXT_STEP"):
-        Rollout(Place(RUN, 0, 0, 1, 1), envs, SCHEMA, NumpyMlp(dueling=False), FakeLog(), ActorConfig(lanes=1))
+        Rollout(
+            Place(RUN, 0, 0, 1, 1), envs, SCHEMA, make_policy(NetworkSpec(), SCHEMA), FakeLog(), ActorConfig(lanes=1)
+        )
 
 
 def test_all_lanes_slots_and_incarnations_have_seeds_of_their_own() -> None:

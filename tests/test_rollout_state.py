@@ -19,8 +19,9 @@ from actors import lanes as lanes_module
 from actors.config import ActorConfig, EnvConfig
 from actors.envs import EnvError, make_env, make_lanes, schema_of
 from actors.lanes import NotReplayable, replay_refused
-from actors.policy import NumpyMlp
+from actors.policy import make_policy
 from actors.rollout import Place, Rollout
+from learner.networks import NetworkSpec
 from learner.weights import pack
 from replay.chunk import BOUNDARY, TERMINATED, TRUNCATED, Codec
 from replay.log import ChunkId, MemoryLog
@@ -49,9 +50,9 @@ def learned(env: EnvConfig, version: int, env_steps: int = 100) -> bytes:
     rng = np.random.default_rng(version)
     sizes = (int(np.prod(schema.input_shape)), 8, schema.num_actions)
     layers: dict[str, Any] = {}
-    for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
-        layers[f"layers.{i}.weight"] = rng.normal(size=(outputs, inputs)).astype(np.float32)
-        layers[f"layers.{i}.bias"] = rng.normal(size=outputs).astype(np.float32)
+    for name, (inputs, outputs) in zip(("encoder.layers.0", "head.linear"), itertools.pairwise(sizes), strict=True):
+        layers[f"{name}.weight"] = rng.normal(size=(outputs, inputs)).astype(np.float32)
+        layers[f"{name}.bias"] = rng.normal(size=outputs).astype(np.float32)
     return pack(version, 0, env_steps, layers)
 
 
@@ -66,7 +67,7 @@ class Actor:
         config = ActorConfig(lanes=lanes, chunk_steps=chunk_steps, epsilon_anneal_env_steps=500, fetch_every_s=0)
         schema = schema_of(envs.envs[0])
         self.codec = Codec(schema, place.run)
-        self.rollout = Rollout(place, envs, schema, NumpyMlp(False), self.log, config, lambda: 0.0)
+        self.rollout = Rollout(place, envs, schema, make_policy(NetworkSpec(), schema), self.log, config, lambda: 0.0)
 
     def work(self, chunks: int) -> list[bytes]:
         """Collect and send so many chunks, with new weights for every third; what these are."""
@@ -337,7 +338,14 @@ def test_a_chunk_in_doubt_has_no_state() -> None:
 
 def test_lanes_that_are_not_recorded_have_no_state() -> None:
     envs = make_lanes(DRAWN, 2)
-    rollout = Rollout(PLACE, envs, schema_of(envs.envs[0]), NumpyMlp(False), MemoryLog(), ActorConfig(lanes=2))
+    rollout = Rollout(
+        PLACE,
+        envs,
+        schema_of(envs.envs[0]),
+        make_policy(NetworkSpec(), schema_of(envs.envs[0])),
+        MemoryLog(),
+        ActorConfig(lanes=2),
+    )
     with pytest.raises(ValueError, match="recorded=True"):
         rollout.state()
 

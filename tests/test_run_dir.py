@@ -20,7 +20,7 @@ from deploy.run_dir import RunDirectory, RunDirError, env_of
 from learner.report import Resumed
 from learner.weights import pack
 
-POLICY = pack(1, 2, 3, {"layers.0.weight": np.ones((2, 4), np.float32)})
+POLICY = pack(1, 2, 3, {"head.linear.weight": np.ones((2, 4), np.float32)})
 Check = Callable[[], None]
 
 
@@ -203,8 +203,8 @@ def test_figures_that_are_no_numbers_are_still_json(directory: RunDirectory) -> 
 def test_the_best_policy_reads_back(directory: RunDirectory) -> None:
     directory.save_best(POLICY, {"version": 1, "mean": 9.5})
     arrays, manifest = directory.load_best()
-    assert list(arrays) == ["layers.0.weight"]
-    assert (arrays["layers.0.weight"] == 1).all()
+    assert list(arrays) == ["head.linear.weight"]
+    assert (arrays["head.linear.weight"] == 1).all()
     assert manifest["mean"] == 9.5
 
 
@@ -247,7 +247,7 @@ def test_a_policy_that_replaces_another_is_whole_at_every_moment(
     The averaged policy that is judged changes with each update, its version only with each publication.
     """
     directory.save_best(POLICY, {"version": 1, "mean": 1.0})
-    newer = pack(2, 3, 4, {"layers.0.weight": np.zeros((2, 4), np.float32)})
+    newer = pack(2, 3, 4, {"head.linear.weight": np.zeros((2, 4), np.float32)})
 
     def usable() -> None:
         RunDirectory.open(directory.path).load_best()

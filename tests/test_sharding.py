@@ -22,11 +22,12 @@ from waiting import frozen, until
 
 from actors.config import ActorConfig, EnvConfig
 from actors.envs import make_lanes
-from actors.policy import NumpyMlp
+from actors.policy import make_policy
 from actors.rollout import Place, Rollout
 from deploy.valkey import EmbeddedServer
-from learner.config import LearnerConfig, NetworkConfig
+from learner.config import LearnerConfig
 from learner.loop import LearnerLoop
+from learner.networks import NetworkConfig
 from learner.publisher import STOP_S, Publisher
 from learner.weights import pack, unpack, version
 from replay.chunk import Schema
@@ -81,7 +82,7 @@ class Herd:
             place,
             make_lanes(EnvConfig(id="CartPole-v1"), ACTORS.lanes),
             schema,
-            NumpyMlp(LEARNER.network.dueling),
+            make_policy(LEARNER.network_spec, schema),
             log,
             ACTORS,
         )

@@ -29,13 +29,14 @@ from actors.config import ActorConfig, EnvConfig, EvalConfig
 from actors.envs import make_lanes
 from actors.evaluator import Evaluator
 from actors.lanes import RecordedLane
-from actors.policy import NumpyMlp
+from actors.policy import make_policy
 from actors.restarts import Restarts
 from actors.rollout import Place, Rollout
 from learner.checkpoint import ARRAYS, VALUES, Checkpointer, pack
-from learner.config import CheckpointConfig, LearnerConfig, NetworkConfig
+from learner.config import CheckpointConfig, LearnerConfig
 from learner.learner import Learner
 from learner.loop import LearnerLoop
+from learner.networks import NetworkConfig, NetworkSpec, parameter_shapes
 from learner.publisher import Publisher
 from learner.weights import pack as pack_weights
 from replay.chunk import Counters, Schema
@@ -52,7 +53,8 @@ from replay.state import State
 ROOT = Path(__file__).parents[1]
 TESTED = {
     "Evaluator", "LaneWindows", "Learner", "LearnerLoop", "Limiter", "MemoryLog", "Mirror",
-    "NumpyMlp", "PrioritisedSampler", "Reader", "RecordedLane", "Restarts", "Rollout", "Rows", "UniformSampler",
+    "NumpyMlp", "PrioritisedSampler", "Reader", "RecordedLane", "Restarts", "Rollout", "Rows", "TorchPolicy",
+    "UniformSampler",
 }  # fmt: skip
 """Classes with a state that the tests below fill; a test compares them with those that there are."""
 
@@ -94,13 +96,32 @@ def test_no_class_with_a_state_is_left_out() -> None:
     """A new one has to be filled and written here as well."""
     found = set()
     for package in ("replay", "learner", "actors", "deploy"):
-        for path in (ROOT / package).glob("*.py"):
+        for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if not isinstance(node, ast.ClassDef) or any("Protocol" in ast.unparse(base) for base in node.bases):
                     continue
                 if any(isinstance(each, ast.FunctionDef) and each.name == "state" for each in node.body):
                     found.add(node.name)
     assert found == TESTED
+
+
+# -- policies
+
+
+@pytest.mark.parametrize("encoder", ["mlp", "minatar"])
+def test_a_policy_comes_back(encoder: str) -> None:
+    """Also the one that acts in torch: the same values from the same weights."""
+    spec, schema = NetworkSpec(NetworkConfig(encoder=encoder, hidden=(5,))), Schema((4, 4, 1), "float32", 2)
+    rng = np.random.default_rng(0)
+    shapes = parameter_shapes(spec, schema)
+    policy, other = make_policy(spec, schema), make_policy(spec, schema)
+    policy.load({name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()})
+    state = State({}, policy.state())
+    assert_filled(state)
+    other.load(through_a_checkpoint(state).arrays)
+    assert_same(State({}, other.state()), state)
+    obs = rng.normal(size=(3, 4, 4, 1)).astype(np.float32)
+    np.testing.assert_array_equal(policy(obs), other(obs))
 
 
 # -- the reader
@@ -339,7 +360,7 @@ def test_the_memory_logs() -> None:
 
 def test_the_evaluators_and_the_budgets() -> None:
     config = EvalConfig(screen_episodes=1, confirm_episodes=2)
-    one, other = (Evaluator(EnvConfig(id="CartPole-v1"), config, False, seed) for seed in (1, 2))
+    one, other = (Evaluator(EnvConfig(id="CartPole-v1"), config, NetworkSpec(), seed) for seed in (1, 2))
     one._next_seed += 12345
     assert_filled(one.state())
     other.restore(through_a_checkpoint(one.state()))
@@ -364,14 +385,16 @@ def test_the_rollouts_its_rows_its_lanes_and_its_policys() -> None:
         layers = {
             name: np.full(shape, 0.5, np.float32)
             for name, shape in {
-                "layers.0.weight": (4, 3), "layers.0.bias": (4,), "layers.1.weight": (2, 4), "layers.1.bias": (2,),
+                "encoder.layers.0.weight": (4, 3), "encoder.layers.0.bias": (4,),
+                "head.linear.weight": (2, 4), "head.linear.bias": (2,),
             }.items()
         }  # fmt: skip
         log.take_lease(1)
         log.publish(1, True, pack_weights(1, 2, 3, layers))
         envs = make_lanes(EnvConfig(id="raising_once/Env-v0"), 2, restarts=5, recorded=True)
+        schema = Schema((3,), "float32", 2)
         return Rollout(
-            Place("a-run", 7, 1, 3, 2), envs, Schema((3,), "float32", 2), NumpyMlp(False), log,
+            Place("a-run", 7, 1, 3, 2), envs, schema, make_policy(NetworkSpec(), schema), log,
             ActorConfig(lanes=2, chunk_steps=9, fetch_every_s=0), lambda: 0.0,
         )  # fmt: skip
 

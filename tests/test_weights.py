@@ -10,8 +10,8 @@ from learner.weights import pack, unpack, version
 from replay.log import WEIGHTS_HEADER_BYTES, WeightsHeader
 
 ARRAYS = {
-    "layers.0.weight": np.arange(6, dtype=np.float32).reshape(2, 3).T,
-    "layers.0.bias": np.array([-1.0, np.pi, 0.0], np.float32),
+    "head.linear.weight": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+    "head.linear.bias": np.array([-1.0, np.pi, 0.0], np.float32),
 }
 
 

@@ -1,0 +1,47 @@
+"""Q-learning and double Q-learning on expected values (Mnih et al. 2015; van Hasselt et al., arXiv 1509.06461)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from learner.algorithms.loss import Loss, LossOutput, Transitions
+from learner.config import LearnerConfig
+from learner.networks.q_network import QNetwork
+from learner.td import double_q_learning, huber, q_learning
+
+
+@dataclass(frozen=True)
+class QLearningLoss:
+    """The Huber loss of ``td.q_learning``: the target network chooses the bootstrap action and values it."""
+
+    huber_delta: float
+
+    def __call__(self, online: QNetwork, target: QNetwork, batch: Transitions) -> LossOutput:
+        """See ``Loss``."""
+        with torch.no_grad():
+            q_t = target(batch.s_t).q
+        q_tm1 = online(batch.s_tm1).q
+        error = q_learning(q_tm1, batch.a_tm1, batch.r_t, batch.discount_t, q_t)
+        return LossOutput(huber(error, self.huber_delta), error.detach(), q_tm1.detach())
+
+
+@dataclass(frozen=True)
+class DoubleQLearningLoss:
+    """The Huber loss of ``td.double_q_learning``: the online network chooses, the target network values."""
+
+    huber_delta: float
+
+    def __call__(self, online: QNetwork, target: QNetwork, batch: Transitions) -> LossOutput:
+        """See ``Loss``."""
+        with torch.no_grad():
+            q_t, q_t_selector = target(batch.s_t).q, online(batch.s_t).q
+        q_tm1 = online(batch.s_tm1).q
+        error = double_q_learning(q_tm1, batch.a_tm1, batch.r_t, batch.discount_t, q_t, q_t_selector)
+        return LossOutput(huber(error, self.huber_delta), error.detach(), q_tm1.detach())
+
+
+def scalar_loss(config: LearnerConfig) -> Loss:
+    """Builds the loss that ``learner.double`` asks for."""
+    return (DoubleQLearningLoss if config.double else QLearningLoss)(config.huber_delta)

@@ -1,0 +1,39 @@
+"""What an algorithm is to the learner: a function of two networks and a batch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from learner.networks.q_network import QNetwork
+
+
+class Transitions(NamedTuple):
+    """A batch on the device: s_tm1, s_t <obs_dtype>[B, *input_shape], a_tm1 <int64>[B], r_t, discount_t <float32>[B].
+
+    ``r_t`` is the window's discounted sum of rewards, ``discount_t`` what its bootstrap is multiplied by.
+    """
+
+    s_tm1: Tensor
+    a_tm1: Tensor
+    r_t: Tensor
+    discount_t: Tensor
+    s_t: Tensor
+
+
+class LossOutput(NamedTuple):
+    """``losses`` <float32>[B], before importance weights, with gradient; ``td_error`` <float32>[B], of expected values
+    whatever the loss is of, so that priorities are comparable with those that actors give; ``q_tm1`` <float32>[B, A],
+    expected values, for metrics. The last two without gradient."""
+
+    losses: Tensor
+    td_error: Tensor
+    q_tm1: Tensor
+
+
+class Loss(Protocol):
+    """Computes the loss of each transition."""
+
+    def __call__(self, online: QNetwork, target: QNetwork, batch: Transitions) -> LossOutput:
+        """Returns losses, TD errors and Q values of a batch."""

@@ -1,0 +1,62 @@
+"""The Q-network in torch: an encoder and a head, on observations scaled as their space says."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from replay.chunk import Schema
+
+
+class QOutput(NamedTuple):
+    """Values of a batch of states.
+
+    ``q`` <float32>[B, A]: expected values, all that acting and metrics need. ``distribution`` <float32>[B, A, N]: what
+    a distributional head knows of the return, such as its quantiles; None of other heads.
+    """
+
+    q: Tensor
+    distribution: Tensor | None = None
+
+
+class QNetwork(nn.Module):
+    """An encoder and a head. Only parameters are learned, copied and published: no buffers (such as batch norm's)."""
+
+    def __init__(self, encoder: nn.Module, head: nn.Module, schema: Schema) -> None:
+        """Raises ValueError where encoder or head has buffers, which target and average would not follow."""
+        super().__init__()
+        self.encoder, self.head = encoder, head
+        self._divisor = schema.obs_divisor
+        if buffers := [name for name, _ in self.named_buffers()]:
+            raise ValueError(f"only parameters are copied and published; the network has buffers: {', '.join(buffers)}")
+
+    def forward(self, obs: Tensor) -> QOutput:
+        """Maps obs <obs_dtype>[B, *input_shape] to the values of its states.
+
+        Observations keep their dtype until they are here, on the device.
+        """
+        x = obs.to(torch.float32)
+        if self._divisor != 1:
+            x = x / self._divisor
+        output: QOutput = self.head(self.encoder(x))
+        return output
+
+
+def flatten_parameters(module: nn.Module) -> Tensor:
+    """Moves the module's parameters into one vector, of which they become views, and returns it as one parameter.
+
+    Its ``.grad`` holds every parameter's gradient, so that clipping, Adam, target copies and publishing are each one
+    operation instead of one per layer (measured in docs/performance.md).
+    """
+    parameters = list(module.parameters())
+    vector = nn.Parameter(torch.cat([parameter.detach().reshape(-1) for parameter in parameters]))
+    vector.grad = torch.zeros_like(vector)
+    offset = 0
+    for parameter in parameters:
+        end = offset + parameter.numel()
+        parameter.data = vector.data[offset:end].view_as(parameter)
+        parameter.grad = vector.grad[offset:end].view_as(parameter)
+        offset = end
+    return vector

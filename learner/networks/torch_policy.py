@@ -1,0 +1,38 @@
+"""The Q-network itself as a policy, for networks that have no twin in numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from learner.networks import build_network
+from learner.networks.config import NetworkSpec
+from replay.chunk import Schema
+
+Array = npt.NDArray[Any]
+
+
+class TorchPolicy:
+    """Computes Q values in torch on the CPU. It has the weights that ``load`` was given last."""
+
+    def __init__(self, spec: NetworkSpec, schema: Schema) -> None:
+        self._network = build_network(spec, schema).requires_grad_(False)
+        self._arrays: dict[str, Array] = {}
+
+    def load(self, arrays: Mapping[str, Array]) -> None:
+        """Takes weights over, by the network's parameter names."""
+        self._arrays = dict(arrays)
+        self._network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+
+    def state(self) -> dict[str, Array]:
+        """Returns the weights that ``load`` was given last; none before."""
+        return dict(self._arrays)
+
+    def __call__(self, obs: Array) -> npt.NDArray[np.float32]:
+        """Maps obs <obs_dtype>[E, *input_shape] to Q values <float32>[E, A]."""
+        q: npt.NDArray[np.float32] = self._network(torch.from_numpy(np.ascontiguousarray(obs))).q.numpy()
+        return q
