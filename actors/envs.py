@@ -1,8 +1,9 @@
-"""Gymnasium environments as lanes: NEXT_STEP autoreset, one-hot for discrete observations, clear refusals."""
+"""Gymnasium environments as lanes: made, held to their spaces, NEXT_STEP autoreset."""
 
 from __future__ import annotations
 
 import difflib
+import importlib
 import sys
 import time
 from collections.abc import Callable
@@ -17,23 +18,19 @@ from gymnasium.wrappers import (
     PassiveEnvChecker,
     RecordEpisodeStatistics,
     TimeLimit,
-    TransformObservation,
 )
 
 from actors.config import EnvConfig
+from actors.contract import Checked, EnvError, blamed
 from actors.lanes import Lane, RecordedLane
-from replay.chunk import DTYPES, Schema
-
-NARROWED = {"float64": "float32", "int64": "float32", "uint32": "float32", "uint64": "float32", "bool": "int8"}
-"""Dtypes that are narrowed once, here; all others are stored as they are. float32 holds whole numbers to 2^24."""
-
-
-class EnvError(ValueError):
-    """An environment that cannot be used, or that misbehaved; the text says what to do."""
+from replay.chunk import Schema
 
 
 def make_env(config: EnvConfig, *, training: bool, render_mode: str | None = None) -> gym.Env[Any, Any]:
-    """One environment with storable observations. ``training`` applies ``env.max_episode_steps``."""
+    """One environment with storable observations. ``training`` applies ``env.max_episode_steps``.
+
+    Raises EnvError where it cannot be made, or has spaces that qherd does not learn.
+    """
     if config.path is not None and str(config.path) not in sys.path:
         sys.path.append(str(config.path))
     arguments: dict[str, Any] = dict(config.kwargs)
@@ -41,45 +38,51 @@ def make_env(config: EnvConfig, *, training: bool, render_mode: str | None = Non
         arguments["max_episode_steps"] = config.max_episode_steps
     if render_mode:
         arguments["render_mode"] = render_mode
+    _import_module(config)
     try:
-        env = gym.make(config.id, disable_env_checker=True, **arguments)
+        made = gym.make(config.id, disable_env_checker=True, **arguments)
     except gym.error.Error as error:
         reason = str(error).rstrip(". ")
         raise EnvError(f"environment {config.id!r} cannot be made: {reason}{_nearest(config.id)}") from error
-    except Exception as error:  # a user's module or constructor may raise anything
-        reason = f"{type(error).__name__}: {error}"
-        hint = "; for a module of your own give its folder with --env.path" if ":" in config.id else ""
-        raise EnvError(f"environment {config.id!r} cannot be made: {reason}{hint}") from error
-    if isinstance(env.observation_space, gym.spaces.Discrete):
-        env = _one_hot(env)
-    elif isinstance(env.observation_space, gym.spaces.Box) and env.observation_space.dtype.name in NARROWED:
-        env = _Narrow(env, env.observation_space)
+    except BaseException as error:  # a user's constructor may raise anything, and may call sys.exit()
+        raise _not_made(config, "its constructor", error) from error
+    try:
+        env: gym.Env[Any, Any] = Checked(made, copies=config.frame_stack > 1)
+    except EnvError:
+        made.close()
+        raise
     return FrameStackObservation(env, config.frame_stack) if config.frame_stack > 1 else env
 
 
+def _import_module(config: EnvConfig) -> None:
+    """Import the module of ``module:EnvId``, as gymnasium would, for words that tell it from a constructor."""
+    module = config.id.rpartition(":")[0]
+    try:
+        if module:
+            importlib.import_module(module)
+    except BaseException as error:  # a user's module may raise anything
+        missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
+        hint = "; give its folder with --env.path" if missing else ""
+        raise _not_made(config, f"importing {module}", error, hint) from error
+
+
+def _not_made(config: EnvConfig, what: str, error: BaseException, hint: str = "") -> BaseException:
+    told = blamed(config.id, what, error)
+    if isinstance(told, Exception) and not isinstance(told, EnvError):
+        return EnvError(f"environment {config.id!r} cannot be made: {what}: {type(error).__name__}: {error}{hint}")
+    return told
+
+
 def schema_of(env: gym.Env[Any, Any]) -> Schema:
-    """The schema of the rows that this environment leaves. Raises EnvError for spaces that qherd does not learn."""
-    name = name_of(env)
-    actions, observations = env.action_space, env.observation_space
-    if not isinstance(actions, gym.spaces.Discrete):
-        raise EnvError(f"{name} has the action space {actions}; Q-learning needs Discrete actions")
-    if actions.start != 0:
-        raise EnvError(f"{name} numbers its actions from {actions.start}; qherd needs Discrete actions from 0")
-    if not isinstance(observations, gym.spaces.Box):
-        raise EnvError(f"{name} has the observation space {observations}; qherd takes Box and Discrete observations")
-    dtype, stack = np.dtype(observations.dtype).name, stack_of(env)
-    if dtype not in DTYPES:
-        raise EnvError(f"{name} has observations of dtype {dtype}; qherd stores {', '.join((*DTYPES, *NARROWED))}")
-    shape = tuple(observations.shape)[1 if stack > 1 else 0 :]
+    """The schema of the rows that this environment leaves, which ``make_env`` made."""
+    actions, observations, stack = env.action_space, env.observation_space, stack_of(env)
+    assert isinstance(actions, gym.spaces.Discrete)
+    assert isinstance(observations, gym.spaces.Box)
+    dtype, shape = np.dtype(observations.dtype).name, tuple(observations.shape)[1 if stack > 1 else 0 :]
     # by what the space says, never by the dtype alone: MinAtar's bytes are 0 and 1
     divisor = 255 if dtype == "uint8" and bool((observations.high == 255).all()) else 1
     channels_last = not (len(shape) == 3 and shape[0] < min(shape[1:]))
     return Schema(shape, dtype, int(actions.n), stack, divisor, channels_last)
-
-
-def name_of(env: gym.Env[Any, Any]) -> str:
-    """What messages call this environment."""
-    return env.spec.id if env.spec else str(env)
 
 
 def stack_of(env: gym.Env[Any, Any]) -> int:
@@ -94,7 +97,7 @@ def stack_of(env: gym.Env[Any, Any]) -> int:
             PassiveEnvChecker,
             TimeLimit,
             RecordEpisodeStatistics,
-            _Narrow,
+            Checked,
             Lane,
             RecordedLane,
         ):
@@ -122,25 +125,6 @@ def make_lanes(
         return lambda: kind(lambda: make_env(config, training=True), config.id, index, restarts, clock)
 
     return SyncVectorEnv([lane(index) for index in range(lanes)], copy=False, autoreset_mode=AutoresetMode.NEXT_STEP)
-
-
-def _one_hot(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    space = env.observation_space
-    assert isinstance(space, gym.spaces.Discrete)
-    eye, start = np.eye(int(space.n), dtype=np.float32), int(space.start)
-    box = gym.spaces.Box(0.0, 1.0, (int(space.n),), np.float32)
-    return TransformObservation(env, lambda state: eye[int(state) - start], box)
-
-
-class _Narrow(TransformObservation):
-    """Observations in the dtype that ``NARROWED`` names."""
-
-    def __init__(self, env: gym.Env[Any, Any], space: gym.spaces.Box) -> None:
-        dtype = np.dtype(NARROWED[space.dtype.name]).type
-        with np.errstate(over="ignore"):  # float64's largest bound is float32's infinity
-            low, high = np.asarray(space.low).astype(dtype), np.asarray(space.high).astype(dtype)
-        box = gym.spaces.Box(low, high, space.shape, dtype)
-        super().__init__(env, lambda obs: np.asarray(obs, dtype), box)
 
 
 def _nearest(env_id: str) -> str:

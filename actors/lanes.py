@@ -24,13 +24,15 @@ import contextlib
 from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, SupportsFloat
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
+from actors.contract import Env, EnvError, Stepped
 from actors.restarts import CrashLoopError, Restarts, cause
+from actors.seeds import training_seed
 from replay.state import restore_rng, rng_state
 
 REBUILT = "rebuilt"
@@ -39,11 +41,8 @@ REBUILT = "rebuilt"
 RECORDED_MOST = 1 << 20
 """Env steps of an episode that are recorded, 4 bytes each; a longer one cannot be replayed."""
 
-Env = gym.Env[Any, Any]
-Stepped = tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]
 
-
-class LaneError(RuntimeError):
+class LaneError(EnvError):
     """An environment that raises again and again; the text has its last error's own words."""
 
 
@@ -113,8 +112,7 @@ class Lane(gym.Wrapper[Any, Any, Any, Any]):
         """The seed of this lane's n-th rebuilt environment: a stream of the lane's own, never the first seed again."""
         if self._seed is None:
             return None
-        stream = np.random.SeedSequence(self._seed, spawn_key=(self._restarts.total,))
-        return int(stream.generate_state(1)[0])
+        return training_seed(np.random.SeedSequence(self._seed, spawn_key=(self._restarts.total,)))
 
 
 @dataclass

@@ -13,11 +13,12 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from actors.config import ActorConfig
-from actors.envs import EnvError, name_of
+from actors.contract import EnvError, name_of
 from actors.epsilon import annealed, ladder
 from actors.lanes import REBUILT, RecordedLane
 from actors.policy import Policy, explore
 from actors.rows import Columns, Rows
+from actors.seeds import training_seed
 from learner.cpu_time import CpuTime
 from learner.weights import unpack
 from replay.chunk import Chunk, Counters, Schema, encode
@@ -43,7 +44,7 @@ class Place:
         is on record in the run's fences.json."""
         root = np.random.SeedSequence(self.seed, spawn_key=(self.slot, self.incarnation))
         actions, *per_lane = root.spawn(lanes + 1)
-        return [int(s.generate_state(1)[0]) for s in per_lane], np.random.default_rng(actions)
+        return [training_seed(stream) for stream in per_lane], np.random.default_rng(actions)
 
 
 class Work(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from actors.envs import EnvError
+from actors.contract import EnvError
 from replay.chunk import BOUNDARY, FIRST, TERMINATED, TRUNCATED, Counters, Schema
 
 Array = npt.NDArray[Any]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import math
 import os
 import platform
 import shutil
@@ -14,21 +13,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import numpy as np
 from packaging.requirements import Requirement
 
-from actors.envs import EnvError, make_env, make_lanes
+from actors.contract import EnvError
+from actors.first_look import Look, Played
 from deploy.arithmetic import changes
 from deploy.config import ConfigError, RunConfig
 from deploy.host import usable_cores
-from deploy.launch import check_port, probe_env
+from deploy.launch import check_port, look_at_env
 from deploy.outlook import measure_actor
 from deploy.placement import Resources, alive_nodes, asks, check_room, shown
 from deploy.plan import check_limiter, check_memory, megabytes, plan
 from deploy.ray_start import start_ray
-from deploy.run_dir import env_of
 from deploy.valkey import EmbeddedServer, ServerError, find_server
 from replay.chunk import Schema
 from replay.identity import Identity
@@ -63,8 +61,9 @@ def preflight(config: RunConfig) -> Iterator[Check]:
     yield from guarded("limits", lambda: _limits(config))
     schema = None
     try:
-        schema = probe_env(config)
-        yield from _environment(config, schema)
+        look = look_at_env(config)
+        schema = look.schema
+        yield from _environment(config, look)
     except EnvError as error:
         yield Check("env", "problem", str(error), "see --env.id, --env.path and --env.kwargs")
     if schema is not None:
@@ -122,67 +121,43 @@ def _limits(config: RunConfig) -> Iterator[Check]:
     )
 
 
-def _environment(config: RunConfig, schema: Schema) -> Iterator[Check]:
+def _environment(config: RunConfig, look: Look) -> Iterator[Check]:
     """Spaces and dtypes, what comes out of it, the autoreset mode, and the step rate."""
-    name, env = "env", make_env(env_of(config), training=True)
-    raw = env.unwrapped
+    name, schema = "env", look.schema
     stored = f"stored as {schema.obs_dtype}{list(schema.obs_shape)}, {schema.row_bytes} B a row"
-    spaces = " ".join(f"{config.env.id}: {raw.observation_space} -> {raw.action_space}".split())
-    yield Check(name, "ok", f"{spaces}; {stored}")
+    yield Check(name, "ok", f"{config.env.id}: {look.spaces}; {stored}")
+    yield _played(name, look.played, config)
+    for text in look.warnings:
+        yield Check(name, "warning", text, "see docs/environments.md")
     try:
-        yield _played(name, env, config)
-        env.close()
-        lanes = make_lanes(env_of(config), 1)
-        mode = lanes.metadata["autoreset_mode"].name
-        lanes.close()
         rate = measure_actor(config, schema)
-    except Exception as error:  # a user's environment may raise anything
-        raised = f"it raises as it is played: {type(error).__name__}: {error}"
-        yield Check(name, "problem", raised, "mend it: an actor makes it anew then, which costs the episode")
+    except EnvError as error:
+        yield Check(name, "problem", f"it raises as it is played: {error}", "mend it: each time costs an episode")
         return
     kind = "it computes" if rate.cpu_share > COMPUTES else "it waits most of the time, and not for the CPU"
     yield Check(
         name,
         "ok",
-        f"autoreset {mode}; an actor of {config.actors.lanes} lanes does {rate.env_steps_per_s:,.0f} env steps/s, "
+        f"autoreset NEXT_STEP; an actor of {config.actors.lanes} lanes does {rate.env_steps_per_s:,.0f} env steps/s, "
         f"{rate.env_share:.0%} of its time in the environment; {kind} ({rate.cpu_share:.0%} on the core)",
     )
 
 
-def _played(name: str, env: Any, config: RunConfig, seconds: float = 0.5) -> Check:
-    """Play at random for a while: what comes out has to be what the spaces promise."""
-    first, _ = env.reset(seed=1)
-    again, _ = env.reset(seed=1)
-    rng, ends, slowest_s, began = np.random.default_rng(0), 0, 0.0, time.perf_counter()
-    steps, strange = 0, ""
-    while not strange and time.perf_counter() - began < seconds:
-        before = time.perf_counter()
-        obs, reward, terminated, truncated, _ = env.step(int(rng.integers(env.action_space.n)))
-        slowest_s, steps = max(slowest_s, time.perf_counter() - before), steps + 1
-        if np.shape(obs) != env.observation_space.shape:
-            strange = f"an observation has the shape {np.shape(obs)}, its space says {env.observation_space.shape}"
-        elif not np.isfinite(np.asarray(obs, np.float64)).all() or not math.isfinite(float(reward)):
-            strange = f"an observation or a reward ({reward}) is not finite, after {steps} env steps"
-        if terminated or truncated:
-            ends += 1
-            env.reset()
-    if strange:
-        return Check(name, "problem", strange, "actors refuse such rows: mend the environment")
-    if slowest_s * config.actors.lanes > config.actors.step_timeout_s / 2:
+def _played(name: str, played: Played, config: RunConfig) -> Check:
+    """How it was played at random."""
+    if played.slowest_s * config.actors.lanes > config.actors.step_timeout_s / 2:
         return Check(
             name,
             "warning",
-            f"a step took {slowest_s:.1f} s, and an actor makes {config.actors.lanes} of them in turn",
+            f"a step took {played.slowest_s:.1f} s, and an actor makes {config.actors.lanes} of them in turn",
             f"raise --actors.step_timeout_s ({config.actors.step_timeout_s:g} s) or lower --actors.lanes",
         )
-    seeded = np.array_equal(np.asarray(first), np.asarray(again))
-    if not seeded:
+    if not played.reproduces:
         return Check(
             name, "warning", "the same seed gives another first observation", "runs of it cannot be reproduced"
         )
-    return Check(
-        name, "ok", f"{steps:,} env steps at random: {ends} episode(s) ended, seeds reproduce, values are finite"
-    )
+    found = f"{played.steps:,} env steps at random: {played.ends} episode(s) ended, seeds reproduce, values are finite"
+    return Check(name, "ok", found)
 
 
 def _memory(config: RunConfig, schema: Schema) -> Iterator[Check]:

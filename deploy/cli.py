@@ -282,7 +282,7 @@ def _discovery(arguments: list[str]) -> int:
 
 def _guarded(run: Callable[[], int]) -> int:
     """Turn what a user can cause into a message; let what is a defect show its traceback."""
-    from actors.envs import EnvError
+    from actors.contract import EnvError
     from deploy.run_dir import RunDirError
     from deploy.session import RunFailedError
     from deploy.valkey import ServerError

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
+import sys
 
-from actors.envs import make_env, schema_of
+from actors.first_look import Look, first_look
+from actors.rollout import Place
 from deploy.config import ConfigError, RunConfig
 from deploy.inline_session import InlineSession
 from deploy.plan import check_limiter
@@ -26,12 +27,21 @@ def start_session(config: RunConfig, directory: RunDirectory, schema: Schema, sa
 
 
 def probe_env(config: RunConfig) -> Schema:
-    """The schema of the run's environment. Raises EnvError where it cannot be used."""
-    with contextlib.chdir(os.curdir):  # relative paths mean the same afterwards, whatever the environment does
-        env = make_env(env_of(config), training=True)
-        schema = schema_of(env)
-        env.close()
-    return schema
+    """The schema of the run's environment. Raises EnvError where it cannot be used; warns on stderr."""
+    look = look_at_env(config)
+    for text in look.warnings:
+        _tell(text)
+    return look.schema
+
+
+def look_at_env(config: RunConfig) -> Look:
+    """A first look at the run's environment; on stderr what it waits for. Raises EnvError where it cannot be used."""
+    (seed, *_), _ = Place("look", config.seed, 0, config.actors.count, 1).seeds(1)
+    return first_look(env_of(config), seed or 0, config.actors.step_timeout_s, _tell)
+
+
+def _tell(text: str) -> None:
+    print(f"qherd: {text}", file=sys.stderr, flush=True)
 
 
 def check(config: RunConfig) -> None:

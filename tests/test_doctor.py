@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
 import shutil
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,6 @@ from deploy import checks
 from deploy.checks import Check, guarded, versions
 from deploy.config import ConfigError, RunConfig
 from deploy.doctor import _silence
-from deploy.launch import probe_env
 from deploy.run_dir import RunDirectory
 from deploy.valkey import EmbeddedServer
 
@@ -55,7 +56,11 @@ def config(**values: Any) -> RunConfig:
 
 def found_in(settings: RunConfig) -> list[Check]:
     """The environment's checks alone."""
-    return list(checks._environment(settings, probe_env(settings)))
+    return list(itertools.takewhile(lambda check: check.name == "env", _from_env(settings)))
+
+
+def _from_env(settings: RunConfig) -> Iterator[Check]:
+    return itertools.dropwhile(lambda check: check.name != "env", checks.preflight(settings))
 
 
 @pytest.fixture
@@ -68,8 +73,8 @@ def bad(tmp_path: Path) -> Path:
     ("how", "state", "told"),
     [
         ("raises", "problem", "RuntimeError: the bridge is down"),
-        ("shape", "problem", r"an observation has the shape \(3,\), its space says \(2,\)"),
-        ("nan", "problem", "not finite, after 1 env steps"),
+        ("shape", "problem", r"returned an observation of shape \(3,\); its space Box.* says shape \(2,\)"),
+        ("nan", "problem", r"step\(\) returned an observation that is not finite: \[nan nan\]"),
         ("seed", "warning", "the same seed gives another first observation"),
         ("well", "ok", "seeds reproduce, values are finite"),
     ],

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from scripted_env import ENDS, RaisingEnv
 
 from actors.config import ActorConfig, EnvConfig
-from actors.envs import EnvError, make_lanes
+from actors.contract import EnvError
+from actors.envs import make_lanes
 from actors.lanes import LaneError
 from actors.policy import make_policy
 from actors.rollout import Place, Rollout
@@ -62,7 +63,7 @@ def seeds(first: int | None, rebuilds: int) -> list[int]:
     """A lane's seed, and those of the environments that were made anew in it."""
     assert first is not None
     streams = (np.random.SeedSequence(first, spawn_key=(number,)) for number in range(1, rebuilds + 1))
-    return [first, *(int(stream.generate_state(1)[0]) for stream in streams)]
+    return [first, *(int(stream.generate_state(1)[0]) >> 2 for stream in streams)]
 
 
 def open_log() -> MemoryLog:

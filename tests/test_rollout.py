@@ -15,7 +15,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.testing import assert_allclose, assert_array_equal
 
 from actors.config import ActorConfig, EnvConfig
-from actors.envs import EnvError, make_env, make_lanes
+from actors.contract import EnvError
+from actors.envs import make_env, make_lanes
 from actors.policy import make_policy
 from actors.rollout import Place, Rollout
 from learner.networks import NetworkSpec

@@ -17,7 +17,8 @@ from scripted_env import DrawnEnv, RaisingEnv
 
 from actors import lanes as lanes_module
 from actors.config import ActorConfig, EnvConfig
-from actors.envs import EnvError, make_env, make_lanes, schema_of
+from actors.contract import EnvError
+from actors.envs import make_env, make_lanes, schema_of
 from actors.lanes import NotReplayable, replay_refused
 from actors.policy import make_policy
 from actors.rollout import Place, Rollout

@@ -20,7 +20,7 @@ from gymnasium.envs.classic_control import CartPoleEnv
 import deploy.train
 from actors import evaluator
 from actors.config import EnvConfig
-from actors.envs import EnvError
+from actors.contract import EnvError
 from actors.evaluator import Episodes, Verdict
 from deploy.config import BudgetConfig, ConfigError, RunConfig, compose
 from deploy.inline_session import InlineSession
@@ -331,7 +331,7 @@ def test_so_does_one_that_raises_where_it_is_evaluated(
 
 @pytest.mark.parametrize(
     ("training", "evaluations", "said"),
-    [(1, NEVER, "actor 0 failed: LaneError: the environment in lane 0 of"), (NEVER, 1, "the evaluator")],
+    [(300, NEVER, "actor 0 failed: LaneError: the environment in lane 0 of"), (NEVER, 1, "the evaluator")],
     ids=["training", "evaluation"],
 )
 def test_one_that_always_raises_ends_the_run_with_its_own_words(

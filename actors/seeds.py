@@ -1,0 +1,43 @@
+"""Seeds of environments: 31 bits, which every generator takes, and of training and evaluation never the same one.
+
+===============================  =======================
+who resets with it               seeds
+===============================  =======================
+training lanes                   [0, 2^30)
+a run's own evaluations          [2^30, 2^30 + 2^29)
+``qherd eval``, ``qherd record``  from 2^30 + 2^29 on
+===============================  =======================
+
+numpy's old global generator takes 32 bits, simulators in C often 31.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+TRAINING = 1 << 30
+"""Seeds below it are training's."""
+EVALUATIONS = 1 << 29
+"""How many seeds a run's own evaluations have."""
+PLAYBACK = TRAINING + EVALUATIONS
+"""The first seed of ``qherd eval`` and ``qherd record``."""
+MOST = (1 << 31) - 1
+"""The greatest seed."""
+EPISODES = 1 << 20
+"""Seeds that one evaluator has before it comes to those of the one after it."""
+
+
+def training_seed(stream: np.random.SeedSequence) -> int:
+    """A training lane's seed, drawn from ``stream``."""
+    return int(stream.generate_state(1)[0]) >> 2
+
+
+def evaluation_seeds_from(run_seed: int, evaluator: int) -> int:
+    """The number of the first seed of a run's n-th evaluator; see ``evaluation_seed``."""
+    first = int(np.random.SeedSequence(run_seed).generate_state(1)[0])
+    return first % EVALUATIONS + evaluator * EPISODES
+
+
+def evaluation_seed(number: int) -> int:
+    """The seed that a run's evaluations have at ``number``; the same again only after 2^29 others."""
+    return TRAINING + number % EVALUATIONS
