@@ -14,6 +14,7 @@ import numpy.typing as npt
 from actors.config import EnvConfig, EvalConfig
 from actors.envs import make_env, schema_of
 from actors.policy import make_policy
+from actors.seeds import evaluation_seed, evaluation_seeds_from
 from learner.networks import NetworkSpec
 from learner.weights import unpack
 from replay.state import State
@@ -21,8 +22,6 @@ from replay.state import State
 Array = npt.NDArray[Any]
 LANES = 20
 """Episodes that are played side by side."""
-SEEDS_FROM = 1 << 32
-"""Evaluation seeds count up from here: no training lane's 32-bit seed is among them."""
 
 
 class Episodes(NamedTuple):
@@ -108,7 +107,7 @@ class Evaluator:
         self._config = config
         self._envs = [make_env(env, training=False) for _ in range(min(LANES, config.confirm_episodes))]
         self._policy = make_policy(network, schema_of(self._envs[0]))
-        self._next_seed = SEEDS_FROM + (seed << 24) + (restart << 20)
+        self._next_seed = evaluation_seeds_from(seed, restart)
 
     def state(self) -> State:
         """See ``replay.state``: which seed comes next."""
@@ -133,6 +132,6 @@ class Evaluator:
         return Verdict(header.version, header.updates, screen, confirmed, solved, seconds)
 
     def _play(self, episodes: int) -> Episodes:
-        seeds = range(self._next_seed, self._next_seed + episodes)
+        seeds = [evaluation_seed(number) for number in range(self._next_seed, self._next_seed + episodes)]
         self._next_seed += episodes
         return play(self._envs, lambda obs: self._policy(obs).argmax(1), seeds, self._config.max_episode_steps)

@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 from pydantic import BaseModel, ConfigDict, Field
 
+from actors.seeds import MOST, PLAYBACK
 from deploy.config import RedisConfig, RunConfig
 
 
@@ -121,8 +122,8 @@ class Eval(BaseModel):
     """The run's directory."""
     episodes: int = Field(100, ge=1)
     """Greedy episodes to play."""
-    seed: int = Field(1_000_000, ge=0)
-    """Seed of the first episode; each further one has the next."""
+    seed: int = Field(PLAYBACK, ge=0, le=MOST)
+    """Seed of the first episode; each further one has the next. The default is none that the run has played."""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print JSON."""
 
@@ -134,7 +135,7 @@ class Record(BaseModel):
     """The run's directory."""
     out: Path | None = None
     """The file to write, .mp4 or .gif. The default is best.mp4 in the run's directory."""
-    seed: int = Field(1_000_000, ge=0)
+    seed: int = Field(PLAYBACK, ge=0, le=MOST)
     """Seed of the episode."""
 
 

@@ -14,7 +14,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from actors.config import EnvConfig, EvalConfig
 from actors.envs import make_env
-from actors.evaluator import SEEDS_FROM, Episodes, Evaluator, Verdict, play
+from actors.evaluator import Episodes, Evaluator, Verdict, play
+from actors.rollout import Place
+from actors.seeds import PLAYBACK
 from learner.networks import NetworkSpec
 from learner.weights import pack
 
@@ -151,7 +153,7 @@ def test_without_a_threshold_nothing_is_solved(scripted: Scripted) -> None:
 
 
 def test_no_seed_is_played_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither by the same evaluator, nor after its restart, nor in training, whose seeds have 32 bits."""
+    """Neither by the same evaluator, nor after its restart, nor in training; and each has 31 bits."""
     played: list[int] = []
 
     def fake(envs: Any, act: Any, seeds: Any, *_: Any) -> Episodes:
@@ -165,7 +167,10 @@ def test_no_seed_is_played_twice(monkeypatch: pytest.MonkeyPatch) -> None:
             for _ in range(50):
                 evaluator.screen(policy())
     assert len(set(played)) == len(played) == 2 * 3 * 50 * 120
-    assert min(played) >= SEEDS_FROM > 2**32 - 1
+    lanes = (Place("r", 7, slot, 9, incarnation).seeds(16)[0] for slot in range(9) for incarnation in range(1, 30))
+    training = [seed for seeds in lanes for seed in seeds if seed is not None]
+    assert 0 <= min(training) < max(training) < 2**30 <= min(played) < max(played) < 2**30 + 2**29
+    assert PLAYBACK == 2**30 + 2**29
 
 
 def test_a_real_evaluation_is_greedy() -> None:
