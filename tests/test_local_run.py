@@ -32,8 +32,13 @@ import gymnasium as gym
 from gymnasium.envs.classic_control import CartPoleEnv
 
 class Broken(CartPoleEnv):
+    steps = 0
+
     def step(self, action):
-        raise RuntimeError("the bridge is [/out]")
+        self.steps += 1
+        if self.steps > 250:  # beyond the first look
+            raise RuntimeError("the bridge is [/out]")
+        return super().step(action)
 
 class Hangs(CartPoleEnv):
     steps = 0
