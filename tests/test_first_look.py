@@ -62,7 +62,7 @@ def test_a_fault_is_told_with_environment_value_and_expectation(kind: str) -> No
 @pytest.mark.parametrize("kind", ["well", "int64", "float64", "list", "bool"])
 def test_what_keeps_its_values_is_taken(kind: str) -> None:
     found = look(kind)
-    assert found.schema == Schema((2, 2), "uint8", 2)
+    assert found.schema == Schema((2, 2), "uint8", 2, obs_divisor=255)
     assert found.warnings == ()
     assert (found.played.reproduces, found.played.steps > 5) == (True, True)
 
