@@ -15,7 +15,7 @@ from deploy.config import RunConfig
 from deploy.plan import backstop_chunks, chunk_rows
 from deploy.run_dir import RunDirectory, env_of
 from deploy.session import Progress, RunFailedError, Say, make_checkpointer, replay_of
-from learner.checkpoint import Found
+from learner.checkpoint import Found, restoring
 from learner.report import Diverged
 from replay.chunk import Schema
 from replay.log import MemoryLog
@@ -57,7 +57,8 @@ class InlineSession:
             )
         found = self._checkpointer.newest() if fence > 1 else None
         if found is not None:
-            self._log.restore(found.parts["log"])
+            with restoring(found):
+                self._log.restore(found.parts["log"])
         self.loop = LearnerLoop(
             run,
             self._log,
@@ -82,10 +83,11 @@ class InlineSession:
         self._checkpointed_at = self.loop.learner.updates
         self._whole = True  # no advance failed half-way
         if found is not None:
-            self._evaluator.restore(found.parts["evaluator"])
-            self._screened_at = found.parts["session"].values["screened_at"]
-            self._rebuilt.total = found.parts["session"].values["env_rebuilds"]
-            self._evaluator_restarts.total = found.parts["session"].values["evaluator_restarts"]
+            with restoring(found):
+                self._evaluator.restore(found.parts["evaluator"])
+                self._screened_at = found.parts["session"].values["screened_at"]
+                self._rebuilt.total = found.parts["session"].values["env_rebuilds"]
+                self._evaluator_restarts.total = found.parts["session"].values["evaluator_restarts"]
         if self.loop.resumed is not None:
             directory.rewind(self.loop.resumed)
         self._checkpoint()
@@ -98,7 +100,8 @@ class InlineSession:
         if found is not None:
             try:
                 rollout = self._make_rollout(slot, found.parts[f"actor-{slot}"].values["incarnation"])
-                rollout.restore(found.parts[f"actor-{slot}"])
+                with restoring(found):
+                    rollout.restore(found.parts[f"actor-{slot}"])
             except NotReplayable as error:
                 self._say(f"actor {slot} begins anew, so the run does not go on to the bit: {error}")
             else:

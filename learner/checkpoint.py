@@ -23,7 +23,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,11 +33,15 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from learner.config import CheckpointConfig
+from replay.foreign import Unreadable, parse_json, read_file, read_object
 from replay.state import State
+from replay.storage import CannotFit, available_memory
 
 FORMAT = 1
 """Raised where older code could not read what newer code writes."""
 VALUES, MANIFEST, ARRAYS = "state.json", "manifest.json", ".safetensors"
+MANIFEST_BYTES = 1 << 20
+"""No manifest is bigger: it has a line per part."""
 _NAME = re.compile(r"(\d+)-(\d+)-(\d+)")
 _WRITING = ".writing-"
 
@@ -136,37 +140,64 @@ def names(folder: Path) -> list[Name]:
 
 def read(folder: Path, name: Name) -> dict[str, State]:
     """A checkpoint's parts. Raises CheckpointError where it is damaged or of another format."""
-    files = _checked_files(folder / str(name))
-    values = json.loads(files[VALUES])["parts"]
+    path = folder / str(name)
+    files = _checked_files(path)
     try:
+        values = parse_json(files[VALUES])["parts"]
         arrays = {file.removesuffix(ARRAYS): load_arrays(data) for file, data in files.items() if file != VALUES}
-    except SafetensorError as error:
-        raise CheckpointError(f"{folder / str(name)}: {error}") from error
-    return {part: State(values[part], arrays.get(part, {})) for part in values}
+        if not all(isinstance(each, dict) for each in values.values()):
+            raise CheckpointError(f"{path / VALUES} is damaged: each part has to be an object")
+        return {part: State(values[part], arrays.get(part, {})) for part in values}
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
 def _checked_files(path: Path) -> dict[str, bytes]:
-    """The files that the manifest names, each as it was written."""
+    """The files that the manifest names, each as it was written: sizes are compared before anything is read."""
+    if path.is_symlink():
+        raise CheckpointError(f"{path} is a link: a checkpoint lies in the folder of its run")
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        if manifest["format"] != FORMAT:
-            raise CheckpointError(f"{path} has format {manifest['format']!r}, this qherd reads {FORMAT}")
-        files = {}
-        for file, about in manifest["files"].items():
-            if Path(file).name != file:
-                raise CheckpointError(f"{path / MANIFEST} names {file!r}, which is elsewhere")
-            files[file] = data = (path / file).read_bytes()
-            if len(data) != about["bytes"] or hashlib.sha256(data).hexdigest() != about["sha256"]:
-                raise CheckpointError(f"{path / file} does not match its size and sha256 in {MANIFEST}")
-        if VALUES not in files:
-            raise CheckpointError(f"{path / MANIFEST} does not name {VALUES}")
-    except OSError as error:
+        listed = _listed(path)
+        files = {file: read_file(path / file, about.bytes) for file, about in listed.items()}
+    except FileNotFoundError as error:
         raise CheckpointError(f"{error.filename}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path / MANIFEST} is damaged: {error}") from error
+    except Unreadable as error:
+        raise CheckpointError(str(error)) from error
+    for file, data in files.items():
+        if len(data) != listed[file].bytes or hashlib.sha256(data).hexdigest() != listed[file].sha256:
+            raise CheckpointError(f"{path / file} does not match its size and sha256 in {MANIFEST}")
     return files
+
+
+class _About(NamedTuple):
+    """What a manifest has of a file."""
+
+    bytes: int
+    sha256: str
+
+
+def _listed(path: Path) -> dict[str, _About]:
+    """The manifest's files. Raises CheckpointError where it is damaged, or names what cannot be this run's."""
+    manifest = read_object(path / MANIFEST, MANIFEST_BYTES)
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{path} has format {manifest.get('format')!r:.40}, this qherd reads {FORMAT}")
+    try:
+        listed = {file: _About(about["bytes"], about["sha256"]) for file, about in manifest["files"].items()}
+    except (LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path / MANIFEST} is damaged: {error!r:.200}") from error
+    for file, about in listed.items():
+        if Path(file).name != file:
+            raise CheckpointError(f"{path / MANIFEST} names {file!r:.80}, which is elsewhere")
+        if type(about.bytes) is not int or about.bytes < 0 or not isinstance(about.sha256, str):
+            raise CheckpointError(f"{path / MANIFEST} is damaged: {file!r:.80} has no size and sha256")
+    if VALUES not in listed:
+        raise CheckpointError(f"{path / MANIFEST} does not name {VALUES}")
+    needed, free = sum(about.bytes for about in listed.values()), available_memory()
+    if free is not None and needed > free:
+        raise CheckpointError(f"{path} has {needed:,} bytes, and {free:,} of memory are free")
+    return listed
 
 
 def newest(folder: Path) -> Found | None:
@@ -185,6 +216,21 @@ def newest(folder: Path) -> Found | None:
             "none of the run's checkpoints can be used; they are left as they are:\n  " + "\n  ".join(skipped)
         )
     return None
+
+
+@contextlib.contextmanager
+def restoring(found: Found | None) -> Iterator[None]:
+    """Goes on from a checkpoint in the block. Raises CheckpointError where its values are none that qherd writes, whole
+    as its files are."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
+        if found is None or isinstance(error, CheckpointError | CannotFit):
+            raise
+        raise CheckpointError(
+            f"checkpoint {found.name} holds what this run cannot go on from: {type(error).__name__}: {error}; move its "
+            "folder away to go on from the one before"
+        ) from error
 
 
 def prune(folder: Path, keep: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from learner.checkpoint import Checkpointer, Found, Name
+from learner.checkpoint import Checkpointer, Found, Name, restoring
 from learner.config import PUBLISH_MIN_S, LearnerConfig
 from learner.cpu_time import CpuTime
 from learner.journal import Journal
@@ -91,7 +91,8 @@ class LearnerLoop:
         self._journal = None if checkpointer is None else Journal(checkpointer.folder, fence)
         self._sums_before: Mapping[str, float] = {}
         self._seconds_before: Mapping[str, float] = {}
-        self.resumed = None if found is None else self._restore(found)
+        with restoring(found):
+            self.resumed = None if found is None else self._restore(found)
         if republish:
             self.publish()
 

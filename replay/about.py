@@ -6,7 +6,6 @@ for reading only: nothing of the run itself depends on it, and its clock is the 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from typing import Any, Self
@@ -14,6 +13,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from replay.chunk import Schema
+from replay.foreign import parse_json
 from replay.log import LogError
 from replay.reader import Slot
 
@@ -84,7 +84,7 @@ class About(BaseModel):
     def unpack(cls, data: bytes) -> Self:
         """Raises AboutError where ``data`` is no description of this format."""
         try:
-            found: Any = json.loads(data)
+            found: Any = parse_json(data)
             written = found.get("format") if isinstance(found, Mapping) else None
             if written != FORMAT:
                 raise AboutError(

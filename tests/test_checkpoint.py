@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from waiting import until
 
 from learner import checkpoint
-from learner.checkpoint import Checkpointer, CheckpointError, Name, names, newest, pack, prune, read, write
-from learner.config import CheckpointConfig
+from learner.checkpoint import Checkpointer, CheckpointError, Found, Name, names, newest, pack, prune, read, write
+from learner.config import CheckpointConfig, LearnerConfig
+from learner.loop import LearnerLoop
+from learner.publisher import Publisher
+from replay.chunk import Schema
+from replay.config import ReplayConfig
+from replay.log import MemoryLog
 from replay.state import State
 
 FIRST, SECOND, THIRD = Name(1, 100, 900), Name(1, 200, 1800), Name(2, 150, 1300)
@@ -163,6 +172,152 @@ def test_retention_keeps_the_newest_and_never_removes_the_only_good_one(folder: 
 def test_a_second_one_of_the_same_name_changes_nothing(folder: Path) -> None:
     write(folder, SECOND, pack(parts(1)))
     assert number_of(read(folder, SECOND)) == 200
+
+
+# -- files of somebody else's
+
+
+def sparse(path: Path) -> None:
+    path.unlink()
+    with path.open("wb") as file:
+        file.truncate(40 << 30)
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def device(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+def link(path: Path) -> None:
+    """To the very same contents, elsewhere."""
+    path.rename(path.parent.parent / path.name)
+    path.symlink_to(path.parent.parent / path.name)
+
+
+def directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def deep(path: Path) -> None:
+    path.write_bytes(b'{"a":' * 100_000 + b"1" + b"}" * 100_000)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize("hostile", [sparse, pipe, device, link, directory, deep])
+def test_what_is_no_plain_small_file_is_passed_over_unread(
+    folder: Path, index: int, hostile: Callable[[Path], None]
+) -> None:
+    hostile(files_of(folder, SECOND)[index])
+    found = newest(folder)
+    assert found is not None
+    assert (found.name, number_of(found.parts), len(found.skipped)) == (FIRST, 100, 1)
+    prune(folder, keep=1)
+    assert names(folder) == [SECOND, FIRST], "the only good one stays"
+
+
+@pytest.mark.parametrize("hostile", ["bytes", "sparse and said so", "deep", "a list", "parts that are none"])
+def test_what_a_manifest_agrees_with_is_still_looked_at(folder: Path, hostile: str) -> None:
+    """Whoever writes files can write their sizes and digests, too."""
+    path, values = folder / str(SECOND), folder / str(SECOND) / checkpoint.VALUES
+    contents = {
+        "deep": b'{"parts":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        "a list": b"[1]",
+        "parts that are none": b'{"parts": {"learner": 7}}',
+    }
+    values.write_bytes(contents.get(hostile, values.read_bytes()))
+    if hostile == "sparse and said so":
+        sparse(values)
+    size = 10**30 if hostile == "bytes" else values.stat().st_size
+    digest = "0" * 64 if size > 1 << 30 else hashlib.sha256(values.read_bytes()).hexdigest()
+    manifest = json.loads((path / checkpoint.MANIFEST).read_text())
+    manifest["files"][checkpoint.VALUES] = {"bytes": size, "sha256": digest}
+    (path / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    found = newest(folder)
+    assert found is not None
+    assert (found.name, number_of(found.parts), len(found.skipped)) == (FIRST, 100, 1)
+
+
+def test_a_checkpoint_that_is_a_link_is_passed_over_and_never_removed(folder: Path, tmp_path: Path) -> None:
+    away = tmp_path / "away"
+    (folder / str(SECOND)).rename(away)
+    (folder / str(SECOND)).symlink_to(away)
+    found = newest(folder)
+    assert found is not None
+    assert found.name == FIRST
+    write(folder, THIRD, pack(parts(150)))
+    prune(folder, keep=1)
+    assert len(list(away.iterdir())) == 3
+
+
+def test_values_that_nothing_can_go_on_from_are_named(tmp_path: Path) -> None:
+    """They are whole by every digest: whoever wrote them is not qherd, or a much older one."""
+    with pytest.raises(
+        CheckpointError, match=rf"{FIRST} holds what this run cannot go on from: KeyError.*away to go on"
+    ):
+        LearnerLoop(
+            "r",
+            MemoryLog(),
+            Publisher(MemoryLog(), 2),
+            Schema((3,), "float32", 2),
+            ReplayConfig(capacity_rows=100, min_rows=10),
+            LearnerConfig(),
+            fence=2,
+            seed=0,
+            quarantine=None,
+            checkpointer=Checkpointer(tmp_path, CheckpointConfig(), with_rows=True),
+            found=Found(FIRST, {"learner": State({}, {})}, ()),
+        )
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def paths_in(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where there is something to change."""
+    inner = value.items() if isinstance(value, dict) else ()
+    return [path, *(found for key, each in inner for found in paths_in(each, (*path, key)))]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mutated")
+    for name in (FIRST, SECOND):
+        write(folder, name, pack(parts(name.updates)))
+    return folder
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_whatever_a_manifest_says_the_one_before_loads(written: Path, data: st.DataObject) -> None:
+    """Any value in any place of it: it is passed over, or, where nothing that matters was changed, it loads."""
+    path = written / str(SECOND) / checkpoint.MANIFEST
+    before = path.read_bytes()
+    manifest = {"whole": json.loads(before)}
+    parents: tuple[Any, ...] = ("whole", *data.draw(st.sampled_from(paths_in(manifest["whole"]))))
+    parents, leaf = parents[:-1], parents[-1]
+    at: Any = manifest
+    for key in parents:
+        at = at[key]
+    at[leaf] = data.draw(ANYTHING)
+    try:
+        path.write_text(json.dumps(manifest["whole"]))
+        found = newest(written)
+    finally:
+        path.write_bytes(before)
+    assert found is not None
+    assert found.name == FIRST or number_of(found.parts) == 200
+    assert len(found.skipped) == (found.name == FIRST)
 
 
 # -- killed anywhere

@@ -1,0 +1,63 @@
+"""Files and JSON that somebody else may have written or damaged: read whole and bounded, or refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+
+class Unreadable(ValueError):
+    """A file that is not read, or JSON that is none; the text says why, and of a file which."""
+
+
+def read_file(path: Path, most_bytes: int) -> bytes:
+    """Returns what is in a plain file. Links, pipes and devices are refused without waiting for them.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Unreadable: it is no plain file, has more than ``most_bytes``, or the disk refuses it.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        why = "it is a link" if path.is_symlink() else error.strerror
+        raise Unreadable(f"{path} cannot be read: {why}") from None
+    try:
+        about = os.fstat(fd)
+        if not stat.S_ISREG(about.st_mode):
+            raise Unreadable(f"{path} cannot be read: it is no plain file")
+        if about.st_size > most_bytes:
+            raise Unreadable(f"{path} has {about.st_size:,} bytes, and at most {most_bytes:,} are read")
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            return file.read(most_bytes)
+    except OSError as error:
+        raise Unreadable(f"{path} cannot be read: {error.strerror}") from None
+    finally:
+        os.close(fd)
+
+
+def parse_json(data: bytes | str) -> Any:
+    """Returns the value that JSON of any origin holds. Raises Unreadable where it is none or nests too deeply."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise Unreadable("its JSON nests too deeply") from None
+    except ValueError as error:
+        raise Unreadable(f"it is no JSON: {error}") from None
+
+
+def read_object(path: Path, most_bytes: int) -> dict[str, Any]:
+    """Returns the JSON object in a plain file. Raises what ``read_file`` does, and Unreadable where it holds none."""
+    data = read_file(path, most_bytes)
+    try:
+        value = parse_json(data)
+    except Unreadable as error:
+        raise Unreadable(f"{path} is damaged: {error}") from None
+    if not isinstance(value, dict):
+        raise Unreadable(f"{path} is damaged: it holds no JSON object")
+    return value
