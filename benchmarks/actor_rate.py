@@ -49,7 +49,7 @@ def measure(quick: bool) -> list[Result]:
     The actor explores with epsilon 1, so that both fly the same episodes on average; it infers all the same, writes
     rows, encodes chunks, sends them to a real server, and fetches weights that change four times a second.
     """
-    seconds, repetitions = (0.5, 5) if quick else (2.0, 15)
+    seconds, repetitions = (0.2, 2) if quick else (2.0, 15)
     with rollout_at_work() as rollout:
         actor, bare = actor_loop(rollout), bare_loop()
         (wall, cpu), (bare_wall, bare_cpu) = _both(actor, bare, seconds, repetitions)

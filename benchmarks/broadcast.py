@@ -22,8 +22,9 @@ from benchmarks.result import Result, show
 from deploy.valkey import EmbeddedServer
 
 RUN = "broadcast"
-MEGABYTES, COUNTS, QUICK = 20.0, (0, 1, 4, 8, 16, 32), (0, 1, 4)
-SECONDS, FETCH_EVERY_S, PUBLISH_EVERY_S = 15.0, 1.0, 0.5
+MEGABYTES, COUNTS, SECONDS = 20.0, (0, 1, 4, 8, 16, 32), 15.0
+QUICK_MEGABYTES, QUICK_COUNTS, QUICK_S = 1.0, (0, 1), 3.0
+FETCH_EVERY_S, PUBLISH_EVERY_S = 1.0, 0.5
 CHUNK_BYTES, APPEND_EVERY_S = 8_000, 0.01
 LIMIT = 0.1
 """Share of an actor's time that fetching may take: more, and one fetch per node would be worth its complexity."""
@@ -42,7 +43,9 @@ class Cost(NamedTuple):
 
 def measure(quick: bool) -> list[Result]:
     """What a fetch of 20 MB takes with 16 actors."""
-    return results(sweep(QUICK if quick else COUNTS, MEGABYTES, 5.0 if quick else SECONDS), MEGABYTES)
+    if quick:
+        return results(sweep(QUICK_COUNTS, QUICK_MEGABYTES, QUICK_S), QUICK_MEGABYTES)
+    return results(sweep(COUNTS, MEGABYTES, SECONDS), MEGABYTES)
 
 
 def results(costs: Sequence[Cost], megabytes: float) -> list[Result]:

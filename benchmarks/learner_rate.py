@@ -22,7 +22,7 @@ from replay.redis_log import RedisLog
 
 RUN = "learner-rate"
 TARGET = 0.85
-WARM_UP_UPDATES = 500
+WARM_UP_UPDATES, QUICK_UPDATES = 500, 20
 SLICE_S = 0.1
 
 
@@ -32,9 +32,9 @@ def measure(quick: bool) -> list[Result]:
     The two sides take turns of SLICE_S, shorter than the actors notice, so that both run beside equally busy actors.
     CPU time is the process's: the publisher's thread is in it.
     """
-    slices, repetitions = (5, 5) if quick else (30, 15)
+    slices, repetitions = (3, 2) if quick else (30, 15)
     config = compose("LunarLander-v3", None, None)
-    with running_herd(config) as loop:
+    with running_herd(config, QUICK_UPDATES if quick else WARM_UP_UPDATES) as loop:
         before = loop.report().figures
         ours, others = [], []
         running, bare = Side(_running_loop(loop)), Side(_bare_loop(config, loop))
@@ -78,7 +78,7 @@ class Side:
 
 
 @contextlib.contextmanager
-def running_herd(config: RunConfig) -> Iterator[LearnerLoop]:
+def running_herd(config: RunConfig, warm_up_updates: int) -> Iterator[LearnerLoop]:
     """A learner loop in this process, past its first updates, with server and actors beside it."""
     schema, count = probe_env(config), config.actors.count
     torch.set_num_threads(config.learner.threads)
@@ -94,7 +94,7 @@ def running_herd(config: RunConfig) -> Iterator[LearnerLoop]:
         place = (server.url("actor"), RUN)
         for slot in range(count):
             herd.enter_context(beside(act, *place, slot, count, config.env, config.actors, backstop_chunks(config)))
-        while loop.learner.updates < WARM_UP_UPDATES:
+        while loop.learner.updates < warm_up_updates:
             loop.train(0.5)
         yield loop
 

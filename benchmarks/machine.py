@@ -30,11 +30,11 @@ def describe() -> dict[str, Any]:
 
 def show(machine: dict[str, Any]) -> str:
     """In two lines."""
-    versions = ", ".join(f"{name} {machine[name]}" for name in ("python", *PACKAGES, "qherd"))
+    versions = ", ".join(f"{name} {machine[name]}" for name in ("python", *PACKAGES))
     loads = " ".join(map(str, machine["load_average"]))
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}, "
-        f"load average {loads}\n{versions}"
+        f"load average {loads}\n{versions}, qherd at commit `{machine['qherd']}`"
     )
 
 

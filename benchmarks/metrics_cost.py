@@ -17,7 +17,7 @@ from prometheus_client.exposition import generate_latest
 
 from actors.rollout import Rollout
 from benchmarks.actor_rate import CHUNK_STEPS, LANES, rollout_at_work
-from benchmarks.learner_rate import Side, running_herd
+from benchmarks.learner_rate import QUICK_UPDATES, WARM_UP_UPDATES, Side, running_herd
 from benchmarks.result import Result
 from deploy.config import compose
 from deploy.learner_seat import SLICE_S
@@ -35,17 +35,17 @@ CALLS = 300
 
 def measure(quick: bool) -> list[Result]:
     """LunarLander's preset, prioritised, so that all that is measured of samples is there; beside real actors."""
-    slices, repetitions = (4, 5) if quick else (12, 15)
+    slices, repetitions = (2, 2) if quick else (12, 15)
     config = compose("LunarLander-v3", None, None)
     config = config.model_copy(update={"replay": config.replay.model_copy(update={"sampler": "prioritised"})})
-    with running_herd(config) as loop:
+    with running_herd(config, QUICK_UPDATES if quick else WARM_UP_UPDATES) as loop:
         shares, told = _learner(loop, slices, repetitions)
         on, off = _on_and_off(loop, slices, repetitions)
     batch = f"preset lunarlander, prioritised, batches of {config.learner.batch}"
     unit = "% of a batch's CPU time"
     return [
         Result("metrics, learner", unit, shares, target=TARGET, at_most=True, notes=(batch, *told)),
-        _actor(*((0.5, 5) if quick else (2.0, 15))),
+        _actor(*((0.5, 2) if quick else (2.0, 15))),
         Result("learner rate with metrics", "updates/CPU s", on, "without", off, notes=("printed, not judged",)),
     ]
 

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,26 +19,39 @@ from types import TracebackType
 from typing import Any, Self
 
 HERE = Path(__file__).parent
+REPOSITORY = HERE.parent
+OURS = ("sb3", "cpprb")
+"""Peers that run on our venv's own torch, numpy and gymnasium; TorchRL's compiled part needs another torch."""
 
 Timed = Callable[[], tuple[float, ...]]
 """Does the work of one repetition once; returns the seconds of each of its parts."""
 
 
 def peer_python(name: str) -> Path:
-    """The Python of the peer's venv, made once for each content of requirements-{name}.txt."""
+    """The Python of the peer's venv, made once for each content of requirements-{name}.txt, which is all that the peer
+    needs beside what it has of ours."""
     requirements = HERE / f"requirements-{name}.txt"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qherd"
-    digest = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()[:12]
+    ours = sysconfig.get_path("purelib") if name in OURS else ""
+    digest = hashlib.sha256(requirements.read_bytes() + f"{sys.version} {ours}".encode()).hexdigest()[:12]
     folder = cache / f"{name}-{digest}"
     python = folder / "bin" / "python"
     if (folder / "ready").exists():
         return python
     print(f"  installing {requirements.name} in {folder} (once)", flush=True)
-    pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-r", str(requirements)]
-    subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-    subprocess.run(pip, check=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-qq", "--disable-pip-version-check"]
+    subprocess.run([sys.executable, "-m", "venv", "--clear", "--without-pip", str(folder)], check=True)
+    subprocess.run([*pip, *(["--no-deps"] if ours else []), "-r", str(requirements)], check=True)
+    if ours:
+        (next(folder.glob("lib/python*/site-packages")) / "ours.pth").write_text(f"{ours}\n")
     (folder / "ready").touch()
     return python
+
+
+def peer_command(name: str, *options: str) -> list[str]:
+    """Returns what runs a peer's script, in REPOSITORY. As a module: with the script's folder first on sys.path, the
+    package ``replay`` would be benchmarks/replay.py."""
+    return [str(peer_python(name)), "-m", f"benchmarks.{name}_peer", *options]
 
 
 class Peer:
@@ -48,11 +62,12 @@ class Peer:
         self._name = name
         environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
         self._process = subprocess.Popen(
-            [str(peer_python(name)), str(HERE / f"{name}_peer.py")],
+            peer_command(name),
+            cwd=REPOSITORY,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment | {"PYTHONPATH": str(HERE.parent)},
+            env=environment,
         )
         self.about: str = self._ask(setting)
 

@@ -23,18 +23,19 @@ from replay.reader import Reader
 from replay.samplers import PrioritisedSampler, UniformSampler
 
 RUN = "replay"
-ROWS, FLOATS, BATCH = 1_000_000, 8, 512
+ROWS, QUICK_ROWS, FLOATS, BATCH = 1_000_000, 20_000, 8, 512
 SCHEMA = Schema((FLOATS,), "float32", 4)
 SIZE = "1 M transitions of 76 bytes (two observations of 8 floats, action, reward, discount), batches of 512"
 SAMPLE_TARGET, UPDATE_TARGET, UNIFORM_TARGET, INGEST_TARGET = 2.0, 1.0, 1.0, 1e6
-INGEST_CHUNKS = 200
+INGEST_CHUNKS, QUICK_CHUNKS = 200, 10
 
 
 def measure(quick: bool) -> list[Result]:
     """Sides in one process each, which take turns; medians of ``times`` calls, then of the repetitions."""
-    times, repetitions = (50, 3) if quick else (300, 11)
-    memory = Memory()
-    setting = {"rows": ROWS, "floats": FLOATS, "batch": BATCH, "alpha": memory.alpha, "beta": memory.beta}
+    times, repetitions = (3, 2) if quick else (300, 11)
+    rows, chunks = (QUICK_ROWS, QUICK_CHUNKS) if quick else (ROWS, INGEST_CHUNKS)
+    memory = Memory(rows, chunks)
+    setting = {"rows": rows, "floats": FLOATS, "batch": BATCH, "alpha": memory.alpha, "beta": memory.beta}
     with Peer("cpprb", **setting) as cpprb, Peer("torchrl", **setting) as torchrl:
 
         def sides(what: str, ours: Timed, *peers: Peer) -> list[list[tuple[float, ...]]]:
@@ -68,23 +69,25 @@ def _result(name: str, sides: Any, part: int, other: int, peer: Peer, target: fl
 
 
 class Memory:
-    """qherd's side: mirrors full of ROWS rows, ingested from a log, with a sampler of either kind."""
+    """qherd's side: a mirror full of ``rows`` rows, ingested from a log in blocks of ``chunks``, with a sampler of
+    either kind."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: int, chunks: int) -> None:
         config = ReplayConfig()
+        self._chunks = chunks
         self.alpha, self.beta = config.alpha, config.beta
         self._rng = np.random.default_rng(0)
         self._log, self._feed = MemoryLog(), Feed(SCHEMA, RUN)
-        self._mirror = Mirror(SCHEMA, ROWS)
+        self._mirror = Mirror(SCHEMA, rows)
         self._sampler = PrioritisedSampler(self._mirror, self._rng, self.alpha, self.beta, config.beta_updates)
         self._uniform = UniformSampler(self._mirror, self._rng)
         learner = LearnerConfig()
         self._reader = Reader(self._log, Codec(SCHEMA, RUN), self._mirror, learner.n_step, learner.gamma)
         self._reader.follow([0])
-        while self._mirror.rows < ROWS:
-            self._take_in(INGEST_CHUNKS)
-        rows = np.arange(self._mirror.start, self._mirror.end)
-        self._sampler.update(rows, self._rng.normal(size=ROWS).astype("f4"))
+        while self._mirror.rows < rows:
+            self._take_in()
+        stored = np.arange(self._mirror.start, self._mirror.end)
+        self._sampler.update(stored, self._rng.normal(size=rows).astype("f4"))
 
     def cycle(self) -> tuple[float, float]:
         """Seconds of one prioritised sample (chosen, weighed, gathered) and of one priority update."""
@@ -103,14 +106,14 @@ class Memory:
 
     def ingest(self, repetitions: int) -> Result:
         """Chunks of the default size into the full mirror: checks, n-step windows, eviction and tree included."""
-        rows = INGEST_CHUNKS * self._feed.rows
-        rates = tuple(rows / self._take_in(INGEST_CHUNKS) for _ in range(repetitions))
+        rows = self._chunks * self._feed.rows
+        rates = tuple(rows / self._take_in() for _ in range(repetitions))
         note = f"chunks of {self._feed.rows} rows of {SCHEMA.row_bytes} bytes; {SIZE}"
         return Result("ingest, prioritised", "rows/s", rates, target=INGEST_TARGET, notes=(note,))
 
-    def _take_in(self, chunks: int) -> float:
-        """Seconds of the reader alone for so many chunks."""
-        for _ in range(chunks):
+    def _take_in(self) -> float:
+        """Seconds of the reader alone for a block of chunks."""
+        for _ in range(self._chunks):
             self._log.append(0, *self._feed.next())
         seconds, _ = seconds_of(self._reader.drain)
         self._reader.trim(keep_rows=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,10 @@ STORE_SCHEMA = Schema((65,), "float32", 4)
 """277 bytes per row; TorchRL's own benchmark of its storage has 276: 64 + 4 + 1 floats."""
 IN_TARGET, OUT_TARGET = 5.0, 10.0
 IMAGE_SCHEMA = Schema((84, 84), "uint8", 18)
-IMAGE_ROWS = (8, 16, 32, 64, 128, 256, 512)
+IMAGE_ROWS, QUICK_IMAGE_ROWS, PAGED_ROWS = (8, 16, 32, 64, 128, 256, 512), (8, 64), 64
 """Rows of a chunk: 57 kB to 3.6 MB."""
 IMAGE_TARGET, SHARE_TARGET = 50_000.0, 0.8
-LIVE_BYTES = 32 << 20
+LIVE_BYTES, QUICK_LIVE_BYTES = 32 << 20, 1 << 20
 """What lies in the server at a time, in either form: stream and keys are overwritten, as a full replay memory is."""
 PAGE_BYTES = 4 << 20
 PAGES = (1 << 20, 4 << 20, 16 << 20, 64 << 20)
@@ -39,21 +39,21 @@ ROLES = {"admin": "~* &* +@all"}
 
 def measure(quick: bool) -> list[Result]:
     """See the parts."""
-    repetitions = 3 if quick else 9
-    results = store(repetitions)
+    repetitions, live_bytes = (1, QUICK_LIVE_BYTES) if quick else (9, LIVE_BYTES)
+    results = store(repetitions, live_bytes)
     for name, binary in servers().items():
-        results += images(name, binary, repetitions)
+        results += images(name, binary, repetitions, QUICK_IMAGE_ROWS if quick else IMAGE_ROWS, live_bytes)
     return results
 
 
 class Stream:
     """One client's chunks of one size in one server: appended, and read back, as actor and learner do."""
 
-    def __init__(self, url: str, schema: Schema, lanes: int, chunk_steps: int, slot: int = 0) -> None:
+    def __init__(self, url: str, schema: Schema, lanes: int, chunk_steps: int, live_bytes: int, slot: int = 0) -> None:
         self._slot, self._feed = slot, Feed(schema, RUN, slot, lanes, chunk_steps)
         self.rows = self._feed.rows
         self.chunk_bytes = len(self._feed.next()[1])
-        self.chunks = max(8, LIVE_BYTES // self.chunk_bytes)
+        self.chunks = max(8, live_bytes // self.chunk_bytes)
         self._log = RedisLog(url, RUN, max_chunks=self.chunks)
         self._codec = Codec(schema, RUN)
         self._last = ChunkId()
@@ -88,12 +88,12 @@ class Stream:
         self._log.close()
 
 
-def store(repetitions: int) -> list[Result]:
+def store(repetitions: int, live_bytes: int) -> list[Result]:
     """TorchRL's storage keeps each row's columns in Redis and reads the sampled rows from there, one command or more
     each. Here a row leaves Redis once, with its chunk, and is sampled from the mirror (replay.py) as often as need be.
     """
     with EmbeddedServer(RUN, SERVER_BYTES, roles=ROLES) as server:
-        stream = Stream(server.url("admin"), STORE_SCHEMA, lanes=16, chunk_steps=16)
+        stream = Stream(server.url("admin"), STORE_SCHEMA, 16, 16, live_bytes)
         place = urlsplit(server.url("admin"))
         setting = {"socket": unquote(place.path), "user": place.username, "password": place.password}
         with Peer("torchrl", **setting) as torchrl:
@@ -112,16 +112,16 @@ def store(repetitions: int) -> list[Result]:
     ]
 
 
-def images(name: str, binary: Path, repetitions: int) -> list[Result]:
+def images(name: str, binary: Path, repetitions: int, image_rows: Sequence[int], live_bytes: int) -> list[Result]:
     """Chunks of 84 x 84 images by size, and redis-py's own SET and GET of values of the same size, in turns."""
     with EmbeddedServer(RUN, SERVER_BYTES, binary=binary, roles=ROLES) as server:
         url = server.url("admin")
         with _plain_client(url) as client:
-            sizes = [ImageSize(url, client, rows) for rows in IMAGE_ROWS]
+            sizes = [ImageSize(url, client, rows, live_bytes) for rows in image_rows]
             for repetition in range(repetitions + 1):
                 for size in sizes:
                     size.take_turns(repetition)
-        pages = _pages(sizes[IMAGE_ROWS.index(64)].stream, repetitions)
+        pages = _pages(sizes[image_rows.index(PAGED_ROWS)].stream, repetitions)
         for size in sizes:
             size.stream.close()
     best = max(sizes, key=lambda size: min(size.rate("append+"), size.rate("read+")))
@@ -146,9 +146,9 @@ HEADS = "rows  kB/chunk    append  encode+a       SET      read  read+dec.     G
 class ImageSize:
     """One chunk size: its stream, as many keys with as many bytes, and the rows per second of each way."""
 
-    def __init__(self, url: str, client: Any, rows: int) -> None:
+    def __init__(self, url: str, client: Any, rows: int, live_bytes: int) -> None:
         lanes = min(rows, 16)
-        self.stream = Stream(url, IMAGE_SCHEMA, lanes, rows // lanes, slot=rows)
+        self.stream = Stream(url, IMAGE_SCHEMA, lanes, rows // lanes, live_bytes, slot=rows)
         self.rates: dict[str, list[float]] = {}
         value = os.urandom(self.stream.chunk_bytes)
         self._keys = [f"key:{rows}:{index}" for index in range(self.stream.chunks)]

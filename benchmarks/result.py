@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -97,6 +97,11 @@ def alternate(
         else:
             pairs.append((ours(), other()))
     return tuple(a for a, _ in pairs), tuple(b for _, b in pairs)
+
+
+def not_a_measurement(result: Result) -> Result:
+    """The same of a --quick run, marked: its sizes are tiny, so no target is judged by it."""
+    return replace(result, name=f"NOT A MEASUREMENT (--quick): {result.name}", target=None)
 
 
 def show(results: Iterable[Result]) -> None:

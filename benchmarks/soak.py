@@ -32,9 +32,9 @@ from replay.config import ReplayConfig
 from replay.log import LogError
 from replay.redis_log import RedisLog
 
-SECONDS, QUICK_SECONDS = 660.0, 60.0
+SECONDS, QUICK_SECONDS = 660.0, 5.0
 WARM_UP_SHARE = 0.2
-EVERY_S = 3.0
+EVERY_S, QUICK_EVERY_S = 3.0, 0.5
 DOCS = Path(__file__).parent.parent / "docs"
 QHERD = Path(sys.executable).parent / "qherd"
 RUN_CAPACITY = 5_000
@@ -63,25 +63,28 @@ USED = "server: used_memory"
 
 def measure(quick: bool) -> list[Result]:
     """Both at once, since neither is timed here: so both cores are busy all the time."""
-    folder = Path(tempfile.gettempdir()) if quick else DOCS
-    return soak(QUICK_SECONDS if quick else SECONDS, folder / "soak.json", folder / "soak.svg")
+    if not quick:
+        return soak(SECONDS, EVERY_S, DOCS)
+    with tempfile.TemporaryDirectory(prefix="qherd-soak-") as folder:
+        return soak(QUICK_SECONDS, QUICK_EVERY_S, Path(folder))
 
 
-def soak(seconds: float, json_file: Path, svg_file: Path) -> list[Result]:
+def soak(seconds: float, every_s: float, folder: Path) -> list[Result]:
     """Sample for so long, write the samples and their picture, and judge."""
+    json_file = folder / "soak.json"
     with ExitStack() as stack:
         runs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qherd-soak-")))
         fed = stack.enter_context(FedLearner())
         driver = _train(runs, seconds + 60)
         stack.callback(_end, driver)
         _wait_for_learning(runs / "soak" / "metrics.jsonl", driver)
-        samples = _sample(seconds, lambda: rss_by_role(driver.pid, ROLES), fed.megabytes)
+        samples = _sample(seconds, every_s, lambda: rss_by_role(driver.pid, ROLES), fed.megabytes)
         done = _newest_row(runs / "soak" / "metrics.jsonl")
         rates = [_about_run(done), fed.about()]
     parts = {"qherd train CartPole-v1": samples[0], "a learner fed without a pause": samples[1]}
     text = {"rates": rates, "series": {part: [one._asdict() for one in some] for part, some in parts.items()}}
     json_file.write_text(json.dumps(text, indent=1) + "\n")
-    plot(parts, rates, svg_file)
+    plot(parts, rates, folder / "soak.svg")
     return _judge(parts, rates, WARM_UP_SHARE * seconds, str(json_file))
 
 
@@ -101,15 +104,15 @@ def _judge(parts: dict[str, list[Series]], rates: list[str], warm_up_s: float, w
     return results
 
 
-def _sample(seconds: float, *parts: Callable[[], dict[str, float]]) -> list[list[Series]]:
-    """Megabytes of every party of every part, each EVERY_S."""
+def _sample(seconds: float, every_s: float, *parts: Callable[[], dict[str, float]]) -> list[list[Series]]:
+    """Megabytes of every party of every part, each ``every_s``."""
     found: list[dict[str, list[tuple[float, float]]]] = [{} for _ in parts]
     started = time.monotonic()
     while (now := time.monotonic() - started) < seconds:
         for part, seen in zip(parts, found, strict=True):
             for name, megabytes in part().items():
                 seen.setdefault(name, []).append((round(now, 1), round(megabytes, 2)))
-        time.sleep(EVERY_S)
+        time.sleep(every_s)
     return [[Series(name, *zip(*points, strict=True)) for name, points in sorted(seen.items())] for seen in found]
 
 
@@ -270,7 +273,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=SECONDS)
     parser.add_argument("--folder", type=Path, default=DOCS, help="for soak.json and soak.svg")
     options = parser.parse_args()
-    show(soak(options.seconds, options.folder / "soak.json", options.folder / "soak.svg"))
+    show(soak(options.seconds, EVERY_S, options.folder))
 
 
 if __name__ == "__main__":

@@ -17,14 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.peers import peer_python
-from benchmarks.result import Result, show
+from benchmarks.peers import REPOSITORY, peer_command
+from benchmarks.result import Result, not_a_measurement, show
+from deploy.train import INTERRUPTED
 
 ENV = "LunarLander-v3"
 TARGET = 3.0
 TIMEOUT_S, PEER_TIMEOUT_S = 300.0, 900.0
-HERE = Path(__file__).parent
-REPOSITORY = HERE.parent
+QUICK_S, QUICK_ENV_STEPS = 10.0, 5_000
 QHERD = Path(sys.executable).parent / "qherd"
 CALIBRATE_S = 20.0
 """How long each number of torch threads is tried with the peer; the faster one is used."""
@@ -39,21 +39,23 @@ class Run(NamedTuple):
 
 
 def measure(quick: bool) -> list[Result]:
-    """Five seeds of both sides, in turn; ``quick`` is one seed of qherd alone."""
-    return compare([0], None) if quick else compare(range(5), "sb3")
+    """Five seeds of both sides, in turn; ``quick`` is one seed of each, which ends long before it could be solved."""
+    return compare(range(1 if quick else 5), "sb3", quick=quick)
 
 
-def compare(seeds: Sequence[int], peer: str | None, timeout_s: float = TIMEOUT_S) -> list[Result]:
-    """Time ``seeds``; a run that did not solve counts with the time it was given, and is named."""
-    python = peer_python(peer) if peer else None
-    threads = faster_threads(python) if python else 1
+def compare(
+    seeds: Sequence[int], peer: str | None, timeout_s: float = TIMEOUT_S, *, quick: bool = False
+) -> list[Result]:
+    """Time ``seeds``; a run that did not solve counts with the time it was given, and is named. Raises RuntimeError
+    where a side did not run."""
+    threads = faster_threads() if peer and not quick else 1
     ours, others, notes = [], [], []
     for seed in seeds:
-        run = qherd(seed, timeout_s)
+        run = qherd(seed, timeout_s, QUICK_ENV_STEPS if quick else None)
         ours.append(run)
         notes.append(_say(f"qherd seed {seed}", run))
-        if python:
-            run = sb3(python, seed, threads)
+        if peer:
+            run = sb3(seed, threads, QUICK_S if quick else PEER_TIMEOUT_S)
             others.append(run)
             notes.append(_say(f"SB3 seed {seed}", run))
     name = f"time to solve {ENV}, whole command, {sum(run.solved for run in ours)} of {len(ours)} seeds solved"
@@ -70,40 +72,36 @@ def _say(name: str, run: Run) -> str:
     return line
 
 
-def qherd(seed: int, timeout_s: float) -> Run:
-    """``qherd train`` as a user calls it."""
+def qherd(seed: int, timeout_s: float, env_steps: int | None = None) -> Run:
+    """``qherd train`` as a user calls it. Raises RuntimeError where it failed, or made no update."""
     with tempfile.TemporaryDirectory(prefix="qherd-bench-") as folder:
         command = [str(QHERD), "train", ENV, "--seed", str(seed), "--run", f"seed-{seed}", "--runs-dir", folder]
-        seconds, output = timed(command, timeout_s)
-        path = Path(folder) / f"seed-{seed}" / "summary.json"
-        if not path.exists():
-            return Run(seconds, False, f"no summary: {_last_line(output)}")
-        summary = json.loads(path.read_text())
+        command += [] if env_steps is None else ["--budget.env-steps", str(env_steps)]
+        seconds, _ = timed(command, timeout_s, allowed=(0, INTERRUPTED))
+        summary = json.loads((Path(folder) / f"seed-{seed}" / "summary.json").read_text())
+    if not summary["updates"]:
+        raise RuntimeError(f"qherd made no update in {seconds:.0f} s: it ended by {summary['exit_reason']}")
     solved = summary["exit_reason"] == "solved" and seconds <= timeout_s
     rate = summary["updates"] / summary["wall_s"]
     about = f"{summary['exit_reason']} at {summary['solved_s']} s, {_about(summary)}, {rate:.0f} updates/s"
     return Run(seconds, solved, about)
 
 
-def sb3(python: Path, seed: int, threads: int, limit_s: float = PEER_TIMEOUT_S) -> Run:
+def sb3(seed: int, threads: int, limit_s: float) -> Run:
     """The peer's whole command."""
-    seconds, outcome = _peer(python, seed, threads, limit_s)
-    if not outcome:
-        return Run(seconds, False, "it ended without a result")
+    seconds, outcome = _peer(seed, threads, limit_s)
     return Run(seconds, outcome["solved"], f"{_about(outcome)}, {outcome['updates_per_s']:.0f} updates/s")
 
 
-def _peer(python: Path, seed: int, threads: int, limit_s: float) -> tuple[float, dict[str, Any]]:
+def _peer(seed: int, threads: int, limit_s: float) -> tuple[float, dict[str, Any]]:
+    """Raises RuntimeError where the peer failed, or made no update."""
     options = {"--seed": seed, "--threads": threads, "--seconds": limit_s}
     words = [str(word) for option in options.items() for word in option]
-    command = [str(python), str(HERE / "sb3_peer.py"), *words]
-    seconds, output = timed(command, limit_s + 60, {"PYTHONPATH": str(REPOSITORY)})
-    line = _last_line(output)
-    return seconds, json.loads(line) if line.startswith("{") else {}
-
-
-def _last_line(output: str) -> str:
-    return (output.splitlines() or [""])[-1]
+    seconds, output = timed(peer_command("sb3", *words), limit_s + 60)
+    outcome: dict[str, Any] = json.loads(output.splitlines()[-1])
+    if not outcome["updates"]:
+        raise RuntimeError(f"Stable-Baselines3 made no update in {seconds:.0f} s: {outcome}")
+    return seconds, outcome
 
 
 def _about(outcome: dict[str, Any]) -> str:
@@ -112,31 +110,34 @@ def _about(outcome: dict[str, Any]) -> str:
     return f"{score}, {outcome['env_steps']:,} env steps, {outcome['updates']:,} updates"
 
 
-def timed(command: Sequence[str], timeout_s: float, environment: dict[str, str] | None = None) -> tuple[float, str]:
+def timed(command: Sequence[str], timeout_s: float, allowed: Sequence[int] = (0,)) -> tuple[float, str]:
     """Wall seconds of a command and its standard output; at the time-out it is interrupted as by Ctrl-C.
 
-    The exit code is not looked at: a failed run is a result here, told apart by what it wrote.
+    Raises RuntimeError for another exit code than those ``allowed``: what did not run has no time.
     """
-    environ = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | (environment or {})
+    environ = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     started = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ, cwd=REPOSITORY) as process:
         try:
             output, _ = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
             output, _ = process.communicate(timeout=60)
-    return time.perf_counter() - started, output
+    seconds = time.perf_counter() - started
+    if process.returncode not in allowed:
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}; its error is above")
+    return seconds, output
 
 
-def faster_threads(python: Path) -> int:
+def faster_threads() -> int:
     """The number of torch threads with which the peer does more updates per second."""
     candidates = sorted({1, os.cpu_count() or 1})
     if len(candidates) == 1:
         return 1
     rates: dict[int, float] = dict.fromkeys(candidates, 0.0)
     for threads in [*candidates, *candidates]:
-        outcome = _peer(python, 0, threads, CALIBRATE_S)[1]
-        rates[threads] = max(rates[threads], outcome.get("updates_per_s", 0.0))
+        outcome = _peer(0, threads, CALIBRATE_S)[1]
+        rates[threads] = max(rates[threads], outcome["updates_per_s"])
     print(f"  SB3's updates/s by torch threads: {rates}", flush=True)
     return max(rates, key=lambda threads: rates[threads])
 
@@ -146,9 +147,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", choices=["sb3"], help="time this one too, in turn with qherd")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    parser.add_argument("--quick", action="store_true", help="only see whether both sides run: not a measurement")
     parser.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="SECONDS", help="of each of qherd's runs")
     options = parser.parse_args()
-    show(compare(options.seeds, options.peer, options.timeout))
+    results = compare(options.seeds, options.peer, options.timeout, quick=options.quick)
+    show(map(not_a_measurement, results) if options.quick else results)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from deploy.run_dir import SUPERSEDED
 
 ROOT = Path(__file__).resolve().parent.parent
+COMMIT = re.compile(r"commit\s`([0-9a-f]{7,40})`")
 
 
 def test_every_promise_has_a_test_of_that_name() -> None:
@@ -26,3 +31,42 @@ def test_every_promise_has_a_test_of_that_name() -> None:
 
 def test_the_file_of_superseded_rows_is_where_the_docs_say() -> None:
     assert f"`{SUPERSEDED}`" in (ROOT / "docs" / "survive.md").read_text()
+
+
+MEASURED = {
+    "README.md": ("How it compares",),
+    "docs/performance.md": (),
+    "docs/scaling.md": (),
+    "docs/doctor.md": ("Weights to many nodes",),
+    "docs/survive.md": ("`make chaos`",),
+}
+"""Where figures stand that somebody measured: these sections, or every one with a table."""
+
+
+def measured_sections() -> Iterator[tuple[str, str, str]]:
+    """File, heading and text."""
+    for name, headings in MEASURED.items():
+        for section in re.split(r"^#+ ", (ROOT / name).read_text(), flags=re.MULTILINE)[1:]:
+            heading, _, text = section.partition("\n")
+            if heading in headings or (not headings and "\n|---" in text):
+                yield name, heading, text
+
+
+def test_every_measured_figure_has_the_commit_it_was_measured_at() -> None:
+    sections = list(measured_sections())
+    assert {name for name, _, _ in sections} == set(MEASURED)
+    assert len(sections) > 8
+    without = [(name, heading) for name, heading, text in sections if not COMMIT.search(text)]
+    assert without == []
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_the_commits_of_figures_are_in_the_history() -> None:
+    named = {commit for _, _, text in measured_sections() for commit in COMMIT.findall(text)}
+    shallow = subprocess.run(
+        ["git", "rev-parse", "--is-shallow-repository"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    if shallow.stdout.strip() == "true":
+        pytest.skip("a shallow clone")
+    for commit in named:
+        subprocess.run(["git", "cat-file", "-e", f"{commit}^{{commit}}"], cwd=ROOT, check=True)

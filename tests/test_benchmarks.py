@@ -1,0 +1,77 @@
+"""The benchmarks run, each in its quick form, with their peers; what did not run has no figure."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import peers, solve
+from benchmarks.__main__ import BY_NAME_ONLY, NAMES
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS_OF_REPLAY = {"replay_log", "replay_clients"}
+PEERS = {
+    "replay": ("cpprb", "TorchRL 0.14.1 with", "TorchRL 0.14.1 StoreStorage"),
+    "solve": ("Stable-Baselines3",),
+}
+
+
+def test_every_module_that_measures_is_on_the_list() -> None:
+    measuring = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "\ndef measure(" in path.read_text()}
+    assert measuring - PARTS_OF_REPLAY == {*NAMES, *BY_NAME_ONLY}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)  # the first one that needs a peer installs it, TorchRL with another torch
+@pytest.mark.parametrize("name", [*NAMES, *BY_NAME_ONLY])
+def test_a_benchmark_runs_in_its_quick_form(name: str, tmp_path: Path) -> None:
+    """Every figure is there, those of the peers too, and each is marked as no measurement."""
+    file = tmp_path / "results.json"
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--only", name, "--json", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results: list[dict[str, Any]] = json.loads(file.read_text())["results"][name]
+    assert results
+    for result in results:
+        assert result["name"].startswith("NOT A MEASUREMENT (--quick): ")
+        assert result["name"] in done.stdout
+        assert result["target"] is None
+        assert len(result["repetitions"]) > 0
+        assert bool(result["other"]["name"]) == bool(result["other"]["repetitions"])
+    others = {result["other"]["name"] for result in results}
+    for peer in PEERS.get(name, ()):
+        assert any(peer in other for other in others), (peer, others)
+
+
+def peer_that_prints(text: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a script in place of every peer's Python."""
+    script = tmp_path / "python"
+    script.write_text(f"#!/bin/sh\necho '{text}'\nexit {code}\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(peers, "peer_python", lambda name: script)
+
+
+def test_a_peer_that_does_not_start_has_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peer_that_prints("", 3, tmp_path, monkeypatch)
+    with pytest.raises(RuntimeError, match=r"sb3_peer.* ended with 3"):
+        solve.sb3(0, 1, 1.0)
+    with pytest.raises(RuntimeError, match="cpprb ended with 3"):
+        peers.Peer("cpprb")
+
+
+def test_a_peer_that_made_no_update_has_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = {"solved": False, "updates": 0, "env_steps": 0, "updates_per_s": 0.0, "mean": None, "std": None}
+    peer_that_prints(json.dumps(outcome), 0, tmp_path, monkeypatch)
+    with pytest.raises(RuntimeError, match="made no update"):
+        solve.sb3(0, 1, 1.0)
+
+
+def test_our_side_that_does_not_start_has_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(solve, "ENV", "NoSuchEnv-v0")
+    with pytest.raises(RuntimeError, match="ended with 2"):
+        solve.qherd(0, 60.0)
