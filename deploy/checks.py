@@ -20,12 +20,12 @@ from packaging.requirements import Requirement
 from actors.contract import EnvError
 from actors.first_look import Look, Played
 from deploy.arithmetic import changes
-from deploy.config import ConfigError, RunConfig
-from deploy.host import usable_cores
-from deploy.launch import check_port, look_at_env
+from deploy.config import SERVER_OPTIONS, ConfigError, RunConfig
+from deploy.host import host_and_port, usable_cores
+from deploy.launch import check_port, check_unused, check_values, look_at_env
 from deploy.outlook import measure_actor
 from deploy.placement import Resources, alive_nodes, asks, check_room, shown
-from deploy.plan import check_limiter, check_memory, megabytes, plan
+from deploy.plan import check_limiter, check_memory, chunk_bytes, megabytes, network_bytes, plan
 from deploy.ray_start import start_ray
 from deploy.valkey import EmbeddedServer, ServerError, find_server
 from replay.chunk import Schema
@@ -113,6 +113,7 @@ def versions(recorded: dict[str, str] | None = None) -> Check:
 
 def _limits(config: RunConfig) -> Iterator[Check]:
     limiter = check_limiter(config)
+    check_unused(config)
     yield Check(
         "limits",
         "ok",
@@ -168,7 +169,7 @@ def _memory(config: RunConfig, schema: Schema) -> Iterator[Check]:
 def _ports(config: RunConfig) -> Iterator[Check]:
     check_port(config)
     if config.metrics.port:
-        yield Check("ports", "ok", f"{config.metrics.host}:{config.metrics.port} is free for /metrics")
+        yield Check("ports", "ok", f"{host_and_port(config.metrics.host, config.metrics.port)} is free for /metrics")
 
 
 def _disk(folder: Path) -> Check:
@@ -242,12 +243,26 @@ def _servers(config: RunConfig, schema: Schema | None) -> Iterator[Check]:
         yield Check(
             "server", "ok", f"{version}, noeviction, up in {started_s:.1f} s; a round trip takes {trip_s * 1e6:,.0f} us"
         )
+        if schema is not None:
+            yield from guarded("values", lambda: _values(config, schema))
         return
     if not config.redis.servers:
-        yield Check("server", "problem", "the cluster mode has none", "give --redis.url or QHERD_REDIS_URL")
+        yield Check("server", "problem", "the cluster mode has none", f"give {SERVER_OPTIONS}")
     planned = plan(config, schema).server // max(1, len(config.redis.servers)) if schema is not None else 0
-    for url in config.redis.servers:
-        yield from guarded("server", lambda url=url: iter([_server(url, planned)]))  # type: ignore[misc]
+    checks = [
+        each
+        for url in config.redis.servers
+        for each in guarded("server", lambda url=url: iter([_server(url, planned)]))  # type: ignore[misc]
+    ]
+    yield from checks
+    if schema is not None and not any(each.state == "problem" for each in checks):
+        yield from guarded("values", lambda: _values(config, schema))
+
+
+def _values(config: RunConfig, schema: Schema) -> Iterator[Check]:
+    check_values(config, schema)
+    sizes = f"a chunk has at most {chunk_bytes(config, schema):,} B, the weights {network_bytes(config, schema):,} B"
+    yield Check("values", "ok", f"{sizes}: the server takes both")
 
 
 def _server(url: str, planned: int) -> Check:

@@ -34,6 +34,13 @@ _SECRET = tyro.conf.arg(help_behavior_hint=lambda value: "(set; not shown)" if "
 """The help shows defaults, and with the environment's variables that would be the passwords in them."""
 
 
+SERVER_OPTIONS = (
+    "--redis.url, QHERD_REDIS_URL or QHERD_REDIS_URL_FILE, which names a file that holds it (of several servers: "
+    "--redis.urls, QHERD_REDIS_URLS or QHERD_REDIS_URLS_FILE)"
+)
+"""Where a server's URL can be given, for messages that miss one."""
+
+
 class ConfigError(ValueError):
     """A configuration that cannot be used; the text names the value and the remedy."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from deploy.config import RUN_NAME, ConfigError
+from deploy.host import host_and_port
 
 PATH = "/targets"
 MOST_BYTES = 4096
@@ -43,8 +45,7 @@ class Registration(BaseModel):
 
 def registration(run: str, host: str, port: int) -> str:
     """The text of scrape.json."""
-    shown = f"[{host}]" if ":" in host else host
-    return Registration(targets=(f"{shown}:{port}",), labels=Labels(run=run)).model_dump_json() + "\n"
+    return Registration(targets=(host_and_port(host, port),), labels=Labels(run=run)).model_dump_json() + "\n"
 
 
 def target_groups(runs_dirs: Sequence[Path]) -> Iterator[dict[str, Any]]:
@@ -65,7 +66,8 @@ class Discovery(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, address: tuple[str, int], runs_dirs: Sequence[Path]) -> None:
-        """Raises OSError where the port is taken."""
+        """Raises OSError where the port is taken, or the host is none."""
+        self.address_family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
         super().__init__(address, _Handler)
         self.runs_dirs = tuple(runs_dirs)
 
@@ -92,13 +94,13 @@ def serve(runs_dirs: Sequence[Path], host: str, port: int) -> int:
     """Serve until interrupted. Raises ConfigError where it cannot."""
     try:
         server = Discovery((host, port), runs_dirs)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise ConfigError(
-            f"port {host}:{port} cannot be used: {error.strerror}; choose another --port, and the same one in the "
-            "http_sd_configs of prometheus.yml"
+            f"port {host_and_port(host, port)} cannot be used: {getattr(error, 'strerror', error)}; choose "
+            "another --port or --host, and the same one in the http_sd_configs of prometheus.yml"
         ) from None
     with server:
         shown = ", ".join(map(str, runs_dirs))
-        print(f"runs in {shown}: http://{host}:{server.server_port}{PATH}", flush=True)
+        print(f"runs in {shown}: http://{host_and_port(host, server.server_port)}{PATH}", flush=True)
         server.serve_forever()
     return 0

@@ -14,3 +14,8 @@ def usable_cores() -> float:
     except (OSError, ValueError):
         return cores
     return cores if quota == "max" else min(cores, int(quota) / int(period))
+
+
+def host_and_port(host: str, port: int) -> str:
+    """As a URL has them: an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
+from collections.abc import Iterator
 
 from actors.first_look import Look, first_look
 from actors.rollout import Place
-from deploy.config import ConfigError, RunConfig
+from deploy import plan
+from deploy.config import SERVER_OPTIONS, ConfigError, RunConfig
+from deploy.host import host_and_port
 from deploy.inline_session import InlineSession
-from deploy.plan import check_limiter
 from deploy.ray_session import RaySession
 from deploy.run_dir import RunDirectory, env_of
 from deploy.session import Say, Session
 from replay.chunk import Schema
 from replay.log import LogError, Unavailable
 from replay.redis_log import TIMEOUT_S, RedisLog
+from replay.server_kind import Bounds
 
 
 def start_session(config: RunConfig, directory: RunDirectory, schema: Schema, say: Say) -> Session:
@@ -46,7 +49,8 @@ def _tell(text: str) -> None:
 
 def check(config: RunConfig) -> None:
     """Raises ConfigError or ValueError for what cannot work, before anything is made or started."""
-    check_limiter(config)
+    plan.check_limiter(config)
+    check_unused(config)
     if config.mode == "inline":
         from learner.learner import choose_device
 
@@ -61,30 +65,55 @@ def check(config: RunConfig) -> None:
         _check_cluster(config)
 
 
+def check_values(config: RunConfig, schema: Schema) -> None:
+    """Raises ConfigError where a server refuses a full chunk or the weights for their bytes. A cluster's servers are
+    asked: for their bounds, and since managed ones do not tell them, whether they take such values."""
+    if config.mode == "local":
+        plan.check_values(config, schema, Bounds(), "a server")
+    if config.mode == "cluster":
+        for url in config.redis.servers:
+            with _asked(url) as log:
+                plan.check_values(config, schema, log.bounds(), log.url)
+                for nbytes in (plan.chunk_bytes(config, schema), plan.network_bytes(config, schema)):
+                    log.check_length(nbytes)
+
+
+def check_unused(config: RunConfig) -> None:
+    """Raises ConfigError for an address of a cluster in a mode that has none: the run would not be there."""
+    if config.mode == "cluster":
+        return
+    given = {f"redis.{name}": getattr(config.redis, name) for name in type(config.redis).model_fields}
+    given |= {"ray.address": config.ray.address, "ray.autoscales": config.ray.autoscales}
+    if unused := [f"--{name}" for name, value in given.items() if value]:
+        raise ConfigError(
+            f"the mode {config.mode} uses no {', '.join(unused)} (or QHERD_... of that name): give --mode cluster, or "
+            "leave it out"
+        )
+
+
 def _check_cluster(config: RunConfig) -> None:
     """Raises ConfigError where Redis or Ray does not answer, or cannot hold a run."""
     if not config.redis.servers:
-        raise ConfigError(
-            "the cluster mode needs a server: give --redis.url or QHERD_REDIS_URL (several: --redis.urls, "
-            "QHERD_REDIS_URLS)"
-        )
+        raise ConfigError(f"the cluster mode needs a server: give {SERVER_OPTIONS}")
     if config.ray.address is None:
         raise ConfigError("the cluster mode needs a Ray cluster: give --ray.address (host:port, or auto)")
     host, _, port = config.ray.address.rpartition(":")
     if host and port.isdecimal():
         try:
-            socket.create_connection((host, int(port)), timeout=TIMEOUT_S).close()
-        except OSError as error:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=TIMEOUT_S).close()
+        except (OSError, UnicodeError) as error:
             raise ConfigError(f"no Ray cluster answers at {config.ray.address}: {error}; see ray status") from error
     for url in config.redis.servers:
-        _check_server(url)
+        with _asked(url) as log:
+            log.check()
 
 
-def _check_server(url: str) -> None:
-    """Raises ConfigError where this server does not answer, or cannot hold a run."""
+@contextlib.contextmanager
+def _asked(url: str) -> Iterator[RedisLog]:
+    """A server, to be asked. Raises ConfigError where it does not answer, or cannot hold a run."""
     try:
         with contextlib.closing(RedisLog(url, "check")) as log:
-            log.check()
+            yield log
     except Unavailable as error:
         raise ConfigError(f"no answer within {TIMEOUT_S:g} s from {error}") from error
     except (LogError, ValueError) as error:
@@ -95,12 +124,14 @@ def check_port(config: RunConfig) -> None:
     """Find a busy metrics port before anything is started."""
     if config.metrics.port is None or config.mode == "cluster":
         return
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((config.metrics.host, config.metrics.port))
-        except OSError as error:
-            raise ConfigError(
-                f"metrics port {config.metrics.host}:{config.metrics.port} cannot be used: {error.strerror}; "
-                "choose another --metrics.port"
-            ) from error
+    host, port = config.metrics.host, config.metrics.port
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(
+            f"metrics port {host_and_port(host, port)} cannot be used: {getattr(error, 'strerror', error)}; "
+            "choose another --metrics.port, or --metrics.host"
+        ) from error

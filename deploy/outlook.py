@@ -20,13 +20,14 @@ from actors.policy import make_policy
 from actors.rollout import Place, Rollout
 from deploy.config import ConfigError, RunConfig
 from deploy.host import usable_cores
-from deploy.launch import probe_env
+from deploy.launch import check_unused, probe_env
 from deploy.plan import (
     ACTOR_BYTES,
     LEARNER_BYTES,
     check_limiter,
     check_memory,
     check_network,
+    check_values,
     chunk_rows,
     megabytes,
     network_bytes,
@@ -39,6 +40,7 @@ from learner.networks import parameter_shapes
 from learner.weights import pack
 from replay.chunk import HEADER_BYTES, Schema
 from replay.log import MemoryLog
+from replay.server_kind import Bounds
 from replay.storage import available_memory
 
 MEASURE_S, WARM_UP_S = 1.0, 0.2
@@ -157,9 +159,12 @@ def plan_command(
 ) -> int:
     """Print the plan; the exit code. Raises ConfigError, EnvError or CannotFit for what cannot work."""
     check_limiter(config)
+    check_unused(config)
     schema = probe_env(config)
     check_network(config, schema)
     check_memory(config, schema)
+    if config.mode != "inline":  # nobody is asked: by the bounds that servers have by default
+        check_values(config, schema, Bounds(), "a server")
     actor = ActorRate(env_steps_per_s) if env_steps_per_s else measure_actor(config, schema)
     updates = updates_per_s or RUNNING_SHARE * measure_updates(config, schema)
     outlook = foresee(config, schema, actor, updates, usable_cores())

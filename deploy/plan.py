@@ -13,11 +13,15 @@ from replay.chunk import HEADER_BYTES, Schema
 from replay.limiter import Limiter
 from replay.mirror import Mirror
 from replay.samplers import tree_bytes
+from replay.server_kind import Bounds
 from replay.storage import CannotFit, available_memory, check_fit, make_storage
 
 ACTOR_BYTES, LEARNER_BYTES = 120 << 20, 350 << 20
 """Resident memory of a process before it holds rows or weights: Python, Ray, numpy and gymnasium; in the learner torch,
 too. Measured: 118 and 322 MB; actors share some 45 MB of it."""
+
+WEIGHTS_OVERHEAD_BYTES = 64 << 10
+"""More than the header and the names of the tensors take."""
 
 
 class Plan(NamedTuple):
@@ -78,6 +82,22 @@ def check_network(config: RunConfig, schema: Schema) -> None:
         raise ConfigError(str(error)) from error
 
 
+def check_values(config: RunConfig, schema: Schema, bounds: Bounds, where: str) -> None:
+    """Raises ConfigError where a full chunk or the weights are more than a server takes in one value or request."""
+    chunk = chunk_bytes(config, schema)
+    weights = network_bytes(config, schema) + WEIGHTS_OVERHEAD_BYTES
+    for what, nbytes, remedy in (
+        (f"a chunk of {chunk_rows(config):,} rows", chunk, "lower --actors.chunk_steps or --actors.lanes"),
+        ("the weights", weights, "choose a smaller --learner.network.hidden"),
+    ):
+        for name, bound in (("proto-max-bulk-len", bounds.value), ("client-query-buffer-limit", bounds.request)):
+            if nbytes > bound:
+                raise ConfigError(
+                    f"{what} would have {nbytes:,} bytes, and {where} takes {bound:,} at the most ({name}); {remedy}, "
+                    "or raise it on the server"
+                )
+
+
 def check_limiter(config: RunConfig) -> Limiter:
     """The limiter that the run begins with. Raises ConfigError for a capacity that the actors could overrun."""
     limits = config.replay
@@ -107,6 +127,11 @@ def rows_in_checkpoint(config: RunConfig, schema: Schema) -> bool:
 def chunk_rows(config: RunConfig) -> int:
     """Rows of a full chunk."""
     return config.actors.lanes * config.actors.chunk_steps
+
+
+def chunk_bytes(config: RunConfig, schema: Schema) -> int:
+    """Bytes of a full chunk, which is one value of the server's."""
+    return HEADER_BYTES + chunk_rows(config) * schema.row_bytes
 
 
 def backstop_chunks(config: RunConfig) -> int:

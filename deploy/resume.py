@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from deploy.config import ConfigError, RunConfig, compose, dump
+from deploy.config import SERVER_OPTIONS, ConfigError, RunConfig, compose, dump
 from deploy.run_dir import RunDirectory
 from deploy.train import go_on
 
@@ -65,7 +65,6 @@ def resume(path: Path, config: RunConfig) -> int:
         if any("***" in url for url in (*config.redis.servers, *config.redis.actor_servers)):
             raise ConfigError(
                 f"{path}/{directory.config_file.name} keeps no password of its server: give the whole URL with "
-                "--redis.url or QHERD_REDIS_URL (of several servers: --redis.urls or QHERD_REDIS_URLS; so too "
-                "--redis.actor-url where the actors have a user of their own)"
+                f"{SERVER_OPTIONS}; so too --redis.actor-url where the actors have a user of their own"
             )
         return go_on(config, directory)

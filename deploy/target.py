@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from deploy.config import RUN_NAME, ConfigError, RedisConfig, RunConfig, compose
+from deploy.config import RUN_NAME, SERVER_OPTIONS, ConfigError, RedisConfig, RunConfig, compose
 from deploy.run_dir import RunDirectory
 from replay.redis_log import TIMEOUT_S, public_url
 
@@ -48,7 +48,7 @@ def find_run(given: str, redis: RedisConfig) -> Target:
     if not (urls := given_urls(redis)):
         raise ConfigError(
             f"there is no run directory {given}; for a run of that name on a server, give the server with "
-            "--redis.url or QHERD_REDIS_URL"
+            f"{SERVER_OPTIONS}"
         )
     return Target(name, urls)
 
@@ -87,6 +87,6 @@ def _urls_in_config(directory: RunDirectory, config: RunConfig) -> tuple[str, ..
         shown = f" {', '.join(map(public_url, urls))}" if urls else ""
         raise ConfigError(
             f"{directory.shown}/config.yaml keeps no password of its server{shown}: give the whole URL with "
-            "--redis.url or QHERD_REDIS_URL (of several servers: --redis.urls or QHERD_REDIS_URLS)"
+            f"{SERVER_OPTIONS}"
         )
     return urls

@@ -13,7 +13,7 @@ from typing import Any
 from actors.evaluator import Verdict
 from deploy.config import ConfigError, RunConfig
 from deploy.display import Display
-from deploy.launch import check, probe_env, start_session
+from deploy.launch import check, check_values, probe_env, start_session
 from deploy.plan import check_memory, check_network, plan
 from deploy.run_dir import RunDirectory, RunDirError
 from deploy.session import RESTARTS, Progress, RunFailedError, Say, Session, checkpoint_folder
@@ -112,6 +112,7 @@ def train(config: RunConfig) -> int:
     schema = probe_env(config)
     check_network(config, schema)
     check_memory(config, schema)
+    check_values(config, schema)
     with contextlib.closing(RunDirectory.create(config)) as directory:
         return _run(config, directory, schema, Outcome(), new=True)
 
@@ -126,6 +127,7 @@ def go_on(config: RunConfig, directory: RunDirectory) -> int:
     schema = probe_env(config)
     check_network(config, schema)
     check_memory(config, schema)
+    check_values(config, schema)
     changed = directory.note_config(config)
     # the learner's own figures are its checkpoint's, which may be older than the newest row
     outcome.figures = {name: outcome.figures[name] for name in _SCREENS if name in outcome.figures}

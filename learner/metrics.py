@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import platform
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version as version_of
@@ -17,6 +20,8 @@ from learner.catalogue import BY_REASON, PREFIX, Metric, catalogue
 from learner.report import Report
 
 Labelled = Mapping[str, Mapping[str, int]]
+_SIOCGIFADDR = 0x8915
+"""Linux' ioctl for an interface's address."""
 
 
 class RunMetrics(Collector):
@@ -85,11 +90,11 @@ class MetricsServer:
 
     @property
     def address(self) -> tuple[str, int] | None:
-        """Host and port to ask: where it listens on all of the machine's addresses, the one of its default route."""
+        """Host and port to ask: where it listens on all of the machine's addresses, the one that others reach it by."""
         if self._server is None:
             return None
         host = str(self._server.server_address[0])
-        return _own_address() if host in ("0.0.0.0", "::") else host, self._server.server_port
+        return _own_address(host) if host in ("0.0.0.0", "::") else host, self._server.server_port
 
     def show(self, report: Report, driver_figures: Mapping[str, float]) -> None:
         """Show this report, and the driver's figures beside it, from the next scrape on."""
@@ -110,11 +115,23 @@ def _labelled(report: Report) -> Labelled:
     return {"chunks_refused": report.refused, "rows_lost": report.rows_lost}
 
 
-def _own_address() -> str:
-    """The address that this machine has for others; no packet is sent for it."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # reserved for documentation: any address beyond the default route does
-        except OSError:
-            return socket.gethostname()
-        return str(probe.getsockname()[0])
+def _own_address(host: str) -> str:
+    """The address that this machine has for others, where it listens on all of them: that of its default route, else of
+    its first interface beyond loopback. No packet is sent for it."""
+    beyond = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}  # reserved for documentation
+    for family in beyond if host == "::" else (socket.AF_INET,):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((beyond[family], 9))
+            return str(probe.getsockname()[0])
+    return next(_interface_addresses(), "127.0.0.1")
+
+
+def _interface_addresses() -> Iterator[str]:
+    """IPv4 addresses of this machine's interfaces but loopback's (Linux)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # it has none
+                reply = fcntl.ioctl(any_socket, _SIOCGIFADDR, struct.pack("256s", name.encode()))
+                address = socket.inet_ntoa(reply[20:24])
+                if not address.startswith("127."):
+                    yield address

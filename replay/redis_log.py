@@ -7,7 +7,6 @@ takes an id only above the stream's last one, also after trimming has emptied th
 from __future__ import annotations
 
 import re
-import socket
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -29,11 +28,11 @@ from replay.log import (
     Unavailable,
     WeightsHeader,
 )
+from replay.server_kind import SMALLEST_BOUND_BYTES, Bounds, bounds, check_kind, refuses_length, who_answers
 
 TIMEOUT_S = 5.0
 """No call goes without progress for longer than this."""
 
-MIN_SERVER = 7
 _STALE_ID = "equal or smaller than the target stream top item"
 _FINAL_TYPES = (redis.ResponseError, redis.exceptions.AuthenticationError, redis.InvalidResponse, UnicodeError)
 """Errors that stay: a missing right or key, a wrong password, another kind of server, a host name that is none."""
@@ -79,19 +78,26 @@ class RedisLog:
         )
 
     def check(self) -> None:
-        """Raises Refused where this server must not hold a run: too old, or it evicts keys when its memory is full."""
+        """Raises Refused where this server must not hold a run: see ``replay.server_kind``."""
         try:
             info = self._call(self._client.info)
         except LogError as error:
-            raise type(error)(f"{error}{_who_answers(self._client)}") from error
-        version = str(info.get("redis_version", "0"))
-        if int(version.partition(".")[0]) < MIN_SERVER:
-            raise Refused(f"{self.url} runs version {version}; qherd needs Redis or Valkey {MIN_SERVER}.0 or newer")
-        policy = info.get("maxmemory_policy")
-        if policy != "noeviction":
+            if kind := who_answers(self._client.connection_pool):
+                raise Refused(f"{self.url}: {kind}") from error
+            raise
+        check_kind(self.url, info)
+
+    def bounds(self) -> Bounds:
+        """Bytes that the server takes at the most, as far as it tells."""
+        return self._call(lambda: bounds(self._client))
+
+    def check_length(self, nbytes: int) -> None:
+        """Raises Refused where the server refuses a value of this length. Asked up to three times, since a network that
+        fails closes connections, too."""
+        if nbytes > SMALLEST_BOUND_BYTES and all(refuses_length(self._client, nbytes) for _ in range(3)):
             raise Refused(
-                f"{self.url} has maxmemory-policy {policy}: it would evict chunks and weights in silence; "
-                "set it to noeviction (CONFIG SET maxmemory-policy noeviction)"
+                f"{self.url} refuses a value of {nbytes:,} bytes for its length: raise its proto-max-bulk-len, or send "
+                "less (chunks: --actors.chunk_steps, --actors.lanes; weights: --learner.network.hidden)"
             )
 
     def chunks_key(self, slot: int) -> str:
@@ -104,7 +110,7 @@ class RedisLog:
         pieces = [xadd, data, b"\r\n" + self._ask_status]
         if len(data) < _COPY_BELOW_BYTES:
             pieces = [b"".join(pieces)]
-        added, *status = self._call(lambda: self._exchange(pieces, 3))
+        added, *status = self._call(lambda: self._exchange(pieces, 3), len(data))
         if isinstance(added, redis.ResponseError) and _STALE_ID in str(added):
             last = self.last_id(slot)
             if last > chunk_id:
@@ -205,7 +211,7 @@ class RedisLog:
 
         # An EXEC that was given up for lost may still come through, after newer weights of this same learner.
         keys = () if weights is None else (self.weights_key,)
-        self._call(lambda: self._fenced(fence, write, *keys))
+        self._call(lambda: self._fenced(fence, write, *keys), len(weights or b""))
 
     def release_lease(self, fence: int) -> None:
         try:
@@ -241,10 +247,14 @@ class RedisLog:
     def close(self) -> None:
         self._client.close()
 
-    def _call(self, ask: Callable[[], T]) -> T:
+    def _call(self, ask: Callable[[], T], sends_bytes: int = 0) -> T:
+        """What ``ask`` returns; ``sends_bytes``: the length of the value that it sends."""
         try:
             return ask()
         except (redis.RedisError, UnicodeError) as error:  # UnicodeError: a host name that is none
+            # WatchError: what redis-py makes of a connection that ends between WATCH and EXEC
+            if isinstance(error, (redis.ConnectionError, redis.WatchError)) or "bulk length" in str(error):
+                self.check_length(sends_bytes)  # such a value would end every connection, for ever
             raise self._translate(error) from error
 
     def _translate(self, error: Exception) -> LogError:
@@ -321,24 +331,3 @@ def _connect(url: str, timeout_s: float) -> Any:
             "characters of the password percent-encoded"
         ) from None
     return client
-
-
-def _who_answers(client: Any) -> str:
-    """A hint where the port speaks gRPC: Ray's GCS sits on Redis' own port 6379 by default."""
-    place = client.connection_pool.connection_kwargs
-    if "host" not in place:
-        return ""
-    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-    try:
-        with socket.create_connection((place["host"], int(place.get("port", 6379))), timeout=2) as probe:
-            probe.settimeout(2)
-            probe.sendall(preface)
-            frame = probe.recv(9)
-    except OSError:
-        return ""
-    settings_frame = len(frame) == 9 and frame[3] == 4
-    return (
-        "; this port answers as gRPC, as Ray's GCS does: start Ray with --port=6380, or give the server's own port"
-        if settings_frame
-        else ""
-    )

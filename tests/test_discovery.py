@@ -32,6 +32,16 @@ def ask(port: int, path: str = "/targets") -> tuple[Any, str]:
         return json.load(reply), reply.headers["Content-Type"]
 
 
+def test_it_may_be_served_on_ipv6(tmp_path: Path) -> None:
+    write(tmp_path, "r", registration("r", "::1", 9100))
+    with running("discovery", "--host", "::1", "--port", "0", "--runs-dir", ".", cwd=tmp_path) as command:
+        command.until(lambda: "targets" in command.out, 30, "address")
+        found = re.search(r"http://\[::1\]:\d+/targets", command.out)
+        assert found
+        with urllib.request.urlopen(found[0], timeout=5) as reply:
+            assert json.load(reply)[0]["targets"] == ["[::1]:9100"]
+
+
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[int]:
     """The port of a server for two folders below ``tmp_path``."""

@@ -71,7 +71,26 @@ def test_a_metrics_host_that_is_not_ours_is_refused() -> None:
         check(config(metrics={"port": 9100, "host": "192.0.2.1"}))
 
 
-@pytest.mark.parametrize("host", ["not a host", "nowhere.invalid"])
+@pytest.mark.parametrize("host", ["::1", "::"])
+def test_metrics_may_be_served_on_ipv6(host: str) -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"\[{host}\]:{port}.*--metrics\.port"):
+            check(config(metrics={"port": port, "host": host}))
+    check(config(metrics={"port": port, "host": host}))
+
+
+def test_a_ray_address_may_be_ipv6() -> None:
+    """It is reached: what is missed then is the server."""
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as ray:
+        address, redis = f"[::1]:{ray.getsockname()[1]}", {"url": "redis://127.0.0.1:1"}
+        with pytest.raises(ConfigError, match=r"no answer within .* redis://127\.0\.0\.1:1"):
+            check(config(mode="cluster", ray={"address": address}, redis=redis))
+    with pytest.raises(ConfigError, match=r"no Ray cluster answers at \[::1\]:\d+: .*refused"):
+        check(config(mode="cluster", ray={"address": address}, redis=redis))
+
+
+@pytest.mark.parametrize("host", ["not a host", "nowhere.invalid", "a" * 80 + ".example"])
 def test_a_metrics_host_that_is_none_is_refused(host: str) -> None:
     with pytest.raises(ConfigError, match="metrics"):
         check(config(metrics={"port": 9100, "host": host}))

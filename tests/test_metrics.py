@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import socket
 import urllib.request
@@ -177,6 +178,32 @@ def test_the_endpoint_shows_learner_and_driver(port: int) -> None:
     assert value(found, "qherd_rows_lost") == 64
     with pytest.raises(OSError, match="in use"):
         MetricsServer("another", "1.2.3", ("127.0.0.1", port))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_without_a_default_route_an_interfaces_address_is_told(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the machine's name, which Prometheus may not know; and it answers there."""
+
+    def unreachable(*_: object) -> None:
+        raise OSError("Network is unreachable")
+
+    server = MetricsServer("a-run", "1.2.3", (host, 0))
+    with monkeypatch.context() as cut_off:
+        cut_off.setattr("socket.socket.connect", unreachable)
+        assert server.address is not None
+        address, number = server.address
+    assert ipaddress.ip_address(address)
+    with urllib.request.urlopen(f"http://{address}:{number}/metrics", timeout=5) as reply:
+        assert b"qherd_build_info" in reply.read()
+    server.close()
+
+
+def test_metrics_are_served_on_an_ipv6_address() -> None:
+    server = MetricsServer("a-run", "1.2.3", ("::1", 0))
+    assert server.address is not None
+    with urllib.request.urlopen(f"http://[{server.address[0]}]:{server.address[1]}/metrics", timeout=5) as reply:
+        assert b"qherd_build_info" in reply.read()
+    server.close()
 
 
 def test_all_of_a_machines_addresses_are_told_as_one_that_others_can_ask() -> None:

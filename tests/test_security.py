@@ -22,7 +22,7 @@ from waiting import until
 
 from deploy.config import ConfigError
 from deploy.secrets_dir import write_secrets
-from replay.log import ChunkId, Unavailable
+from replay.log import ChunkId, Refused, Unavailable
 from replay.redis_log import RedisLog
 
 SCRIPTS = ROOT / "deploy" / "ray"
@@ -251,6 +251,9 @@ def test_a_server_of_another_authority_and_one_without_tls_are_refused(encrypted
         with contextlib.closing(RedisLog(wrong, RUN, timeout_s=1)) as log, pytest.raises(Unavailable) as refused:
             log.status()
         assert not any(word in str(refused.value) for word in words(encrypted / "s"))
+    in_clear = url_of(encrypted / "s", "learner").partition("?")[0].replace("rediss:", "redis:")
+    with contextlib.closing(RedisLog(in_clear, RUN, timeout_s=1)) as log, pytest.raises(Refused, match="speaks TLS"):
+        log.check()
     secure = url_of(plain, "actor").replace("redis:", "rediss:")
     with contextlib.closing(RedisLog(secure, RUN, timeout_s=1)) as log, pytest.raises(Unavailable):
         log.status()

@@ -1,0 +1,136 @@
+"""What answers at a server's address: whether it can hold a run, how big a value it takes, and what else it may be."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import redis
+
+from replay.log import Refused
+
+MIN_SERVER = 7
+PROBE_S = 2.0
+SMALLEST_BOUND_BYTES = 1 << 20
+"""No server's proto-max-bulk-len can be set lower."""
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_TLS_ALERT = b"\x15"
+
+
+class Bounds(NamedTuple):
+    """Bytes that a server takes at the most: of one value (proto-max-bulk-len), and of one request with all that is in
+    it (client-query-buffer-limit)."""
+
+    value: int = 512 << 20
+    request: int = 1 << 30
+
+
+def check_kind(where: str, info: Mapping[str, Any]) -> None:
+    """Raises Refused where a server with this INFO must not hold a run; ``where`` is its public URL."""
+    mode = str(info.get("redis_mode", info.get("server_mode", "standalone")))
+    if mode == "sentinel":
+        raise Refused(
+            f"{where} is a Sentinel, which holds no data: give the URL of the server that it watches "
+            "(SENTINEL GET-MASTER-ADDR-BY-NAME tells host and port)"
+        )
+    if mode == "cluster" or int(info.get("cluster_enabled", 0)):
+        raise Refused(
+            f"{where} is a node of a Redis Cluster, which spreads keys over its nodes, and qherd writes several "
+            "at once: give a server with cluster mode disabled (cluster-enabled no); for several, --redis.urls"
+        )
+    version = str(info.get("redis_version", "0"))
+    if int(version.partition(".")[0]) < MIN_SERVER:
+        raise Refused(f"{where} runs version {version}; qherd needs Redis or Valkey {MIN_SERVER}.0 or newer")
+    if info.get("role") == "slave":
+        primary = f"{info.get('master_host')}:{info.get('master_port')}"
+        raise Refused(f"{where} is a replica, which is read-only: give the URL of its primary, {primary}")
+    policy = info.get("maxmemory_policy", "not told")
+    if policy != "noeviction":
+        raise Refused(
+            f"{where} has maxmemory-policy {policy}: it would evict chunks and weights in silence; set it to "
+            "noeviction (CONFIG SET maxmemory-policy noeviction; of a managed server, in the provider's parameters)"
+        )
+
+
+def bounds(client: Any) -> Bounds:
+    """The server's bounds; its defaults where this user may not ask, or the command is not there (managed servers)."""
+    try:
+        found = client.config_get("proto-max-bulk-len", "client-query-buffer-limit")
+    except redis.ResponseError:
+        return Bounds()
+    known = Bounds()
+    value, request = found.get("proto-max-bulk-len"), found.get("client-query-buffer-limit")
+    return Bounds(int(value or known.value), int(request or known.request))
+
+
+def refuses_length(client: Any, nbytes: int) -> bool:
+    """Whether the server refuses a value of this length for its length alone.
+
+    A request is begun that announces it, and nothing of it is sent: a server that takes it waits for more, another one
+    answers with an error or hangs up. Every user may do that; where the server is away the answer is False.
+    """
+    pool = client.connection_pool
+    try:
+        connection = pool.get_connection()  # with the user's name and password
+    except redis.RedisError:
+        return False
+    try:
+        connection.send_packed_command([b"*2\r\n$4\r\nPING\r\n$%d\r\n" % nbytes])
+        connection.read_response(timeout=PROBE_S / 4)
+    except redis.TimeoutError:
+        return False
+    except redis.ResponseError as error:
+        return "bulk length" in str(error)
+    except redis.ConnectionError:
+        return True
+    finally:
+        connection.disconnect()
+        pool.release(connection)
+    return False
+
+
+def who_answers(pool: Any) -> str:
+    """What speaks on a TCP port that does not answer as a replay server does, with the remedy; empty where nothing is
+    recognised."""
+    place = pool.connection_kwargs
+    if "host" not in place:
+        return ""
+    address = (str(place["host"]), int(place.get("port", 6379)))
+    encrypted = issubclass(pool.connection_class, redis.SSLConnection)
+    first, found = _first_bytes(address), ""
+    if first is None:
+        return ""
+    if len(first) == 9 and first[3] == 4:  # a SETTINGS frame
+        found = "this port answers as gRPC, as Ray's GCS does: start Ray with --port=6380, or give the server's port"
+    elif first.startswith((b"HTTP/", b"<")):
+        found = "this port answers as an HTTP server does: give the port of the Redis or Valkey server"
+    elif first[:1] in (b"+", b"-"):
+        found = "this port speaks no TLS: give redis:// in place of rediss://, or its TLS port" if encrypted else ""
+    elif not encrypted and (first[:1] == _TLS_ALERT or _speaks_tls(address)):
+        found = "this port speaks TLS: give rediss:// in place of redis:// (ssl_ca_certs=FILE names its authority)"
+    return found
+
+
+def _first_bytes(address: tuple[str, int]) -> bytes | None:
+    """What is answered to the begin of HTTP/2; empty where the other side hangs up, None where nothing comes."""
+    try:
+        with socket.create_connection(address, timeout=PROBE_S) as probe:
+            probe.sendall(_HTTP2_PREFACE)
+            return probe.recv(9)
+    except ConnectionResetError:
+        return b""
+    except OSError:
+        return None
+
+
+def _speaks_tls(address: tuple[str, int]) -> bool:
+    """Whether a handshake gets as far as a certificate; whose it is does not matter here."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with socket.create_connection(address, timeout=PROBE_S) as probe, context.wrap_socket(probe) as encrypted:
+            return encrypted.version() is not None
+    except OSError:
+        return False
