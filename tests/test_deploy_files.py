@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.metadata
 import json
 import os
 import re
@@ -234,6 +235,34 @@ def test_the_dockerfile_passes_its_linter_and_builds_from_files_that_are_there()
     assert re.findall(r" AS (\w+)$", text, re.M)[-2:] == ["cuda", "cpu"], "the default target is cpu"
     ships = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     assert {ships["gpu"]["build"]["target"], ships["head"]["build"]["target"]} == {"cuda", "cpu"}
+
+
+def test_the_images_packages_are_there_once(tmp_path: Path) -> None:
+    """The Python image has a setuptools, the build stage another one, and COPY merges the two folders: what the stage
+    ``base`` removes is removed, what is copied is copied. The build itself ends with pip check."""
+    text = (ROOT / "deploy" / "Dockerfile").read_text()
+    version = re.search(r"^ARG PYTHON=(\d+\.\d+)", text, re.M)
+    assert version is not None
+    packages = tmp_path / "usr/local/lib" / f"python{version[1]}" / "site-packages"
+
+    def install(*names: str) -> None:
+        for name, number in (each.split("==") for each in names):
+            folder = packages / f"{name}-{number}.dist-info"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n")
+
+    install("pip==24.0", "setuptools==65.5.1", "wheel==0.45.1")
+    base = text.partition(" AS base\n")[2].partition("\nFROM ")[0]
+    for path in re.findall(r"rm -rf (/usr/local\S*)", base):
+        shutil.rmtree(tmp_path / path.lstrip("/"))
+    install("pip==24.0", "setuptools==80.9.0", "wheel==0.45.1", "qherd==0.1.0")  # the build stage's, copied over it
+    found = sorted(f"{each.name}=={each.version}" for each in importlib.metadata.distributions(path=[str(packages)]))
+    assert found == ["pip==24.0", "qherd==0.1.0", "setuptools==80.9.0", "wheel==0.45.1"]
+    for target in ("cuda", "cpu"):
+        stage = text.partition(f"FROM base AS {target}\n")[2].partition("\nFROM ")[0]
+        copied, _, checked = stage.partition("/usr/local /usr/local\n")
+        assert f"COPY --from=build-{target}" in copied
+        assert checked.startswith('RUN ["python3", "-m", "pip", "check"]'), target
 
 
 def test_scripts_pass_their_linter() -> None:

@@ -17,7 +17,7 @@ SHORT = ("--eval.every-updates", "300", "--eval.screen-episodes", "2", "--eval.t
 @pytest.fixture
 def cwd(tmp_path: Path) -> Path:
     """A folder with the page's module."""
-    (module,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    (module,) = re.findall(r"```python file=own_parts.py\n(.*?)```", PAGE, re.DOTALL)
     (tmp_path / "own_parts.py").write_text(module)
     return tmp_path
 
@@ -25,7 +25,7 @@ def cwd(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(("mode", "env_steps"), [("inline", (3_000, 6_000)), ("local", (5_000, 20_000))])
 def test_the_pages_parts_train_resume_and_play(cwd: Path, mode: str, env_steps: tuple[int, int]) -> None:
     """Its command as printed, with a name, a mode and a budget; the checkpoint holds the encoder's parameters."""
-    (printed,) = re.findall(r"```\n(qherd train .*?)\n```", PAGE)
+    (printed,) = re.findall(r"```sh\n(qherd train .*?)\n```", PAGE)
     command = [*printed.split()[1:], *SHORT, "--run", "own", "--mode", mode, "--budget.env-steps"]
     done = qherd(*command, str(env_steps[0]), cwd=cwd)
     assert done.code == 0, done

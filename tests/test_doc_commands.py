@@ -1,0 +1,199 @@
+"""Every command that the documents print: read by linters in any case, and run as printed from a fresh clone."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cli_runs import MARK, ROOT, Run, end_all, qherd, running
+from doc_blocks import LANGUAGES, NEEDS, Block, blocks
+from pydantic import BaseModel
+from test_deploy_files import on_path
+
+from deploy import cli, commands
+from deploy.config import RunConfig, option_paths
+
+SHELL = [block for block in blocks() if block.language == "sh"]
+RUN = [block for block in blocks() if block.runs]
+RUN_S = "8"
+"""QHERD_BUDGET_SECONDS of the blocks' runs: the one thing in which they differ from what is printed."""
+BLOCK_S = 400.0
+MODELS: dict[str, list[type[BaseModel]]] = {
+    "train": [commands.Train, RunConfig],
+    "plan": [commands.Plan, RunConfig],
+    "doctor": [commands.Doctor, RunConfig],
+    "resume": [commands.Resume, RunConfig],
+    "scale": [commands.Scale],
+    "eval": [commands.Eval],
+    "record": [commands.Record],
+    "replay": [commands.ReplayStats],
+    "clean": [commands.Clean],
+    "secrets": [commands.Secrets],
+    "discovery": [commands.Discovery],
+}
+
+
+def named(found: list[Block]) -> list[object]:
+    return [pytest.param(block, id=block.where) for block in found]
+
+
+def qherd_commands(block: Block) -> Iterator[list[str]]:
+    """The words after ``qherd`` of each of its commands."""
+    for words in block.commands():
+        bare = list(itertools.dropwhile(lambda word: re.fullmatch(r"[A-Z_]+=.*", word), words))
+        if bare[:1] == ["qherd"]:
+            yield bare[1:]
+
+
+# -- what is printed
+
+
+def test_every_fence_says_what_its_block_is() -> None:
+    wrong = [
+        f"{block.where}: {block.language} {block.attributes}"
+        for block in blocks()
+        if block.language not in LANGUAGES
+        or not block.attributes.keys() <= {"needs", "while", "file"}
+        or block.attributes.get("needs", "docker") not in NEEDS
+    ]
+    assert wrong == []
+    assert {block.attributes["needs"] for block in SHELL if "needs" in block.attributes} == set(NEEDS)
+    assert len(RUN) >= 10
+
+
+@pytest.mark.parametrize("block", named(SHELL))
+def test_a_shell_accepts_it(block: Block) -> None:
+    # SC2088: a ~ in quotes, which the other machine's shell is to expand
+    command = [on_path("shellcheck"), "--shell", "bash", "--exclude", "SC2088", "-"]
+    done = subprocess.run(command, input=block.text, capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("block", named(SHELL))
+def test_its_options_are_qherds(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By their names, and of qherd train also by their values: the configuration is resolved."""
+    monkeypatch.chdir(tmp_path)
+    for words in qherd_commands(block):
+        known = {
+            path.replace("_", "-").removeprefix("options.").removeprefix("as-")
+            for model in MODELS[words[0]]
+            for path in option_paths(model)
+        }
+        options = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert {option[2:].replace("_", "-") for option in options} <= known | {"help"}, words
+        if words[0] == "train" and not {"--help", "--config"} & options:
+            with pytest.raises(SystemExit) as ended:
+                cli.main([*words, "--dry-run"])
+            assert ended.value.code == 0, words
+
+
+@pytest.mark.parametrize("block", named(SHELL))
+def test_what_it_names_is_in_the_repository(block: Block) -> None:
+    """Files below deploy/, docs/ and benchmarks/, modules, and targets of make."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    for words in block.commands():
+        for word in words:
+            made = "/secrets" in word
+            if re.fullmatch(r"(\./)?(deploy|docs|benchmarks)/[\w./-]+", word) and not made:
+                assert (ROOT / word).exists(), word
+        if words[:1] == ["make"]:
+            assert words[1] in targets, words
+        if words[:2] == ["python", "-m"]:
+            assert importlib.util.find_spec(words[2]), words
+
+
+# -- what they do
+
+
+def fresh_clone(folder: Path) -> Path:
+    """The working tree's files as ``git clone`` gives them: nothing that git ignores."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    ).stdout
+    for name in filter(None, listed.decode().split("\0")):
+        if (ROOT / name).is_file():
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target)
+    (folder / "envs").mkdir()
+    # what a user of the README's first block has: an environment of his own
+    own = (
+        "import gymnasium as gym\ngym.register('MyEnv-v0', entry_point='gymnasium.envs.classic_control:CartPoleEnv')\n"
+    )
+    (folder / "envs" / "my_module.py").write_text(own)
+    for block in blocks():
+        if "file" in block.attributes:
+            (folder / block.attributes["file"]).write_text(block.text)
+    return folder
+
+
+SHORT = ("--eval.every-updates", "300", "--eval.screen-episodes", "2", "--eval.threshold", "None")
+
+
+@contextlib.contextmanager
+def a_run_called_name(clone: Path, *, at_work: bool) -> Iterator[None]:
+    """``runs/NAME``, which has an evaluated policy: over, or at work until the block ends."""
+    train = ("train", "CartPole-v1", "--run", "NAME", *SHORT)
+    if not at_work:
+        done = qherd(*train, "--budget.env-steps", "6000", cwd=clone, deadline_s=120)
+        assert done.code == 0, done
+        yield
+        return
+    with running(*train, cwd=clone) as run:
+        run.until(lambda: run.figure("NAME", "updates") > 0, 90, "updates")
+        yield
+        assert run.process.poll() is None, run.err
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("block", named(RUN))
+def test_it_runs_as_printed(block: Block, tmp_path: Path) -> None:
+    """In a fresh clone, with a home of its own and the virtual environment activated; each command has to succeed."""
+    clone = fresh_clone(tmp_path / "clone")
+    with contextlib.ExitStack() as stack:
+        if "while" in block.attributes or "runs/NAME" in block.text:
+            stack.enter_context(a_run_called_name(clone, at_work="while" in block.attributes))
+        program = ["bash", "-euo", "pipefail", "-c"] if block.language == "sh" else [sys.executable, "-c"]
+        code, shown = run_as_user([*program, block.text], clone, tmp_path)
+    assert code == 0, shown
+
+
+def run_as_user(command: list[str], clone: Path, folder: Path) -> tuple[int, str]:
+    """Exit code and output of a command; whatever it leaves is ended."""
+    (folder / "home").mkdir()
+    mark = uuid.uuid4().hex
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp", ignore_cleanup_errors=True) as tmp:
+        env = {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "HOME": str(folder / "home"),
+            "TMPDIR": tmp,
+            "LANG": "C.UTF-8",
+            "QHERD_BUDGET_SECONDS": RUN_S,
+            MARK: mark,
+        }
+        with (folder / "out").open("w") as out:
+            process = subprocess.Popen(
+                command, cwd=clone, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            )
+        try:
+            code = process.wait(BLOCK_S)
+        finally:
+            process.kill()
+            process.wait()
+            end_all(Run(process, Path(tmp), clone, mark, (folder / "out", folder / "out")))  # type: ignore[arg-type]
+    return code, (folder / "out").read_text()[-5000:]
