@@ -17,6 +17,7 @@ from actors.policy import make_policy
 from actors.seeds import evaluation_seed, evaluation_seeds_from
 from learner.networks import NetworkSpec
 from learner.weights import unpack
+from replay.breakable import Breakable, breakable
 from replay.state import State
 
 Array = npt.NDArray[Any]
@@ -99,7 +100,7 @@ class Verdict(NamedTuple):
         return self.confirmed or self.screen
 
 
-class Evaluator:
+class Evaluator(Breakable):
     """Screens candidates and confirms those that pass, never on a seed twice."""
 
     def __init__(self, env: EnvConfig, config: EvalConfig, network: NetworkSpec, seed: int, restart: int = 0) -> None:
@@ -117,6 +118,7 @@ class Evaluator:
         """See ``replay.state``."""
         self._next_seed = state.values["next_seed"]
 
+    @breakable
     def screen(self, candidate: bytes) -> Verdict:
         """Play a packed policy: the screen, and where its mean reaches the threshold the confirming episodes."""
         started = time.process_time()

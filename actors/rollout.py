@@ -21,6 +21,7 @@ from actors.rows import Columns, Rows
 from actors.seeds import training_seed
 from learner.cpu_time import CpuTime
 from learner.weights import unpack
+from replay.breakable import Breakable, breakable
 from replay.chunk import Chunk, Counters, Schema, encode
 from replay.log import ChunkId, ChunkLog, Full, Status, Unavailable, WeightsHeader
 from replay.state import State, restore_rng, rng_state
@@ -85,11 +86,12 @@ class Heartbeat(NamedTuple):
     work: Work = Work()
 
 
-class Rollout:
+class Rollout(Breakable):
     """Steps lanes epsilon-greedily and sends what they leave, one chunk in flight.
 
     ``log`` has to be this thread's own. While a chunk is in doubt (Unavailable, Full) nothing is stepped and nothing is
-    dropped: the same id is sent again.
+    dropped: the same id is sent again. An exception in the middle of a chunk leaves rows that do not follow the ones
+    sent: the rollout is broken then, and each further call raises the same. After ``flush`` nothing is collected.
     """
 
     def __init__(
@@ -127,6 +129,7 @@ class Rollout:
         self.counters = Counters()
         self._work: dict[str, Any] = Work()._asdict()
 
+    @breakable
     def collect(self, seconds: float) -> Heartbeat:
         """Work for about ``seconds``: chunks where the gate is open, polls where it is not."""
         started, cpu = self._clock(), CpuTime.now()
@@ -150,6 +153,7 @@ class Rollout:
         rebuilt, self._rebuilt = tuple(self._rebuilt), []
         return rebuilt
 
+    @breakable
     def ready(self) -> bool:
         """Whether the next chunk may be collected: nothing in doubt, gate open, weights there. Asks the log if not."""
         if self._pending is not None:
@@ -158,6 +162,7 @@ class Rollout:
             self._ask(self._log.status)
         return self._may_act()
 
+    @breakable
     def fill(self) -> None:
         """Collect rows until the chunk is full or ``flush_s`` is over, and encode it."""
         deadline = self._clock() + self._config.flush_s
@@ -193,6 +198,7 @@ class Rollout:
 
         Raises ValueError while a chunk is in doubt.
         """
+        self.check_unbroken()
         if self._pending is not None:
             raise ValueError(f"chunk {self._seq} of slot {self._place.slot} is in doubt; send it first")
         values, actions = zip(*(lane.state() for lane in self._recorded()), strict=True)
@@ -216,6 +222,7 @@ class Rollout:
             | {f"policy.{name}": array for name, array in self._policy.state().items()},
         )
 
+    @breakable
     def restore(self, state: State) -> None:
         """Go on where the rollout was that gave ``state``: its lanes' episodes are played again to there.
 
@@ -251,6 +258,7 @@ class Rollout:
         chunk = Chunk(place.slot, place.incarnation, self._seq, self.weight_version, counters, *columns)
         self._pending = encode(chunk, self._schema, place.run)
 
+    @breakable
     def send(self) -> bool:
         """Send the chunk in hand; False leaves it in doubt, to be sent again under the same id. Raises Fenced."""
         chunk, chunk_id = self._pending, ChunkId(self._place.incarnation, self._seq)
@@ -325,6 +333,7 @@ class Rollout:
         if not self._away and self.weight_version:
             self.counters = self.counters._replace(gate_wait_s=self.counters.gate_wait_s + seconds)
 
+    @breakable
     def flush(self, deadline_s: float) -> bool:
         """Close every lane with a boundary row and send what is in hand; True where all is stored in ``deadline_s``."""
         end = self._clock() + deadline_s

@@ -100,9 +100,8 @@ class Rows:
         """One boundary row per lane at the observations <obs_dtype>[E, ...] where the lanes stand."""
         grid = (1, len(obs))
         zeros = np.zeros(grid, np.float32)
-        columns = Columns(
-            obs[None], np.zeros(grid, np.int32), zeros, zeros, q.max(1)[None], np.full(grid, BOUNDARY, np.uint8)
-        )
+        flags = BOUNDARY | self._fresh * np.uint8(FIRST)
+        columns = Columns(obs[None], np.zeros(grid, np.int32), zeros, zeros, q.max(1)[None], flags)
         return columns, counters._replace(rows=counters.rows + len(obs))
 
     def _finish_episodes(self, reward: Array, ended: Array, broken: Array) -> tuple[int, float]:

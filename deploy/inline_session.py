@@ -17,6 +17,7 @@ from deploy.run_dir import RunDirectory, env_of
 from deploy.session import Progress, RunFailedError, Say, make_checkpointer, replay_of
 from learner.checkpoint import Found, restoring
 from learner.report import Diverged
+from replay.breakable import Breakable, breakable
 from replay.chunk import Schema
 from replay.log import MemoryLog
 from replay.state import State
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from actors.rollout import Rollout
 
 
-class InlineSession:
+class InlineSession(Breakable):
     """One process, in lock-step, reproducible to the bit: every cadence is in updates or env steps."""
 
     def __init__(self, config: RunConfig, directory: RunDirectory, schema: Schema, say: Say) -> None:
@@ -81,7 +82,6 @@ class InlineSession:
         self._screened_at = 0
         self._rebuilt = Rebuilt(say)
         self._checkpointed_at = self.loop.learner.updates
-        self._whole = True  # no advance failed half-way
         if found is not None:
             with restoring(found):
                 self._evaluator.restore(found.parts["evaluator"])
@@ -139,7 +139,10 @@ class InlineSession:
     def advance(self) -> Progress:
         if self.loop.learner.updates - self._checkpointed_at >= self._config.checkpoint.every_updates:
             self._checkpoint()
-        self._whole = False
+        return self._advance()
+
+    @breakable
+    def _advance(self) -> Progress:
         until = self.loop.learner.updates + 200
         started, before = time.perf_counter(), (self.loop.learner.updates, self.loop.reader.totals.env_steps)
         for _ in range(200):
@@ -175,7 +178,6 @@ class InlineSession:
         self._rebuilt.catch_up()
         for text in report.told:
             self._say(text)
-        self._whole = True
         return Progress(figures, report.refused, report.rows_lost, verdict, policy)
 
     def _screen(self) -> tuple[Verdict | None, bytes | None]:
@@ -206,7 +208,7 @@ class InlineSession:
 
     def stop(self, deadline_s: float) -> Progress | None:
         del deadline_s
-        if self._whole:
+        if self._broken_by is None:
             self._checkpoint()
         self._metrics.close()
         return None

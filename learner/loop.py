@@ -22,6 +22,7 @@ from learner.report import Diverged, Report, Resumed
 from learner.samples import Samples, on_device
 from learner.weights import pack, version, version_count
 from replay.about import About, SlotAbout
+from replay.breakable import Breakable, breakable
 from replay.chunk import Codec, Counters, Schema
 from replay.config import ReplayConfig
 from replay.limiter import Limiter
@@ -42,8 +43,8 @@ GATE_LATENCY_S = 0.1
 """How long a shut gate takes to reach the actors (publisher, server, their next chunk): sizes the limiter's band."""
 
 
-class LearnerLoop:
-    """One run's learner on one log."""
+class LearnerLoop(Breakable):
+    """One run's learner on one log. After an exception in ``train`` or ``cycle`` it gives no policy and no state."""
 
     def __init__(
         self,
@@ -120,6 +121,7 @@ class LearnerLoop:
         self._rows_in_flight = len(self._expected) * chunk_rows
         self.limiter.set_slack(self._rows_in_flight)
 
+    @breakable
     def train(self, seconds: float) -> Report:
         """Work for about ``seconds``; returns a report."""
         started, starved_s = time.perf_counter(), CpuTime.now().starved_s
@@ -137,6 +139,7 @@ class LearnerLoop:
         self._fit_band()
         return self.report()
 
+    @breakable
     def cycle(self, ingest_budget_s: float | None = None) -> int:
         """Take in what arrived, then update while the limiter allows, up to the next ingest; the updates done."""
         self.phases.charge("outside")
@@ -179,6 +182,7 @@ class LearnerLoop:
         """The learner goes on with what the mirror has while the server does not answer."""
         self._log_unavailable += 1
 
+    @breakable
     def drain(self) -> None:
         """Take in all that the log has, without learning from it."""
         before = self.reader.totals.env_steps
@@ -221,6 +225,7 @@ class LearnerLoop:
 
     def candidate(self) -> bytes:
         """The averaged policy for the evaluator, packed like published weights."""
+        self.check_unbroken()
         header = (version(self._fence, self._published), self.learner.updates, self.reader.totals.env_steps)
         return pack(*header, host_arrays(self.learner.average))
 
@@ -374,6 +379,7 @@ class LearnerLoop:
 
     def state(self) -> dict[str, State]:
         """All that a learner goes on from, by part; see ``replay.state``."""
+        self.check_unbroken()
         parts = {"loop": State(self._values(), {}), "learner": self.learner.state(), "reader": self.reader.state()}
         parts["sampler"] = self.sampler.state()
         if self._checkpointer is not None and self._checkpointer.with_rows:

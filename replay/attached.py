@@ -106,7 +106,8 @@ def first_answer(logs: Sequence[Log], ask: Callable[[Log], T | None]) -> T | Non
 class Attached:
     """A run's replay memory, read from outside. ``mirror`` holds its newest rows; ``about`` is what the learner says.
 
-    A context manager. Not thread-safe.
+    A context manager. Not thread-safe. What was interrupted in the middle of a chunk (Ctrl-C in a notebook) has to be
+    attached again: its rows are half there.
     """
 
     def __init__(self, logs: Sequence[RunKeys], run: str, capacity_rows: int | None = None) -> None:
@@ -146,6 +147,7 @@ class Attached:
         Raises a temporary LogError where no server answers (call again), any other where the run cannot be followed
         any more.
         """
+        self._reader.check_unbroken()
         self._streams.away.clear()
         if time.monotonic() - self._refreshed_s >= REFRESH_S:
             self._refresh()
@@ -157,6 +159,7 @@ class Attached:
 
     def sample(self, count: int, rng: np.random.Generator | None = None) -> Batch:
         """``count`` transitions, uniformly and with replacement. Raises ValueError where there are none yet."""
+        self._reader.check_unbroken()
         return self.mirror.gather(UniformSampler(self.mirror, rng or self._rng).choose(count).rows)
 
     def close(self) -> None:

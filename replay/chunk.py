@@ -263,12 +263,18 @@ class Codec:
             raise BadChunk("value", "a counter is not finite")
         if chunk.action.min() < 0 or chunk.action.max() >= self.schema.num_actions:
             raise BadChunk("action", f"outside 0..{self.schema.num_actions - 1}")
-        ends, boundary = (chunk.flags & (TERMINATED | TRUNCATED)) != 0, (chunk.flags & BOUNDARY) != 0
-        first = (chunk.flags & FIRST) != 0
-        unknown = chunk.flags.max() > (TERMINATED | TRUNCATED | BOUNDARY | FIRST)
-        if unknown or (ends & boundary).any() or (ends[:-1] & ~boundary[1:]).any():
-            raise BadChunk(
-                "flags", "an unknown flag, a boundary row that ends an episode, or an end without its boundary row"
-            )
-        if (boundary[:-1] != first[1:]).any():
-            raise BadChunk("flags", "an episode begins without a boundary row before it, or goes on behind one")
+        if chunk.flags.max() > (TERMINATED | TRUNCATED | BOUNDARY | FIRST):
+            raise BadChunk("flags", f"{chunk.flags.max()} has an unknown one")
+        if ((chunk.flags & (TERMINATED | TRUNCATED) != 0) & (chunk.flags & BOUNDARY != 0)).any():
+            raise BadChunk("flags", "a boundary row ends an episode")
+        check_order(chunk.flags)
+
+
+def check_order(flags: npt.NDArray[np.uint8]) -> None:
+    """Raises BadChunk unless in each lane of ``flags`` [T, E] an end is followed by a boundary row, and a boundary row,
+    and nothing else, by the first row of an episode."""
+    ends, boundary, first = (flags & which != 0 for which in (TERMINATED | TRUNCATED, BOUNDARY, FIRST))
+    if (ends[:-1] & ~boundary[1:]).any():
+        raise BadChunk("flags", "an episode's end is not followed by its boundary row")
+    if (boundary[:-1] != first[1:]).any():
+        raise BadChunk("flags", "an episode begins without a boundary row before it, or goes on after one")

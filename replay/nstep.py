@@ -82,6 +82,12 @@ class LaneWindows:
         """Each lane's newest row <int64>[E] where its episode goes on behind it, else -1."""
         return np.where(self._carried.flags[-1] & BOUNDARY, -1, self._carried.row[-1])
 
+    @property
+    def last_flags(self) -> Array:
+        """Flags of each lane's newest row <uint8>[E]."""
+        last: Array = self._carried.flags[-1]
+        return last
+
     def state(self) -> dict[str, Array]:
         """What is carried from chunk to chunk, by column: [n, E] each."""
         return self._carried._asdict()

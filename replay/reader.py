@@ -17,7 +17,7 @@ import contextlib
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import merge
 from pathlib import Path
@@ -26,7 +26,8 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from replay.chunk import BadChunk, Chunk, Codec, Counters
+from replay.breakable import Breakable, breakable
+from replay.chunk import BadChunk, Chunk, Codec, Counters, check_order
 from replay.log import ChunkId, ChunkLog, Entry, LogError
 from replay.mirror import Mirror
 from replay.nstep import CARRIED, LaneWindows
@@ -162,7 +163,7 @@ class Slot:
 _PLAIN = ("rows_read", "rows_lost", "refused_since", "weight_version", "lanes")
 
 
-class Reader:
+class Reader(Breakable):
     """Reads the chunks of known slots into a mirror. ``n`` and ``gamma`` shape the windows (replay/nstep.py)."""
 
     def __init__(
@@ -283,6 +284,7 @@ class Reader:
                 )
             books.checked = books.cursor
 
+    @breakable
     def _take(self, entry: Entry) -> int:
         books = self.slots[entry.slot]
         if entry.id <= books.cursor:
@@ -294,12 +296,14 @@ class Reader:
             if chunk.rows > self._mirror.capacity_rows:
                 raise BadChunk("size", f"{chunk.rows} rows, the mirror holds {self._mirror.capacity_rows}")
             gap = self._gap_before(books, entry.id, chunk)
+            follows = gap.chunks == 0 and entry.id.incarnation == books.taken.incarnation
+            if follows and books.windows is not None and books.lanes == chunk.flags.shape[1]:
+                check_order(np.stack((books.windows.last_flags, chunk.flags[0])))
         except BadChunk as error:
             books.refused_since += 1
             self._count_refused(books, error.reason)
             self._quarantine_chunk(entry, error)
             return 0
-        follows = gap.chunks == 0 and entry.id.incarnation == books.taken.incarnation
         env_steps = chunk.env_steps
         self._account(books, entry, chunk, gap, env_steps)
         self._insert(books, entry, chunk, follows)
@@ -429,7 +433,7 @@ class Reader:
         was, now = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         newest: dict[int, ChunkId] = {}
         # slots are merged by the weights that their chunks were acted with, and so about as they came in before
-        pages = (self._log_again(log, slot, books.cursor, until_s) for slot, books in self.slots.items())
+        pages = (self._log_again(log, slot, books.cursor, had, until_s) for slot, books in self.slots.items())
         for entry, chunk in merge(*pages, key=lambda each: (each[1].weight_version, each[0].id.seq)):
             before = newest.get(entry.slot, FIRST_ID)
             follows = entry.id == (before.incarnation, before.seq + 1)
@@ -446,14 +450,19 @@ class Reader:
         alive = new_rows >= self._mirror.start
         return old_rows[alive], new_rows[alive]
 
-    def _log_again(self, log: ChunkLog, slot: int, upto: ChunkId, until_s: float) -> Iterator[tuple[Entry, Chunk]]:
-        """A slot's good chunks up to an id, from the oldest that the log has; a page of them in memory at a time."""
+    def _log_again(
+        self, log: ChunkLog, slot: int, upto: ChunkId, taken: Container[tuple[int, ChunkId]], until_s: float
+    ) -> Iterator[tuple[Entry, Chunk]]:
+        """A slot's chunks up to an id that were ``taken``, from the oldest that the log has; a page of them in memory
+        at a time. What was refused when it first came is refused again, also where only its order told."""
         cursor, page = FIRST_ID, PAGE_BYTES // max(1, len(self.slots))
         while entries := self._page(log, slot, cursor, page, until_s):
             for entry in entries:
                 if entry.id > upto:
                     return
-                with contextlib.suppress(BadChunk):  # it was counted when it first came
+                if (slot, entry.id) not in taken:
+                    continue
+                with contextlib.suppress(BadChunk):  # spoilt since
                     yield entry, self._codec.decode(entry.data, entry.slot, *entry.id)
             cursor = entries[-1].id
 

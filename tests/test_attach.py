@@ -481,3 +481,26 @@ def test_the_readmes_example_has_five_lines_and_runs(tmp_path: Path, own_server:
     )
     assert (done.returncode, done.stderr) == (0, ""), done
     assert done.stdout == f"{env_steps} env steps\n"
+
+
+def test_what_was_interrupted_in_a_chunk_is_attached_again(
+    own_server: EmbeddedServer, log: RedisLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in a notebook: the mirror has rows whose windows are missing, and gives none of them."""
+    log.describe(1, about(1).pack())
+    actor = FakeActor()
+    actor.send(log)
+    with attach(own_server) as memory:
+        assert memory.poll() > 0
+        actor.send(log)
+
+        def interrupted(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(memory.mirror, "close", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                memory.poll()
+        for call in (memory.poll, lambda: memory.sample(1)):
+            with pytest.raises(RuntimeError, match=r"interrupted half-way .* make a new one"):
+                call()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -345,3 +346,94 @@ def test_long_run_wraps_the_ring_often_and_stays_equal_to_the_oracle() -> None:
         assert_same(herd.actual(), herd.expected())
     assert herd.mirror.end > 15 * 37
     assert chunk_id(herd.actors[0].chunk()).seq == 76
+
+
+PLAIN_FLAGS = [0, FIRST, TERMINATED, TRUNCATED, FIRST | TERMINATED, BOUNDARY, BOUNDARY | FIRST]
+
+
+def follows(before: int, after: int) -> bool:
+    """Whether a row with the flags ``after`` may come after one with ``before``."""
+    if bool(before & BOUNDARY) != bool(after & FIRST):
+        return False
+    return not before & (TERMINATED | TRUNCATED) or bool(after & BOUNDARY)
+
+
+@LEARNT
+@given(
+    n=st.integers(1, 4),
+    lanes=st.integers(1, 2),
+    chunks=st.lists(st.tuples(st.integers(1, 4), st.sampled_from([0.0, 0.0, 0.2])), min_size=1, max_size=12),
+    resumed=st.integers(0, 12),
+    seed=st.integers(0, 1 << 16),
+)
+def test_what_breaks_the_order_of_rows_is_refused_and_counted(
+    n: int, lanes: int, chunks: list[tuple[int, float]], resumed: int, seed: int
+) -> None:
+    """Flags of any order, within chunks and across them, also across a resume between two: what cannot follow is
+    refused, and all that can be sampled is the oracle's."""
+    rng, actor = np.random.default_rng(seed), FakeActor(lanes=lanes, seed=seed, p_end=0.4)
+    herd = Herd(n, 0.9, lanes, 1000, 0.0, 0)
+    newest: npt.NDArray[np.uint8] | None = None  # the flags of the rows that the next chunk's rows have to follow
+    refused = lost = 0
+    for index, (time_steps, p_wrong) in enumerate(chunks):
+        if index == resumed:
+            state, mirror_state = herd.reader.state(), herd.mirror.state()
+            herd.mirror = Mirror(SCHEMA, 1000)
+            herd.mirror.restore(mirror_state)
+            herd.reader = Reader(herd.log, CODEC, herd.mirror, n, 0.9)
+            herd.reader.restore(state, None)
+        chunk = actor.chunk(time_steps)
+        wrong = rng.random(chunk.flags.shape) < p_wrong
+        flags = np.where(wrong, rng.choice(PLAIN_FLAGS, chunk.flags.shape), chunk.flags).astype(np.uint8)
+        chunk = replace(chunk, flags=flags)
+        append(herd.log, chunk)
+        herd.reader.poll()
+        herd.reader.check_conservation()
+        rows = flags if newest is None else np.concatenate((newest[None], flags))
+        good = all(follows(*pair) for lane in rows.T.tolist() for pair in itertools.pairwise(lane))
+        newest = flags[-1] if good else None
+        herd._broken[0] |= not good
+        if good:
+            herd._arrive(chunk)
+            lost = chunk.counters.rows - len(herd._arrived)
+        refused += not good
+        assert herd.reader.totals.refused == ({"flags": refused} if refused else {})
+        assert herd.reader.totals.rows_lost == ({"refused": lost} if lost else {})
+        assert_same(herd.actual(), herd.expected())
+
+
+@pytest.mark.parametrize("after", PLAIN_FLAGS)
+@pytest.mark.parametrize("before", PLAIN_FLAGS)
+def test_a_chunk_has_to_follow_the_one_before(before: int, after: int) -> None:
+    """In one lane of two, a row in each chunk; after a lost chunk anything may come."""
+    for lost in (False, True):
+        herd, actor = Herd(1, 0.9, 2, 100, 0.0, 0), FakeActor(lanes=2, p_end=0.0)
+        for index, flags in enumerate((before, after)):
+            row = actor.chunk(1)
+            append(herd.log, replace(row, flags=np.array([[0 if index else FIRST, flags]], np.uint8)))
+            if lost and not index:
+                actor.chunk(1)
+        herd.reader.poll()
+        taken = lost or follows(before, after)
+        assert (herd.reader.totals.chunks, herd.reader.totals.refused["flags"]) == ((2, 0) if taken else (1, 1))
+
+
+def test_a_refill_does_not_take_what_was_refused() -> None:
+    """Neither for its order, which the chunk alone does not show, nor for its counters."""
+    herd, actor = Herd(2, 0.9, 1, 100, 0.0, 0), FakeActor(p_end=0.0)
+    for index in range(6):
+        chunk = actor.chunk(3)
+        if index == 2:
+            chunk = replace(chunk, flags=np.array([[FIRST], [0], [0]], np.uint8))
+        if index == 4:
+            chunk = replace(chunk, counters=chunk.counters._replace(rows=1))
+        append(herd.log, chunk)
+    herd.reader.poll()
+    assert herd.reader.totals.refused == {"flags": 1, "counters": 1}
+    before = herd.actual()
+    state = herd.reader.state()
+    herd.mirror = Mirror(SCHEMA, 100)
+    reader = Reader(herd.log, CODEC, herd.mirror, 2, 0.9)
+    reader.restore(state, refill=herd.log)
+    assert herd.mirror.rows == 12
+    assert_same(herd.actual(), before)

@@ -21,7 +21,7 @@ from actors.policy import make_policy
 from actors.rollout import Place, Rollout
 from learner.networks import NetworkSpec
 from learner.weights import pack
-from replay.chunk import BOUNDARY, FIRST, TERMINATED, TRUNCATED, Chunk, Codec, Schema
+from replay.chunk import BOUNDARY, FIRST, TERMINATED, TRUNCATED, Chunk, Codec, Schema, check_order
 from replay.log import ChunkId, Fenced, Full, LogError, MemoryLog, Refused, Status, Unavailable
 
 RUN, SLOT, INCARNATION = "a-run", 3, 2
@@ -399,6 +399,17 @@ def test_flush_closes_every_lane() -> None:
     obs = columns(chunks, "obs")
     assert obs[:, 1].tolist() == [row for row, *_ in itertools.islice(scripted(obs[0, 1, 0]), 9)]
     assert (last.counters.rows, last.counters.env_steps) == (18, chunks[1].counters.env_steps)
+
+
+def test_a_flush_after_a_boundary_row_begins_an_episode_and_ends_it() -> None:
+    """Each lane's rows keep their order: a boundary row is followed by a first one, also where that is the last."""
+    for steps in range(1, 8):
+        tested = Actor(config={"chunk_steps": steps})
+        assert tested.chunk()
+        assert tested.rollout.flush(1.0)
+        flags = columns(tested.log.chunks(), "flags")
+        check_order(flags)
+        assert flags[-1].tolist() == [BOUNDARY | FIRST * (steps in (4, 6))] * 2
 
 
 def test_flush_sends_what_is_in_doubt_first() -> None:

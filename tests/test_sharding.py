@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,8 @@ class Herd:
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(DEADLINE_S)
-        self.loop.drain()
+        with suppress(Fenced):  # one that was fenced takes in nothing more
+            self.loop.drain()
 
     def train_until(self, over: Callable[[], bool], what: str) -> None:
         """The learner's slices, until ``over()``."""
