@@ -26,7 +26,7 @@ from deploy.launch import check_port, check_unused, check_values, look_at_env
 from deploy.outlook import measure_actor
 from deploy.placement import Resources, alive_nodes, asks, check_room, shown
 from deploy.plan import check_limiter, check_memory, chunk_bytes, megabytes, network_bytes, plan
-from deploy.ray_start import start_ray
+from deploy.ray_running import ray_running
 from deploy.valkey import EmbeddedServer, ServerError, find_server
 from replay.chunk import Schema
 from replay.identity import Identity
@@ -321,8 +321,7 @@ def _ray(config: RunConfig) -> Iterator[Check]:
         yield Check("Ray", "problem", "the cluster mode has no Ray cluster", "give --ray.address (host:port, or auto)")
         return
     began = time.perf_counter()
-    with contextlib.ExitStack() as cleanup:
-        start_ray(config, cleanup)
+    with ray_running(config):
         import ray
 
         nodes = alive_nodes(ray.nodes())  # type: ignore[no-untyped-call]

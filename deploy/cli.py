@@ -7,6 +7,7 @@ and can be resumed, 130 interrupted otherwise.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import stat
@@ -16,28 +17,32 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_origin
 
-import tyro
-import yaml
-from pydantic import ValidationError
+from deploy.output import GONE, silence
+from deploy.stop import deaf, quiet_interrupt
 
-from deploy import __version__, arithmetic
-from deploy.commands import (
-    Clean,
-    Discovery,
-    Doctor,
-    DoctorOfRun,
-    Eval,
-    Launch,
-    Plan,
-    Record,
-    ReplayStats,
-    Resume,
-    Scale,
-    Secrets,
-    Train,
-)
-from deploy.config import ConfigError, RunConfig, check_bounds, compose, dump, explain
-from deploy.numbers import read_yaml, whole, write_yaml
+with quiet_interrupt():  # these take a second
+    import tyro
+    import yaml
+    from pydantic import ValidationError
+
+    from deploy import __version__, arithmetic
+    from deploy.commands import (
+        Clean,
+        Discovery,
+        Doctor,
+        DoctorOfRun,
+        Eval,
+        Launch,
+        Plan,
+        Record,
+        ReplayStats,
+        Resume,
+        Scale,
+        Secrets,
+        Train,
+    )
+    from deploy.config import ConfigError, RunConfig, check_bounds, compose, dump, explain
+    from deploy.numbers import read_yaml, whole, write_yaml
 
 USAGE = """qherd: a herd of actors, one learner, deep Q-learning.
 
@@ -59,16 +64,33 @@ USAGE = """qherd: a herd of actors, one learner, deep Q-learning.
 Each command explains itself: qherd train --help. An example:
 
   qherd train CartPole-v1 --learner.lr 1e-3 --actors.count 4 --budget.seconds 120
+
+Exit codes:
+
+  0    done: solved, or the budget is used up
+  1    the run failed (also where no env step ever came in), the doctor found a problem, or you declined
+  2    the call or what it needs is wrong
+  75   a run was asked to stop by Ctrl-C, SIGTERM or SIGHUP, or nobody reads its output any more: qherd resume goes on;
+       where nothing had run yet, the same command begins again
+  130  interrupted otherwise; 129, 130, 143 (128 + signal): a second signal ended a run at once
+  141  nobody reads the output of another command any more
 """
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command; every failure that a user can cause is one message on stderr and exit code 2."""
+    """Runs the command; every failure that a user can cause is one message on stderr and exit code 2."""
     arithmetic.pin()  # no import above brings numpy
     os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
     os.umask(os.umask(0o077) | stat.S_IWOTH)  # what others could change in a run would be the run's own
     arguments = list(sys.argv[1:] if argv is None else argv)
-    sys.exit(_guarded(lambda: _dispatch(arguments)))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an ASCII terminal has no ±
+    try:
+        code = _guarded(lambda: _dispatch(arguments))
+    finally:
+        if argv is None:
+            deaf()
+    sys.exit(code)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -281,14 +303,32 @@ def _discovery(arguments: list[str]) -> int:
 
 
 def _guarded(run: Callable[[], int]) -> int:
-    """Turn what a user can cause into a message; let what is a defect show its traceback."""
-    from actors.contract import EnvError
-    from deploy.run_dir import RunDirError
-    from deploy.session import RunFailedError
-    from deploy.valkey import ServerError
-    from learner.checkpoint import CheckpointError
-    from replay.log import LogError
-    from replay.storage import CannotFit
+    """Turns what a user can cause into a message; lets what is a defect show its traceback."""
+    try:
+        try:
+            return _explained(run)
+        finally:
+            if sys.stdout is not None:  # as >&- has it
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        _tell("interrupted")
+        return 130
+    except OSError as error:
+        if error.errno not in GONE or error.filename is not None:
+            raise
+        silence(sys.stdout)  # what is still in its buffer is nobody's any more
+        return 128 + signal.SIGPIPE
+
+
+def _explained(run: Callable[[], int]) -> int:
+    with quiet_interrupt():
+        from actors.contract import EnvError
+        from deploy.run_dir import RunDirError
+        from deploy.session import RunFailedError
+        from deploy.valkey import ServerError
+        from learner.checkpoint import CheckpointError
+        from replay.log import LogError
+        from replay.storage import CannotFit
 
     try:
         return run()
@@ -296,21 +336,23 @@ def _guarded(run: Callable[[], int]) -> int:
         message = explain(error, "command line")
     except (ConfigError, EnvError, RunDirError, ServerError, LogError, CannotFit, CheckpointError) as error:
         message = str(error)
-    except BrokenPipeError:  # who reads has seen enough, as head has; nothing is to be written when Python ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
             raise
         message = f"{error.filename or 'a file'}: {error.strerror}"
     except RunFailedError as error:
-        print(f"qherd: {error}", file=sys.stderr)
+        _tell(f"qherd: {error}")
         return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    print(f"qherd: {message}", file=sys.stderr)
+    _tell(f"qherd: {message}")
     return 2
+
+
+def _tell(message: str) -> None:
+    """Prints on stderr, where there is one."""
+    try:
+        print(message, file=sys.stderr, flush=True)
+    except OSError:
+        silence(sys.stderr)
 
 
 if __name__ == "__main__":

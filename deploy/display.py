@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Self
+from typing import IO, Self, cast
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -17,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.config import RunConfig
+from deploy.output import Output
 
 LINE_EVERY_S = 5.0
 ROWS: tuple[tuple[str, Callable[[Mapping[str, float]], str]], ...] = (
@@ -36,11 +36,13 @@ TROUBLE: tuple[tuple[str, Callable[[Mapping[str, float]], str]], ...] = (
 
 
 class Display:
-    """Shows a run's figures. A context manager: what it draws ends with it."""
+    """Shows a run's figures. A context manager: what it draws ends with it. ``gone()`` is called when nobody can see
+    them any more."""
 
-    def __init__(self, run: str, config: RunConfig) -> None:
+    def __init__(self, run: str, config: RunConfig, gone: Callable[[], None] = lambda: None) -> None:
         self._run, self._config = run, config
-        self._console = Console(stderr=False)
+        self._output = Output(gone)
+        self._console = Console(file=cast("IO[str]", self._output))
         self._fancy = self._console.is_terminal and not os.environ.get("CI")
         self._messages: list[str] = []
         self._figures: Mapping[str, float] = {}
@@ -84,7 +86,11 @@ class Display:
             self._print("  ".join(f"{name} {shown}" for name, shown in _shown(figures)))
 
     def _print(self, text: str) -> None:
-        print(f"{self._seconds():6.1f} s  {text}", file=sys.stdout, flush=True)
+        self.print(f"{self._seconds():6.1f} s  {text}")
+
+    def print(self, text: str) -> None:
+        """Prints a text as it stands, after what was drawn."""
+        print(text, file=self._output, flush=True)
 
     def _seconds(self) -> float:
         return time.monotonic() - self._started_s
@@ -108,7 +114,8 @@ class Display:
             return min(1.0, max(0.0, (newest - first) / (threshold - first)))
         env_steps, seconds = self._config.budget.env_steps, self._config.budget.seconds
         shares = [self._figures.get("env_steps", 0) / env_steps] if env_steps else []
-        return min(1.0, max([*shares, self._seconds() / seconds if seconds else 0.0]))
+        trained_s = self._figures.get("wall_s", 0.0) - self._figures.get("start_s", 0.0)
+        return min(1.0, max([*shares, trained_s / seconds if seconds else 0.0]))
 
     def _goal(self) -> str:
         threshold = self._config.eval.threshold

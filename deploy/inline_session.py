@@ -136,6 +136,13 @@ class InlineSession(Breakable):
         self.loop.checkpoint({**actors, **session, "log": self._log.state()}, wait=True)
         self._checkpointed_at = self.loop.learner.updates
 
+    @property
+    def begun(self) -> bool:
+        return True
+
+    def told(self) -> str:
+        return f"{len(self._rollouts)} actor(s) in this process"
+
     def advance(self) -> Progress:
         if self.loop.learner.updates - self._checkpointed_at >= self._config.checkpoint.every_updates:
             self._checkpoint()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 
 from actors.first_look import Look, first_look
@@ -16,17 +17,32 @@ from deploy.inline_session import InlineSession
 from deploy.ray_session import RaySession
 from deploy.run_dir import RunDirectory, env_of
 from deploy.session import Say, Session
+from deploy.stop import Stop
 from replay.chunk import Schema
 from replay.log import LogError, Unavailable
 from replay.redis_log import TIMEOUT_S, RedisLog
+from replay.run_keys import RunKeys
 from replay.server_kind import Bounds
 
 
-def start_session(config: RunConfig, directory: RunDirectory, schema: Schema, say: Say) -> Session:
-    """The session of ``config.mode``."""
+def start_session(config: RunConfig, directory: RunDirectory, schema: Schema, say: Say, stop: Stop) -> Session:
+    """Starts the session of ``config.mode``. Raises Interrupted where it was asked to stop meanwhile."""
     if config.mode == "inline":
-        return InlineSession(config, directory, schema, say)
-    return RaySession(config, directory, schema, say)
+        session = InlineSession(config, directory, schema, say)
+        stop.check()
+        return session
+    return RaySession(config, directory, schema, say, stop)
+
+
+def give_name_back(config: RunConfig, directory: RunDirectory) -> None:
+    """Removes a new run in which nothing has run: its directory, and on a cluster's servers the keys that it claimed
+    its name with."""
+    if config.mode == "cluster":
+        for url in config.redis.servers:
+            with contextlib.suppress(LogError, ValueError), contextlib.closing(RunKeys(url, directory.run)) as keys:
+                if keys.nonce() == directory.nonce:
+                    keys.remove(keys.keys())
+    directory.discard()
 
 
 def probe_env(config: RunConfig) -> Schema:
@@ -63,6 +79,23 @@ def check(config: RunConfig) -> None:
     check_port(config)
     if config.mode == "cluster":
         _check_cluster(config)
+
+
+def check_process(config: RunConfig) -> None:
+    """Raises ConfigError where this process, which may be another program's, cannot have a Ray and a server of its
+    own."""
+    if config.mode != "local":
+        return
+    if threading.current_thread() is not threading.main_thread():
+        raise ConfigError(
+            "the mode local needs the main thread of its process, since its server ends with the thread that started "
+            "it: call it from there, run the command qherd, or choose --mode inline"
+        )
+    if "ray" in sys.modules:
+        raise ConfigError(
+            "ray was imported before the run, and its loopback and token settings are read at import: run the command "
+            "qherd, or choose --mode inline"
+        )
 
 
 def check_values(config: RunConfig, schema: Schema) -> None:

@@ -17,10 +17,11 @@ from deploy.config import ConfigError, RunConfig
 from deploy.placement import RoomWatch, alive_nodes, asks, check_room, options
 from deploy.plan import backstop_chunks, check_limiter, check_more_actors, chunk_rows, plan, rows_in_checkpoint
 from deploy.private_dir import temporary_folder
-from deploy.ray_start import start_ray
+from deploy.ray_running import ray_running
 from deploy.run_dir import RunDirectory, RunDirError, env_of
 from deploy.scaling import SETTLE_S, Request, ScaleDesk
 from deploy.session import RESTARTS, WORK, Progress, RunFailedError, Say, make_checkpointer, replay_of
+from deploy.stop import Stop
 from deploy.valkey import EmbeddedServer
 from learner.report import Report, Resumed
 from replay.chunk import Schema
@@ -42,8 +43,8 @@ LAST_ID_TIMEOUT_S = 2.0
 class RaySession:
     """``local``: Ray and an embedded server on this machine; ``cluster``: those that are there."""
 
-    def __init__(self, config: RunConfig, directory: RunDirectory, schema: Schema, say: Say) -> None:
-        self._config, self._directory, self._schema, self._say = config, directory, schema, say
+    def __init__(self, config: RunConfig, directory: RunDirectory, schema: Schema, say: Say, stop: Stop) -> None:
+        self._config, self._directory, self._schema, self._say, self._stop = config, directory, schema, say, stop
         self._cleanup = contextlib.ExitStack()
         self._before = directory.figures()
         self._figures: dict[str, float] = {}
@@ -74,11 +75,13 @@ class RaySession:
         config = self._config
         urls = self._start_server()
         self._claim(urls["learner"])
+        self._stop.check()
         self._say(f"starting Ray ({'on this machine' if config.mode == 'local' else config.ray.address})")
         with ThreadPoolExecutor(1) as meanwhile:
             opened = meanwhile.submit(self._directory.open_files)
-            start_ray(config, self._cleanup)
+            self._cleanup.enter_context(ray_running(config, self._directory.ray_log))
         opened.result()
+        self._stop.check()
 
         from actors.supervisor import Screening, Silence, Supervisor
         from deploy.learner_seat import LearnerSeat
@@ -218,6 +221,13 @@ class RaySession:
             )
 
         return start
+
+    @property
+    def begun(self) -> bool:
+        return self._seat.heard and self._supervisor.alive > 0
+
+    def told(self) -> str:
+        return self._supervisor.told()
 
     def advance(self) -> Progress:
         import ray

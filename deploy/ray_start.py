@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import signal
 import sys
 import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 
 from deploy import arithmetic
@@ -51,7 +49,7 @@ def start_ray(config: RunConfig, cleanup: contextlib.ExitStack) -> None:
     _make_paths_absolute()
     # Ray puts the driver's working directory first on the workers' sys.path. Python's own library is there anyway, on
     # every node, and only who may change Python may write there.
-    with contextlib.chdir(sysconfig.get_path("stdlib")), _own_signal_handlers():
+    with contextlib.chdir(sysconfig.get_path("stdlib")):
         if config.mode == "cluster":
             _join_cluster(str(config.ray.address), cleanup)
         else:
@@ -96,14 +94,3 @@ def _join_cluster(address: str, cleanup: contextlib.ExitStack) -> None:
             f"the Ray cluster at {address} cannot be used: {reason}; is the address right, and are RAY_AUTH_MODE and "
             "RAY_AUTH_TOKEN the cluster's?"
         ) from None
-
-
-@contextlib.contextmanager
-def _own_signal_handlers() -> Iterator[None]:
-    """Keep our handlers of SIGINT and SIGTERM where ray.init installs its own, which end the process by SIGABRT."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -3,7 +3,7 @@
 runs/<run>/config.yaml (config-N.yaml: as the N-th learner was resumed, where that differs)
            metrics.jsonl (metrics.superseded.jsonl: rows behind the checkpoint that was resumed from)  tb/
            checkpoints/best*   checkpoints/<fence>-<updates>-<env steps>/  summary.json  fences.json  quarantine/
-           scale.json (the newest qherd scale and its answer)
+           scale.json (the newest qherd scale and its answer)  ray.log (what Ray itself writes)
            lock (held while a driver has the run)  replay.url (while the run's own server is there)
            scrape.json (where /metrics is, until the run ends in order)
 """
@@ -174,6 +174,11 @@ class RunDirectory:
     def nonce(self) -> str:
         """What this directory claims its run's name on the server with."""
         return str(self._counts()["nonce"])
+
+    @property
+    def ray_log(self) -> Path:
+        """Where what Ray itself has to say goes: the terminal is the run's."""
+        return self.path / "ray.log"
 
     @property
     def quarantine(self) -> Path:

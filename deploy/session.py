@@ -56,6 +56,13 @@ class Progress(NamedTuple):
 class Session(Protocol):
     """A run at work, in whichever mode."""
 
+    @property
+    def begun(self) -> bool:
+        """Whether learner and an actor have answered: what came before was the start."""
+
+    def told(self) -> str:
+        """Returns what each actor was last known to do, in one line."""
+
     def advance(self) -> Progress:
         """Let the run go on for a moment."""
 

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from actors.evaluator import Verdict
-from deploy.config import ConfigError, RunConfig
+from deploy.clock import Clock, Rates
+from deploy.config import RunConfig
 from deploy.display import Display
-from deploy.launch import check, check_values, probe_env, start_session
+from deploy.launch import check, check_process, check_values, give_name_back, probe_env, start_session
 from deploy.plan import check_memory, check_network, plan
 from deploy.run_dir import RunDirectory, RunDirError
 from deploy.session import RESTARTS, Progress, RunFailedError, Say, Session, checkpoint_folder
-from deploy.valkey import ServerError
-from learner.checkpoint import CheckpointError, names
+from deploy.stop import Interrupted, Stop
+from learner.checkpoint import names
 from replay.chunk import Schema
-from replay.log import LogError
-from replay.storage import CannotFit
 
 STOP_S = 17.0
 LOG_EVERY_S = 1.0
@@ -36,11 +32,9 @@ _REMEDIES = {
 
 @dataclass
 class Outcome:
-    """How a run went so far; becomes summary.json. ``reason``: why it is over, empty while it is not;
-    ``wall_before_s``: what it took before it was resumed."""
+    """How a run went so far; becomes summary.json. ``reason``: why it is over, empty while it is not."""
 
     reason: str = ""
-    wall_before_s: float = 0.0
     solved_s: float | None = None
     solved_env_steps: int | None = None
     best: dict[str, Any] = field(default_factory=dict)
@@ -55,7 +49,7 @@ class Outcome:
         self.solved_s = elapsed
         self.solved_env_steps = int(self.figures.get("env_steps", 0))
 
-    def summary(self, config: RunConfig, run: str, wall_s: float) -> dict[str, Any]:
+    def summary(self, config: RunConfig, run: str, clock: Clock) -> dict[str, Any]:
         """The fields of summary.json."""
         figures = self.figures
         refused = sum(self.refused.values())
@@ -65,7 +59,8 @@ class Outcome:
             "seed": config.seed,
             "mode": config.mode,
             "exit_reason": self.reason or "running",
-            "wall_s": round(wall_s, 2),
+            "wall_s": round(clock.wall_s, 2),
+            "start_s": round(clock.start_s, 2),
             "solved_s": self.solved_s and round(self.solved_s, 2),
             "solved_env_steps": self.solved_env_steps,
             "env_steps": int(figures.get("env_steps", 0)),
@@ -84,54 +79,38 @@ class Outcome:
         }
 
 
-class Stop:
-    """Ctrl-C or SIGTERM: the first asks for an orderly end, the second ends at once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Listen while the block runs."""
-        before = {number: signal.signal(number, self._heard) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _heard(self, number: int, _: object) -> None:
-        if self.signal is not None:
-            os._exit(128 + number)
-        self.signal = number
-
-
 def train(config: RunConfig) -> int:
-    """Train until solved, out of budget or interrupted; returns the exit code. Raises what makes a run fail."""
+    """Trains until solved, out of budget or interrupted; returns the exit code. Raises what makes a run fail.
+
+    May be called by another program, in mode ``inline`` also outside its main thread; signals are then its own matter.
+    """
     check(config)
+    check_process(config)
     schema = probe_env(config)
     check_network(config, schema)
     check_memory(config, schema)
     check_values(config, schema)
-    with contextlib.closing(RunDirectory.create(config)) as directory:
-        return _run(config, directory, schema, Outcome(), new=True)
+    stop = Stop()
+    with stop.listening(), contextlib.closing(RunDirectory.create(config)) as directory:
+        return _run(config, directory, schema, Outcome(), stop, new=True)
 
 
 def go_on(config: RunConfig, directory: RunDirectory) -> int:
-    """Go on with a run, as ``train``; one that is over already is left alone."""
+    """Goes on with a run, as ``train``; one that is over already is left alone."""
     outcome = earlier(config, directory)
-    if over := _over(config, outcome, Stop(), outcome.wall_before_s):
+    if over := _over(config, outcome, Stop(), Clock(outcome.figures).trained_s):
         print(f"{directory.shown} is over: {over}{_REMEDIES.get(over, '')}")
         return 0
     check(config)
+    check_process(config)
     schema = probe_env(config)
     check_network(config, schema)
     check_memory(config, schema)
     check_values(config, schema)
-    changed = directory.note_config(config)
-    # the learner's own figures are its checkpoint's, which may be older than the newest row
-    outcome.figures = {name: outcome.figures[name] for name in _SCREENS if name in outcome.figures}
-    return _run(config, directory, schema, outcome, new=False, changed=changed)
+    stop = Stop()
+    with stop.listening():
+        changed = directory.note_config(config)
+        return _run(config, directory, schema, outcome, stop, new=False, changed=changed)
 
 
 def earlier(config: RunConfig, directory: RunDirectory) -> Outcome:
@@ -141,9 +120,9 @@ def earlier(config: RunConfig, directory: RunDirectory) -> Outcome:
         :1
     ]:  # its last driver may have drained the log after its last row
         figures["env_steps"] = max(figures.get("env_steps", 0), newest.env_steps)
-    outcome = Outcome(best=best, figures=figures, wall_before_s=figures.get("wall_s", 0.0))
+    outcome = Outcome(best=best, figures=figures)
     if best.get("solved"):
-        outcome.solve(outcome.wall_before_s)
+        outcome.solve(figures.get("wall_s", 0.0))
     return outcome
 
 
@@ -152,14 +131,15 @@ def _run(
     directory: RunDirectory,
     schema: Schema,
     outcome: Outcome,
+    stop: Stop,
     *,
     new: bool,
     changed: Sequence[str] = (),
 ) -> int:
-    """From a start to an end; the directory of a ``new`` run that cannot start is removed. ``changed``: what computes
+    """From a start to an end; a ``new`` run in which nothing has run gives its name back. ``changed``: what computes
     otherwise than before it was resumed."""
-    started, stop = time.monotonic() - outcome.wall_before_s, Stop()
-    with stop.listening(), Display(directory.run, config) as display:
+    clock = Clock(outcome.figures)
+    with Display(directory.run, config, stop.ask) as display:
         display.say(f"run {directory.shown}")
         display.say(plan(config, schema).told(config))
         if changed:
@@ -167,33 +147,43 @@ def _run(
             display.say(f"the run computes otherwise than before{not_so}: {'; '.join(changed)}")
         try:
             try:
-                session = start_session(config, directory, schema, display.say)
-            except (ConfigError, CannotFit, CheckpointError, LogError, ServerError):
+                session = start_session(config, directory, schema, display.say, stop)
+            except BaseException:
                 if new:
-                    directory.discard()  # nothing has run: the name stays free
+                    give_name_back(config, directory)
                 raise
+            # the learner's own figures are its checkpoint's, which may be older than the newest row
+            outcome.figures = {name: outcome.figures[name] for name in _SCREENS if name in outcome.figures}
             display.say("waiting for the first experience")
             try:
-                _advance_until_over(config, directory, session, display, outcome, stop, started)
+                _advance_until_over(config, directory, session, display, outcome, stop, clock)
             finally:
                 display.say("stopping")
                 _note(outcome, session.stop(STOP_S))
+        except Interrupted:
+            outcome.reason = "interrupted"
         except BaseException as error:
-            if isinstance(error, RunFailedError) and error.details:
-                with contextlib.suppress(OSError):  # a full disk: the message says what matters
-                    (directory.path / "failure.txt").write_text(error.details)
-                display.say(f"the part's own traceback: {directory.shown}/failure.txt")
             outcome.reason = f"failed: {error}" if str(error) else f"failed: {type(error).__name__}"
+            _keep_details(error, directory, display.say)
             raise
         finally:
             if not outcome.reason.startswith("failed"):  # a run that failed is to be noticed
                 directory.hide_metrics_address()
+            if new and outcome.reason == "interrupted" and not outcome.figures.get("env_steps"):
+                give_name_back(config, directory)
             if directory.path.exists():
-                summary = outcome.summary(config, directory.run, time.monotonic() - started)
                 with _DiskAlarm(display.say).writing():
-                    directory.write_summary(summary)
-    print(_farewell(directory, outcome))
+                    directory.write_summary(outcome.summary(config, directory.run, clock))
+    display.print(_farewell(directory, outcome))
     return INTERRUPTED if outcome.reason == "interrupted" else 0
+
+
+def _keep_details(error: BaseException, directory: RunDirectory, say: Say) -> None:
+    """Writes a part's own traceback into the run's directory, where there still is one."""
+    if isinstance(error, RunFailedError) and error.details and directory.path.exists():
+        with contextlib.suppress(OSError):  # a full disk: the message says what matters
+            (directory.path / "failure.txt").write_text(error.details)
+        say(f"the part's own traceback: {directory.shown}/failure.txt")
 
 
 def _advance_until_over(
@@ -203,24 +193,32 @@ def _advance_until_over(
     display: Display,
     outcome: Outcome,
     stop: Stop,
-    started: float,
+    clock: Clock,
 ) -> None:
-    disk, logged_s = _DiskAlarm(display.say), 0.0
+    """Raises RunFailedError where the budget of seconds is over and nothing has come in."""
+    disk, logged_s, rates = _DiskAlarm(display.say), 0.0, Rates()
     while not outcome.reason:
         progress = session.advance()
+        if session.begun:
+            clock.begin()
         _note(outcome, progress)
+        elapsed = clock.wall_s
         if progress.verdict is not None and progress.policy is not None:
             with disk.writing():
-                _judge(config, directory, outcome, progress.verdict, progress.policy, time.monotonic() - started)
-        elapsed = time.monotonic() - started
-        figures = {"wall_s": elapsed} | outcome.figures | {"write_failures": disk.failures}
+                _judge(config, directory, outcome, progress.verdict, progress.policy, elapsed)
+        times = {"wall_s": elapsed, "start_s": clock.start_s}
+        figures = times | outcome.figures | rates.note(elapsed, outcome.figures) | {"write_failures": disk.failures}
         display.update(figures)
         due = config.mode == "inline" or elapsed - logged_s >= LOG_EVERY_S or progress.verdict is not None
         if figures.get("env_steps") and due:
             with disk.writing():
                 directory.log(figures)
             logged_s = elapsed
-        outcome.reason = outcome.reason or _over(config, outcome, stop, elapsed)
+        outcome.reason = outcome.reason or _over(config, outcome, stop, clock.trained_s)
+    if outcome.reason == "budget of seconds" and not outcome.figures.get("env_steps"):
+        raise RunFailedError(
+            f"no env step has come in within the {config.budget.seconds:g} s of --budget.seconds: {session.told()}"
+        )
 
 
 class _DiskAlarm:
@@ -280,15 +278,15 @@ def _judge(
         outcome.solve(elapsed)
 
 
-def _over(config: RunConfig, outcome: Outcome, stop: Stop, elapsed: float) -> str:
+def _over(config: RunConfig, outcome: Outcome, stop: Stop, trained_s: float) -> str:
     """Why the run is over; empty where it is not."""
     if outcome.reason:
         return outcome.reason
-    if stop.signal is not None:
+    if stop.asked:
         return "interrupted"
     if config.budget.env_steps and outcome.figures.get("env_steps", 0) >= config.budget.env_steps:
         return "budget of env steps"
-    if config.budget.seconds and elapsed >= config.budget.seconds:
+    if config.budget.seconds and trained_s >= config.budget.seconds:
         return "budget of seconds"
     return ""
 
@@ -296,6 +294,8 @@ def _over(config: RunConfig, outcome: Outcome, stop: Stop, elapsed: float) -> st
 def _farewell(directory: RunDirectory, outcome: Outcome) -> str:
     best = outcome.best
     lines = [f"{outcome.reason}: {directory.shown}"]
+    if not directory.path.exists():
+        return "interrupted before anything had run: nothing is left of it, and its name is free"
     if outcome.reason == "interrupted":
         lines[0] += f"    go on with it: qherd resume {directory.shown}"
     if outcome.solved_s is not None:

@@ -156,17 +156,15 @@ def test_without_a_threshold_the_bar_goes_through_the_budget(
     monkeypatch: pytest.MonkeyPatch, budget: BudgetConfig, seconds: float, percent: int
 ) -> None:
     config = RunConfig(budget=budget, eval=EvalConfig(threshold=None))
-    assert filled(monkeypatch, config, {"env_steps": 250.0}, seconds) == pytest.approx(percent, abs=2)
+    figures = {"env_steps": 250.0, "wall_s": seconds + 7.0, "start_s": 7.0}
+    assert filled(monkeypatch, config, figures) == pytest.approx(percent, abs=2)
 
 
-def filled(
-    monkeypatch: pytest.MonkeyPatch, config: RunConfig, figures: dict[str, float], seconds: float = 0.0
-) -> float:
+def filled(monkeypatch: pytest.MonkeyPatch, config: RunConfig, figures: dict[str, float]) -> float:
     """How much of the bar is full, in percent."""
     terminal(monkeypatch)
-    clock = Clock(monkeypatch)
+    Clock(monkeypatch)
     with Display("r", config) as display:
-        clock.now_s += seconds
         display.update(figures)
         (task,) = display._bar.tasks
         return task.percentage

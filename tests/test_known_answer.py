@@ -26,6 +26,7 @@ from deploy.launch import probe_env
 from deploy.ray_session import RaySession
 from deploy.run_dir import RunDirectory
 from deploy.session import Progress
+from deploy.stop import Stop
 from learner.weights import unpack
 
 Array = npt.NDArray[Any]
@@ -138,7 +139,7 @@ def local_run(folder: Path) -> None:
     run = config(folder, mode="local", env__max_episode_steps=3, eval__cpu_share=1.0, actors__fetch_every_s=0.05)
     directory = RunDirectory.create(run)
     said: list[str] = []
-    session = RaySession(run, directory, probe_env(run), said.append)
+    session = RaySession(run, directory, probe_env(run), said.append, Stop())
     import ray
 
     try:

@@ -22,13 +22,15 @@ from actors import evaluator
 from actors.config import EnvConfig
 from actors.contract import EnvError
 from actors.evaluator import Episodes, Verdict
+from deploy.clock import Clock
 from deploy.config import BudgetConfig, ConfigError, RunConfig, compose
 from deploy.inline_session import InlineSession
 from deploy.launch import probe_env
 from deploy.resume import resume
 from deploy.run_dir import RunDirectory
 from deploy.session import Progress, RunFailedError
-from deploy.train import Outcome, Stop, train
+from deploy.stop import Interrupted
+from deploy.train import Outcome, train
 from learner.checkpoint import names
 from learner.learner import host_arrays
 from learner.phases import Phases
@@ -37,7 +39,7 @@ from replay.log import Unavailable
 
 ENV_STEPS = 2500
 SPEEDS = (
-    *("wall_s", "env_steps_per_second", "updates_per_second", *Phases().figures()),
+    *("wall_s", "start_s", "env_steps_per_second", "updates_per_second", *Phases().figures()),
     *("checkpoint_age_seconds", "checkpoint_pause_seconds"),
 )
 OPTIONS: dict[str, Any] = {
@@ -116,7 +118,7 @@ def test_the_command_in_another_process_gives_the_same_run(tmp_path: Path) -> No
     folders.append(tmp_path / "c" / "r")
     assert best(folders[0]) == best(folders[1]) == best(folders[2])
     assert figures(folders[0]) == figures(folders[1]) == figures(folders[2])
-    first, second, third = ({**summary(folder), "wall_s": 0} for folder in folders)
+    first, second, third = ({**summary(folder), "wall_s": 0, "start_s": 0} for folder in folders)
     assert first == second == third
     assert first["eval_mean"] is not None
 
@@ -140,7 +142,8 @@ def test_the_budget_of_seconds_ends_it(tmp_path: Path) -> None:
     assert train(config(tmp_path, budget={"seconds": 2})) == 0
     written = summary(tmp_path / "r")
     assert written["exit_reason"] == "budget of seconds"
-    assert 2 <= written["wall_s"] < time.monotonic() - started + 0.01 < 20
+    assert written["wall_s"] - written["start_s"] + 0.01 >= 2
+    assert 0 < written["start_s"] < written["wall_s"] < time.monotonic() - started + 0.01 < 20
 
 
 def test_the_summary_has_every_field_and_adds_up(tmp_path: Path) -> None:
@@ -183,6 +186,8 @@ def verdict(screen: list[float], confirmed: list[float] | None = None, solved: b
 class Script:
     """A session whose progress is written down beforehand."""
 
+    begun = True
+
     def __init__(self, *verdicts: Verdict | Exception) -> None:
         self.verdicts, self.stopped = list(verdicts), 0
 
@@ -193,6 +198,9 @@ class Script:
         policy = pack(1, 10, 100, {"mean": np.array([following.episodes.mean])})
         steps = 100.0 * (3 - len(self.verdicts))
         return Progress({"env_steps": steps, "chunks": 4.0}, {"crc": 2}, {"gap": 5}, following, policy)
+
+    def told(self) -> str:
+        return "actor 0 sleeps"
 
     def stop(self, deadline_s: float) -> Progress | None:
         self.stopped += 1
@@ -242,7 +250,7 @@ def test_a_failed_run_has_a_summary_and_the_parts_own_traceback(
     assert (tmp_path / "r" / "failure.txt").read_text() == "Traceback: line 7"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_one_signal_ends_it_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     class Interrupted(Script):
         def advance(self) -> Progress:
@@ -254,17 +262,6 @@ def test_one_signal_ends_it_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert train(config(tmp_path)) == 75
     assert summary(tmp_path / "r")["exit_reason"] == "interrupted"
     assert signal.getsignal(number) == before, "the handlers are as before"
-
-
-def test_a_second_signal_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    codes: list[int] = []
-    monkeypatch.setattr(os, "_exit", codes.append)
-    stop = Stop()
-    with stop.listening():
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert (stop.signal, codes) == (signal.SIGTERM, [])
-        os.kill(os.getpid(), signal.SIGINT)
-    assert codes == [130]
 
 
 # -- environments that raise
@@ -386,6 +383,98 @@ def test_only_a_new_run_that_cannot_start_leaves_nothing(tmp_path: Path, monkeyp
     assert (tmp_path / "resumed" / "r" / "fences.json").exists()
 
 
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("in a library"), KeyboardInterrupt(), SystemExit(3), Interrupted()]
+)
+def test_a_start_that_ends_for_any_reason_gives_its_name_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def end(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(deploy.train, "start_session", end)
+    if isinstance(error, Interrupted):
+        assert train(config(tmp_path / "runs")) == 75
+    else:
+        with pytest.raises(type(error)):
+            train(config(tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_so_does_a_run_that_is_interrupted_before_anything_has_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupts(Script):
+        def advance(self) -> Progress:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return Progress({"env_steps": 0}, {}, {}, None, None)
+
+    monkeypatch.setattr(deploy.train, "start_session", lambda *_: Interrupts())
+    assert train(config(tmp_path / "runs")) == 75
+    assert not (tmp_path / "runs").exists()
+    assert "its name is free" in capsys.readouterr().out
+
+
+def test_a_resumed_run_whose_start_fails_has_the_summary_of_what_it_had_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train(config(tmp_path)) == 0
+    before = summary(tmp_path / "r")
+
+    def refuse(*_: Any) -> Any:
+        raise Unavailable("no server")
+
+    monkeypatch.setattr(deploy.train, "start_session", refuse)
+    with pytest.raises(Unavailable):
+        resume(tmp_path / "r", config(tmp_path, budget={"env_steps": 10**6}))
+    after = summary(tmp_path / "r")
+    assert after["exit_reason"] == "failed: no server"
+    kept = ("env_steps", "updates", "episodes", "eval_mean")
+    assert [after[name] for name in kept] == [before[name] for name in kept]
+
+
+def test_a_run_into_which_nothing_came_has_failed_whatever_its_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Nothing(Script):
+        def advance(self) -> Progress:
+            return Progress({"env_steps": 0}, {}, {}, None, None)
+
+    monkeypatch.setattr(deploy.train, "start_session", lambda *_: Nothing())
+    with pytest.raises(RunFailedError, match=r"no env step has come in within the 0.1 s .*: actor 0 sleeps"):
+        train(config(tmp_path, budget={"seconds": 0.1}))
+    assert summary(tmp_path / "r")["exit_reason"].startswith("failed: no env step")
+
+
+def test_the_budget_of_seconds_counts_from_where_learner_and_actor_have_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The start is shown apart; a run that is resumed goes on counting."""
+    now_s = [100.0]
+    monkeypatch.setattr("deploy.clock.time.monotonic", lambda: now_s[0])
+
+    class Slow(Script):
+        advances = 0
+
+        @property
+        def begun(self) -> bool:  # type: ignore[override]
+            return self.advances > 3
+
+        def advance(self) -> Progress:
+            self.advances += 1
+            now_s[0] += 10
+            steps = 100.0 * max(0, self.advances - 3)
+            return Progress({"env_steps": steps}, {}, {}, None, None)
+
+    monkeypatch.setattr(deploy.train, "start_session", lambda *_: Slow())
+    assert train(config(tmp_path, budget={"seconds": 25})) == 0
+    written = summary(tmp_path / "r")
+    assert (written["wall_s"], written["start_s"], written["env_steps"]) == (70, 40, 400)
+    assert resume(tmp_path / "r", config(tmp_path, budget={"seconds": 45})) == 0
+    written = summary(tmp_path / "r")
+    assert (written["wall_s"], written["start_s"]) == (130, 80)
+
+
 def test_runs_that_share_a_folder_of_checkpoints_leave_each_others_alone(tmp_path: Path) -> None:
     """Each removes its own older ones only, and goes on from its own."""
     shared = {"dir": tmp_path / "shared", "every_updates": 100, "keep": 1}
@@ -398,6 +487,6 @@ def test_runs_that_share_a_folder_of_checkpoints_leave_each_others_alone(tmp_pat
 
 
 def test_an_outcome_without_figures_is_still_a_summary() -> None:
-    written = Outcome().summary(compose("CartPole-v1", None, None, {}), "r", 1.0)
+    written = Outcome().summary(compose("CartPole-v1", None, None, {}), "r", Clock({}))
     assert (written["env_steps"], written["updates"], written["eval_mean"], written["chunks_sent"]) == (0, 0, None, 0)
     json.dumps(written)

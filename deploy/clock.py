@@ -1,0 +1,62 @@
+"""How long a run has taken, and how fast it is."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Mapping
+
+
+class Clock:
+    """What a run has taken, what it took before it was resumed included; its starts end when learner and an actor have
+    answered."""
+
+    def __init__(self, figures: Mapping[str, float]) -> None:
+        """``figures``: the newest row of the run that is resumed, empty for a new one."""
+        self._started_s, self._begun_s = time.monotonic(), math.inf
+        self._wall_before_s, self._start_before_s = figures.get("wall_s", 0.0), figures.get("start_s", 0.0)
+
+    def begin(self) -> None:
+        """The start is over, if it was not."""
+        self._begun_s = min(self._begun_s, time.monotonic())
+
+    @property
+    def wall_s(self) -> float:
+        """All of it."""
+        return self._wall_before_s + time.monotonic() - self._started_s
+
+    @property
+    def start_s(self) -> float:
+        """Its starts."""
+        return self._start_before_s + min(self._begun_s, time.monotonic()) - self._started_s
+
+    @property
+    def trained_s(self) -> float:
+        """What the budget of seconds counts."""
+        return self.wall_s - self.start_s
+
+
+class Rates:
+    """Env steps and updates per second, as their mean over the last seconds: the newest quarter second has many of
+    either or none."""
+
+    OVER_S = 5.0
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, float, float]] = deque()
+
+    def note(self, now_s: float, figures: Mapping[str, float]) -> dict[str, float]:
+        """Returns the rates, given the newest counts; empty where there are none of two moments yet."""
+        if "env_steps" not in figures:
+            return {}
+        newest = (now_s, figures["env_steps"], figures.get("updates", 0.0))
+        if self._seen and newest[1:] < self._seen[-1][1:]:  # a learner that went back to its checkpoint
+            self._seen.clear()
+        self._seen.append(newest)
+        while len(self._seen) > 2 and self._seen[1][0] <= now_s - self.OVER_S:
+            self._seen.popleft()
+        passed_s, env_steps, updates = (new - old for new, old in zip(newest, self._seen[0], strict=True))
+        if passed_s <= 0:
+            return {}
+        return {"env_steps_per_second": env_steps / passed_s, "updates_per_second": updates / passed_s}

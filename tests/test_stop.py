@@ -1,0 +1,173 @@
+"""Being asked to stop, and an output that is gone: the parts by themselves. tests/test_ends.py has the whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from deploy.clock import Rates
+from deploy.output import Output
+from deploy.ray_running import stderr_to
+from deploy.stop import SIGNALS, Interrupted, Stop, quiet_interrupt, result
+
+
+def test_a_second_signal_does_not_wait_unless_it_is_a_hangup(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal that closes sends two SIGHUPs, and a service manager one after its SIGTERM."""
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    stop = Stop()
+    with stop.listening():
+        for number in (signal.SIGHUP, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+        assert (stop.signal, stop.asked, codes) == (signal.SIGHUP, True, [])
+        os.kill(os.getpid(), signal.SIGINT)
+    assert codes == [130]
+
+
+def test_what_nohup_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop().listening():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_outside_the_main_thread_no_handler_is_set() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    stop = Stop()
+
+    def listen() -> list[object]:
+        with stop.listening(), quiet_interrupt():
+            stop.check()
+            return [signal.getsignal(number) for number in SIGNALS]
+
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(listen).result(10) == before
+    stop.ask()
+    with pytest.raises(Interrupted):
+        stop.check()
+
+
+HANDLERS_OF_A_LIBRARY = """
+import ctypes, os, signal, sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from deploy.stop import Stop, result
+
+again = threading.Event()
+
+def library():
+    ctypes.CDLL(None).signal(signal.SIGTERM, 0)  # the kernel's default, unseen by Python
+    while not caught():
+        again.wait(0.001)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return "done"
+
+def caught():
+    text = open("/proc/self/status").read()
+    return int(text.split("SigCgt:")[1].split()[0], 16) >> (signal.SIGTERM - 1) & 1
+
+stop = Stop()
+with stop.listening(), ThreadPoolExecutor(1) as thread:
+    print(result(thread.submit(library)), stop.signal == signal.SIGTERM, caught())
+    ctypes.CDLL(None).signal(signal.SIGTERM, 0)
+    print(caught())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_handlers_that_a_library_takes_away_in_c_are_armed_again() -> None:
+    command = [sys.executable, "-c", HANDLERS_OF_A_LIBRARY]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["done", "True", "1", "0"], "")
+
+
+def test_what_the_thread_raises_is_raised() -> None:
+    failed: Future[None] = Future()
+    failed.set_exception(ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        result(failed)
+
+
+# -- an output that is gone
+
+
+class Broken:
+    def __init__(self, number: int) -> None:
+        self.number, self.silenced = number, False
+
+    def write(self, text: str) -> int:
+        raise OSError(self.number, os.strerror(self.number))
+
+    def flush(self) -> None:
+        raise OSError(self.number, os.strerror(self.number))
+
+    def fileno(self) -> int:
+        raise OSError(errno.EBADF, "none")
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("number", "gone"), [(errno.EPIPE, 2), (errno.EIO, 2), (errno.ENOSPC, 0)])
+def test_an_output_that_refuses_stops_nothing_by_itself(
+    monkeypatch: pytest.MonkeyPatch, number: int, gone: int
+) -> None:
+    """Nobody reads it: the run is asked to end. A full disk: the text is dropped."""
+    told: list[str] = []
+    monkeypatch.setattr(sys, "stdout", Broken(number))
+    output = Output(lambda: told.append("gone"))
+    output.write("text")
+    output.flush()
+    assert (len(told), output.isatty()) == (gone, True)
+
+
+def test_without_an_output_nothing_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    output = Output(lambda: pytest.fail("nobody was there"))
+    output.write("text")
+    output.flush()
+
+
+def test_what_c_code_writes_on_stderr_goes_to_the_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    os.write(2, b"before\n")
+    with stderr_to(tmp_path / "ray.log"):
+        os.write(2, b"*** SIGABRT received ***\n")
+        subprocess.run(["sh", "-c", "echo of a child >&2"], check=True)
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "before\nafter\n"
+    assert (tmp_path / "ray.log").read_text() == "*** SIGABRT received ***\nof a child\n"
+
+
+# -- rates
+
+
+def test_rates_are_a_mean_over_seconds() -> None:
+    """Rows come in bursts: 250 in one quarter second of four."""
+    rates, shown = Rates(), {}
+    for quarter in range(100):
+        counts = {"env_steps": 250.0 * (quarter // 4), "updates": 25.0 * quarter}
+        shown = rates.note(quarter / 4, counts)
+        if quarter > 24:
+            assert shown["env_steps_per_second"] == pytest.approx(250, rel=0.2)
+    assert shown["updates_per_second"] == pytest.approx(100)
+    back = rates.note(25.0, {"env_steps": 10.0, "updates": 1.0})
+    assert back == {}, "a learner that went back to its checkpoint"
+    assert rates.note(26.0, {"env_steps": 110.0, "updates": 3.0})["env_steps_per_second"] == 100
+    assert Rates().note(1.0, {}) == {}
+
+
+def test_threads_are_no_obstacle_to_an_interrupt_without_words() -> None:
+    assert threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    with quiet_interrupt():
+        assert signal.getsignal(signal.SIGINT) != before
+    assert signal.getsignal(signal.SIGINT) == before
