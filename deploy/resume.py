@@ -35,8 +35,10 @@ KEPT_INLINE = (*KEPT, "actors.count", "actors.lanes")
 def config_of(path: Path) -> RunConfig:
     """The configuration that a run is resumed with where no option says otherwise: its own, with the environment's
     variables over it (a server's password is nowhere else)."""
-    config = compose(None, None, RunDirectory.open(path).config_file)
-    return config.model_copy(update={"run": path.absolute().name, "runs_dir": path.parent})
+    directory = RunDirectory.open(path)
+    config = compose(None, None, directory.config_file)
+    parent = path.parent if path.name else path.absolute().parent  # of "." the folder that it is in
+    return config.model_copy(update={"run": directory.run, "runs_dir": parent})
 
 
 def check_changes(before: RunConfig, after: RunConfig) -> None:

@@ -17,11 +17,9 @@ import json
 import math
 import os
 import re
-import secrets
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -35,6 +33,7 @@ from deploy.config import RunConfig, dump
 from deploy.discovery import registration
 from deploy.events import open_events, write_restart, write_scalars
 from deploy.numbers import read_yaml, write_yaml
+from deploy.run_name import new_nonce, recognised, unique_name
 from learner.report import Resumed
 from learner.weights import unpack
 
@@ -53,7 +52,6 @@ class RunDirectory:
         self._made_parent = made_parent
         self.shown = path  # as the user named it
         self.path = path.absolute()  # the working directory changes while Ray starts
-        self.run = path.name
         self._metrics: IO[str] | None = None
         self._events: Any = None
         self._lock_fd: int | None = None
@@ -61,7 +59,7 @@ class RunDirectory:
     @classmethod
     def create(cls, config: RunConfig) -> RunDirectory:
         """A new directory with config.yaml in it. Raises RunDirError where the name exists."""
-        name = config.run or _unique_name(config.env.id)
+        name = config.run or unique_name(config.env.id)
         path = config.runs_dir / name
         if path.exists():
             raise RunDirError(
@@ -72,7 +70,7 @@ class RunDirectory:
         try:
             path.mkdir(parents=True)
             made = True
-            return cls(path, made_parent)._furnish(config)._locked()
+            return cls(path, made_parent)._furnish(config, name)._locked()
         except (OSError, RunDirError) as error:
             if made:  # by this call, and still without any data
                 shutil.rmtree(path, ignore_errors=True)
@@ -82,16 +80,17 @@ class RunDirectory:
                 f"{path} cannot be made: {error.strerror}; make room or choose another --runs-dir"
             ) from error
 
-    def _furnish(self, config: RunConfig) -> RunDirectory:
+    def _furnish(self, config: RunConfig, name: str) -> RunDirectory:
         self.checkpoints.mkdir()
         self._write_config("config.yaml", config)
         nothing = {"fence": 0, "evaluators": 0, "incarnations": {}}
-        self._write("fences.json", json.dumps({**nothing, "nonce": secrets.token_hex(16)}).encode())
+        identity = {"run": name, "nonce": new_nonce(), "path": str(self.path.resolve())}
+        self._write("fences.json", json.dumps({**nothing, **identity}).encode())
         return self
 
     def _write_config(self, name: str, config: RunConfig) -> None:
         header = {"qherd": __version__, "git": _git_revision(), **_provenance(config)}
-        self._write(name, write_yaml({**header, "config": dump(config)}).encode())
+        self._write(name, write_yaml({**header, "config": dump(_anywhere(config))}).encode())
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -102,8 +101,18 @@ class RunDirectory:
 
     @classmethod
     def reopen(cls, path: Path) -> RunDirectory:
-        """An existing directory, to go on with its run. Raises RunDirError where it is none, or a driver has it."""
-        return cls.open(path)._locked()
+        """An existing directory, to go on with its run, or, in a copy of it, with a run of its own. Raises RunDirError
+        where it is none, or a driver has it."""
+        directory = cls.open(path)._locked()
+        before = directory._counts()
+        if (now := recognised(before, directory.path, directory.run, directory.config)) != before:
+            directory._write("fences.json", json.dumps(now).encode())
+        return directory
+
+    @property
+    def run(self) -> str:
+        """The run's name in keys and metrics: that which it began with, whatever its folder is called since."""
+        return str(self._counts().get("run") or self.config.run or self.path.resolve().name)
 
     def _locked(self) -> RunDirectory:
         """Lock the directory for as long as this process lives: two drivers would both count fences."""
@@ -161,7 +170,7 @@ class RunDirectory:
             if isinstance(was := recorded.get(part), dict)
             for text in arithmetic.changes(was, own[part])
         ]
-        if changed or dump(config) != dump(self.config):
+        if changed or dump(_anywhere(config)) != dump(self.config):
             self._write_config(f"config-{self.fence + 1}.yaml", config)
         return changed
 
@@ -391,16 +400,21 @@ class RunDirectory:
             raise RunDirError(f"{path} cannot be written: {error.strerror}") from error
 
 
+def _anywhere(config: RunConfig) -> RunConfig:
+    """The configuration as it is to be read in another working directory: with folders made absolute."""
+    places = {"env": ("path",), "checkpoint": ("dir",), "replay": ("memmap_dir",)}
+    changed = {}
+    for part, names in places.items():
+        options = getattr(config, part)
+        given = {name: path.absolute() for name in names if (path := getattr(options, name)) is not None}
+        changed[part] = options.model_copy(update=given)
+    return config.model_copy(update=changed)
+
+
 def env_of(config: RunConfig) -> EnvConfig:
     """The run's environment, with its folder made absolute: workers have another working directory."""
     path = config.env.path
     return config.env if path is None else config.env.model_copy(update={"path": path.resolve()})
-
-
-def _unique_name(env_id: str) -> str:
-    """The environment's name, the time and four random digits: at most 64 characters that a run's name may have."""
-    env = re.sub(r"[^A-Za-z0-9._-]+", "-", env_id.rpartition(":")[2]).lower().lstrip("._-")
-    return f"{env[:40] or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def _upto(row: Mapping[str, Any], resumed: Resumed) -> bool:

@@ -43,7 +43,7 @@ def find_run(given: str, redis: RedisConfig) -> Target:
     """
     if (Path(given) / "config.yaml").is_file():
         directory = RunDirectory.open(Path(given))
-        return Target(Path(given).resolve().name, _urls_of(directory, redis), directory.nonce)
+        return Target(directory.run, _urls_of(directory, redis), directory.nonce)
     name = run_name(given)
     if not (urls := given_urls(redis)):
         raise ConfigError(

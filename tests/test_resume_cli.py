@@ -3,6 +3,7 @@ lost by it. The runs are inline ones, which start in a moment."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -161,3 +162,34 @@ def test_a_replay_too_big_for_checkpoints_is_said_to_be_lost(over: Path, tmp_pat
     assert "the replay is lost: learning waits until 50 rows have come in anew" in done.out
     assert summary(tmp_path / "runs/r")["env_steps"] >= 3000
     assert summary(tmp_path / "runs/r")["rows_lost"] == {}
+
+
+ENVS = """
+import gymnasium as gym
+from gymnasium.envs.classic_control import CartPoleEnv
+
+gym.register("Mine-v0", CartPoleEnv, max_episode_steps=200)
+"""
+
+
+def test_a_run_goes_on_wherever_it_lies_and_whatever_it_is_called(over: Path, tmp_path: Path) -> None:
+    """Its environment was given by a relative folder; it is renamed, resumed from inside, through a link, evaluated
+    from elsewhere."""
+    shutil.copy(over / "preset.yaml", tmp_path)
+    (tmp_path / "userenvs.py").write_text(ENVS)
+    options = ("--config", "preset.yaml", "--run", "r", "--budget.env-steps", "3000", "--eval.every-updates", "100")
+    done = qherd("train", "userenvs:Mine-v0", "--env.path", ".", *options, cwd=tmp_path)
+    assert done.code == 0, done
+    moved = (tmp_path / "runs" / "r").rename(tmp_path / "kept for later")
+    done = qherd("resume", ".", "--budget.env-steps", "5000", cwd=moved)
+    assert done.code == 0, done
+    assert "resumed from checkpoint" in done.out
+    (tmp_path / "away").mkdir()
+    (tmp_path / "away" / "latest").symlink_to(moved)
+    done = qherd("resume", "latest", "--budget.env-steps", "7000", cwd=tmp_path / "away")
+    assert done.code == 0, done
+    assert summary(moved)["env_steps"] >= 7000
+    assert summary(moved)["run"] == "r"
+    done = qherd("eval", "latest", "--episodes", "2e0", "--json", cwd=tmp_path / "away")
+    assert done.code == 0, done
+    assert json.loads(done.out)["run"] == "r"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,6 +17,7 @@ import yaml
 from actors.config import EnvConfig
 from deploy import __version__
 from deploy.config import RedisConfig, RunConfig
+from deploy.resume import config_of
 from deploy.run_dir import RunDirectory, RunDirError, env_of
 from learner.report import Resumed
 from learner.weights import pack
@@ -167,6 +169,86 @@ def test_nothing_temporary_stays(directory: RunDirectory) -> None:
     directory.save_best(POLICY, {"version": 1})
     directory.write_summary({})
     assert list(directory.path.rglob("*.tmp")) == []
+
+
+# -- where it lies
+
+
+def test_a_run_that_was_renamed_or_moved_is_the_run_itself(directory: RunDirectory, tmp_path: Path) -> None:
+    """Its keys, and what it claims its name with, are those that it began with; also through a link."""
+    nonce = directory.nonce
+    directory.close()
+    (tmp_path / "archive").mkdir()
+    moved = directory.path.rename(tmp_path / "archive" / "My best one!")
+    (tmp_path / "latest").symlink_to(moved)
+    for path in (moved, tmp_path / "latest"):
+        with closing(RunDirectory.reopen(path)) as again:
+            assert (again.run, again.nonce) == ("mine", nonce)
+
+
+def test_a_run_is_reached_from_inside_itself(directory: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory.close()
+    monkeypatch.chdir(directory.path)
+    again = config_of(Path())
+    assert (again.run, again.runs_dir) == ("mine", directory.path.parent)
+    with closing(RunDirectory.reopen(Path())) as reopened:
+        assert reopened.run == "mine"
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "run"),
+    [("local", "copy", "mine"), ("cluster", "copy", "copy"), ("cluster", "a copy of it", "cartpole-v1-")],
+)
+def test_a_copy_beside_its_original_is_a_run_of_its_own(tmp_path: Path, mode: str, name: str, run: str) -> None:
+    """It claims and counts fences for itself, on a shared server under a name of its own; the original does not
+    notice."""
+    directory = RunDirectory.create(config(tmp_path, "mine").model_copy(update={"mode": mode}))
+    directory.next_fence()
+    shutil.copytree(directory.path, directory.path.with_name(name))
+    with closing(RunDirectory.reopen(directory.path.with_name(name))) as copy:
+        assert copy.run.startswith(run)
+        RunConfig(run=copy.run)
+        assert copy.nonce != directory.nonce
+        assert [copy.next_fence(), copy.next_fence(), directory.next_fence()] == [2, 3, 2]
+    with closing(RunDirectory.reopen(directory.path.with_name(name))) as again:
+        assert (again.run, again.nonce) == (copy.run, copy.nonce), "once it is one it stays one"
+    assert directory.run == "mine"
+    directory.close()
+
+
+def test_a_copy_whose_original_is_gone_is_the_run(directory: RunDirectory) -> None:
+    """As a run is that was moved to another disk, or brought back from an archive."""
+    nonce = directory.nonce
+    directory.close()
+    shutil.copytree(directory.path, directory.path.with_name("back"))
+    shutil.rmtree(directory.path)
+    with closing(RunDirectory.reopen(directory.path.with_name("back"))) as back:
+        assert (back.run, back.nonce) == ("mine", nonce)
+
+
+def test_a_run_of_an_older_qherd_is_named_as_its_folder_was(directory: RunDirectory) -> None:
+    directory.close()
+    counts = json.loads((directory.path / "fences.json").read_text())
+    for name in ("run", "path"):
+        del counts[name]
+    (directory.path / "fences.json").write_text(json.dumps(counts))
+    renamed = directory.path.rename(directory.path.with_name("other"))
+    with closing(RunDirectory.reopen(renamed)) as again:
+        assert again.run == "mine", "config.yaml has it"
+
+
+def test_folders_are_written_down_so_that_they_are_found_from_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = {"env": {"path": "envs"}, "checkpoint": {"dir": "c"}, "replay": {"memmap_dir": "m"}, "run": "r"}
+    given = RunConfig.model_validate(folders)
+    with closing(RunDirectory.create(given)) as made:
+        assert made.note_config(given) == []
+        assert made.config_file.name == "config.yaml", "nothing is another"
+        read = made.config
+    assert read.env.path == tmp_path / "envs"
+    assert (read.checkpoint.dir, read.replay.memmap_dir) == (tmp_path / "c", tmp_path / "m")
 
 
 # -- figures

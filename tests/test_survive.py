@@ -158,14 +158,17 @@ def test_a_killed_driver_is_resumed_without_its_server(folder: Path) -> None:
 
 @pytest.mark.timeout(180)
 def test_a_replay_too_big_for_checkpoints_is_read_from_its_servers_file(folder: Path) -> None:
-    """The server keeps an append-only file in the run's folder, and says so; the resumed learner reads all of it."""
+    """The server keeps an append-only file in the run's folder, and says so; the resumed learner reads all of it, also
+    where the folder was called otherwise meanwhile."""
     with running(*TRAIN, "--checkpoint.rows-max-bytes", "1000", cwd=folder) as run:
         goes_on(run, 4000)
         assert "its server keeps an append-only file in" in run.out
         kill_driver(run)
     at_kill = run.rows("r")[-1]
     assert not list((folder / "runs" / "r" / "checkpoints").glob("*/mirror.safetensors"))
-    with running("resume", "runs/r", cwd=folder) as again:
+    (folder / "runs" / "r").rename(folder / "renamed")
+    (folder / "runs" / "r").symlink_to(folder / "renamed")
+    with running("resume", "renamed", cwd=folder) as again:
         goes_on(again)
         done = stop(again)
     assert "the log's " in done.out
