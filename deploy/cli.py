@@ -1,7 +1,6 @@
 """The command ``qherd``.
 
-Exit codes: 0 done, 1 the run failed or the user declined, 2 the call or its needs are wrong, 75 a run was interrupted
-and can be resumed, 130 interrupted otherwise.
+Its exit codes are in its help, below.
 """
 
 from __future__ import annotations

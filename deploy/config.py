@@ -53,7 +53,7 @@ class BudgetConfig(BaseModel):
     env_steps: int | None = Field(None, ge=1)
     """Env steps, over all actors."""
     seconds: float | None = Field(None, gt=0)
-    """Wall-clock seconds of training."""
+    """Seconds of training; the start, until learner and an actor have answered, is not counted."""
 
 
 class RedisConfig(BaseModel):
