@@ -13,7 +13,10 @@ numpy's old global generator takes 32 bits, simulators in C often 31.
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 TRAINING = 1 << 30
 """Seeds below it are training's."""
@@ -34,6 +37,8 @@ def training_seed(stream: np.random.SeedSequence) -> int:
 
 def evaluation_seeds_from(run_seed: int, evaluator: int) -> int:
     """The number of the first seed of a run's n-th evaluator; see ``evaluation_seed``."""
+    import numpy as np  # not above: the command pins BLAS' threads before numpy is imported
+
     first = int(np.random.SeedSequence(run_seed).generate_state(1)[0])
     return first % EVALUATIONS + evaluator * EPISODES
 
