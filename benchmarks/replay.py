@@ -25,7 +25,6 @@ from replay.samplers import PrioritisedSampler, UniformSampler
 RUN = "replay"
 ROWS, QUICK_ROWS, FLOATS, BATCH = 1_000_000, 20_000, 8, 512
 SCHEMA = Schema((FLOATS,), "float32", 4)
-SIZE = "1 M transitions of 76 bytes (two observations of 8 floats, action, reward, discount), batches of 512"
 SAMPLE_TARGET, UPDATE_TARGET, UNIFORM_TARGET, INGEST_TARGET = 2.0, 1.0, 1.0, 1e6
 INGEST_CHUNKS, QUICK_CHUNKS = 200, 10
 
@@ -46,11 +45,11 @@ def measure(quick: bool) -> list[Result]:
         cycles = sides("prioritised", memory.cycle, cpprb, torchrl)
         draws = sides("uniform", memory.draw, cpprb)
         results = [
-            _result("prioritised sample", cycles, 0, 1, cpprb, SAMPLE_TARGET),
-            _result("prioritised sample", cycles, 0, 2, torchrl, SAMPLE_TARGET),
-            _result("priority update", cycles, 1, 1, cpprb, UPDATE_TARGET),
-            _result("priority update", cycles, 1, 2, torchrl, None),
-            _result("uniform sample", draws, 0, 1, cpprb, UNIFORM_TARGET),
+            _result("prioritised sample", rows, cycles, 0, 1, cpprb, SAMPLE_TARGET),
+            _result("prioritised sample", rows, cycles, 0, 2, torchrl, SAMPLE_TARGET),
+            _result("priority update", rows, cycles, 1, 1, cpprb, UPDATE_TARGET),
+            _result("priority update", rows, cycles, 1, 2, torchrl, None),
+            _result("uniform sample", rows, draws, 0, 1, cpprb, UNIFORM_TARGET),
         ]
     results.append(memory.ingest(repetitions))
     return results + replay_log.measure(quick) + replay_clients.measure(quick)
@@ -63,9 +62,15 @@ def in_turn(calls: list[Callable[[], tuple[float, ...]]], first: int) -> list[tu
     return [found[index] for index in range(len(calls))]
 
 
-def _result(name: str, sides: Any, part: int, other: int, peer: Peer, target: float | None) -> Result:
+def _size(rows: int) -> str:
+    return (
+        f"{rows:,} transitions of 76 bytes (two observations of 8 floats, action, reward, discount), batches of {BATCH}"
+    )
+
+
+def _result(name: str, rows: int, sides: Any, part: int, other: int, peer: Peer, target: float | None) -> Result:
     rates = [tuple(BATCH / turn[side][part] for turn in sides) for side in (0, other)]
-    return Result(f"{name} of {BATCH}", "rows/s", rates[0], peer.about, rates[1], target, notes=(SIZE,))
+    return Result(f"{name} of {BATCH}", "rows/s", rates[0], peer.about, rates[1], target, notes=(_size(rows),))
 
 
 class Memory:
@@ -108,7 +113,7 @@ class Memory:
         """Chunks of the default size into the full mirror: checks, n-step windows, eviction and tree included."""
         rows = self._chunks * self._feed.rows
         rates = tuple(rows / self._take_in() for _ in range(repetitions))
-        note = f"chunks of {self._feed.rows} rows of {SCHEMA.row_bytes} bytes; {SIZE}"
+        note = f"chunks of {self._feed.rows} rows of {SCHEMA.row_bytes} bytes; {_size(self._mirror.capacity_rows)}"
         return Result("ingest, prioritised", "rows/s", rates, target=INGEST_TARGET, notes=(note,))
 
     def _take_in(self) -> float:

@@ -105,7 +105,7 @@ def draw(results: dict[str, dict[str, Q]], path: Path) -> None:
         for axes, (side, q) in zip(row, learned.items(), strict=True):
             off = np.abs(q - learned[sides[-1]]).max()
             axes.set_title(
-                f"{name}: {side}\n" + (f"off by {off:.0e} at most" if side != sides[-1] else ""), fontsize=10
+                f"{name}: {side}\n" + (f"off by {off:.1g} at most" if side != sides[-1] else ""), fontsize=10
             )
             image = _panel(axes, GRIDS[name], q)
     figure.colorbar(image, ax=panels, shrink=0.6, label="Q(s, a)")
