@@ -26,6 +26,8 @@ from replay.config import ReplayConfig
 
 PRESETS = Path(__file__).parent / "presets"
 PREFIX = "QHERD_"
+MOST_BYTES = 1 << 20
+"""No file of options is bigger."""
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 """What a run may be called: a folder, a part of keys, and nothing that a pattern or a rule could be read into."""
 _KUBERNETES = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT|_PORT(_\d+_\w+)?$")
@@ -317,16 +319,25 @@ def _with_files(environ: Mapping[str, str]) -> dict[str, str]:
         if name in values:
             raise ConfigError(f"environment variables {name} and {variable} are both set; leave one")
         try:
-            values[name] = Path(environ[variable]).read_text().strip()
+            values[name] = _read_text(Path(environ[variable])).strip()
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "no text"
             raise ConfigError(f"environment variable {variable}: {environ[variable]}: {why}") from None
     return values
 
 
+def _read_text(path: Path) -> str:
+    """What is in a file that the user names, which may be a pipe. Raises ConfigError where there is no end to it."""
+    with path.open("rb") as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ConfigError(f"{path} has more than {MOST_BYTES:,} bytes: it is no file of options, or of a secret")
+    return data.decode()
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = read_yaml(path.read_text())
+        values = read_yaml(_read_text(path))
     except OSError as error:
         raise ConfigError(f"config file {path}: {error.strerror}") from error
     except yaml.YAMLError as error:  # its text quotes the line, which may hold a password

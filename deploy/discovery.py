@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from deploy.config import RUN_NAME, ConfigError
 from deploy.host import host_and_port
+from replay.foreign import Unreadable, read_file
 
 PATH = "/targets"
 MOST_BYTES = 4096
@@ -53,10 +54,9 @@ def target_groups(runs_dirs: Sequence[Path]) -> Iterator[dict[str, Any]]:
     for folder in runs_dirs:
         for file in sorted(folder.glob("*/scrape.json")):
             try:
-                with file.open("rb") as opened:
-                    text = opened.read(MOST_BYTES)
+                text = read_file(file, MOST_BYTES)
                 yield Registration.model_validate_json(text).model_dump(mode="json")
-            except (OSError, ValidationError):  # a run that ends meanwhile, or a file of somebody else's
+            except (FileNotFoundError, Unreadable, ValidationError):  # a run ended meanwhile, or it is somebody else's
                 continue
 
 

@@ -21,10 +21,10 @@ from deploy.bottleneck import Actors, Diagnosis, Window, diagnose, measured, win
 from deploy.checks import Check, guarded, preflight, round_trip, versions
 from deploy.config import ConfigError, RedisConfig, RunConfig
 from deploy.host import usable_cores
-from deploy.numbers import read_yaml
 from deploy.plan import megabytes
-from deploy.run_dir import RunDirectory
+from deploy.run_dir import CONFIG_BYTES, RunDirectory
 from deploy.target import find_run
+from replay.foreign import Unreadable, read_object
 from replay.log import LogError
 from replay.run_keys import RunKeys
 
@@ -132,7 +132,7 @@ def _server_cpu_s(server: RunKeys, url: str) -> float | None:
 
 
 def _checks_of_run(directory: RunDirectory, config: RunConfig, holder: str | None) -> Iterator[Check]:
-    written = read_yaml(directory.config_file.read_text())
+    written = directory.written
     yield versions(written.get("versions"))
     rows = directory.rows()
     newest = rows[-1] if rows else {}
@@ -194,8 +194,8 @@ def _losses(newest: Mapping[str, float]) -> Iterator[Check]:
 
 def _how_it_ended(path: Path) -> str:
     try:
-        reason = str(json.loads((path / "summary.json").read_text())["exit_reason"])
-    except (OSError, ValueError, KeyError):
+        reason = str(read_object(path / "summary.json", CONFIG_BYTES)["exit_reason"])[:200]
+    except (FileNotFoundError, Unreadable, KeyError):
         reason = "killed"
     return "killed" if reason == "running" else reason
 

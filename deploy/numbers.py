@@ -10,11 +10,34 @@ import yaml
 
 MOST = 2**63
 """Whole numbers are below this, so that 1e999999999 does not fill the memory."""
+DEEPEST, MOST_VALUES = 32, 10_000
+"""Bounds of a YAML document: options nest five levels deep, and env.kwargs may add some."""
 _EXPONENT = re.compile(r"[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: 1.1, which PyYAML reads, takes 1e6, 1e-3 and 1.0e3 for texts."""
+    """YAML 1.2's numbers: 1.1, which PyYAML reads, takes 1e6, 1e-3 and 1.0e3 for texts. Documents are bounded."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """See ``yaml.composer.Composer``."""
+        self._depth += 1
+        if self._depth > DEEPEST:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, f"it nests more than {DEEPEST} levels deep", mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def get_single_node(self) -> yaml.Node | None:
+        """See ``yaml.composer.Composer``."""
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _size(node, {}) > MOST_VALUES:
+            raise yaml.composer.ComposerError(
+                None, None, f"it has more than {MOST_VALUES:,} values, aliases written out", node.start_mark
+            )
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
@@ -26,8 +49,26 @@ for _kind in (_Loader, _Dumper):
 
 
 def read_yaml(text: str) -> Any:
-    """Returns what a YAML document holds. Raises yaml.YAMLError."""
-    return yaml.load(text, _Loader)
+    """Returns what a YAML document holds. Raises yaml.YAMLError, also for one that nests too deeply, or that aliases
+    blow up."""
+    try:
+        return yaml.load(text, _Loader)
+    except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as error:  # a tag with a wrong value
+        raise yaml.MarkedYAMLError(problem=f"a value that is none: {error}"[:200]) from None
+
+
+def _size(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+    """How many values a node stands for, once its aliases are written out. Raises ComposerError where one is in
+    itself."""
+    if node in known:
+        if not known[node]:
+            raise yaml.composer.ComposerError(None, None, "an alias stands within what it names", node.start_mark)
+        return known[node]
+    known[node] = 0
+    inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+    each = (part for entry in inner for part in (entry if isinstance(entry, tuple) else (entry,)))
+    known[node] = 1 + sum(_size(part, known) for part in each)
+    return known[node]
 
 
 def write_yaml(value: Any, *, flow: bool = False) -> str:

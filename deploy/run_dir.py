@@ -19,13 +19,16 @@ import os
 import re
 import shutil
 import socket
+import stat
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
 import numpy.typing as npt
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from safetensors import SafetensorError
 
 from actors.config import EnvConfig
 from deploy import __version__, arithmetic
@@ -36,8 +39,28 @@ from deploy.numbers import read_yaml, write_yaml
 from deploy.run_name import new_nonce, recognised, unique_name
 from learner.report import Resumed
 from learner.weights import unpack
+from replay.foreign import Unreadable, parse_json, read_file, read_object
+from replay.storage import available_memory
 
 SUPERSEDED = "metrics.superseded.jsonl"
+WRITTEN = ("*.json", "*.jsonl", "*.yaml", "lock", "replay.url", "failure.txt", "checkpoints/*.json")
+"""What a run writes in place, or puts in the place of."""
+CONFIG_BYTES = 1 << 20
+"""No file of options or counts is bigger."""
+MEMORY_BYTES = 1 << 32
+"""What is read at the most where the system does not say how much memory is free."""
+NAMED: Mapping[str, Any] = {"file": str, "sha256": str}
+"""What best.json has of the policy's own file."""
+BEST: Mapping[str, Any] = {
+    **NAMED,
+    "rank": list,
+    "solved": bool,
+    "version": int,
+    "updates": int,
+    "episodes": int,
+    **dict.fromkeys(("mean", "std", "lower"), int | float),
+}
+"""What best.json has at the least, and of which kinds."""
 _CONFIG = re.compile(r"config-(\d+)\.yaml$")
 
 
@@ -95,7 +118,7 @@ class RunDirectory:
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
         """An existing directory. Raises RunDirError where it is none."""
-        if not (path / "config.yaml").is_file():
+        if not _plain(path / "config.yaml"):
             raise RunDirError(f"{path} is no run: it has no config.yaml")
         return cls(path)
 
@@ -116,6 +139,7 @@ class RunDirectory:
 
     def _locked(self) -> RunDirectory:
         """Lock the directory for as long as this process lives: two drivers would both count fences."""
+        self._check_written()
         with self._disk(self.path / "lock"):
             self._lock_fd = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR, 0o644)
         try:
@@ -130,12 +154,19 @@ class RunDirectory:
         os.write(self._lock_fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         return self
 
+    def _check_written(self) -> None:
+        """Raises RunDirError where what a run writes would go elsewhere: through a link, or into a pipe."""
+        for pattern in WRITTEN:
+            for path in self.path.glob(pattern):
+                if not _plain(path):
+                    raise RunDirError(f"{path} is a link or no plain file, and a run's own files are: remove it")
+
     def holder(self) -> str | None:
         """Who has the run: ``process 12 on a-host``; None where nobody does. Asks the kernel, which drops the lock with
         the process, and keeps nothing."""
         try:
-            fd = os.open(self.path / "lock", os.O_RDONLY)
-        except FileNotFoundError:
+            fd = os.open(self.path / "lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
             return None
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -148,22 +179,40 @@ class RunDirectory:
     @property
     def config_file(self) -> Path:
         """The newest configuration."""
-        resumed = [(int(m[1]), path) for path in self.path.glob("config-*.yaml") if (m := _CONFIG.match(path.name))]
+        resumed = [
+            (int(m[1]), path)
+            for path in self.path.glob("config-*.yaml")
+            if (m := _CONFIG.match(path.name)) and _plain(path)
+        ]
         return max(resumed)[1] if resumed else self.path / "config.yaml"
 
     @property
     def config(self) -> RunConfig:
         """The run's resolved configuration (without the Redis password)."""
+        try:
+            return RunConfig.model_validate(self.written["config"])
+        except (ValueError, KeyError) as error:
+            if isinstance(error, RunDirError):
+                raise
+            raise RunDirError(f"{self.config_file} is damaged: {error}") from error
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """All of the newest configuration's file: the options, and with which versions they were used. Raises
+        RunDirError where it is damaged."""
         file = self.config_file
         try:
-            return RunConfig.model_validate(read_yaml(file.read_text())["config"])
-        except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
-            raise RunDirError(f"{self.path}/{file.name} is damaged: {error}") from error
+            found = read_yaml(read_file(file, CONFIG_BYTES).decode())
+        except (OSError, yaml.YAMLError, ValueError) as error:
+            raise RunDirError(f"{file} is damaged: {error}") from error
+        if not isinstance(found, dict):
+            raise RunDirError(f"{file} is damaged: it holds no options")
+        return found
 
     def note_config(self, config: RunConfig) -> list[str]:
         """Keep the configuration that the run is resumed with, beside the earlier ones, where it is another, or where
         other versions or kernels compute; these are returned, a text each."""
-        recorded, own = read_yaml(self.config_file.read_text()), _provenance(config)
+        recorded, own = self.written, _provenance(config)
         changed = [
             text
             for part in own
@@ -280,17 +329,22 @@ class RunDirectory:
 
     def figures(self) -> dict[str, float]:
         """The newest row of metrics.jsonl; empty before the first."""
-        rows = self._rows()[0]
-        return {} if not rows else {name: value for name, value in json.loads(rows[-1]).items() if value is not None}
+        for line in reversed(self._rows()[0]):
+            if (row := _row(line)) is not None:
+                return row
+        return {}
 
     def rewind(self, resumed: Resumed) -> None:
         """Have the curves go on from a checkpoint: rows behind it move to metrics.superseded.jsonl, and TensorBoard is
         told to pass over its events behind it."""
         whole, torn = self._rows()
-        kept = [row for row in whole if _upto(json.loads(row), resumed)]
-        if len(kept) < len(whole) or torn:
+        kept, passed = list[str](), list[str]()
+        for line in whole:
+            row = _row(line)
+            (kept if row is not None and _upto(row, resumed) else passed).append(line)
+        if passed or torn:
             with self._disk(self.path / SUPERSEDED), (self.path / SUPERSEDED).open("a") as file:
-                file.writelines([*whole[len(kept) :], *torn])
+                file.writelines([*passed, *torn])
             self._write("metrics.jsonl", "".join(kept).encode())
         if self._metrics is not None:
             self.close_files()
@@ -300,13 +354,17 @@ class RunDirectory:
 
     def rows(self) -> list[Mapping[str, float]]:
         """The whole rows of metrics.jsonl; what was no number is left out of them."""
-        rows = (json.loads(row) for row in self._rows()[0])
-        return [{name: value for name, value in row.items() if value is not None} for row in rows]
+        return [row for line in self._rows()[0] if (row := _row(line)) is not None]
 
     def _rows(self) -> tuple[list[str], list[str]]:
         """The whole rows of metrics.jsonl, and the one that a driver was killed in, if any."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        try:
+            read = read_file(self.path / "metrics.jsonl", available_memory() or MEMORY_BYTES)
+        except FileNotFoundError:
+            return [], []
+        except Unreadable as error:
+            raise RunDirError(f"{error}; move it away to go on without it") from error
+        lines = read.decode(errors="replace").splitlines(keepends=True)
         torn = [lines.pop() + "\n"] if lines and not lines[-1].endswith("\n") else []
         return lines, torn
 
@@ -323,31 +381,43 @@ class RunDirectory:
 
     def best(self) -> dict[str, Any] | None:
         """The best policy's manifest; None where no evaluation was finished. Raises RunDirError where it is damaged."""
+        return self._manifest(BEST)
+
+    def _manifest(self, needed: Mapping[str, Any]) -> dict[str, Any] | None:
+        path = self.checkpoints / "best.json"
         try:
-            manifest: dict[str, Any] = json.loads((self.checkpoints / "best.json").read_text())
+            manifest = read_object(path, CONFIG_BYTES)
         except FileNotFoundError:
             return None
-        except ValueError as error:
-            raise RunDirError(f"{self.path}/checkpoints/best.json is damaged: {error}") from error
+        except Unreadable as error:
+            raise RunDirError(str(error)) from error
+        for name, kinds in needed.items():
+            if not isinstance(manifest.get(name), kinds):
+                raise RunDirError(f"{path} is damaged: {name} is {manifest.get(name)!r:.80}")
+        if "rank" in needed and not all(isinstance(each, int | float) for each in manifest["rank"]):
+            raise RunDirError(f"{path} is damaged: rank is {manifest['rank']!r:.80}")
+        if Path(manifest["file"]).name != manifest["file"]:
+            raise RunDirError(f"{path} is damaged: it names {manifest['file']!r:.80}, which is elsewhere")
         return manifest
 
     def load_best(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
         """The best policy's arrays and its manifest. Raises RunDirError where there is none or it is damaged."""
-        if not (self.path / "checkpoints/best.json").exists():
+        manifest = self._manifest(NAMED)
+        if manifest is None:
             raise RunDirError(f"{self.path} has no best policy yet: no evaluation was finished")
+        path = self.checkpoints / manifest["file"]
         try:
-            manifest = json.loads((self.path / "checkpoints/best.json").read_text())
-            policy = (self.path / "checkpoints" / manifest["file"]).read_bytes()
-            intact = hashlib.sha256(policy).hexdigest() == manifest["sha256"]
+            policy = read_file(path, available_memory() or MEMORY_BYTES)
         except FileNotFoundError as error:
-            raise RunDirError(f"{error.filename}, which best.json names, is missing") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunDirError(f"{self.path}/checkpoints/best.json is damaged: {error}") from error
-        if not intact:
-            raise RunDirError(
-                f"{self.path}/checkpoints/{manifest['file']} does not match the sha256 in best.json: it is damaged"
-            )
-        return unpack(policy)[1], manifest
+            raise RunDirError(f"{path}, which best.json names, is missing") from error
+        except Unreadable as error:
+            raise RunDirError(str(error)) from error
+        if hashlib.sha256(policy).hexdigest() != manifest["sha256"]:
+            raise RunDirError(f"{path} does not match the sha256 in best.json: it is damaged")
+        try:
+            return unpack(policy)[1], manifest
+        except (ValueError, LookupError, SafetensorError) as error:
+            raise RunDirError(f"{path} is damaged: {error}") from error
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json."""
@@ -377,15 +447,25 @@ class RunDirectory:
             self._metrics = None
 
     def _counts(self) -> dict[str, Any]:
-        counts: dict[str, Any] = json.loads((self.path / "fences.json").read_text())
-        return counts
+        path = self.path / "fences.json"
+        try:
+            return _Counts.model_validate(read_object(path, CONFIG_BYTES)).model_dump(mode="json")
+        except FileNotFoundError:
+            raise RunDirError(f"{path} is missing, and what it counts must never go back: put it back") from None
+        except ValidationError as error:
+            finding = error.errors()[0]
+            what = f"{'.'.join(map(str, finding['loc']))}: {finding['msg']}"
+            raise RunDirError(f"{path} is damaged: {what}") from None
+        except Unreadable as error:
+            raise RunDirError(str(error)) from None
 
     def _write(self, name: str, data: bytes) -> None:
         """Replace a file in one step: temporary file, fsync, rename."""
         path = self.path / name
         temporary = path.with_name(path.name + ".tmp")
         with self._disk(path):
-            with temporary.open("wb") as file:
+            temporary.unlink(missing_ok=True)
+            with temporary.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -409,6 +489,35 @@ def _anywhere(config: RunConfig) -> RunConfig:
         given = {name: path.absolute() for name in names if (path := getattr(options, name)) is not None}
         changed[part] = options.model_copy(update=given)
     return config.model_copy(update=changed)
+
+
+class _Counts(BaseModel):
+    """What is in fences.json: numbers that only ever grow, and what the run's name is claimed with."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+    fence: int = Field(ge=0, lt=1 << 23)
+    evaluators: int = Field(0, ge=0, lt=1 << 31)
+    incarnations: dict[Annotated[str, StringConstraints(pattern=r"^\d{1,6}$")], Annotated[int, Field(ge=0, lt=1 << 62)]]
+    nonce: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,64}$")]
+
+
+def _plain(path: Path) -> bool:
+    """Whether ``path`` is a plain file, and no link to one."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def _row(line: str) -> dict[str, float] | None:
+    """A row of metrics.jsonl, without what was no number; None where it is none."""
+    try:
+        row = {name: value for name, value in parse_json(line).items() if value is not None}
+        whole = all(math.isfinite(value) for value in row.values())  # raises for what is no number or too big for one
+        return row if whole else None
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        return None
 
 
 def env_of(config: RunConfig) -> EnvConfig:

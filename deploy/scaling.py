@@ -15,13 +15,18 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from deploy.config import ConfigError
 from deploy.run_dir import RunDirectory
 from deploy.session import RunFailedError
+from replay.foreign import Unreadable, read_object
 
 FILE = "scale.json"
+MOST_BYTES = 1 << 24
+"""A bigger file is no request: one has the epsilon of every lane at the most."""
 LOOK_EVERY_S = 1.0
 TAKEN_UP_S = 30.0
 """A driver that has not taken a request up by then does not look."""
@@ -35,6 +40,8 @@ SETTLE_S = 120.0
 class Request:
     """What is asked for, and how far it is. ``epsilon``: what each slot's lanes explore with once annealed, as its
     actor says itself."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     id: str
     actors: int
@@ -52,9 +59,8 @@ class ScaleFile:
     def read(self) -> Request | None:
         """What is in it; None where there is none that can be read."""
         try:
-            values = json.loads(self._path.read_text())
-            return Request(**values)
-        except (OSError, ValueError, TypeError):
+            return TypeAdapter(Request).validate_python(read_object(self._path, MOST_BYTES))
+        except (FileNotFoundError, Unreadable, ValidationError):
             return None
 
     def write(self, request: Request) -> None:

@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from deploy.config import RUN_NAME, SERVER_OPTIONS, ConfigError, RedisConfig, RunConfig, compose
 from deploy.run_dir import RunDirectory
+from replay.foreign import read_file
 from replay.redis_log import TIMEOUT_S, public_url
 
 
@@ -69,11 +70,11 @@ def _urls_of(directory: RunDirectory, redis: RedisConfig) -> tuple[str, ...]:
 
 def _local_url(directory: RunDirectory) -> str:
     try:
-        url = directory.replay_url.read_text()
+        url = read_file(directory.replay_url, 4096).decode()
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(TIMEOUT_S)
             probe.connect(unquote(urlsplit(url).path))
-    except (FileNotFoundError, ConnectionError):  # a run that was killed leaves the file, and perhaps the socket
+    except (OSError, ValueError):  # a run that was killed leaves the file, and perhaps the socket
         raise ConfigError(
             f"{directory.shown} has no replay server: that of a run of mode local starts and ends with the run"
         ) from None

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hostile import HOSTILE, sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from waiting import until
@@ -177,40 +178,9 @@ def test_a_second_one_of_the_same_name_changes_nothing(folder: Path) -> None:
 # -- files of somebody else's
 
 
-def sparse(path: Path) -> None:
-    path.unlink()
-    with path.open("wb") as file:
-        file.truncate(40 << 30)
-
-
-def pipe(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
-def device(path: Path) -> None:
-    path.unlink()
-    path.symlink_to("/dev/zero")
-
-
-def link(path: Path) -> None:
-    """To the very same contents, elsewhere."""
-    path.rename(path.parent.parent / path.name)
-    path.symlink_to(path.parent.parent / path.name)
-
-
-def directory(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def deep(path: Path) -> None:
-    path.write_bytes(b'{"a":' * 100_000 + b"1" + b"}" * 100_000)
-
-
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("index", range(3))
-@pytest.mark.parametrize("hostile", [sparse, pipe, device, link, directory, deep])
+@pytest.mark.parametrize("hostile", HOSTILE)
 def test_what_is_no_plain_small_file_is_passed_over_unread(
     folder: Path, index: int, hostile: Callable[[Path], None]
 ) -> None:

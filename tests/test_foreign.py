@@ -1,0 +1,278 @@
+"""Files of a run that somebody else has written or damaged, and documents that users give: one clear line, or what was
+before; nothing is waited for, nothing fills the memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cli_runs import qherd
+from hostile import HOSTILE, deep, device, directory, link, pipe, sparse
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deploy.config import ConfigError, RunConfig, compose
+from deploy.discovery import target_groups
+from deploy.numbers import DEEPEST, read_yaml
+from deploy.resume import config_of
+from deploy.run_dir import RunDirectory, RunDirError
+from deploy.scaling import ScaleFile
+from deploy.target import find_run
+from learner.report import Resumed
+from replay.about import About, AboutError
+from replay.foreign import Unreadable, parse_json, read_file, read_object
+
+pytestmark = pytest.mark.timeout(30)
+BEST = {
+    "version": 1,
+    "updates": 1,
+    "episodes": 1,
+    "mean": 1.0,
+    "std": 0.0,
+    "lower": 1.0,
+    "rank": [1.0],
+    "solved": False,
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run's directory with all that one has."""
+    directory = RunDirectory.create(RunConfig(runs_dir=tmp_path, run="r"))
+    directory.log({"env_steps": 1, "updates": 1})
+    directory.log({"env_steps": 2, "updates": 2})
+    directory.show_metrics_address("127.0.0.1", 1)
+    directory.save_best(b"not weights", BEST)
+    directory.close()
+    for name in ("scale.json", "replay.url", "summary.json"):
+        (directory.path / name).write_text("{}")
+    return directory.path
+
+
+# -- the reader
+
+
+@pytest.mark.parametrize("hostile", [sparse, pipe, device, link, directory])
+def test_only_plain_files_of_a_bounded_size_are_read(tmp_path: Path, hostile: Callable[[Path], None]) -> None:
+    (tmp_path / "sub").mkdir()
+    file = tmp_path / "sub" / "file"
+    file.write_bytes(b"1234")
+    assert read_file(file, 4) == b"1234"
+    with pytest.raises(Unreadable, match="has 4 bytes, and at most 3 are read"):
+        read_file(file, 3)
+    hostile(file)
+    with pytest.raises(Unreadable, match=str(file)):
+        read_file(file, 4)
+    with pytest.raises(FileNotFoundError):
+        read_file(tmp_path / "none", 4)
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[1]", b"7", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000]
+)
+def test_what_is_no_object_is_refused_with_its_file(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "file").write_bytes(text)
+    with pytest.raises(Unreadable, match=f"{tmp_path}/file is damaged"):
+        read_object(tmp_path / "file", 1 << 20)
+
+
+def test_a_description_of_a_run_that_nests_too_deeply_is_damaged() -> None:
+    with pytest.raises(AboutError, match="nests too deeply"):
+        About.unpack(b"[" * 100_000)
+
+
+# -- a run's files
+
+READS: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "config": ("config.yaml", lambda run: RunDirectory.open(run).config),
+    "resume": ("config.yaml", config_of),
+    "counts": ("fences.json", lambda run: RunDirectory.open(run).next_fence()),
+    "figures": ("metrics.jsonl", lambda run: RunDirectory.open(run).figures()),
+    "best": ("checkpoints/best.json", lambda run: RunDirectory.open(run).best()),
+    "eval": ("checkpoints/best.json", lambda run: RunDirectory.open(run).load_best()),
+    "weights": ("checkpoints/best-*.weights", lambda run: RunDirectory.open(run).load_best()),
+}
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+@pytest.mark.parametrize("what", READS)
+def test_a_file_that_is_none_is_one_line(run: Path, what: str, hostile: Callable[[Path], None]) -> None:
+    name, read = READS[what]
+    hostile(next(run.glob(name)))
+    if (what, hostile) == ("figures", deep):
+        assert read(run) == {}, "a row that is none is passed over"
+        return
+    with pytest.raises((RunDirError, ConfigError)) as refused:
+        read(run)
+    assert len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_those_who_look_on_pass_over_it(run: Path, hostile: Callable[[Path], None]) -> None:
+    assert len(list(target_groups([run.parent]))) == 1
+    hostile(run / "scrape.json")
+    assert list(target_groups([run.parent])) == []
+    hostile(run / "scale.json")
+    assert ScaleFile(run).read() is None
+    hostile(run / "replay.url")
+    with pytest.raises(ConfigError, match="has no replay server"):
+        find_run(str(run), RunConfig().redis)
+    (run / "lock").unlink()
+    os.mkfifo(run / "lock")
+    assert RunDirectory.open(run).holder() is None
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "metrics.superseded.jsonl", "lock", "summary.json", "checkpoints/best.json"]
+)
+def test_nothing_is_written_through_a_link(run: Path, name: str) -> None:
+    away = run.parent / "away"
+    away.write_text("mine\n")
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(away)
+    with pytest.raises(RunDirError, match=f"{run / name} is a link or no plain file"):
+        RunDirectory.reopen(run)
+    assert away.read_text() == "mine\n"
+
+
+def test_nor_by_the_name_of_a_temporary_file(run: Path) -> None:
+    away = run.parent / "away"
+    away.write_text("mine\n")
+    (run / "summary.json.tmp").symlink_to(away)
+    RunDirectory.open(run).write_summary({"a": 1})
+    assert (away.read_text(), (run / "summary.json").read_text()) == ("mine\n", '{\n  "a": 1\n}\n')
+
+
+@pytest.mark.parametrize(
+    "row", ["[1]", "{", '{"updates": "x"}', '{"updates": [1]}', '{"updates": 1e999}', "9" * 5000, "[" * 9999]
+)
+def test_a_row_that_is_none_is_passed_over_and_kept_apart(run: Path, row: str) -> None:
+    good = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(f"{good}{row}\n")
+    directory = RunDirectory.open(run)
+    assert (directory.figures()["updates"], len(directory.rows())) == (2, 2)
+    directory.rewind(Resumed(5, 5, {}))
+    directory.close()
+    assert (run / "metrics.jsonl").read_text() == good
+    assert (run / "metrics.superseded.jsonl").read_text() == f"{row}\n"
+
+
+ANYTHING: st.SearchStrategy[Any] = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just([]) | st.just({"a": 1})
+)
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = RunDirectory.create(RunConfig(runs_dir=tmp_path_factory.mktemp("runs"), run="r"))
+    directory.save_best(b"not weights", BEST)
+    directory.next_incarnation(0)
+    directory.close()
+    return directory.path
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_any_value_in_any_field_is_taken_or_refused_in_words(damaged: Path, data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(["fences.json", "checkpoints/best.json"]))
+    before = (damaged / name).read_text()
+    values = json.loads(before)
+    values[data.draw(st.sampled_from(sorted(values)))] = data.draw(ANYTHING)
+    (damaged / name).write_text(json.dumps(values))
+    directory = RunDirectory.open(damaged)
+    try:
+        if name == "fences.json":
+            fence, evaluator, incarnation = (
+                directory.next_fence(),
+                directory.next_evaluator(),
+                directory.next_incarnation(0),
+            )
+            assert min(fence, evaluator + 1, incarnation) > 0
+            assert directory.slots_ever >= 1
+            assert directory.nonce
+        else:
+            best = directory.best()
+            assert best is not None
+            assert len(f"{best['mean']:.1f} {best['std']:.1f} {best['lower']:.1f} {best['episodes']}") > 6
+            assert (best["rank"] > [0.5]) in (True, False)
+            directory.load_best()
+    except RunDirError:
+        return
+    finally:
+        (damaged / name).write_text(before)
+
+
+def test_eval_of_a_hostile_run_is_one_line_and_exit_code_2(run: Path) -> None:
+    deep(run / "checkpoints" / "best.json")
+    done = qherd("eval", run, cwd=run)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.splitlines() == [f"qherd: {run}/checkpoints/best.json is damaged: its JSON nests too deeply"]
+
+
+# -- documents that users give
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)
+)
+WRONG = {
+    "a bomb": BOMB,
+    "deep": "[" * 5000,
+    "deep blocks": "".join(" " * n + "a:\n" for n in range(200)),
+    "deep by aliases": "a: &a [1]\n" + f"b: {'[' * (DEEPEST + 1)}*a{']' * (DEEPEST + 1)}",
+    "in itself": "&a [*a]",
+    "a month": "2001-13-45",
+    "no number": "!!int x",
+    "no digits": "!!int ''",
+    "no truth": "!!bool maybe",
+    "no time": "!!timestamp soon",
+    "a digit too many": "9" * 5000,
+    "code": "!!python/object/apply:os.system [true]",
+}
+
+
+@pytest.mark.parametrize("text", WRONG.values(), ids=WRONG)
+def test_yaml_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(yaml.YAMLError):
+        read_yaml(text)
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=f"config file {tmp_path}/c.yaml.* is no YAML") as refused:
+        compose(None, None, tmp_path / "c.yaml", {})
+    assert len(str(refused.value)) < 400
+
+
+def test_anchors_of_a_users_file_are_fine() -> None:
+    assert read_yaml("a: &x {b: 1}\nc: *x\nd: {<<: *x, e: 2}") == {"a": {"b": 1}, "c": {"b": 1}, "d": {"b": 1, "e": 2}}
+
+
+@given(st.text(alphabet="&*![]{}:,- \n'\"ab1.<|>%@`#?~", max_size=40))
+@settings(max_examples=300, deadline=None)
+def test_any_text_is_yaml_or_refused(text: str) -> None:
+    try:
+        read_yaml(text)
+    except yaml.YAMLError:
+        return
+
+
+def test_a_users_file_may_be_a_link_or_a_pipe_but_has_an_end(tmp_path: Path) -> None:
+    """Kubernetes mounts files as links, and a shell's <(...) is a pipe."""
+    (tmp_path / "real").write_text("{seed: 3}")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert compose(None, None, tmp_path / "link", {}).seed == 3
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_text("{seed: 4}"))
+    writer.start()
+    assert compose(None, None, tmp_path / "pipe", {}).seed == 4
+    writer.join()
+    for file, environ in ((Path("/dev/zero"), {}), (None, {"QHERD_REDIS_URL_FILE": "/dev/zero"})):
+        with pytest.raises(ConfigError, match="/dev/zero has more than 1,048,576 bytes"):
+            compose(None, None, file, environ)
+
+
+def test_json_nested_as_deeply_as_a_document_needs_is_read() -> None:
+    assert parse_json(b"[" * 50 + b"]" * 50)
