@@ -306,6 +306,10 @@ class Rollout(Breakable):
             if value is None:
                 return
             fetched, arrays = unpack(value)
+            if (
+                fetched.version <= self.weight_version
+            ):  # the server has come back with older ones since it told of newer
+                return
             self._policy.load(arrays)
         self._work["fetches"] += 1
         self._work["fetched_bytes"] += len(value)

@@ -134,6 +134,12 @@ def chunk_bytes(config: RunConfig, schema: Schema) -> int:
     return HEADER_BYTES + chunk_rows(config) * schema.row_bytes
 
 
+def longest_value_bytes(config: RunConfig, schema: Schema) -> int:
+    """Twice what the run sends as one value at the most, a chunk, the weights or the description, and 1 MB."""
+    about = 512 * config.actors.count
+    return 2 * max(chunk_bytes(config, schema), network_bytes(config, schema), about) + (1 << 20)
+
+
 def backstop_chunks(config: RunConfig) -> int:
     """MAXLEN of a slot's stream: it never cuts what the mirror may still need, if all rows came from one slot."""
     return 2 * (config.replay.capacity_rows // config.actors.lanes + 1)

@@ -15,7 +15,15 @@ from actors.restarts import CrashLoopError, NotNowError, Restarts
 from deploy import __version__
 from deploy.config import ConfigError, RunConfig
 from deploy.placement import RoomWatch, alive_nodes, asks, check_room, options
-from deploy.plan import backstop_chunks, check_limiter, check_more_actors, chunk_rows, plan, rows_in_checkpoint
+from deploy.plan import (
+    backstop_chunks,
+    check_limiter,
+    check_more_actors,
+    chunk_rows,
+    longest_value_bytes,
+    plan,
+    rows_in_checkpoint,
+)
 from deploy.private_dir import temporary_folder
 from deploy.ray_running import ray_running
 from deploy.run_dir import RunDirectory, RunDirError, env_of
@@ -26,7 +34,7 @@ from deploy.valkey import EmbeddedServer
 from learner.report import Report, Resumed
 from replay.chunk import Schema
 from replay.identity import Identity
-from replay.log import LogError
+from replay.log import ChunkId, LogError, may_follow
 from replay.redis_log import RedisLog
 from replay.sharded_log import ShardedLog, shard_of
 
@@ -133,7 +141,14 @@ class RaySession:
         if told := temporary_folder()[1]:
             self._say(told)
         planned = plan(config, self._schema).server
-        self._server = self._cleanup.enter_context(EmbeddedServer(self._directory.run, planned, self._server_dir()))
+        self._server = self._cleanup.enter_context(
+            EmbeddedServer(
+                self._directory.run,
+                planned,
+                self._server_dir(),
+                max_value_bytes=longest_value_bytes(config, self._schema),
+            )
+        )
         self._cleanup.enter_context(self._directory.showing_replay_url(self._server.url("reader")))
         return {role: (self._server.url(role),) for role in ("learner", "actor")}
 
@@ -196,7 +211,10 @@ class RaySession:
 
         def start(slot: int) -> Any:
             with _later_if_away():
-                newest = max(log.last_id(slot).incarnation, incarnations.get(slot, 0))
+                newest = max(self._directory.incarnation(slot), incarnations.get(slot, 0))
+                last = log.last_id(slot)
+                if may_follow(last, ChunkId(newest)):  # else a stranger's: the learner begins the stream anew
+                    newest = last.incarnation
                 incarnation = self._directory.next_incarnation(slot, newest)
             place = Place(run, config.seed, slot, self._config.actors.count, incarnation)
             url = urls["actor"][shard_of(slot, len(urls["actor"]))]

@@ -299,6 +299,10 @@ class RunDirectory:
         self._write("fences.json", json.dumps(counts).encode())
         return int(counts[name])
 
+    def incarnation(self, slot: int) -> int:
+        """The newest incarnation of a slot; 0 before the first."""
+        return int(self._counts()["incarnations"].get(str(slot), 0))
+
     def next_incarnation(self, slot: int, at_least: int = 0) -> int:
         """The next incarnation of a slot, above ``at_least``; on disk before it is used."""
         counts = self._counts()

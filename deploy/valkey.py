@@ -35,6 +35,12 @@ from deploy.private_dir import PrivateDir, remove_stale_dirs
 MIN_VERSION = (7, 0)
 """Oldest server whose streams, ACL selectors and commands qherd relies on."""
 
+MIN_VALUE_BYTES = 1 << 20
+"""The least that a server can be set to take as one value."""
+CLIENTS_SHARE = "40%"
+"""What requests that are not whole and replies that are not fetched may take of a server's memory, all clients'
+together: beyond it those with most of it are cut off, but not the learner. The launchers' servers have the same."""
+
 MIN_MEMORY_BYTES = 2 * 2**20
 """An empty server already uses about 1 MB: below this it could refuse the first write."""
 
@@ -86,7 +92,7 @@ def acl_rules(run: str | None) -> dict[str, str]:
     return {
         "learner": (
             f"~{prefix}* resetchannels -@all +@connection +@transaction +@stream +@string +@hash +@keyspace "
-            "-@dangerous +info +config|get +memory|usage"
+            "-@dangerous +info +config|get +memory|usage +client|no-evict"
         ),
         "actor": (
             f"~{prefix}chunks:* %R~{prefix}weights %R~{prefix}gate resetchannels "
@@ -154,6 +160,8 @@ class EmbeddedServer:
         data_dir: where to keep an append-only file; without it nothing is stored.
         binary: the server to run; default: :func:`find_server`.
         roles: ACL rules by role; default: :func:`acl_rules`.
+        max_value_bytes: the longest value that may be sent; at least MIN_VALUE_BYTES. Whoever begins to send a longer
+            one is cut off: a request that is never finished holds memory. None leaves the server's 512 MB.
 
     Raises:
         ValueError: a run name or memory bound that cannot work.
@@ -168,12 +176,13 @@ class EmbeddedServer:
         *,
         binary: Path | None = None,
         roles: Mapping[str, str] | None = None,
+        max_value_bytes: int | None = None,
     ) -> None:
         if maxmemory_bytes < MIN_MEMORY_BYTES:
             raise ValueError(f"maxmemory_bytes={maxmemory_bytes}: a server needs at least {MIN_MEMORY_BYTES}")
         self._roles = dict(acl_rules(run) if roles is None else roles)
         self._passwords = {role: secrets.token_urlsafe(32) for role in self._roles}
-        self._maxmemory_bytes = maxmemory_bytes
+        self._maxmemory_bytes, self._max_value_bytes = maxmemory_bytes, max_value_bytes
         self._data_dir = data_dir.resolve() if data_dir else None
         self._binary = binary or find_server()
         self._home: PrivateDir | None = None
@@ -294,12 +303,23 @@ class EmbeddedServer:
             "databases 1",
             f"maxmemory {self._maxmemory_bytes}",
             "maxmemory-policy noeviction",
+            *self._request_bounds(),
             'save ""',
             *storage,
             "user default reset off",
             *users,
         ]
         return "\n".join(lines) + "\n"
+
+    def _request_bounds(self) -> tuple[str, ...]:
+        if self._max_value_bytes is None:
+            return ()
+        value = max(self._max_value_bytes, MIN_VALUE_BYTES)
+        return (
+            f"proto-max-bulk-len {value}",
+            f"client-query-buffer-limit {value + MIN_VALUE_BYTES}",
+            f"maxmemory-clients {CLIENTS_SHARE}",
+        )
 
     def _await_answer(self) -> None:
         """Ping until PONG; LOADING counts as progress."""

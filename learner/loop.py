@@ -38,6 +38,9 @@ GATHER_BYTES = 64 << 20
 TRIM_EVERY_S, TRIM_SHARE = 1.0, 16
 """The log is trimmed so often, and whenever this part of the capacity has come in anew."""
 DESCRIBE_EVERY_S = 1.0
+STRAYS_EVERY_S = 10.0
+"""Between two looks for streams that are no slot's. One that is there twice is removed: the learner may not have been
+told of a slot that is new."""
 IDLE_S = 0.002
 GATE_LATENCY_S = 0.1
 """How long a shut gate takes to reach the actors (publisher, server, their next chunk): sizes the limiter's band."""
@@ -75,13 +78,14 @@ class LearnerLoop(Breakable):
         self.learner = Learner(config, schema, choose_device(config.device), network_seed)
         self.mirror = self._make_mirror(schema)
         self.reader = Reader(
-            log, Codec(schema, run), self.mirror, config.n_step, config.gamma, config.reward_scale, quarantine
+            log, Codec(schema, run), self.mirror, config.n_step, config.gamma, config.reward_scale, quarantine, fence
         )
         self.sampler = make_sampler(replay, self.mirror, np.random.default_rng(sample_seed))
         self.limiter = Limiter(replay.samples_per_insert, replay.min_rows, replay.capacity_rows, config.batch)
         self._starved_s = self._env_steps_per_s = self._updates_per_s = 0.0
         self.phases, self._samples = Phases(), Samples(config.batch)
         self._last_publish_s = self._last_trim_s = self._last_describe_s = -math.inf
+        self._last_strays_s, self._strays = time.perf_counter(), set[str]()
         self._rows_in_flight = self._log_unavailable = self._log_full = self._trimmed_end = 0
         self._expected: set[int] = set()
         self._memory: Memory | None = None
@@ -94,6 +98,7 @@ class LearnerLoop(Breakable):
         self._seconds_before: Mapping[str, float] = {}
         with restoring(found):
             self.resumed = None if found is None else self._restore(found)
+        self._note_version()
         if republish:
             self.publish()
 
@@ -219,9 +224,14 @@ class LearnerLoop(Breakable):
     def publish(self) -> None:
         """Broadcast the online network under the next version."""
         self._published += 1
+        self._note_version()
         header = (version(self._fence, self._published), self.learner.updates, self.reader.totals.env_steps)
         self._publisher.set(self.limiter.gate_open, pack(*header, host_arrays(self.learner.online)))
         self._published_at_updates = self.learner.updates
+
+    def _note_version(self) -> None:
+        """No actor can have acted with a newer version than this learner's newest."""
+        self.reader.newest_version = version(self._fence, self._published)
 
     def candidate(self) -> bytes:
         """The averaged policy for the evaluator, packed like published weights."""
@@ -245,6 +255,7 @@ class LearnerLoop(Breakable):
             self._last_trim_s, self._trimmed_end = now, self.mirror.end
             with unless_away(self._note_unavailable):
                 self._trim()
+                self._remove_strays(now)
                 if now - self._last_describe_s >= DESCRIBE_EVERY_S:
                     self._last_describe_s = now
                     self.describe()
@@ -252,9 +263,10 @@ class LearnerLoop(Breakable):
             self.phases.charge("trim")
 
     def _trim(self) -> None:
-        """Bound the log. Where the server is nearly full the bound falls by a quarter, for good: a full server refuses
-        all writes, and only the learner can make room. Below an eighth of the server other things fill it: rows that
-        are yet to be read, or another run's."""
+        """Bound the log. Where the server is nearly full the bound falls by a quarter: a full server refuses all
+        writes, and only the learner can make room. Below an eighth of the server other things fill it: rows that are
+        yet to be read, or another run's. Where there is room again, beyond twice the margin, the bound rises by half
+        of it."""
         self._memory = memory = self._log.memory()
         if memory is not None:
             row_bytes = self.mirror.schema.row_bytes
@@ -263,7 +275,34 @@ class LearnerLoop(Breakable):
                 self._log_full += 1
                 fewer = min(self._keep_rows, self.reader.log_rows) * 3 // 4
                 self._keep_rows = min(self._keep_rows, max(fewer, memory.bound // 8 // row_bytes))
+            else:
+                room = max(0, memory.bound - 2 * margin - memory.used) // row_bytes
+                more = min(self._replay.rows_in_log, self.reader.log_rows + room // 2)
+                self._keep_rows = max(self._keep_rows, more)
+        for slot in self.reader.exhausted:
+            self._told.append(
+                f"the stream of slot {slot} has an id that no actor can have sent, after which no chunk is taken: "
+                "it begins anew, without the rows that a restarted learner would have read there; somebody else has an "
+                "actor's password (qherd secrets makes new ones)"
+            )
         self.reader.trim(self._keep_rows)
+
+    def _remove_strays(self, now: float) -> None:
+        """Remove what was sent to slots that the run does not have: nobody would ever trim it."""
+        if now - self._last_strays_s < STRAYS_EVERY_S:
+            return
+        self._last_strays_s = now
+        found = self._log.strays(self.reader.slots)
+        again = self._strays & found.keys()
+        self._strays = found.keys() - again
+        if again:
+            self._log.remove_strays(self._fence, again)
+            entries = sum(found[key] for key in again)
+            self.reader.note_strays(entries)
+            self._told.append(
+                f"{entries} chunks in {len(again)} streams that are no slot's of this run were removed, such as "
+                f"{min(again)[:80]!r}: somebody else has an actor's password (qherd secrets makes new ones)"
+            )
 
     def _fit_band(self) -> None:
         """Widen the limiter's band to what arrives between a decision and the actors' obeying it."""

@@ -63,11 +63,11 @@ class LearnerWorker:
         torch.set_num_threads(config.threads)
         torch.set_flush_denormal(True)
         self._metrics = MetricsServer(run, version, metrics_address)
-        first, *others = (RedisLog(url, run) for url in urls)
+        first, *others = (RedisLog(url, run, keep=True) for url in urls)
         publisher = Publisher(first, fence, others)
         publisher.start()
         self._publisher = publisher
-        log = ShardedLog([RedisLog(url, run, timeout_s=READ_TIMEOUT_S) for url in urls], publisher)
+        log = ShardedLog([RedisLog(url, run, timeout_s=READ_TIMEOUT_S, keep=True) for url in urls], publisher)
         found = checkpointer.newest() if fence > 1 else None
         if found is None and must_resume:
             raise CheckpointError(

@@ -183,6 +183,7 @@ class Attached:
             if not about.same_rows(self.about):
                 raise Replaced(f"run {self.run!r} has other rows, n_step, gamma or reward_scale now: attach again")
             self.about = about
+            self._reader.look_again()
             self._reader.follow(about.slots)
         self._refreshed_s = time.monotonic()
 
@@ -225,5 +226,8 @@ class _Streams:
             raise next(iter(self.away.values()))
         return entries
 
-    def trim(self, oldest: Mapping[int, ChunkId]) -> None:
+    def trim(self, fence: int, oldest: Mapping[int, ChunkId]) -> None:
         """Leaves the log as it is: trimming is the run's own learner's."""
+
+    def renew(self, fence: int, slot: int) -> None:
+        """As ``trim``."""

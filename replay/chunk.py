@@ -29,15 +29,21 @@ DTYPES = ("uint8", "int8", "uint16", "int16", "int32", "float16", "float32")
 """Observation dtypes that are stored as they are; an env's float64 and int64 are narrowed once, at the actor."""
 
 
+MOST_VERSION = (1 << 63) - 1
+"""The greatest version of the weights."""
+MOST_REWARD = float(np.finfo(np.float32).max)
 MOST_COUNT = (1 << 53) - 1
 """The greatest whole number of an id, a header or a value on a server: above it sums leave int64 and JSON's numbers."""
 
 REFUSALS = (
     "short", "magic", "version", "schema", "run", "identity", "size", "length", "crc", "value", "action", "flags",
-    "counters", "duplicate",
+    "counters", "weights", "id", "slot", "duplicate",
 )  # fmt: skip
-"""Why a chunk is refused: the closed set, which /metrics shows at 0 from the start. ``duplicate``: its id was read
-before, and nothing is lost by it."""
+"""Why a chunk is refused: the closed set, which /metrics shows at 0 from the start. ``counters``: they cannot be, in
+themselves or after those of the chunk before; ``weights``: a version that was never published; ``id``: one that cannot
+follow the id before it (``replay.log.may_follow``); ``slot``: the run has
+no such slot, so its stream was removed unread; ``duplicate``: its id was read before, and nothing is lost by it.
+"""
 
 
 class BadChunk(ValueError):
@@ -127,6 +133,33 @@ class Counters(NamedTuple):
     return_sum: float = 0.0
     gate_wait_s: float = 0.0
 
+    def check(self) -> None:
+        """Raises BadChunk where no actor can have done this. A reward is a float32, which bounds the sum of returns."""
+        whole = self[:4]
+        if not all(0 <= count <= MOST_COUNT for count in whole):
+            raise BadChunk("counters", f"{max(whole)}; no count is above {MOST_COUNT}")
+        if self.env_steps > self.rows or self.episodes > self.env_steps:
+            raise BadChunk("counters", f"{self.rows} rows have {self.env_steps} env steps, {self.episodes} episodes")
+        if not abs(self.return_sum) <= MOST_REWARD * self.env_steps:
+            raise BadChunk("counters", f"a sum of returns of {self.return_sum} after {self.env_steps} env steps")
+        if not 0 <= self.gate_wait_s <= MOST_COUNT:
+            raise BadChunk("counters", f"{self.gate_wait_s} seconds at the gate")
+
+    def check_after(self, before: Counters, rows: int, env_steps: int, lost_rows: int) -> None:
+        """Raises BadChunk where a chunk of so many rows and env steps cannot have led from ``before`` to these, with
+        ``lost_rows`` rows sent in between."""
+        more = Counters._make(now - then for now, then in zip(self, before, strict=True))
+        if more.rows != rows + lost_rows or not env_steps <= more.env_steps <= env_steps + lost_rows:
+            raise BadChunk(
+                "counters",
+                f"{more.rows} rows and {more.env_steps} env steps more than before, by a chunk of {rows} and "
+                f"{env_steps} after {lost_rows} lost rows",
+            )
+        if not 0 <= more.episodes <= more.env_steps or (more.episodes == 0 and more.return_sum != 0):
+            raise BadChunk("counters", f"{more.episodes} more episodes with a sum of returns of {more.return_sum}")
+        if more.refusals < 0 or more.gate_wait_s < 0:
+            raise BadChunk("counters", f"{more.refusals} more refusals, {more.gate_wait_s} more seconds at the gate")
+
     def plus(self, other: Counters) -> Counters:
         """The sums, field by field."""
         return Counters._make(a + b for a, b in zip(self, other, strict=True))
@@ -196,8 +229,8 @@ class Codec:
     def decode(self, data: bytes, slot: int, incarnation: int, seq: int) -> Chunk:
         """The chunk in ``data``, stored as ``(slot, incarnation, seq)``; its arrays are read-only views of ``data``.
 
-        Raises BadChunk with the reason: short, magic, version, schema, run, identity, size, length, crc, value, action
-        or flags.
+        Raises BadChunk with the reason: short, magic, version, schema, run, identity, size, length, crc, weights,
+        counters, value, action or flags.
         """
         time_steps, lanes, weight_version, counters = self._header(data, slot, incarnation, seq)
         rows = time_steps * lanes
@@ -225,12 +258,14 @@ class Codec:
     def _header(self, data: bytes, slot: int, incarnation: int, seq: int) -> tuple[int, int, int, Counters]:
         if len(data) < HEADER_BYTES:
             raise BadChunk("short", f"{len(data)} bytes, the header alone has {HEADER_BYTES}")
-        (magic, version, _, schema, run, c_slot, time_steps, lanes, _, c_incarnation, c_seq, weight_version,
-         *counters) = _HEADER.unpack_from(data)  # fmt: skip
+        (magic, version, reserved, schema, run, c_slot, time_steps, lanes, further, c_incarnation, c_seq,
+         weight_version, *numbers) = _HEADER.unpack_from(data)  # fmt: skip
         if magic != MAGIC:
             raise BadChunk("magic", f"{magic!r}, expected {MAGIC!r}")
-        if version != VERSION:
-            raise BadChunk("version", f"{version}, this reader knows {VERSION}")
+        if version != VERSION or reserved or further:
+            raise BadChunk(
+                "version", f"{version} with {reserved}, {further} in reserved fields; read are {VERSION}, 0, 0"
+            )
         if schema != self.schema.digest:
             raise BadChunk("schema", f"{schema:016x}, this run has {self.schema.digest:016x} ({self.schema})")
         if run != self._run:
@@ -248,7 +283,11 @@ class Codec:
         crc = crc32(view[HEADER_BYTES:], crc32(view[: _HEADER.size]))
         if bytes(view[_HEADER.size : HEADER_BYTES]) != _CRC.pack(crc):
             raise BadChunk("crc", "header and payload do not match their checksum")
-        return time_steps, lanes, weight_version, Counters(*counters)
+        if weight_version > MOST_VERSION:
+            raise BadChunk("weights", f"version {weight_version}, the greatest is {MOST_VERSION}")
+        counters = Counters(*numbers)
+        counters.check()
+        return time_steps, lanes, weight_version, counters
 
     def _check_finite(self, chunk: Chunk, data: bytes) -> None:
         """Rewards and Q values, and behind them float32 observations, lie together: one pass over all of them."""
@@ -259,8 +298,6 @@ class Codec:
             raise BadChunk("value", "a reward, Q value or observation is not finite")
 
     def _check_values(self, chunk: Chunk) -> None:
-        if not (math.isfinite(chunk.counters.return_sum) and math.isfinite(chunk.counters.gate_wait_s)):
-            raise BadChunk("value", "a counter is not finite")
         if chunk.action.min() < 0 or chunk.action.max() >= self.schema.num_actions:
             raise BadChunk("action", f"outside 0..{self.schema.num_actions - 1}")
         if chunk.flags.max() > (TERMINATED | TRUNCATED | BOUNDARY | FIRST):

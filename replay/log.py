@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from replay.chunk import MOST_COUNT, MOST_VERSION
 from replay.state import State
 
 
@@ -67,6 +68,18 @@ class ChunkId(NamedTuple):
         return f"{self.incarnation}-{self.seq}"
 
 
+MOST_RESTARTS, MOST_CHUNKS = 1 << 20, 1 << 32
+"""How far incarnation and seq may be from those before them in a stream: what restarts and a server that forgot leave
+unseen. The server takes ids up to 2^64 - 1, above which nothing can be appended to a stream any more."""
+
+
+def may_follow(chunk_id: ChunkId, before: ChunkId) -> bool:
+    """Returns whether an actor of a slot can have sent ``chunk_id`` after ``before``; if not, it is a stranger's."""
+    restarts = chunk_id.incarnation - before.incarnation
+    chunks = chunk_id.seq - (before.seq if restarts == 0 else 0)
+    return 0 <= restarts <= MOST_RESTARTS and 1 <= chunks <= MOST_CHUNKS and 1 <= chunk_id.incarnation <= MOST_COUNT
+
+
 class Entry(NamedTuple):
     """One stored chunk, not yet decoded."""
 
@@ -78,6 +91,7 @@ class Entry(NamedTuple):
 _WEIGHTS = struct.Struct("<QQQI4x")
 WEIGHTS_HEADER_BYTES = _WEIGHTS.size
 FENCE_SHIFT = 40
+MOST_FENCE = MOST_VERSION >> FENCE_SHIFT
 
 
 class WeightsHeader(NamedTuple):
@@ -94,8 +108,23 @@ class WeightsHeader(NamedTuple):
 
     @classmethod
     def unpack(cls, data: bytes) -> WeightsHeader | None:
-        """The header at the start of ``data``, or None where no weights were published yet."""
-        return cls(*_WEIGHTS.unpack_from(data)) if len(data) >= WEIGHTS_HEADER_BYTES else None
+        """Returns the header at the start of ``data``; None where no weights were published yet, or where its numbers
+        cannot be: the learner then publishes its own again."""
+        if len(data) < WEIGHTS_HEADER_BYTES:
+            return None
+        header = cls(*_WEIGHTS.unpack_from(data))
+        plausible = header.version <= MOST_VERSION and max(header.updates, header.env_steps) <= MOST_COUNT
+        return header if plausible else None
+
+
+def refused_append(slot: int, chunk_id: ChunkId, last: ChunkId) -> LogError:
+    """Returns what an append of ``chunk_id`` raises where the slot's stream is at ``last``, which is above it."""
+    if may_follow(last, chunk_id):
+        return Fenced(f"slot {slot}: {chunk_id} is refused, the stream is at {last}")
+    return Unavailable(
+        f"slot {slot}: {chunk_id} is refused, the stream is at {last}, which none of its actors can have sent: the "
+        "learner has to begin the stream anew"
+    )
 
 
 class Status(NamedTuple):
@@ -116,7 +145,11 @@ class ChunkLog(Protocol):
     """One run's log. Every call is bounded in time and may raise ``LogError``."""
 
     def append(self, slot: int, chunk_id: ChunkId, data: bytes) -> Status:
-        """Store a chunk once. Repeating the id of a stored chunk stores nothing and is no error."""
+        """Store a chunk once. Repeating the id of a stored chunk stores nothing and is no error.
+
+        Raises Fenced where the slot's last id is another incarnation's or a later one, and Unavailable where it is one
+        that no actor can have sent: the learner begins the stream anew.
+        """
 
     def status(self) -> Status:
         """Gate and weights header, without a chunk."""
@@ -130,8 +163,19 @@ class ChunkLog(Protocol):
     def last_id(self, slot: int) -> ChunkId:
         """The last id that this slot's stream has seen, also if the chunk is trimmed; the zero id for none."""
 
-    def trim(self, oldest: Mapping[int, ChunkId]) -> None:
-        """Drop each slot's chunks before the given id."""
+    def trim(self, fence: int, oldest: Mapping[int, ChunkId]) -> None:
+        """Drop each slot's chunks before the given id. Raises Fenced where a newer fence took the lease."""
+
+    def renew(self, fence: int, slot: int) -> None:
+        """Begin a slot's stream anew, without any chunk or last id: the last one leaves no id to its actor, see
+        ``may_follow``. Raises Fenced where a newer fence took the lease."""
+
+    def strays(self, slots: Collection[int]) -> dict[str, int]:
+        """Returns the run's streams that are none of these slots', with how many entries each has: nobody reads or
+        trims them."""
+
+    def remove_strays(self, fence: int, strays: Collection[str]) -> None:
+        """Remove such streams. Raises Fenced where a newer fence took the lease."""
 
     def memory(self) -> Memory | None:
         """How full the server is; None where it has no bound."""
@@ -211,7 +255,7 @@ class MemoryLog:
     def append(self, slot: int, chunk_id: ChunkId, data: bytes) -> Status:
         last = self.last_id(slot)
         if chunk_id < last:
-            raise Fenced(f"slot {slot}: {chunk_id} is older than {last}")
+            raise refused_append(slot, chunk_id, last)
         if chunk_id > last:
             chunks = self._chunks.setdefault(slot, {})
             chunks[chunk_id] = data
@@ -238,11 +282,24 @@ class MemoryLog:
     def last_id(self, slot: int) -> ChunkId:
         return self._last.get(slot, ChunkId())
 
-    def trim(self, oldest: Mapping[int, ChunkId]) -> None:
+    def trim(self, fence: int, oldest: Mapping[int, ChunkId]) -> None:
+        self._check_fence(fence)
         for slot, bound in oldest.items():
             chunks = self._chunks.get(slot, {})
             for chunk_id in [chunk_id for chunk_id in chunks if chunk_id < bound]:
                 del chunks[chunk_id]
+
+    def renew(self, fence: int, slot: int) -> None:
+        self._check_fence(fence)
+        self._chunks.pop(slot, None)
+        self._last.pop(slot, None)
+
+    def strays(self, slots: Collection[int]) -> dict[str, int]:
+        return {str(slot): len(chunks) for slot, chunks in self._chunks.items() if slot not in slots}
+
+    def remove_strays(self, fence: int, strays: Collection[str]) -> None:
+        for slot in map(int, strays):
+            self.renew(fence, slot)
 
     def memory(self) -> Memory | None:
         return None
@@ -252,9 +309,12 @@ class MemoryLog:
         return self._nonce == nonce
 
     def take_lease(self, fence: int) -> None:
+        self._check_fence(fence)
+        self._fence = fence
+
+    def _check_fence(self, fence: int) -> None:
         if fence < self._fence:
             raise Fenced(f"fence {fence} is older than {self._fence}, which took the lease")
-        self._fence = fence
 
     def publish(self, fence: int, gate_open: bool, weights: bytes | None = None) -> None:
         self.take_lease(fence)

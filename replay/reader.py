@@ -17,7 +17,7 @@ import contextlib
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from heapq import merge
 from pathlib import Path
@@ -27,8 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from replay.breakable import Breakable, breakable
-from replay.chunk import BadChunk, Chunk, Codec, Counters, check_order
-from replay.log import ChunkId, ChunkLog, Entry, LogError
+from replay.chunk import MOST_VERSION, BadChunk, Chunk, Codec, Counters, check_order
+from replay.log import ChunkId, ChunkLog, Entry, LogError, may_follow
 from replay.mirror import Mirror
 from replay.nstep import CARRIED, LaneWindows
 from replay.state import State
@@ -67,8 +67,11 @@ class Source(Protocol):
     def read(self, cursors: Mapping[int, ChunkId], max_bytes: int) -> list[Entry]:
         """See ``ChunkLog.read``."""
 
-    def trim(self, oldest: Mapping[int, ChunkId]) -> None:
+    def trim(self, fence: int, oldest: Mapping[int, ChunkId]) -> None:
         """See ``ChunkLog.trim``."""
+
+    def renew(self, fence: int, slot: int) -> None:
+        """See ``ChunkLog.renew``."""
 
 
 class Stored(NamedTuple):
@@ -175,8 +178,10 @@ class Reader(Breakable):
         gamma: float,
         reward_scale: float = 1.0,
         quarantine: Path | None = None,
+        fence: int = 0,
     ) -> None:
-        """``quarantine``: the folder for the first few bad chunks; None keeps none. ``reward_scale``: for training."""
+        """``quarantine``: the folder for the first few bad chunks; None keeps none. ``reward_scale``: for training.
+        ``fence``: the learner's, to trim with."""
         self._log, self._codec, self._mirror = log, codec, mirror
         self._n, self._gamma = n, gamma
         self._reward_scale = np.float32(reward_scale)
@@ -186,6 +191,10 @@ class Reader(Breakable):
         """Slots whose rows a refill could not read, since their server was away for too long."""
         self._backlog: deque[Entry] = deque()
         self._trimmed: dict[int, ChunkId] = {}
+        self._fence = fence
+        self._exhausted = set[int]()
+        self.newest_version = MOST_VERSION
+        """The newest version of the weights that was published, where that is known."""
         self.slots: dict[int, Slot] = {}
         self.totals = Totals()
 
@@ -211,7 +220,7 @@ class Reader(Breakable):
         Returns the env steps inserted. At least one chunk is taken where there is one.
         """
         if not self._backlog:
-            cursors = {slot: books.cursor for slot, books in self.slots.items()}
+            cursors = {slot: books.cursor for slot, books in self.slots.items() if slot not in self._exhausted}
             self._backlog.extend(self._log.read(cursors, max_bytes))
         inserted = 0
         deadline = None if budget_s is None else time.perf_counter() + budget_s
@@ -252,8 +261,21 @@ class Reader(Breakable):
         }
         changed = {slot: bound for slot, bound in behind.items() if self._trimmed.get(slot) != bound}
         if changed:
-            self._log.trim(changed)
+            self._log.trim(self._fence, changed)
             self._trimmed.update(changed)
+        for slot in tuple(self._exhausted):
+            self._log.renew(self._fence, slot)
+            self._exhausted.discard(slot)
+
+    @property
+    def exhausted(self) -> Set[int]:
+        """Slots in whose stream is an id that no actor can have sent. The server takes no chunk after it, and the
+        actor waits: the next ``trim`` begins the stream anew."""
+        return self._exhausted
+
+    def look_again(self) -> None:
+        """Read those slots again too: for a reader that does not trim."""
+        self._exhausted.clear()
 
     def counters(self) -> Counters:
         """What all actors have done, over all slots and incarnations, as far as their chunks arrived."""
@@ -287,27 +309,47 @@ class Reader(Breakable):
     @breakable
     def _take(self, entry: Entry) -> int:
         books = self.slots[entry.slot]
+        if entry.slot in self._exhausted:
+            return 0  # it comes after the id that no actor can have sent, so no actor has sent it either
         if entry.id <= books.cursor:
             self._count_refused(books, "duplicate")
+            return 0
+        if not may_follow(entry.id, books.cursor):  # the cursor stays: no honest id would be above it any more
+            self._exhausted.add(entry.slot)
+            self._refuse(books, entry, BadChunk("id", f"{entry.id} cannot come after {books.cursor}"))
             return 0
         books.cursor = entry.id
         try:
             chunk = self._codec.decode(entry.data, entry.slot, *entry.id)
-            if chunk.rows > self._mirror.capacity_rows:
-                raise BadChunk("size", f"{chunk.rows} rows, the mirror holds {self._mirror.capacity_rows}")
-            gap = self._gap_before(books, entry.id, chunk)
+            gap = self._check(books, entry.id, chunk)
             follows = gap.chunks == 0 and entry.id.incarnation == books.taken.incarnation
             if follows and books.windows is not None and books.lanes == chunk.flags.shape[1]:
                 check_order(np.stack((books.windows.last_flags, chunk.flags[0])))
         except BadChunk as error:
             books.refused_since += 1
-            self._count_refused(books, error.reason)
-            self._quarantine_chunk(entry, error)
+            self._refuse(books, entry, error)
             return 0
         env_steps = chunk.env_steps
         self._account(books, entry, chunk, gap, env_steps)
         self._insert(books, entry, chunk, follows)
         return env_steps
+
+    def _check(self, books: Slot, chunk_id: ChunkId, chunk: Chunk) -> Gap:
+        """Returns what this incarnation sent before a chunk and was never taken. Raises BadChunk where the chunk does
+        not fit the mirror, the weights or the chunk before it."""
+        if chunk.rows > self._mirror.capacity_rows:
+            raise BadChunk("size", f"{chunk.rows} rows, the mirror holds {self._mirror.capacity_rows}")
+        if chunk.weight_version > self.newest_version:
+            raise BadChunk("weights", f"version {chunk.weight_version}, the newest is {self.newest_version}")
+        return self._gap_before(books, chunk_id, chunk)
+
+    def _refuse(self, books: Slot, entry: Entry, error: BadChunk) -> None:
+        self._count_refused(books, error.reason)
+        self._quarantine_chunk(entry, error)
+
+    def note_strays(self, entries: int) -> None:
+        """Count entries of streams that are no slot's."""
+        self.totals.refused["slot"] += entries
 
     def _count_refused(self, books: Slot, reason: str) -> None:
         """Its rows show as a gap before the next good chunk."""
@@ -329,11 +371,12 @@ class Reader(Breakable):
         Raises BadChunk where the header's count cannot be: the conservation law holds for every chunk that is taken.
         """
         same = chunk_id.incarnation == books.taken.incarnation
-        before = books.counters.rows if same else 0
-        rows = chunk.counters.rows - chunk.rows - before
+        before = books.counters if same else NOTHING
+        rows = chunk.counters.rows - chunk.rows - before.rows
         chunks = chunk_id.seq - (books.taken.seq + 1 if same else 1)
         if not 0 <= rows <= chunks * self._codec.max_rows:
-            raise BadChunk("counters", f"{chunk.counters.rows} rows counted, {before} before its own {chunk.rows}")
+            raise BadChunk("counters", f"{chunk.counters.rows} rows counted, {before.rows} before its own {chunk.rows}")
+        chunk.counters.check_after(before, chunk.rows, chunk.env_steps, rows)
         return Gap(chunks, rows)
 
     def _account(self, books: Slot, entry: Entry, chunk: Chunk, gap: Gap, env_steps: int) -> None:

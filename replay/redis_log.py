@@ -7,7 +7,7 @@ takes an id only above the stream's last one, also after trimming has emptied th
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import redis
@@ -16,6 +16,7 @@ from redis.retry import Retry
 
 from replay.log import (
     GATE_MS,
+    MOST_FENCE,
     WEIGHTS_HEADER_BYTES,
     ChunkId,
     Entry,
@@ -27,13 +28,14 @@ from replay.log import (
     Status,
     Unavailable,
     WeightsHeader,
+    refused_append,
 )
 from replay.server_kind import SMALLEST_BOUND_BYTES, Bounds, bounds, check_kind, refuses_length, who_answers
 
 TIMEOUT_S = 5.0
 """No call goes without progress for longer than this."""
 
-_STALE_ID = "equal or smaller than the target stream top item"
+_STALE_ID = re.compile("equal or smaller than the target stream top item|stream has exhausted the last possible ID")
 _FINAL_TYPES = (redis.ResponseError, redis.exceptions.AuthenticationError, redis.InvalidResponse, UnicodeError)
 """Errors that stay: a missing right or key, a wrong password, another kind of server, a host name that is none."""
 _PASSING_TYPES = (
@@ -45,6 +47,9 @@ _PASSING_TYPES = (
 _PASSING_CODE = re.compile(r"\b(NOREPLICAS|MISCONF|MASTERDOWN|BUSY|CLUSTERDOWN|TRYAGAIN|READONLY|LOADING)\b")
 """Error replies of a server in a state that passes; redis-py has a class for some and keeps the code of others."""
 _OPEN, _SHUT = b"open", b"shut"
+UNKNOWN_ENTRY_BYTES, LEAST_READ_BYTES = 1 << 20, 4 << 20
+"""What an entry is taken for before the first one was read; and what one round trip may bring in any case."""
+SCAN_COUNT = 1000
 _COPY_BELOW_BYTES = 1 << 16
 """Smaller chunks are copied into one send; for bigger ones two more sends are cheaper than the copy."""
 T = TypeVar("T")
@@ -59,14 +64,17 @@ def public_url(url: str) -> str:
 class RedisLog:
     """One run's log on one server. Not thread-safe: one object per thread."""
 
-    def __init__(self, url: str, run: str, max_chunks: int = 1 << 16, timeout_s: float = TIMEOUT_S) -> None:
-        """``max_chunks`` bounds each slot's stream as a backstop; the learner's trimming keeps it far below."""
+    def __init__(
+        self, url: str, run: str, max_chunks: int = 1 << 16, timeout_s: float = TIMEOUT_S, *, keep: bool = False
+    ) -> None:
+        """``max_chunks`` bounds each slot's stream as a backstop; the learner's trimming keeps it far below. ``keep``:
+        the learner's, which the server is not to cut off where its clients hold too much memory: only it makes room."""
         self.url = public_url(url)
         # redis-py types every reply as a union of both protocols, hence Any
-        self._client: Any = _connect(url, timeout_s)
+        self._client: Any = _connect(url, timeout_s, keep)
         self._client.set_response_callback("XREAD", lambda reply, **_: reply or [])
         self._max_chunks = max_chunks
-        self._biggest_entry_bytes = 0
+        self._biggest_entry_bytes = self._turn = 0
         self._prefix = f"qherd:{run}:"
         self.gate_key = f"{self._prefix}gate"
         self.fence_key = f"{self._prefix}fence"
@@ -111,10 +119,10 @@ class RedisLog:
         if len(data) < _COPY_BELOW_BYTES:
             pieces = [b"".join(pieces)]
         added, *status = self._call(lambda: self._exchange(pieces, 3), len(data))
-        if isinstance(added, redis.ResponseError) and _STALE_ID in str(added):
+        if isinstance(added, redis.ResponseError) and _STALE_ID.search(str(added)):
             last = self.last_id(slot)
             if last > chunk_id:
-                raise Fenced(f"slot {slot}: {chunk_id} is refused, the stream is at {last}")
+                raise refused_append(slot, chunk_id, last)
             if last < chunk_id:  # it has lost the stream between the two questions
                 raise Unavailable(f"{self.url} refused {chunk_id} of slot {slot}, and has come back at {last}")
         elif isinstance(added, Exception):
@@ -153,13 +161,25 @@ class RedisLog:
         return weights
 
     def read(self, cursors: Mapping[int, ChunkId], max_bytes: int) -> list[Entry]:
-        """See ``ChunkLog``. XREAD counts entries per stream: the biggest entry so far turns bytes into a count, and the
-        first read asks for one of each stream."""
-        if not cursors:
-            return []
+        """See ``ChunkLog``. XREAD counts entries per stream: the biggest entry so far turns bytes into a count. Of more
+        streams than one entry each would be too much of, some are asked at a time, in turns."""
+        slots = list(cursors)
+        first = self._turn % max(1, len(slots))
+        waiting = slots[first:] + slots[:first]
+        entries: list[Entry] = []
+        while waiting and (not entries or sum(len(entry.data) for entry in entries) < max_bytes):
+            biggest = self._biggest_entry_bytes or UNKNOWN_ENTRY_BYTES
+            some = max(1, max(max_bytes, LEAST_READ_BYTES) // biggest)
+            asked, waiting = waiting[:some], waiting[some:]
+            count = max(1, max_bytes // (biggest * len(asked))) if self._biggest_entry_bytes else 1
+            entries += self._read({slot: cursors[slot] for slot in asked}, count)
+        if waiting:
+            self._turn = slots.index(waiting[0])
+        return entries
+
+    def _read(self, cursors: Mapping[int, ChunkId], count: int) -> list[Entry]:
+        """At most ``count`` entries of each of these streams."""
         slots = {self.chunks_key(slot).encode(): slot for slot in cursors}
-        biggest = self._biggest_entry_bytes or max_bytes
-        count = max(1, max_bytes // (biggest * len(cursors)))
         streams: dict[Any, Any] = {key: str(cursors[slot]) for key, slot in slots.items()}
         reply = self._call(lambda: self._client.xread(streams, count=count))
         entries = [
@@ -179,14 +199,48 @@ class RedisLog:
             raise
         return parse_id(info["last-generated-id"])
 
-    def trim(self, oldest: Mapping[int, ChunkId]) -> None:
-        def send() -> None:
-            pipe = self._client.pipeline(transaction=False)
+    def trim(self, fence: int, oldest: Mapping[int, ChunkId]) -> None:
+        def write(pipe: Any) -> None:
             for slot, bound in oldest.items():
                 pipe.xtrim(self.chunks_key(slot), minid=str(bound), approximate=False)
+
+        self._make_room(fence, write)
+
+    def renew(self, fence: int, slot: int) -> None:
+        self._make_room(fence, lambda pipe: pipe.unlink(self.chunks_key(slot)))
+
+    def _make_room(self, fence: int, write: Callable[[Any], Any]) -> None:
+        """Do ``write``, which only removes, unless a newer fence took the lease.
+
+        A server that is full refuses every command within MULTI. There the fence is asked for first: a learner that is
+        frozen just between the two, while another takes over, removes a little that is not its own any more.
+        """
+
+        def plainly() -> None:
+            newest = self._fence_of(self._client.get(self.fence_key))
+            if newest > fence:
+                raise Fenced(f"fence {newest} has taken over from {fence}")
+            pipe = self._client.pipeline(transaction=False)
+            write(pipe)
             pipe.execute()
 
-        self._call(send)
+        try:
+            self._call(lambda: self._fenced(fence, write, note=False))
+        except Full:
+            self._call(plainly)
+
+    def strays(self, slots: Collection[int]) -> dict[str, int]:
+        def ask() -> dict[str, int]:
+            known = {self.chunks_key(slot).encode() for slot in slots}
+            pattern = re.sub(r"([][*?^\\-])", r"\\\1", f"{self._prefix}chunks:") + "*"
+            found = set(self._client.scan_iter(match=pattern, count=SCAN_COUNT)) - known
+            return {key.decode(errors="surrogateescape"): self._client.xlen(key) for key in found}
+
+        return self._call(ask)
+
+    def remove_strays(self, fence: int, strays: Collection[str]) -> None:
+        keys = [key.encode(errors="surrogateescape") for key in strays]
+        self._make_room(fence, lambda pipe: pipe.unlink(*keys))
 
     def memory(self) -> Memory | None:
         info = self._call(lambda: self._client.info("memory"))
@@ -226,23 +280,34 @@ class RedisLog:
         description: bytes | None = self._call(lambda: self._client.get(self.about_key))
         return description
 
-    def _fenced(self, fence: int, write: Callable[[Any], Any], *unless_changed: str) -> None:
-        """Do ``write`` and note ``fence`` as the newest, in one MULTI, if no newer fence was noted before, and nobody
-        changes the keys ``unless_changed`` meanwhile.
+    def _fenced(self, fence: int, write: Callable[[Any], Any], *unless_changed: str, note: bool = True) -> None:
+        """Do ``write`` and, with ``note``, note ``fence`` as the newest, in one MULTI, if no newer fence was noted
+        before, and nobody changes the keys ``unless_changed`` meanwhile.
 
         A fence that stands already is not written again: that would fail the learner's other connection, which watches.
         """
         pipe: Any
         with _Transaction(self._client.connection_pool, self._client.response_callbacks, True, None) as pipe:
             pipe.watch(self.fence_key, *unless_changed)
-            newest = int(pipe.get(self.fence_key) or 0)
+            newest = self._fence_of(pipe.get(self.fence_key))
             if newest > fence:
                 raise Fenced(f"fence {newest} has taken over from {fence}")
             pipe.multi()
-            if newest < fence:
+            if note and newest < fence:
                 pipe.set(self.fence_key, fence)
             write(pipe)
             pipe.execute()
+
+    def _fence_of(self, value: bytes | None) -> int:
+        """Returns the fence that a server has. Raises Refused for what no learner has written there."""
+        if value is None:
+            return 0
+        if not value.isdigit() or len(value) > len(str(MOST_FENCE)) or int(value) > MOST_FENCE:
+            raise Refused(
+                f"{self.url}: the key {self.fence_key} holds {value[:40]!r}, which is no learner's fence (0 to "
+                f"{MOST_FENCE}): somebody else writes to this run's keys; remove that key"
+            )
+        return int(value)
 
     def close(self) -> None:
         self._client.close()
@@ -300,14 +365,23 @@ def _reply(connection: Any) -> Any:
         return error
 
 
+def _on_connect_kept(connection: Any) -> None:
+    """As every connection, and exempt from ``maxmemory-clients``; a server without it, or a user without the right (of
+    an older ``qherd secrets``), answers with an error, which is passed over."""
+    connection.on_connect()
+    connection.send_command("CLIENT", "NO-EVICT", "ON", check_health=False)
+    _reply(connection)
+
+
 def parse_id(entry_id: bytes | str) -> ChunkId:
     text = entry_id.decode() if isinstance(entry_id, bytes) else entry_id
     incarnation, _, seq = text.partition("-")
     return ChunkId(int(incarnation), int(seq))
 
 
-def _connect(url: str, timeout_s: float) -> Any:
+def _connect(url: str, timeout_s: float, keep: bool) -> Any:
     """A client whose every wait is bounded and which retries nothing by itself."""
+    more = {"redis_connect_func": _on_connect_kept} if keep else {}
     try:
         client = redis.Redis.from_url(
             url,
@@ -317,6 +391,7 @@ def _connect(url: str, timeout_s: float) -> Any:
             protocol=2,
             client_name="qherd",
             socket_read_size=1 << 20,
+            **more,
         )
         pool = client.connection_pool
         pool.connection_class(**pool.connection_kwargs)  # connects to nothing

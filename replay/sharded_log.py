@@ -7,7 +7,7 @@ they take the chunks of all servers. See docs/data-path.md.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
@@ -100,7 +100,7 @@ class ShardedLog:
                 self._health.failed(shard, error)
             raise
 
-    def trim(self, oldest: Mapping[int, ChunkId]) -> None:
+    def trim(self, fence: int, oldest: Mapping[int, ChunkId]) -> None:
         """See ``ChunkLog``. What a server that is away was to drop, it drops when it is back. Raises no temporary
         error."""
         for slot, bound in oldest.items():
@@ -108,8 +108,31 @@ class ShardedLog:
         for shard, owed in enumerate(self._owed):
             if owed and self._health.answers(shard):
                 with self._unless_away(shard):
-                    self._logs[shard].trim(owed)
+                    self._logs[shard].trim(fence, owed)
                     owed.clear()
+
+    def renew(self, fence: int, slot: int) -> None:
+        self._logs[self._shard(slot)].renew(fence, slot)
+
+    def strays(self, slots: Collection[int]) -> dict[str, int]:
+        """See ``ChunkLog``: by server and key, since a slot's stream may be on a server that is not its own, too.
+        Raises no temporary error."""
+        found: dict[str, int] = {}
+        for shard, log in enumerate(self._logs):
+            if self._health.answers(shard):
+                with self._unless_away(shard):
+                    strays = log.strays([slot for slot in slots if self._shard(slot) == shard])
+                    found |= {f"{shard} {key}": entries for key, entries in strays.items()}
+        return found
+
+    def remove_strays(self, fence: int, strays: Collection[str]) -> None:
+        """See ``ChunkLog``. Raises no temporary error."""
+        parts = [each.split(" ", 1) for each in strays]
+        for shard, log in enumerate(self._logs):
+            keys = [key for of, key in parts if int(of) == shard]
+            if keys:
+                with self._unless_away(shard):
+                    log.remove_strays(fence, keys)
 
     def memory(self) -> Memory | None:
         """See ``ChunkLog``: of the server that is fullest, since it is the first that would refuse. Raises no temporary

@@ -191,7 +191,7 @@ def test_chunks_trimmed_before_it_came_are_simply_not_there(own_server: Embedded
     log.describe(1, about(1).pack())
     actor = FakeActor()
     chunks = [actor.send(log) for _ in range(10)]
-    log.trim({0: chunk_id(chunks[6])})
+    log.trim(1, {0: chunk_id(chunks[6])})
     with attach(own_server) as memory:
         assert memory.poll() == sum(chunk.env_steps for chunk in chunks[6:])
         assert observations(transitions(memory.mirror)) <= set().union(*map(boots, chunks[6:]))

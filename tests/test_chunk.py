@@ -210,8 +210,21 @@ def test_forged_bytes_with_a_good_checksum_are_refused_or_well_formed(at: int, p
         (TIME_STEPS_AT, b"\xff\xff\xff\xff", "size"),
         (TIME_STEPS_AT, b"\x04", "length"),
         (TIME_STEPS_AT, struct.pack("<II", 2, 2), "length"),
-        (CRC_AT - 16, struct.pack("<d", float("nan")), "value"),
-        (CRC_AT - 8, struct.pack("<d", float("inf")), "value"),
+        (6, b"\x01", "version"),
+        (36, b"\x01", "version"),
+        (56, struct.pack("<Q", 1 << 63), "weights"),
+        (56, struct.pack("<Q", (1 << 64) - 1), "weights"),
+        *(
+            (at, struct.pack("<Q", number), "counters")
+            for at in (64, 72, 80, 88)
+            for number in (1 << 53, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
+        ),
+        *(
+            (at, struct.pack("<d", number), "counters")
+            for at in (CRC_AT - 16, CRC_AT - 8)
+            for number in (float("nan"), float("inf"), float("-inf"), 1e300, -1e300)
+        ),
+        (CRC_AT - 8, struct.pack("<d", -1.0), "counters"),
     ],
 )
 def test_header_lies_are_named(at: int, patch: bytes, reason: str) -> None:

@@ -82,7 +82,7 @@ class LogContract:
     def test_repeat_of_the_last_id_is_stored_also_behind_a_trim(self, log: ChunkLog) -> None:
         """The learner may have read and trimmed the chunk before the actor's retry: no error, and not stored."""
         log.append(0, FIRST, b"once")
-        log.trim({0: ChunkId(1, 2)})
+        log.trim(1, {0: ChunkId(1, 2)})
         log.append(0, FIRST, b"once")
         assert read_all(log) == []
 
@@ -93,7 +93,7 @@ class LogContract:
         log.append(0, ChunkId(1, 9), b"old")
         log.append(0, ChunkId(2, 2), b"new")
         if trimmed:
-            log.trim({0: ChunkId(2, 3)})
+            log.trim(1, {0: ChunkId(2, 3)})
         with pytest.raises(Fenced):
             log.append(0, zombie, b"zombie")
         assert [entry.data for entry in read_all(log)] == ([] if trimmed else [b"old", b"new"])
@@ -122,6 +122,74 @@ class LogContract:
         assert read_all(log) == stored
         assert log.last_id(0) == last
 
+    @pytest.mark.parametrize("number", [(1 << 63) - 1, 1 << 63, (1 << 64) - 1])
+    @pytest.mark.parametrize("field", ["incarnation", "seq", "both"])
+    def test_a_stream_at_an_id_beyond_all_is_waited_for_and_begun_anew(
+        self, log: ChunkLog, number: int, field: str
+    ) -> None:
+        """Whoever may append can leave its actor no id. That is no fence: the actor keeps its chunk until the learner
+        has begun the stream anew, and other slots see nothing of it."""
+        log.append(0, FIRST, b"honest")
+        log.append(1, FIRST, b"other")
+        numbers = {"incarnation": (number, 1), "seq": (1, number), "both": (number, number)}
+        log.append(0, ChunkId(*numbers[field]), b"stranger")
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="none of its actors can have sent"):
+                log.append(0, ChunkId(1, 2), b"next")
+        assert log.last_id(0) == ChunkId(*numbers[field])
+        log.renew(1, 0)
+        assert read_all(log) == []
+        assert log.last_id(0) == ChunkId()
+        log.append(0, ChunkId(1, 2), b"next")
+        assert read_all(log) == [Entry(0, ChunkId(1, 2), b"next")]
+        assert read_all(log, 1) == [Entry(1, FIRST, b"other")]
+
+    def test_streams_of_no_slot_are_found_and_removed(self, log: ChunkLog) -> None:
+        """What nobody follows nobody trims. The slots' own streams stay, also those that were trimmed to empty."""
+        for slot in (0, 1, 7, 1 << 31):
+            log.append(slot, FIRST, b"x")
+            log.append(slot, ChunkId(1, 2), b"x")
+        log.trim(1, {1: ChunkId(1, 3)})
+        strays = log.strays([0, 1, 2])
+        assert sorted(strays.values()) == [2, 2]
+        log.remove_strays(1, strays)
+        assert log.strays([0, 1, 2]) == {}
+        assert log.read(dict.fromkeys((7, 1 << 31), ChunkId()), PAGE) == []
+        assert len(read_all(log)) == 2
+        assert log.last_id(1) == ChunkId(1, 2)
+
+    def test_an_older_learner_neither_trims_nor_renews(self, connect: Connect) -> None:
+        """One that thaws would drop what its successor is about to read."""
+        older, newer = connect(), connect()
+        older.take_lease(1)
+        newer.take_lease(2)
+        newer.append(0, FIRST, b"x")
+        with pytest.raises(Fenced):
+            older.trim(1, {0: ChunkId(1, 2)})
+        with pytest.raises(Fenced):
+            older.renew(1, 0)
+        with pytest.raises(Fenced):
+            older.remove_strays(1, older.strays([]))
+        assert read_all(newer) == [Entry(0, FIRST, b"x")]
+        newer.trim(2, {0: ChunkId(1, 2)})
+        assert read_all(newer) == []
+
+    def test_a_read_of_many_slots_brings_a_page_and_not_a_chunk_of_each(self, log: ChunkLog) -> None:
+        """Big chunks of many slots: each read brings about its bytes, whatever was read before; each slot has its turn,
+        also where others never end."""
+        slots, nbytes = 40, 1 << 20
+        for slot in range(slots):
+            log.append(slot, FIRST, bytes(nbytes))
+        cursors, most = dict.fromkeys(range(slots), ChunkId()), 0
+        for _ in range(2 * slots):
+            entries = log.read(cursors, 4 * nbytes)
+            most = max(most, len(entries))
+            for entry in entries:
+                cursors[entry.slot] = entry.id
+                log.append(0, ChunkId(1, cursors[0].seq + 1), bytes(nbytes))
+        assert set(cursors) == {slot for slot, cursor in cursors.items() if cursor >= FIRST}
+        assert most <= 16
+
     def test_slots_are_apart(self, log: ChunkLog) -> None:
         """An id of one slot says nothing about another's."""
         log.append(0, ChunkId(5, 5), b"a")
@@ -137,7 +205,7 @@ class LogContract:
         assert log.last_id(0) == ChunkId()
         log.append(0, ChunkId(3, 4), b"x")
         assert log.last_id(0) == ChunkId(3, 4)
-        log.trim({0: ChunkId(3, 5)})
+        log.trim(1, {0: ChunkId(3, 5)})
         assert log.last_id(0) == ChunkId(3, 4)
 
     def test_read_starts_behind_the_cursor(self, log: ChunkLog) -> None:
@@ -185,10 +253,10 @@ class LogContract:
         for seq in range(1, 301):
             log.append(0, ChunkId(1, seq), b"x")
         log.append(1, FIRST, b"other")
-        log.trim({0: ChunkId(1, 299), 5: ChunkId(4, 4)})
+        log.trim(1, {0: ChunkId(1, 299), 5: ChunkId(4, 4)})
         assert [entry.id.seq for entry in read_all(log)] == [299, 300]
         assert len(read_all(log, 1)) == 1
-        log.trim({0: ChunkId(1, 301)})
+        log.trim(1, {0: ChunkId(1, 301)})
         log.append(0, ChunkId(1, 301), b"x")
         assert [entry.id.seq for entry in read_all(log)] == [301]
 
@@ -301,7 +369,7 @@ class LogContract:
         actor, learner = connect(), connect()
         actor.append(0, FIRST, b"x")
         assert [entry.data for entry in read_all(learner)] == [b"x"]
-        learner.trim({0: ChunkId(1, 2)})
+        learner.trim(1, {0: ChunkId(1, 2)})
         assert read_all(actor) == []
 
 
@@ -378,19 +446,20 @@ def raw(server_url: str) -> Iterator[Any]:
 
 
 def test_append_is_one_round_trip(proxy: Proxy, run_name: str) -> None:
-    """XADD, gate and weights header travel together; so do the two GETs of status and all XTRIMs."""
+    """XADD, gate and weights header travel together; so do the two GETs of status, and all XTRIMs, after two round
+    trips for the fence."""
     log = RedisLog(proxy.url, run_name)
     log.status()
-    calls: list[Callable[[], object]] = [
-        lambda: log.append(0, FIRST, bytes(1000)),
-        log.status,
-        lambda: log.read({0: ChunkId(), 1: ChunkId()}, PAGE),
-        lambda: log.trim({0: FIRST, 1: FIRST}),
+    calls: list[tuple[Callable[[], object], int]] = [
+        (lambda: log.append(0, FIRST, bytes(1000)), 1),
+        (log.status, 1),
+        (lambda: log.read({0: ChunkId(), 1: ChunkId()}, PAGE), 1),
+        (lambda: log.trim(1, {0: FIRST, 1: FIRST}), 3),
     ]
-    for call in calls:
+    for call, round_trips in calls:
         before = proxy.round_trips
         call()
-        assert proxy.round_trips == before + 1
+        assert proxy.round_trips == before + round_trips
     log.close()
 
 
@@ -541,6 +610,36 @@ def test_only_the_gate_expires(connect_redis: Callable[[], RedisLog], raw: Any, 
     assert raw.exists(log.chunks_key(0), log.weights_key, log.meta_key) == 3
 
 
+@pytest.mark.parametrize("value", [b"garbage", b"-1", b"9" * 30, b"1e3", b"", b"18446744073709551615"])
+def test_a_fence_that_no_learner_wrote_is_refused_with_its_key(
+    connect_redis: Callable[[], RedisLog], raw: Any, value: bytes
+) -> None:
+    """A number above all would else fence every learner for ever, and no number at all be a traceback."""
+    log = connect_redis()
+    raw.set(log.fence_key, value)
+    calls: list[Callable[[], None]] = [
+        lambda: log.take_lease(1), lambda: log.trim(1, {0: FIRST}), lambda: log.publish(1, True),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(Refused, match=f"{log.fence_key} holds .* remove that key"):
+            call()
+
+
+@pytest.mark.parametrize("field", ["version", "updates", "env_steps"])
+@pytest.mark.parametrize("number", [1 << 63, (1 << 64) - 1])
+def test_weights_whose_numbers_cannot_be_are_none(
+    connect_redis: Callable[[], RedisLog], raw: Any, field: str, number: int
+) -> None:
+    """Actors take no weights older than they have: a version above all would be their last one. The learner finds that
+    its own are not there, and publishes them again."""
+    log = connect_redis()
+    log.publish(1, True, weights(1, 1))
+    header = log.status().weights
+    assert header is not None
+    raw.set(log.weights_key, header._replace(**{field: number}).pack() + b"x" * 100)
+    assert log.status().weights is None
+
+
 def test_runs_are_apart(server_url: str, run_name: str, connect_redis: Callable[[], RedisLog]) -> None:
     """Two runs on one server share nothing."""
     ours, theirs = connect_redis(), RedisLog(server_url, f"{run_name}:other")  # the prefix's keys are removed with ours
@@ -576,7 +675,7 @@ def test_frozen_server_makes_every_call_unavailable_in_time(own_server: Embedded
         log.fetch_weights,
         lambda: log.read({0: ChunkId()}, PAGE),
         lambda: log.last_id(0),
-        lambda: log.trim({0: FIRST}),
+        lambda: log.trim(1, {0: FIRST}),
         lambda: log.claim("nonce"),
         lambda: log.take_lease(1),
         lambda: log.publish(1, True, weights(1, 1)),
@@ -713,7 +812,7 @@ def test_full_server_stores_nothing_until_trimmed(server_binary: Path, run_name:
             log.publish(1, True, weights(1, 2, 256 << 10))
         assert log.fetch_weights() == weights(1, 1)
         assert not log.status().gate_open
-        log.trim({0: ChunkId(1, stored - 10)})
+        log.trim(1, {0: ChunkId(1, stored - 10)})
         log.append(0, ChunkId(1, stored + 1), bytes(64 << 10))
         log.publish(1, True, weights(1, 2))
         assert [entry.id.seq for entry in read_all(log)] == list(range(stored - 10, stored + 2))
@@ -745,7 +844,7 @@ def test_server_that_does_not_write_for_now_is_unavailable(
             for call in (
                 lambda: log.append(0, ChunkId(1, 2), b"second"),
                 lambda: log.publish(1, True, weights(1, 1)),
-                lambda: log.trim({0: ChunkId(1, 2)}),
+                lambda: log.trim(1, {0: ChunkId(1, 2)}),
             ):
                 with pytest.raises(Unavailable):
                     call()
@@ -774,7 +873,9 @@ def test_roles_can_do_their_part_and_no_more(server_binary: Path, run_name: str)
             lambda: actor.publish(2, True, weights(2, 1)),
             lambda: actor.take_lease(2),
             lambda: actor.release_lease(2),
-            lambda: actor.trim({0: ChunkId(9, 9)}),
+            lambda: actor.trim(1, {0: ChunkId(9, 9)}),
+            lambda: actor.renew(1, 0),
+            lambda: actor.strays([]),
             lambda: actor.read({0: ChunkId()}, PAGE),
             lambda: actor.claim("mine"),
             lambda: actor.describe(1, b"bad"),
@@ -783,7 +884,7 @@ def test_roles_can_do_their_part_and_no_more(server_binary: Path, run_name: str)
         ):
             with pytest.raises(Refused):
                 call()
-        learner.trim({0: ChunkId(1, 2)})
+        learner.trim(1, {0: ChunkId(1, 2)})
         learner.release_lease(1)
         for log in (learner, actor, other):
             log.close()

@@ -18,7 +18,7 @@ from learner.publisher import Publisher
 from learner.report import Diverged
 from learner.weights import version
 from replay.config import ReplayConfig
-from replay.log import ChunkId, MemoryLog
+from replay.log import ChunkId, Memory, MemoryLog
 from replay.mirror import Batch
 from replay.reader import Unbalanced
 from replay.samplers import SMALLEST_ERROR, PrioritisedSampler
@@ -105,6 +105,40 @@ def test_big_observations_are_gathered_in_parts(sampler: str, monkeypatch: pytes
     assert updates > 6
     assert sum(sizes) == 8 * updates
     assert max(sizes) == 24
+
+
+def test_the_logs_bound_rises_again_when_what_filled_the_server_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backlog that passes would else have a restarted learner begin with an eighth of its rows, for good. It rises to
+    what fits, and is not lowered again by what it let in."""
+    loop, log = make(capacity_rows=1000)
+    rows, others = SCHEMA.row_bytes, 0
+
+    def memory() -> Memory:
+        stored = sum(len(entry.data) for entry in log.read({0: ChunkId()}, 1 << 30))
+        return Memory(stored + others, 1000 * rows)
+
+    monkeypatch.setattr(log, "memory", memory)
+    actor = FakeActor(lanes=2, p_end=0.1)
+
+    def trims(times: int) -> list[int]:
+        kept = []
+        for _ in range(times):
+            actor.send(log, 8)
+            loop.reader.poll()
+            loop._trim()
+            kept.append(loop._keep_rows)
+        return kept
+
+    trims(5)
+    others = 950 * rows
+    low = trims(20)
+    assert low[-1] == min(low) < 200
+    others = 0
+    before = loop._log_full
+    risen = trims(100)
+    assert risen == sorted(risen)
+    assert 300 < risen[-1] <= 1000
+    assert loop._log_full == before
 
 
 def test_a_run_whose_loss_stays_no_number_stops_and_says_why() -> None:

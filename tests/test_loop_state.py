@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -286,6 +287,25 @@ def test_rows_that_a_killed_learner_had_read_and_the_log_has_no_more_are_rolled_
     assert three.loop.report().rows_lost == {"rollback": 5 * 16}
     assert [books.totals.rows_lost["rollback"] for books in three.loop.reader.slots.values()] == [40, 40]
     assert three.loop.reader.totals.rows == (3 + 2) * 16
+
+
+def test_what_was_refused_is_not_taken_from_the_log_by_a_refill(tmp_path: Path) -> None:
+    """Chunks that decode, and were refused for what came before them or for the mirror's size, are refused for ever."""
+    actors, one = Actors(), make(tmp_path, MemoryLog(), rows=False, capacity_rows=100)
+    for _ in range(2):
+        actors.send(one.log)
+    liar, big = actors.actors[0].chunk(), actors.actors[1].chunk(51)
+    append(one.log, replace(liar, counters=liar.counters._replace(rows=liar.counters.rows + 1)))
+    append(one.log, big)
+    actors.send(one.log)
+    one.loop.reader.drain()
+    assert one.loop.report().refused == {"counters": 1, "size": 1}
+    one.loop.reader.trim(1 << 30)
+    one.loop.checkpoint(wait=True)
+    other = make(tmp_path, copy_of(one.log), fence=2, rows=False, capacity_rows=100)
+    assert transitions(other.loop) == transitions(one.loop)
+    assert other.loop.mirror.rows == one.loop.mirror.rows == 3 * 16
+    assert other.loop.report().refused == {"counters": 1, "size": 1}
 
 
 def test_what_the_log_still_has_of_them_is_read_again_and_not_rolled_back(

@@ -14,8 +14,9 @@ from chunk_makers import CODEC, RUN, SCHEMA, FakeActor, append, chunk_id, spoilt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay.chunk import Chunk, Codec, Counters, encode
-from replay.log import ChunkId, ChunkLog, Entry, MemoryLog, Unavailable
+from learner.checkpoint import pack
+from replay.chunk import BOUNDARY, FIRST, MOST_VERSION, Chunk, Codec, Counters, encode
+from replay.log import ChunkId, ChunkLog, Entry, Fenced, MemoryLog, Unavailable
 from replay.mirror import Mirror
 from replay.reader import QUARANTINED, Reader, Unbalanced
 
@@ -204,6 +205,99 @@ def test_count_too_big_for_its_gap_does_not_poison_the_slot() -> None:
     assert sum(reader.totals.rows_lost.values()) == 8
 
 
+LIES: list[dict[str, Any]] = [
+    {"env_steps": 1}, {"env_steps": -1}, {"episodes": 5}, {"episodes": -1}, {"refusals": -1}, {"gate_wait_s": -0.5},
+    {"return_sum": 1.0, "episodes": 0}, {"return_sum": 1e300, "episodes": 1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", LIES, ids=str)
+def test_counters_that_cannot_follow_those_before_are_refused(lie: dict[str, Any]) -> None:
+    """Each a sum that a sane header may have, and that this chunk cannot have led to: the figures of the run's returns
+    stay what the honest chunks say, and what comes next is taken."""
+    log = MemoryLog()
+    reader, mirror = make(log)
+    actor = FakeActor(p_end=0.0)
+    before = replace(actor.chunk(), counters=Counters(3, 4, 2, 7, 5.0, 2.0))
+    before.flags[-1] = BOUNDARY
+    actor._next_flags, actor._counters = [FIRST], before.counters
+    append(log, before)
+    chunk = actor.chunk()
+    lying = {name: getattr(chunk.counters, name) + more for name, more in lie.items()}
+    append(log, replace(chunk, counters=chunk.counters._replace(**lying)))
+    honest = actor.send(log)
+    reader.poll()
+    assert reader.totals.refused == {"counters": 1}
+    assert reader.counters() == honest.counters
+    assert mirror.end == 8
+    reader.check_conservation()
+
+
+def test_a_version_of_the_weights_that_was_never_published_is_refused() -> None:
+    """It would hide how stale an actor's weights are."""
+    log = MemoryLog()
+    reader, _ = make(log)
+    reader.newest_version = 4
+    actor = FakeActor()
+    for weight_version in (4, 5, MOST_VERSION):
+        append(log, replace(actor.chunk(), weight_version=weight_version))
+    reader.poll()
+    assert (reader.totals.chunks, dict(reader.totals.refused)) == (1, {"weights": 2})
+
+
+TOO_FAR = [
+    ChunkId(1, (1 << 33)), ChunkId(1, (1 << 63) - 1), ChunkId(1, 1 << 63), ChunkId(1, (1 << 64) - 1),
+    ChunkId(1 << 21, 1), ChunkId((1 << 63) - 1, 1), ChunkId(1 << 63, 1), ChunkId((1 << 64) - 1, (1 << 64) - 1),
+    ChunkId(2, 0), ChunkId(2, 1 << 33),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("far", TOO_FAR, ids=str)
+def test_an_id_that_no_actor_can_have_sent_takes_its_stream_and_not_the_slot(far: ChunkId) -> None:
+    """It is refused, once, whatever is in it and comes after it; the stream begins anew, and its actor goes on."""
+    log = MemoryLog()
+    reader, mirror = make(log, slots=2)
+    actor, other = FakeActor(0), FakeActor(1)
+    actor.send(log)
+    log._last[0] = far
+    log._chunks[0][far] = encode(replace(actor.chunk(), incarnation=far.incarnation, seq=far.seq), SCHEMA, RUN)
+    for _ in range(3):
+        other.send(log)
+        reader.poll()
+    assert reader.totals.refused == {"id": 1}
+    assert reader.exhausted == {0}
+    assert reader.slots[0].cursor == ChunkId(1, 1)
+    assert pack({"reader": reader.state()})
+    chunk = actor.chunk()
+    if far.seq >= chunk.seq:
+        with pytest.raises((Unavailable, Fenced)):
+            append(log, chunk)
+    reader.trim(1 << 30)
+    append(log, chunk)
+    reader.poll()
+    assert reader.totals.refused == {"id": 1}
+    assert reader.slots[0].taken == chunk_id(chunk)
+    assert mirror.end == 2 * 4 + 3 * 4
+    reader.check_conservation()
+
+
+def test_a_stranger_that_pushes_the_id_a_little_fences_the_actor_and_the_next_goes_on() -> None:
+    """Within what restarts leave unseen nobody can tell it from an actor's own."""
+    log = MemoryLog()
+    reader, _ = make(log)
+    actor = FakeActor()
+    actor.send(log)
+    log.append(0, ChunkId(1 << 20, 1 << 32), b"stranger")
+    with pytest.raises(Fenced):
+        actor.send(log)
+    actor._incarnation = 1 << 20
+    actor.restart()
+    actor.send(log)
+    reader.poll()
+    assert reader.totals.refused == {"short": 1}
+    assert reader.totals.chunks == 2
+
+
 def test_bad_chunks_are_counted_by_reason_and_never_sampled() -> None:
     """Each kind leaves the stream flowing; no row of theirs is in a batch, none bootstraps from them."""
     log = MemoryLog()
@@ -373,7 +467,7 @@ def test_trim_never_drops_what_was_not_read() -> None:
     assert reader.poll() > 0
 
 
-def test_trim_that_failed_is_repeated() -> None:
+def test_trim_that_failed_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that was away for a moment must not keep the chunks for ever."""
     log = MemoryLog()
     reader, _ = make(log, capacity=8)
@@ -381,10 +475,10 @@ def test_trim_that_failed_is_repeated() -> None:
     for _ in range(4):
         actor.send(log)
     reader.poll()
-    working, log.trim = log.trim, lambda oldest: (_ for _ in ()).throw(Unavailable("away"))  # type: ignore[method-assign]
-    with pytest.raises(Unavailable):
-        reader.trim(1 << 30)
-    log.trim = working  # type: ignore[method-assign]
+    with monkeypatch.context() as away:
+        away.setattr(log, "trim", lambda fence, oldest: (_ for _ in ()).throw(Unavailable("away")))
+        with pytest.raises(Unavailable):
+            reader.trim(1 << 30)
     reader.trim(1 << 30)
     assert [entry.id.seq for entry in log.read({0: ChunkId()}, 1 << 30)] == [3, 4]
 
@@ -394,7 +488,7 @@ def test_trim_asks_the_log_only_where_something_changed(monkeypatch: pytest.Monk
     log = MemoryLog()
     reader, _ = make(log, slots=2, capacity=8)
     asked: list[Mapping[int, ChunkId]] = []
-    monkeypatch.setattr(log, "trim", asked.append)
+    monkeypatch.setattr(log, "trim", lambda fence, oldest: asked.append(oldest))
     reader.trim(1 << 30)
     assert asked == []
     actor = FakeActor()

@@ -10,8 +10,9 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import gymnasium as gym
@@ -26,7 +27,8 @@ from waiting import frozen, until
 from actors.config import EnvConfig
 from deploy.config import RunConfig
 from deploy.run_dir import RunDirectory
-from deploy.valkey import EmbeddedServer, find_server
+from deploy.valkey import EmbeddedServer, acl_rules, find_server
+from learner.checkpoint import pack
 from replay.config import ReplayConfig
 from replay.log import FENCE_SHIFT, ChunkId, Refused, Status
 from replay.redis_log import TIMEOUT_S, RedisLog
@@ -277,6 +279,100 @@ def test_a_full_server_is_emptied_by_the_learner(server_binary: Path, run_name: 
         herd.assert_calls_are_bounded()
         herd.assert_books_balance()
         observer.assert_versions_never_go_back()
+
+
+LAST = ("1-9223372036854775807", "1-9223372036854775808", "18446744073709551615-18446744073709551615")
+
+
+def test_ids_beyond_all_take_their_streams_and_not_the_run(
+    server_binary: Path, run_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has an actor's password uses up all ids of all slots. The learner says so and begins each stream anew,
+    no actor dies of it, every checkpoint can be written, and every row is read once or counted."""
+    with own_server(server_binary) as server, admin(server) as client, Herd(server.url("admin"), run_name) as herd:
+        herd.works()
+        loop, told = herd.learner.loop, list[str]()
+        train = loop.train
+        monkeypatch.setattr(loop, "train", lambda seconds: told.extend(train(seconds).told))
+        for slot, last in enumerate(LAST):
+            client.xadd(f"qherd:{run_name}:chunks:{slot}", {"c": b"stranger"}, id=last)
+        herd.learner.train_until(lambda: loop.reader.totals.refused["id"] == SLOTS, "the ids are refused")
+        herd.works()
+        assert not any(actor.ended for actor in herd.actors)
+        assert pack(loop.state())
+        for slot in range(SLOTS):
+            assert sum(f"the stream of slot {slot} has an id that no actor can have sent" in line for line in told) == 1
+        assert loop.reader.totals.refused == {"id": SLOTS}
+        loop.reader.totals.refused.clear()  # no others come, and no row is lost
+        herd.end()
+        herd.assert_books_balance()
+
+
+def test_chunks_for_slots_that_the_run_does_not_have_are_removed(
+    server_binary: Path, run_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An actor's user may name any slot, and no trim would ever reach it: the server would fill up for good. They are
+    counted; a slot that has just begun has one look's time to be known."""
+    monkeypatch.setattr("learner.loop.STRAYS_EVERY_S", 0.2)
+    with own_server(server_binary) as server, admin(server) as client, Herd(server.url("admin"), run_name) as herd:
+        herd.works()
+        loop = herd.learner.loop
+        keys = [f"qherd:{run_name}:chunks:{name}" for name in ("77", "00", "x y", "\\xff*")]
+        for key in keys:
+            client.xadd(key, {"c": b"x" * 1000}, id="1-1")
+            client.xadd(key, {"c": b"x" * 1000}, id="1-2")
+        herd.learner.train_until(lambda: not client.exists(*keys), "they are gone")
+        assert loop.reader.totals.refused == {"slot": 8}
+        loop.reader.totals.refused.clear()  # no others come, and no row is lost
+        herd.works()
+        herd.end()
+        herd.assert_books_balance()
+
+
+def test_requests_that_are_never_finished_do_not_fill_the_server(server_binary: Path, run_name: str) -> None:
+    """With an actor's password: an announced length beyond the server's bound is refused at once, and many requests of
+    which most was sent are cut off before others are refused for want of memory. The herd goes on."""
+    users = acl_rules(run_name)
+    value = 4 << 20
+    server = EmbeddedServer(
+        run_name, 64 << 20, binary=server_binary, roles={**server_roles(), **users}, max_value_bytes=value
+    )
+
+    def begin(nbytes: int, sent: int) -> Any:
+        connection: Any = redis.Redis.from_url(server.url("actor")).connection_pool.get_connection()
+        begun = b"*5\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$3\r\n9-9\r\n$1\r\nc\r\n$%d\r\n" % (len(key), key, nbytes)
+        with suppress(redis.ConnectionError):
+            connection.send_packed_command([begun, bytes(sent)])
+        return connection
+
+    with server, admin(server) as client, Herd(server.url("admin"), run_name) as herd:
+        key = f"qherd:{run_name}:chunks:0".encode()
+        herd.works()
+        for nbytes in (value + 1, 100 << 20):
+            with pytest.raises((redis.ResponseError, redis.ConnectionError)):
+                begin(nbytes, 0).read_response(timeout=5)
+        half_sent = [begin(value, value - 100) for _ in range(40)]  # 160 MB of 64
+        assert client.info("memory")["used_memory"] < 40 << 20
+        rows = herd.learner.loop.reader.totals.rows + 500
+        herd.learner.train_until(lambda: herd.learner.loop.reader.totals.rows > rows, "rows come in")
+        assert not any(log.errors["Full"] for log in (herd.learner.publisher_log, *(each.log for each in herd.actors)))
+        assert client.info("stats")["evicted_clients"] >= 20
+        for connection in half_sent:
+            connection.disconnect()
+
+
+def test_the_learners_connections_are_not_cut_off_for_their_memory(server_binary: Path, run_name: str) -> None:
+    """A learner with a big backlog to read would be the client with most: it could never read it."""
+    users = acl_rules(run_name)
+    with (
+        EmbeddedServer(run_name, 64 << 20, binary=server_binary, roles=users, max_value_bytes=1 << 20) as server,
+        closing(RedisLog(server.url("learner"), run_name, keep=True)) as learner,
+        closing(RedisLog(server.url("actor"), run_name)) as actor,
+    ):
+        for seq in range(1, 41):
+            actor.append(0, ChunkId(1, seq), bytes(1 << 20))
+        learner.read({0: ChunkId()}, 1)
+        assert len(learner.read({0: ChunkId(1, 1)}, 64 << 20)) == 39
 
 
 def test_a_read_only_server_is_waited_for(server_binary: Path, run_name: str) -> None:

@@ -111,13 +111,13 @@ def test_rows_stored_are_exact_over_incarnations_trims_and_refused_chunks(log: R
     append(log, bad, spoilt(bad))
     sent += [bad, actor.send(log, 3)]
     for oldest in (sent[2], sent[4], sent[9], sent[-1]):
-        log.trim({0: ChunkId(oldest.incarnation, oldest.seq)})
+        log.trim(1, {0: ChunkId(oldest.incarnation, oldest.seq)})
         rows = sum(chunk.rows for chunk in sent[sent.index(oldest) :])
         assert keys.stored(0, CODEC).rows == rows
     newest = keys.newest(0, CODEC)
     assert newest is not None
     assert (newest.seq, newest.incarnation) == (sent[-1].seq, 4)
-    log.trim({0: ChunkId(9, 9)})
+    log.trim(1, {0: ChunkId(9, 9)})
     assert keys.stored(0, CODEC)[:2] == (0, 0)
 
 

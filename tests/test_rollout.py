@@ -370,6 +370,23 @@ def test_a_zombie_is_fenced_by_its_successors_chunk() -> None:
         tested.chunk()
 
 
+def test_weights_that_are_older_than_their_servers_word_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server may restart with an older file between the question for the header and the one for the value: versions
+    never go back, and nothing of older weights is loaded."""
+    tested = Actor(config={"fetch_every_s": 0.0})
+    tested.log.publish(1, True, weights(2))
+    assert tested.chunk()
+    assert tested.rollout.weight_version == 2
+    tested.log.publish(1, True, weights(3))
+    with monkeypatch.context() as older:
+        older.setattr(tested.log, "fetch_weights", lambda: weights(1))
+        older.setattr(tested.policy, "load", lambda arrays: pytest.fail("older weights were loaded"))
+        assert tested.chunk()
+    assert tested.rollout.weight_version == 2
+    assert tested.chunk()
+    assert tested.rollout.weight_version == 3
+
+
 def test_weights_are_fetched_when_newer_and_not_too_often() -> None:
     """Ten chunks of the same version fetch once, however much time passes; newer ones wait for fetch_every_s."""
     eager = Actor(config={"fetch_every_s": 0.0})

@@ -361,7 +361,7 @@ def test_a_log_goes_on_with_what_is_in_it() -> None:
     for seq in range(1, 13):
         log.append(0, ChunkId(1, seq), bytes([seq]))
         log.append(4, ChunkId(2, seq), b"")
-    log.trim({4: ChunkId(3, 0)})
+    log.trim(3, {4: ChunkId(3, 0)})
     again = MemoryLog(max_chunks=11)
     again.append(9, ChunkId(1, 1), b"of no interest")
     again.restore(stored(log.state()))

@@ -304,14 +304,14 @@ def test_the_learner_asks_again_when_its_publisher_was_answered(
 def test_a_trim_that_a_server_missed_is_done_when_it_is_back(faulty: tuple[ShardedLog, list[Faulty], Clock]) -> None:
     log, logs, clock = faulty
     logs[1].fault = Unavailable("away")
-    log.trim(dict.fromkeys(range(SERVERS), ChunkId(1, 2)))
+    log.trim(1, dict.fromkeys(range(SERVERS), ChunkId(1, 2)))
     logs[1].fault = None
     assert slots_read(log) == []
-    log.trim({0: ChunkId(1, 3)})
+    log.trim(1, {0: ChunkId(1, 3)})
     assert len(MemoryLog.read(logs[1], CURSORS, 1 << 20)) == 1
     clock.now_s += PAUSE_S
     for seq in (4, 5):
-        log.trim({0: ChunkId(1, seq)})
+        log.trim(1, {0: ChunkId(1, seq)})
         assert MemoryLog.read(logs[1], CURSORS, 1 << 20) == []
     assert [each.asked for each in logs] == [5, 2, 2], "what is done is not asked again"
 
@@ -346,7 +346,7 @@ def test_a_last_id_behind_a_server_that_is_away_is_unavailable_at_once(
 def test_what_does_not_mend_itself_is_raised(faulty: tuple[ShardedLog, list[Faulty], Clock], error: LogError) -> None:
     log, logs, _ = faulty
     logs[2].fault = error
-    for call in (lambda: log.read(CURSORS, 1), lambda: log.trim({2: ChunkId()}), lambda: log.take_lease(1)):
+    for call in (lambda: log.read(CURSORS, 1), lambda: log.trim(1, {2: ChunkId()}), lambda: log.take_lease(1)):
         with pytest.raises(type(error)):
             call()
 

@@ -24,5 +24,7 @@ else
   server="$(python3 -c 'from deploy.valkey import find_server; print(find_server())')"
   set -- --port "$port" "$@"
 fi
+# what requests that are not whole may hold: of one client, and of all
 exec "$server" --aclfile "$folder/users.acl" --maxmemory "${MAXMEMORY:-1gb}" --maxmemory-policy noeviction \
+  --proto-max-bulk-len 64mb --client-query-buffer-limit 65mb --maxmemory-clients 40% \
   --save "" --dir "${TMPDIR:-/tmp}" "$@"
