@@ -20,8 +20,9 @@ from gymnasium.wrappers import (
     TimeLimit,
 )
 
+from actors.closing import close_all
 from actors.config import EnvConfig
-from actors.contract import Checked, EnvError, blamed
+from actors.contract import Checked, ContractError, EnvError, blamed
 from actors.lanes import Lane, RecordedLane
 from replay.chunk import Schema
 
@@ -121,10 +122,27 @@ def make_lanes(
     """
     kind = RecordedLane if recorded else Lane
 
-    def lane(index: int) -> Callable[[], Lane]:
-        return lambda: kind(lambda: make_env(config, training=True), config.id, index, restarts, clock)
+    made = list[Lane]()
+    try:
+        for index in range(lanes):
+            made.append(kind(lambda: make_env(config, training=True), config.id, index, restarts, clock))
+        _check_alike(config.id, made)
+        ready = [lambda lane=lane: lane for lane in made]
+        return SyncVectorEnv(ready, copy=False, autoreset_mode=AutoresetMode.NEXT_STEP)
+    except BaseException:
+        close_all(made)
+        raise
 
-    return SyncVectorEnv([lane(index) for index in range(lanes)], copy=False, autoreset_mode=AutoresetMode.NEXT_STEP)
+
+def _check_alike(env_id: str, lanes: list[Lane]) -> None:
+    """Raises ContractError where two environments have different spaces."""
+    for index, lane in enumerate(lanes):
+        own, first = ((env.observation_space, env.action_space) for env in (lane, lanes[0]))
+        if own != first:
+            raise ContractError(
+                f"{env_id}: the environment of lane {index} has the spaces {own[0]} and {own[1]}, that of lane 0 "
+                f"{first[0]} and {first[1]}; all have to be alike"
+            )
 
 
 def _nearest(env_id: str) -> str:

@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
 from actors.config import EnvConfig, EvalConfig
-from actors.envs import make_env, schema_of
+from actors.contract import ContractError, Env, name_of
+from actors.envs import schema_of
+from actors.players import Players, Replace, no_other
 from actors.policy import make_policy
 from actors.seeds import evaluation_seed, evaluation_seeds_from
 from learner.networks import NetworkSpec
@@ -23,6 +24,14 @@ from replay.state import State
 Array = npt.NDArray[Any]
 LANES = 20
 """Episodes that are played side by side."""
+
+
+ASK_S = 0.2
+"""Seconds between two questions whether the evaluation is to stop."""
+
+
+class EvaluationStopped(Exception):
+    """An evaluation that was asked to stop."""
 
 
 class Episodes(NamedTuple):
@@ -48,40 +57,70 @@ class Episodes(NamedTuple):
 
 
 def play(
-    envs: Sequence[gym.Env[Any, Any]],
+    envs: Sequence[Env],
     act: Callable[[Array], Array],
     seeds: Sequence[int],
     max_episode_steps: int = 27_000,
+    replace: Replace = no_other,
+    seen: Callable[[Env], None] = lambda env: None,
 ) -> Episodes:
     """One whole episode per seed, so that short episodes are not favoured. ``act``: [K, *input_shape] to actions [K].
 
-    An environment that has finished its episode takes the next seed, until none is left. ``max_episode_steps`` bounds
-    the episodes of environments without a limit of their own, where a greedy policy may walk in circles for ever.
+    An environment that has finished its episode takes the next seed, until none is left. One that raises is replaced,
+    and its episode is played again from its beginning, with its seed. ``max_episode_steps`` bounds the episodes of
+    environments without a limit of their own, where a greedy policy may walk in circles for ever. ``seen`` is called
+    with an environment after each reset and step. Raises ContractError for what is not finite.
     """
-    waiting = list(enumerate(seeds))[::-1]
+    if not envs:
+        raise ValueError("there is no environment to play in")
     returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
-    playing: list[tuple[gym.Env[Any, Any], int]] = []
-    observations: list[Any] = []
-    for env in envs[: len(seeds)]:
-        index, seed = waiting.pop()
-        playing.append((env, index))
-        observations.append(env.reset(seed=seed)[0])
+    waiting = list(range(len(seeds)))[::-1]
+    playing = {place: waiting.pop() for place in range(min(len(envs), len(seeds)))}
+    stages = dict(enumerate(envs))
+
+    def begin(place: int) -> Any:
+        """The first observation of the episode that is to be played at ``place``."""
+        while True:
+            index = playing[place]
+            returns[index], lengths[index] = 0.0, 0
+            try:
+                return _finite(stages[place], stages[place].reset(seed=int(seeds[index]))[0], 0.0)
+            except Exception as error:  # an environment may raise anything
+                stages[place] = replace(place, error)
+
+    observations = {place: begin(place) for place in playing}
     while playing:
-        actions = act(np.stack(observations)).tolist()
-        still, observed = [], []
-        for (env, index), action in zip(playing, actions, strict=True):
-            obs, reward, terminated, truncated, _ = env.step(action)
+        for place in observations:
+            seen(stages[place])
+        actions = act(np.stack(list(observations.values()))).tolist()
+        for place, action in zip(list(observations), actions, strict=True):
+            env, index = stages[place], playing[place]
+            try:
+                obs, reward, terminated, truncated, _ = env.step(action)
+                observations[place] = _finite(env, obs, float(reward))
+            except Exception as error:  # an environment may raise anything
+                stages[place] = replace(place, error)
+                observations[place] = begin(place)
+                continue
             returns[index] += float(reward)
             lengths[index] += 1
-            if not (terminated or truncated or lengths[index] >= max_episode_steps):
-                still.append((env, index))
-                observed.append(obs)
-            elif waiting:
-                following, seed = waiting.pop()
-                still.append((env, following))
-                observed.append(env.reset(seed=seed)[0])
-        playing, observations = still, observed
+            if terminated or truncated or lengths[index] >= max_episode_steps:
+                seen(env)
+                if waiting:
+                    playing[place] = waiting.pop()
+                    observations[place] = begin(place)
+                else:
+                    del playing[place], observations[place]
     return Episodes(returns, lengths)
+
+
+def _finite(env: Env, obs: Any, reward: float) -> Any:
+    """The observation. Raises ContractError where it or the reward is not finite, as training does."""
+    if not math.isfinite(reward):
+        raise ContractError(f"{name_of(env)} returned the reward {reward} in an evaluation")
+    if obs.dtype.kind == "f" and not np.isfinite(obs).all():
+        raise ContractError(f"{name_of(env)} returned an observation that is not finite in an evaluation")
+    return obs
 
 
 class Verdict(NamedTuple):
@@ -93,6 +132,8 @@ class Verdict(NamedTuple):
     confirmed: Episodes | None
     solved: bool
     seconds: float
+    remade: tuple[str, ...] = ()
+    """A line for each environment that raised and was made anew."""
 
     @property
     def episodes(self) -> Episodes:
@@ -103,11 +144,22 @@ class Verdict(NamedTuple):
 class Evaluator(Breakable):
     """Screens candidates and confirms those that pass, never on a seed twice."""
 
-    def __init__(self, env: EnvConfig, config: EvalConfig, network: NetworkSpec, seed: int, restart: int = 0) -> None:
-        """``restart`` counts the evaluators of this run before this one, whose seeds are not played again."""
+    def __init__(
+        self,
+        env: EnvConfig,
+        config: EvalConfig,
+        network: NetworkSpec,
+        seed: int,
+        restart: int = 0,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """``restart`` counts the evaluators of this run before this one, whose seeds are not played again. Where
+        ``stopped()`` becomes true, what is being played ends with EvaluationStopped."""
+        self._stopped, self._asked_s = stopped, time.monotonic()
         self._config = config
-        self._envs = [make_env(env, training=False) for _ in range(min(LANES, config.confirm_episodes))]
-        self._policy = make_policy(network, schema_of(self._envs[0]))
+        self._env = env
+        self._players = self._make_players()
+        self._policy = make_policy(network, schema_of(self._players.envs[0]))
         self._next_seed = evaluation_seeds_from(seed, restart)
 
     def state(self) -> State:
@@ -131,9 +183,30 @@ class Evaluator(Breakable):
             confirmed = self._play(self._config.confirm_episodes)
         solved = confirmed is not None and threshold is not None and confirmed.lower >= threshold
         seconds = time.process_time() - started
-        return Verdict(header.version, header.updates, screen, confirmed, solved, seconds)
+        remade = self._players.take_remade()
+        return Verdict(header.version, header.updates, screen, confirmed, solved, seconds, remade)
 
     def _play(self, episodes: int) -> Episodes:
         seeds = [evaluation_seed(number) for number in range(self._next_seed, self._next_seed + episodes)]
         self._next_seed += episodes
-        return play(self._envs, lambda obs: self._policy(obs).argmax(1), seeds, self._config.max_episode_steps)
+        players, limit = self._players, self._config.max_episode_steps
+        return play(players.envs, lambda obs: self._policy(obs).argmax(1), seeds, limit, players.replace, self._go_on)
+
+    def _make_players(self) -> Players:
+        return Players(self._env, min(LANES, max(self._config.screen_episodes, self._config.confirm_episodes)))
+
+    def restart(self) -> None:
+        """Close the environments and make them anew; the seeds go on."""
+        self._players.close()
+        self._players = self._make_players()
+
+    def _go_on(self, env: Env) -> None:
+        del env
+        if time.monotonic() - self._asked_s > ASK_S:
+            self._asked_s = time.monotonic()
+            if self._stopped():
+                raise EvaluationStopped
+
+    def close(self) -> list[str]:
+        """Close the environments; a line for each that did not let itself be closed."""
+        return self._players.close()

@@ -20,7 +20,6 @@ episode is played again, and compared with what it showed.
 
 from __future__ import annotations
 
-import contextlib
 from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
+from actors.closing import close_all
 from actors.contract import Env, EnvError, Stepped
 from actors.restarts import CrashLoopError, Restarts, cause
 from actors.seeds import training_seed
@@ -65,6 +65,13 @@ class Lane(gym.Wrapper[Any, Any, Any, Any]):
         self._restarts = Restarts(f"the environment in lane {index} of {env_id}", restarts, clock)
         self._seed: int | None = None
         self._env_steps = 0
+        self._closed = False
+
+    def close(self) -> None:
+        """Close the environment, once."""
+        if not self._closed:
+            self._closed = True
+            self.env.close()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode; with a ``seed`` in all the lane's further environments, too."""
@@ -96,17 +103,16 @@ class Lane(gym.Wrapper[Any, Any, Any, Any]):
             self._restarts.died(error)
         except CrashLoopError as crash_loop:
             raise LaneError(str(crash_loop)) from error
-        with contextlib.suppress(Exception):
-            self.env.close()
+        told = "".join(f"; {line}" for line in close_all([self]))
         try:
-            self.env = self._make()
+            self.env, self._closed = self._make(), False
             obs = self._begin(self._next_seed())
         except Exception as again:
             raise LaneError(
                 f"the environment in lane {self._index} of {self._env_id} could not be made anew: {cause(again)}; it "
                 f"had to be because of {cause(error)}"
             ) from again
-        return obs, {REBUILT: f"lane {self._index}: {cause(error)}, after env step {self._env_steps} of it"}
+        return obs, {REBUILT: f"lane {self._index}: {cause(error)}, after env step {self._env_steps} of it{told}"}
 
     def _next_seed(self) -> int | None:
         """The seed of this lane's n-th rebuilt environment: a stream of the lane's own, never the first seed again."""
@@ -189,10 +195,9 @@ class RecordedLane(Lane):
 
     def _replay(self, rng: Mapping[str, Any], obs: npt.NDArray[Any], ended: bool) -> str | None:
         """Play what was played in a new environment; the reason why that does not lead to the same, if so."""
-        with contextlib.suppress(Exception):
-            self.env.close()
+        close_all([self])
         try:
-            self.env = self._make()
+            self.env, self._closed = self._make(), False
             shown, over = self._play_again()
         except Exception as error:  # an environment may raise anything
             return f"{cause(error)}, which it did not raise before"

@@ -90,12 +90,12 @@ class Rebuilt:
         self._unsaid = 0
         self.total = 0
 
-    def note(self, actor: int, lines: Iterable[str]) -> None:
-        """Count what an actor tells of, each in one line, and say it where there is room."""
+    def note(self, who: str, lines: Iterable[str]) -> None:
+        """Count what ``who`` tells of, each in one line, and say it where there is room."""
         for line in lines:
             self.total += 1
             if self._room():
-                self._say_now(f"actor {actor}: its environment was made anew: {line}")
+                self._say_now(f"{who}: its environment was made anew: {line}")
             else:
                 self._unsaid += 1
 

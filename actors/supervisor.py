@@ -16,10 +16,12 @@ from typing import Any
 
 import ray
 
+from actors.closing import CLOSE_S
 from actors.config import ActorConfig, EvalConfig
 from actors.evaluator import Verdict
 from actors.restarts import BACKOFF_S, NotNowError, Rebuilt, Restarts, cause, jitter
 from actors.rollout import Heartbeat, Work
+from actors.setbacks import EvaluationHangs, Setbacks
 
 COLLECT_S = 1.0
 IN_FLIGHT = 2
@@ -60,11 +62,13 @@ class _Slot:
 
 @dataclass
 class _Leaving:
-    """An actor whose slot is no more: it flushes what it has in hand, and ends."""
+    """An actor whose slot is no more, or that failed: it flushes what it has in hand, closes its environments, and
+    ends. ``flush`` is None for one that failed."""
 
     index: int
     handle: Any
     flush: Any
+    close: Any
     until_s: float
 
 
@@ -87,6 +91,7 @@ class Supervisor:
         self._rebuilt = Rebuilt(say)
         self._past_work, self._past_deaths, self._past_restarts = Work(), Counter[str](), 0
         self._leaving: list[_Leaving] = []
+        self._closing: dict[str, Any] = {}
         self._scaled = False
         self._ticked_s = time.monotonic()
         self._jitter = jitter
@@ -169,22 +174,34 @@ class Supervisor:
         self._past_restarts += slot.restarts.total
         self._past_deaths += slot.restarts.reasons
         if slot.restart_at_s is None:
-            flush = slot.handle.flush.remote(LEAVE_S / 2)
-            self._leaving.append(_Leaving(index, slot.handle, flush, time.monotonic() + LEAVE_S))
+            flush, close = slot.handle.flush.remote(LEAVE_S / 2), slot.handle.close.remote()
+            self._leaving.append(_Leaving(index, slot.handle, flush, close, time.monotonic() + LEAVE_S))
 
     def _see_off(self) -> None:
-        """End those who have flushed, or had the time for it."""
+        """End those who have flushed and closed, or had the time for it."""
         for each in tuple(self._leaving):
-            if ray.wait([each.flush], timeout=0)[0] or time.monotonic() > each.until_s:
+            if ray.wait([each.close], timeout=0)[0] or time.monotonic() > each.until_s:
                 self._leaving.remove(each)
                 self._end(each)
 
     def _end(self, each: _Leaving) -> None:
         flushed = False
-        with contextlib.suppress(ray.exceptions.RayError):
-            flushed = bool(ray.wait([each.flush], timeout=0)[0] and ray.get(each.flush))
+        if each.flush is not None:
+            with contextlib.suppress(ray.exceptions.RayError):
+                flushed = bool(ray.wait([each.flush], timeout=0)[0] and ray.get(each.flush))
+            self._say(f"actor {each.index} has left" + ("" if flushed else "; what it had in hand is lost"))
+        self._say_closed({f"actor {each.index}": each.close})
         ray.kill(each.handle)
-        self._say(f"actor {each.index} has left" + ("" if flushed else "; what it had in hand is lost"))
+
+    def _say_closed(self, closing: Mapping[str, Any]) -> None:
+        """Say which environments did not let themselves be closed."""
+        for name, call in closing.items():
+            if not ray.wait([call], timeout=0)[0]:
+                self._say(f"{name} had no time to close its environments")
+                continue
+            with contextlib.suppress(ray.exceptions.RayError):
+                for line in ray.get(call):
+                    self._say(f"{name}: {line}")
 
     def tick(self) -> None:
         """Take the answers that are there, ask again, restart who died or hangs. Does not wait."""
@@ -209,11 +226,20 @@ class Supervisor:
                     slot.placed = slot.handle.place.remote(len(self._slots))
 
     def stop(self, deadline_s: float) -> None:
-        """Flush all actors within one deadline, then end them."""
-        flushes = [slot.handle.flush.remote(deadline_s / 2) for slot in self._slots if slot.restart_at_s is None]
-        flushes += [each.flush for each in self._leaving]
+        """Flush all actors within one deadline, and have them close their environments; ``end`` waits for that."""
+        living = {index: slot.handle for index, slot in enumerate(self._slots) if slot.restart_at_s is None}
+        flushes = [handle.flush.remote(deadline_s / 2) for handle in living.values()]
+        self._closing = {f"actor {index}": handle.close.remote() for index, handle in living.items()}
+        flushes += [each.flush for each in self._leaving if each.flush is not None]
         if flushes:
             ray.wait(flushes, num_returns=len(flushes), timeout=deadline_s)
+
+    def end(self, seconds: float) -> None:
+        """End all actors, when they have closed their environments or ``seconds`` are over."""
+        closing = self._closing | {f"actor {each.index}": each.close for each in self._leaving}
+        if closing:
+            ray.wait(list(closing.values()), num_returns=len(closing), timeout=max(0.0, seconds))
+        self._say_closed(closing)
         handles = [slot.handle for slot in self._slots] + [each.handle for each in self._leaving]
         for handle in handles:
             if handle is not None:
@@ -226,7 +252,7 @@ class Supervisor:
             heartbeat: Heartbeat = ray.get(call)
             slot.heard_s, slot.silent_s = time.monotonic(), 0.0
             slot.env_steps, slot.work = heartbeat.counters.env_steps, heartbeat.work
-            self._rebuilt.note(index, heartbeat.rebuilt)
+            self._rebuilt.note(f"actor {index}", heartbeat.rebuilt)
 
     def _check_silence(self, slot: _Slot) -> None:
         """Raises HangError where all that a ``collect`` may wait for is over; a gate or a server that it waits for has
@@ -256,8 +282,12 @@ class Supervisor:
 
     def _bury(self, index: int, slot: _Slot, error: Exception) -> None:
         slot.heard_s, slot.death = None, cause(error)
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray.kill(slot.handle)
+        if isinstance(error, ray.exceptions.RayTaskError):  # its process lives, and can close its environments
+            until_s = time.monotonic() + LEAVE_S
+            self._leaving.append(_Leaving(index, slot.handle, None, slot.handle.close.remote(), until_s))
+        else:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(slot.handle)
         wait_s = slot.restarts.died(error)
         slot.restart_at_s = time.monotonic() + wait_s
         self._say(f"actor {index} died ({slot.death}); it restarts in {wait_s:.1f} s")
@@ -301,23 +331,36 @@ class Screening:
         self._handle: Any = start()
         self._screening: tuple[Any, Any] | None = None
         self._asked_s = self._not_before_s = 0.0
-        self._budget = Restarts("the evaluator", restarts)
+        self._setbacks = Setbacks(Restarts("the evaluator", restarts), say)
+        self._rebuilt = Rebuilt(say)
+        self._close: Any = None
 
     @property
     def restarts(self) -> int:
         """Restarts so far."""
-        return self._budget.total
+        return self._setbacks.restarts.total
 
     @property
     def restart_reasons(self) -> Counter[str]:
         """Deaths so far by the name of the error's type."""
-        return self._budget.reasons
+        return self._setbacks.restarts.reasons
+
+    @property
+    def rebuilds(self) -> int:
+        """Environments that raised in an evaluation and were made anew so far."""
+        return self._rebuilt.total
+
+    @property
+    def failing(self) -> str:
+        """Why no policy can be evaluated; empty where one can."""
+        return self._setbacks.failing
 
     def tick(self, learning: bool) -> tuple[Verdict, Any] | None:
         """A verdict and the reference to the policy it is about, if one has come in. Does not wait.
 
         Asks for the next when ``learning`` and the evaluator's share allow.
         """
+        self._rebuilt.catch_up()
         result = self._take_verdict()
         if self._screening is None and learning and time.monotonic() >= self._not_before_s and self._there():
             policy = self._candidate()
@@ -330,7 +373,12 @@ class Screening:
         call, policy = self._screening
         if not ray.wait([call], timeout=0)[0]:
             if time.monotonic() - self._asked_s > self._config.timeout_s:
-                self._bury(HangError(f"no verdict for {self._config.timeout_s:g} s (eval.timeout_s)"))
+                self._bury(
+                    EvaluationHangs(
+                        f"no verdict for {self._config.timeout_s:g} s (eval.timeout_s); raise that option, or lower "
+                        "eval.screen_episodes or eval.max_episode_steps"
+                    )
+                )
             return None
         self._screening = None
         try:
@@ -339,15 +387,18 @@ class Screening:
             if not _failed(policy):  # else it was the learner that died
                 self._bury(error)
             return None
+        self._setbacks.succeeded()
+        self._rebuilt.note("the evaluator", verdict.remade)
         pause_s = verdict.seconds * (1 / self._config.cpu_share - 1) if verdict.confirmed is None else 0.0
         self._not_before_s = time.monotonic() + pause_s
         return verdict, policy
 
     def _bury(self, error: Exception) -> None:
         self._screening = None
-        wait_s = self._budget.died(error)
-        self._not_before_s = time.monotonic() + wait_s
-        self._say(f"the evaluator died ({cause(error)}); it restarts in {wait_s:.1f} s")
+        self._not_before_s = time.monotonic() + self._setbacks.failed(error)
+        if isinstance(error, ray.exceptions.RayTaskError):  # its process lives, and can close its environments
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.wait([self._handle.close.remote()], timeout=CLOSE_S + 1)
         with contextlib.suppress(ray.exceptions.RayError):
             ray.kill(self._handle)
         self._handle = None
@@ -362,9 +413,19 @@ class Screening:
         return self._handle is not None
 
     def stop(self) -> None:
-        """End the evaluator."""
+        """Have the evaluator stop what it plays and close its environments; ``end`` waits for that."""
         if self._handle is not None:
-            ray.kill(self._handle)
+            if self._screening is not None:
+                ray.cancel(self._screening[0])
+            self._close = self._handle.close.remote()
+
+    def end(self, seconds: float) -> None:
+        """End the evaluator, when it has closed its environments or ``seconds`` are over."""
+        if self._handle is None:
+            return
+        if self._close is not None and not ray.wait([self._close], timeout=max(0.0, seconds))[0]:
+            self._say("the evaluator had no time to close its environments")
+        ray.kill(self._handle)
 
 
 def _failed(policy: Any) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import ray
 
+from actors.closing import close_all
 from actors.config import ActorConfig, EnvConfig, EvalConfig
 from actors.envs import make_lanes, schema_of
 from actors.evaluator import Evaluator, Verdict
@@ -37,10 +38,14 @@ class ActorWorker:
         identity.check()
         if folder is not None:
             os.chdir(folder)
-        envs = make_lanes(env, config.lanes, config.restarts)
-        log = RedisLog(url, place.run, max_chunks=chunks)
-        schema = schema_of(envs.envs[0])
-        self._rollout = Rollout(place, envs, schema, make_policy(network, schema), log, config)
+        self._lanes = make_lanes(env, config.lanes, config.restarts)
+        try:
+            log = RedisLog(url, place.run, max_chunks=chunks)
+            schema = schema_of(self._lanes.envs[0])
+            self._rollout = Rollout(place, self._lanes, schema, make_policy(network, schema), log, config)
+        except BaseException:
+            self.close()
+            raise
 
     def pid(self) -> int:
         """This worker's process id."""
@@ -57,6 +62,10 @@ class ActorWorker:
     def flush(self, deadline_s: float) -> bool:
         """See ``Rollout.flush``."""
         return self._rollout.flush(deadline_s)
+
+    def close(self) -> list[str]:
+        """Close the environments; a line for each that did not let itself be closed."""
+        return close_all(self._lanes.envs)
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
@@ -77,8 +86,13 @@ class EvaluatorWorker:
         identity.check()
         if folder is not None:
             os.chdir(folder)
-        self._evaluator = Evaluator(env, config, network, seed, restart)
+        stopped = ray.get_runtime_context().is_canceled
+        self._evaluator = Evaluator(env, config, network, seed, restart, stopped)
 
     def screen(self, candidate: bytes) -> Verdict:
         """See ``Evaluator.screen``."""
         return self._evaluator.screen(candidate)
+
+    def close(self) -> list[str]:
+        """See ``Evaluator.close``."""
+        return self._evaluator.close()

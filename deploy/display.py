@@ -30,6 +30,7 @@ ROWS: tuple[tuple[str, Callable[[Mapping[str, float]], str]], ...] = (
     ("actors alive", lambda f: f"{f.get('actors_alive', 0):.0f}"),
 )
 TROUBLE: tuple[tuple[str, Callable[[Mapping[str, float]], str]], ...] = (
+    ("evaluation", lambda f: "fails" if f.get("evaluation_failing") else ""),
     ("servers down", lambda f: f"{f.get('servers_down', 0):.0f}" if f.get("servers_down") else ""),
 )
 """Rows that are left out while they have nothing to show."""

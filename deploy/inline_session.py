@@ -6,10 +6,14 @@ import time
 import traceback
 from typing import TYPE_CHECKING
 
+from gymnasium.vector import SyncVectorEnv
+
+from actors.closing import close_all
 from actors.envs import make_lanes
 from actors.evaluator import Evaluator, Verdict
 from actors.lanes import NotReplayable
-from actors.restarts import CrashLoopError, Rebuilt, Restarts, cause
+from actors.restarts import Rebuilt, Restarts
+from actors.setbacks import Setbacks
 from deploy import __version__, arithmetic
 from deploy.config import RunConfig
 from deploy.plan import backstop_chunks, chunk_rows
@@ -76,12 +80,23 @@ class InlineSession(Breakable):
         )
         self._metrics.begin(self.loop.begun_with())
         self.loop.expect(range(count), chunk_rows(config))
-        self._rollouts = [self._rollout(slot, found) for slot in range(count)]
-        self._evaluator = self._make_evaluator()
         self._evaluator_restarts = Restarts("the evaluator", config.actors.restarts)
+        self._setbacks, self._not_before_s = Setbacks(self._evaluator_restarts, say), 0.0
         self._screened_at = 0
         self._rebuilt = Rebuilt(say)
         self._checkpointed_at = self.loop.learner.updates
+        self._lanes = list[SyncVectorEnv]()
+        try:
+            self._begin(found)
+        except BaseException:
+            self._close_envs()
+            raise
+
+    def _begin(self, found: Found | None) -> None:
+        """Make the actors and the evaluator, from what was ``found``, and the first checkpoint."""
+        config, directory = self._config, self._directory
+        self._rollouts = [self._rollout(slot, found) for slot in range(config.actors.count)]
+        self._evaluator = Evaluator(env_of(config), config.eval, config.learner.network_spec, config.seed)
         if found is not None:
             with restoring(found):
                 self._evaluator.restore(found.parts["evaluator"])
@@ -103,6 +118,7 @@ class InlineSession(Breakable):
                 with restoring(found):
                     rollout.restore(found.parts[f"actor-{slot}"])
             except NotReplayable as error:
+                close_all(self._lanes.pop().envs)
                 self._say(f"actor {slot} begins anew, so the run does not go on to the bit: {error}")
             else:
                 return rollout
@@ -113,9 +129,10 @@ class InlineSession(Breakable):
         from actors.rollout import Place, Rollout
 
         config = self._config
+        self._lanes.append(make_lanes(env_of(config), config.actors.lanes, config.actors.restarts, recorded=True))
         return Rollout(
             Place(self._directory.run, config.seed, slot, config.actors.count, incarnation),
-            make_lanes(env_of(config), config.actors.lanes, config.actors.restarts, recorded=True),
+            self._lanes[-1],
             self._schema,
             make_policy(config.learner.network_spec, self._schema),
             self._log,
@@ -158,7 +175,7 @@ class InlineSession(Breakable):
                     if rollout.ready():
                         rollout.fill()
                         rollout.send()
-                    self._rebuilt.note(slot, rollout.take_rebuilt())
+                    self._rebuilt.note(f"actor {slot}", rollout.take_rebuilt())
                 except Exception as error:  # whatever the environment raised
                     message = f"actor {slot} failed: {type(error).__name__}: {error}"
                     raise RunFailedError(message, traceback.format_exc()) from error
@@ -176,6 +193,7 @@ class InlineSession(Breakable):
         figures = report.figures | {
             **self._restarts(),
             "actors_alive": len(self._rollouts),
+            "evaluation_failing": float(bool(self._setbacks.failing)),
             "updates_per_second": (self.loop.learner.updates - before[0]) / elapsed,
             "env_steps_per_second": (self.loop.reader.totals.env_steps - before[1]) / elapsed,
         }
@@ -185,37 +203,47 @@ class InlineSession(Breakable):
         self._rebuilt.catch_up()
         for text in report.told:
             self._say(text)
-        return Progress(figures, report.refused, report.rows_lost, verdict, policy)
+        failing = self._setbacks.failing
+        return Progress(figures, report.refused, report.rows_lost, verdict, policy, unevaluated=failing)
 
     def _screen(self) -> tuple[Verdict | None, bytes | None]:
         updates = self.loop.learner.updates
         if updates - self._screened_at < self._config.eval.every_updates:
             return None, None
         self._screened_at = updates
+        if time.monotonic() < self._not_before_s:
+            return None, None
         policy = self.loop.candidate()
         try:
-            return self._evaluator.screen(policy), policy
+            verdict = self._evaluator.screen(policy)
         except Exception as error:  # whatever the environment raised
             self._restart_evaluator(error)
             return None, None
+        self._setbacks.succeeded()
+        self._rebuilt.note("the evaluator", verdict.remade)
+        return verdict, policy
 
     def _restart_evaluator(self, error: Exception) -> None:
-        """Another evaluator goes on with the next seeds, within its budget, as in the other modes."""
+        """Another evaluator goes on with the next seeds. Where there are too many no policy is judged for a while."""
+        wait_s = self._setbacks.failed(error)
+        if self._setbacks.failing:
+            self._not_before_s = time.monotonic() + wait_s
         try:
-            self._evaluator_restarts.died(error)
-        except CrashLoopError as crash_loop:
-            raise RunFailedError(str(crash_loop), traceback.format_exc()) from error
-        self._say(f"the evaluator died ({cause(error)}); it restarts")
-        before, self._evaluator = self._evaluator, self._make_evaluator()
-        self._evaluator.restore(before.state())
-
-    def _make_evaluator(self) -> Evaluator:
-        config = self._config
-        return Evaluator(env_of(config), config.eval, config.learner.network_spec, config.seed)
+            self._evaluator.restart()
+        except Exception as again:  # whatever its constructor raises
+            self._not_before_s = time.monotonic() + self._setbacks.failed(again)
 
     def stop(self, deadline_s: float) -> Progress | None:
         del deadline_s
-        if self._broken_by is None:
-            self._checkpoint()
-        self._metrics.close()
+        try:
+            if self._broken_by is None:
+                self._checkpoint()
+        finally:
+            self._close_envs()
+            self._metrics.close()
         return None
+
+    def _close_envs(self) -> None:
+        told = close_all([lane for lanes in self._lanes for lane in lanes.envs])
+        for line in told + (self._evaluator.close() if hasattr(self, "_evaluator") else []):
+            self._say(line)

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from rich.filesize import decimal
 
+from actors.closing import close_all
 from actors.envs import make_lanes
 from actors.policy import make_policy
 from actors.rollout import Place, Rollout
+from deploy.apart import environments_apart
 from deploy.config import ConfigError, RunConfig
 from deploy.host import usable_cores
 from deploy.launch import check_unused, probe_env
@@ -57,6 +61,8 @@ class ActorRate(NamedTuple):
     env_steps_per_s: float
     cpu_share: float = 1.0
     env_share: float | None = None
+    env_bytes: int = 0
+    """What its environments, and what they share, took of this machine's memory."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,7 @@ class Outlook:
     actor_env_steps_per_s: float
     actor_cpu_share: float
     actor_env_share: float | None
+    actor_env_bytes: int
     herd_env_steps_per_s: float
     updates_per_s: float
     learner_env_steps_per_s: float
@@ -131,10 +138,11 @@ def foresee(config: RunConfig, schema: Schema, actor: ActorRate, updates_per_s: 
         mirror_bytes=planned.mirror,
         tree_bytes=planned.tree,
         training_bytes=6 * weights,
-        actors_bytes=actors.count * (ACTOR_BYTES + weights),
+        actors_bytes=actors.count * (ACTOR_BYTES + weights + actor.env_bytes),
         actor_env_steps_per_s=actor.env_steps_per_s,
         actor_cpu_share=actor.cpu_share,
         actor_env_share=actor.env_share,
+        actor_env_bytes=actor.env_bytes,
         herd_env_steps_per_s=herd,
         updates_per_s=updates_per_s,
         learner_env_steps_per_s=allowed,
@@ -181,19 +189,33 @@ def measure_actor(config: RunConfig, schema: Schema, seconds: float = MEASURE_S)
     log = MemoryLog(max_chunks=4)
     log.take_lease(1)
     log.publish(1, True, some_weights(config, schema))
-    lanes = make_lanes(env_of(config), config.actors.lanes, config.actors.restarts)
-    place = Place("plan", config.seed, 0, 1, 1)
-    rollout = Rollout(place, lanes, schema, make_policy(config.learner.network_spec, schema), log, config.actors)
-    before = rollout.collect(WARM_UP_S)
-    after = rollout.collect(seconds)
-    lanes.close()
+    place, empty_bytes = Place("plan", config.seed, 0, 1, 1), resident_bytes()
+    with environments_apart():
+        lanes = make_lanes(env_of(config), config.actors.lanes, config.actors.restarts)
+        try:
+            policy = make_policy(config.learner.network_spec, schema)
+            rollout = Rollout(place, lanes, schema, policy, log, config.actors)
+            before = rollout.collect(WARM_UP_S)
+            after = rollout.collect(seconds)
+            env_bytes = max(0, resident_bytes() - empty_bytes)
+        finally:
+            close_all(lanes.envs)
     spent = {name: value - getattr(before.work, name) for name, value in after.work._asdict().items()}
     seconds = spent["seconds"] - spent["starved_seconds"]  # what else runs on this machine is not the run's
     return ActorRate(
         (after.counters.env_steps - before.counters.env_steps) / seconds,
         min(1.0, spent["cpu_seconds"] / seconds),
         spent["env_seconds"] / spent["seconds"],
+        env_bytes,
     )
+
+
+def resident_bytes() -> int:
+    """This process's memory in RAM; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0
 
 
 def some_weights(config: RunConfig, schema: Schema) -> bytes:
@@ -249,9 +271,10 @@ def _in_memory(config: RunConfig, outlook: Outlook) -> float:
     """Bytes of this machine's memory, all processes together."""
     learner = LEARNER_BYTES + outlook.training_bytes + outlook.tree_bytes
     learner += outlook.mirror_bytes if config.replay.storage == "ram" else 0
-    if config.mode == "inline":
-        return learner
-    return learner + outlook.server_bytes + outlook.actors_bytes + ACTOR_BYTES  # the evaluator is like an actor
+    if config.mode == "inline":  # of one process, to which the evaluator adds some lanes
+        return learner + (outlook.actors + 1) * outlook.actor_env_bytes
+    evaluator = ACTOR_BYTES + outlook.actor_env_bytes  # it is like an actor
+    return learner + outlook.server_bytes + outlook.actors_bytes + evaluator
 
 
 def _print(config: RunConfig, schema: Schema, outlook: Outlook, measured: tuple[bool, bool]) -> None:
@@ -300,7 +323,10 @@ def _memory_lines(config: RunConfig, schema: Schema, outlook: Outlook) -> Iterat
     )
     if config.mode != "inline":
         each = megabytes(outlook.actors_bytes / outlook.actors)
-        yield "actors", megabytes(outlook.actors_bytes), f"{outlook.actors} processes of {each}, weights included"
+        envs = "environments not counted, since their rate was given"
+        if outlook.actor_env_share is not None:
+            envs = f"of it {megabytes(outlook.actor_env_bytes)} its {outlook.lanes} environments, as measured here"
+        yield "actors", megabytes(outlook.actors_bytes), f"{outlook.actors} processes of {each}, {envs}"
     free = available_memory()
     if config.mode != "cluster" and free is not None:
         yield (

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from actors.closing import CLOSE_S, LATE_S
 from actors.evaluator import Verdict
 from actors.restarts import CrashLoopError, NotNowError, Restarts
 from deploy import __version__
@@ -271,7 +272,8 @@ class RaySession:
             verdict, policy = None, None
         if verdict is not None:
             self._driver_figures["greedy_return"] = verdict.episodes.mean
-        self._driver_figures |= {"actors_alive": self._supervisor.alive, **self._restarts(), **self._work()}
+        failing = {"evaluation_failing": float(bool(self._screening.failing))}
+        self._driver_figures |= failing | {"actors_alive": self._supervisor.alive, **self._restarts(), **self._work()}
         return self._progress(verdict, policy)
 
     def _take_report(self) -> bool:
@@ -306,7 +308,7 @@ class RaySession:
             self._screening.restarts,
             self._seat.restarts.total,
             self._server_restarts.total,
-            self._supervisor.rebuilds,
+            self._supervisor.rebuilds + self._screening.rebuilds,
         )
         return {name: self._before.get(name, 0) + count for name, count in zip(RESTARTS, counts, strict=True)}
 
@@ -411,8 +413,8 @@ class RaySession:
             self._server.kill()
 
     def _progress(self, verdict: Verdict | None, policy: bytes | None) -> Progress:
-        figures = self._figures | self._driver_figures
-        return Progress(figures, self._refused, self._rows_lost, verdict, policy, self._deaths())
+        figures, failing = self._figures | self._driver_figures, self._screening.failing
+        return Progress(figures, self._refused, self._rows_lost, verdict, policy, self._deaths(), failing)
 
     def _deaths(self) -> dict[str, int]:
         parts = {
@@ -434,13 +436,16 @@ class RaySession:
                 with away:
                     ray.get(self._seat.handle.shut_gate.remote(), timeout=FLUSH_S / 2)
             with away:
-                self._supervisor.stop(flushed - time.monotonic())
                 self._screening.stop()
+                self._supervisor.stop(flushed - time.monotonic())
             if self._seat.works:
                 with away:
                     self._take(ray.get(self._seat.handle.finish.remote(), timeout=end - time.monotonic()))
             return self._progress(None, None)
         finally:
+            with away:
+                self._supervisor.end(min(CLOSE_S, end - time.monotonic()))
+                self._screening.end(min(LATE_S, end - time.monotonic()))
             self._cleanup.close()
 
 

@@ -43,7 +43,8 @@ class RunFailedError(RuntimeError):
 
 class Progress(NamedTuple):
     """What one advance brought: the newest figures, counts by label, and a verdict with its policy if one came in.
-    ``deaths``: what died of what, such as ``actor: ActorDiedError``, since this driver started."""
+    ``deaths``: what died of what, such as ``actor: ActorDiedError``, since this driver started. ``unevaluated``: why no
+    policy can be evaluated; empty where one can."""
 
     figures: dict[str, float]
     refused: dict[str, int]
@@ -51,6 +52,7 @@ class Progress(NamedTuple):
     verdict: Verdict | None
     policy: bytes | None
     deaths: Mapping[str, int] = MappingProxyType({})
+    unevaluated: str = ""
 
 
 class Session(Protocol):

@@ -42,6 +42,7 @@ class Outcome:
     refused: dict[str, int] = field(default_factory=dict)
     rows_lost: dict[str, int] = field(default_factory=dict)
     deaths: dict[str, int] = field(default_factory=dict)
+    unevaluated: str = ""
 
     def solve(self, elapsed: float) -> None:
         """The best policy has solved the environment."""
@@ -74,6 +75,7 @@ class Outcome:
             "chunks_refused": self.refused,
             "rows_lost": self.rows_lost,
             "deaths": self.deaths,
+            "unevaluated": self.unevaluated,
             "samples_per_insert": figures.get("samples_per_insert", 0.0),
             **{name: int(figures.get(name, 0)) for name in RESTARTS},
         }
@@ -245,6 +247,7 @@ def _note(outcome: Outcome, progress: Progress | None) -> None:
     if progress is not None:
         outcome.figures |= progress.figures
         outcome.deaths = dict(progress.deaths)
+        outcome.unevaluated = progress.unevaluated
         outcome.refused, outcome.rows_lost = (
             progress.refused or outcome.refused,
             progress.rows_lost or outcome.rows_lost,

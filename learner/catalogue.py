@@ -205,6 +205,7 @@ RUN = (
         "kind",
     ),
     _counter("env_rebuilds", "Environments that raised and were made anew."),
+    _gauge("evaluation_failing", "1 while no policy can be evaluated, which does not end the run; else 0."),
     _gauge("report_age_seconds", "Seconds since the learner's newest report, at the scrape: its heartbeat."),
     Metric("build_info", "gauge", "1, with the versions that run.", {}, "version"),
 )

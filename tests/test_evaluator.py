@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,11 @@ import scripted_env
 from numpy.testing import assert_allclose, assert_array_equal
 
 from actors.config import EnvConfig, EvalConfig
+from actors.contract import EnvError
 from actors.envs import make_env
-from actors.evaluator import Episodes, Evaluator, Verdict, play
+from actors.evaluator import Episodes, EvaluationStopped, Evaluator, Verdict, play
+from actors.lanes import LaneError
+from actors.players import Players
 from actors.rollout import Place
 from actors.seeds import PLAYBACK
 from learner.networks import NetworkSpec
@@ -83,6 +87,67 @@ def test_an_endless_episode_is_cut() -> None:
     """A greedy policy may walk in circles for ever."""
     result = play([scripted_env.ScriptedEnv(lengths=(10**9,))], zeros, [1, 2], max_episode_steps=50)
     assert_array_equal(result.lengths, [50, 50])
+
+
+class Breaking(LuckEnv):
+    """A LuckEnv that raises in the third env step of its life, where ``breaks``."""
+
+    def __init__(self, played: list[int], breaks: bool) -> None:
+        super().__init__(played)
+        self._left = 3 if breaks else 10**9
+
+    def step(self, action: np.int64) -> Any:
+        self._left -= 1
+        if self._left == 0:
+            raise OSError("the bridge is down")
+        return super().step(action)
+
+
+def test_an_episode_that_raised_is_played_again_with_its_seed() -> None:
+    """As if nothing had been: its half is not counted, the others' go on."""
+    played, replaced, seeds = list[int](), list[tuple[int, str]](), range(100, 112)
+
+    def replace(place: int, error: Exception) -> Any:
+        replaced.append((place, str(error)))
+        return Breaking(played, breaks=False)
+
+    result = play([Breaking(played, breaks=True) for _ in range(3)], zeros, seeds, replace=replace)
+    assert_array_equal(result.lengths, [length_of(seed) for seed in seeds])
+    assert_array_equal(result.returns, result.lengths)
+    assert sorted(replaced) == [(place, "the bridge is down") for place in range(3)]
+    assert sorted(set(played)) == list(seeds)
+    assert len(played) == len(seeds) + 3
+
+
+def test_players_make_anew_within_a_budget_and_close_all(tmp_path: Path) -> None:
+    book = tmp_path / "book"
+    config = EnvConfig(id="strange_env:Strange-v0", kwargs={"kind": "raises", "after": 7, "book": str(book)})
+    with Players(config, 2) as players:
+        with pytest.raises(LaneError, match=r"environment [01] of .*Strange-v0 died 6 times.*RuntimeError: the bridge"):
+            play(players.envs, zeros, [1, 2], replace=players.replace)
+        remade = players.take_remade()
+        assert set(remade) == {f"environment {place}: RuntimeError: the bridge is down" for place in range(2)}
+    words = book.read_text().split()
+    assert words.count("made") == words.count("closed") == 2 + len(remade)
+
+
+def test_what_is_not_finite_is_no_return() -> None:
+    env = scripted_env.ScriptedEnv(lengths=(5,), bad_reward=math.nan)
+    with pytest.raises(EnvError, match="returned the reward nan in an evaluation"):
+        play([env], zeros, [1])
+    env = scripted_env.ScriptedEnv(lengths=(5,), bad_obs=math.inf)
+    with pytest.raises(EnvError, match="an observation that is not finite in an evaluation"):
+        play([env], zeros, [1])
+
+
+def test_an_evaluation_can_be_stopped() -> None:
+    """However long its episodes are."""
+    endless = EnvConfig(id="scripted_env:Scripted-v0", kwargs={"lengths": (10**9,)})
+    asked = iter([False, True])
+    config = EvalConfig(max_episode_steps=10**9)
+    evaluator = Evaluator(endless, config, NetworkSpec(), 0, stopped=lambda: next(asked))
+    with pytest.raises(EvaluationStopped):
+        evaluator.screen(policy())
 
 
 def test_mean_std_and_lower_bound_by_hand() -> None:

@@ -41,7 +41,7 @@ class Method:
     def __init__(self) -> None:
         self.calls: list[Call] = []
 
-    def remote(self, argument: Any) -> Call:
+    def remote(self, argument: Any = None) -> Call:
         self.calls.append(Call(argument))
         return self.calls[-1]
 
@@ -50,7 +50,7 @@ class Handle:
     """An actor's handle, for any of the methods that are called."""
 
     def __init__(self) -> None:
-        self.collect, self.flush, self.screen, self.place = Method(), Method(), Method(), Method()
+        self.collect, self.flush, self.screen, self.place, self.close = (Method() for _ in range(5))
 
 
 class FakeRay:
@@ -61,6 +61,7 @@ class FakeRay:
     def __init__(self) -> None:
         self.now = 1000.0
         self.killed: list[Handle] = []
+        self.cancelled: list[Call] = []
         self.waits: list[float | None] = []
 
     def monotonic(self) -> float:
@@ -79,6 +80,9 @@ class FakeRay:
 
     def kill(self, handle: Handle) -> None:
         self.killed.append(handle)
+
+    def cancel(self, call: Call) -> None:
+        self.cancelled.append(call)
 
 
 @pytest.fixture
@@ -308,13 +312,13 @@ def test_a_flood_of_rebuilt_environments_does_not_fill_the_terminal() -> None:
     clock = Ticking()
     rebuilt = Rebuilt(said.append, clock)
     for n in range(1000):
-        rebuilt.note(2, (f"lane {n}",))
+        rebuilt.note("actor 2", (f"lane {n}",))
         rebuilt.catch_up()
     text = "actor 2: its environment was made anew: lane"
     assert said == [f"{text} {n}" for n in range(5)]
     clock.now += 61
     rebuilt.catch_up()
-    rebuilt.note(2, ("lane 7",))
+    rebuilt.note("actor 2", ("lane 7",))
     rebuilt.catch_up()
     assert said[5:] == ["995 more environments were made anew meanwhile", f"{text} 7"]
     assert rebuilt.total == 1001
@@ -346,6 +350,23 @@ def test_a_server_that_refuses_ends_the_run(fake: FakeRay) -> None:
         herd.supervisor.tick()
 
 
+def test_an_actor_that_raises_closes_its_environments_before_it_ends(fake: FakeRay) -> None:
+    """Its process lives; the one that takes its place does not wait for that."""
+    herd = Herd(slots=1)
+    raises = herd.started[0][1]
+    raises.collect.calls[0].finish(raised_in_an_actor(ValueError("a reward of nan")))
+    herd.supervisor.tick()
+    assert len(raises.close.calls) == 1
+    assert fake.killed == []
+    fake.now += 1
+    herd.supervisor.tick()
+    assert len(herd.started) == 2
+    raises.close.calls[0].finish(["Bridge-v0: close() raised OSError: gone"])
+    herd.supervisor.tick()
+    assert fake.killed == [raises]
+    assert herd.said[1:] == ["actor 0: Bridge-v0: close() raised OSError: gone"]
+
+
 def test_stop_flushes_the_living_and_kills_all(fake: FakeRay) -> None:
     """Within one deadline; the dead are not asked, no new calls are made."""
     herd = Herd()
@@ -358,6 +379,12 @@ def test_stop_flushes_the_living_and_kills_all(fake: FakeRay) -> None:
     assert herd.started[0][1].flush.calls[0].argument <= 8
     assert herd.started[1][1].flush.calls == []
     assert fake.waits == [8.0]
+    assert fake.killed == [herd.started[1][1]]
+    assert [len(handle.close.calls) for _, handle in herd.started] == [1, 0]
+    herd.started[0][1].close.calls[0].finish(["Bridge-v0: close() raised OSError: gone"])
+    herd.supervisor.end(2.0)
+    assert fake.waits[:2] == [8.0, 2.0]
+    assert herd.said[-1] == "actor 0: Bridge-v0: close() raised OSError: gone"
     assert set(fake.killed) == {handle for _, handle in herd.started}
     assert len(herd.started[0][1].collect.calls) == calls
 
@@ -439,7 +466,8 @@ def test_a_verdict_comes_with_the_policy_it_is_about(fake: FakeRay) -> None:
         assert tested.judged() == (given, f"policy {number}")
 
 
-def test_a_dead_evaluator_restarts_within_its_budget(fake: FakeRay) -> None:
+def test_a_dead_evaluator_restarts_within_its_budget_and_then_seldom(fake: FakeRay) -> None:
+    """A run does not end because it cannot be evaluated; it says so, and tries again ten minutes later."""
     tested = Screens(restarts=1)
     tested.screening.tick(learning=True)
     tested.calls[0].finish(DIED)
@@ -452,13 +480,24 @@ def test_a_dead_evaluator_restarts_within_its_budget(fake: FakeRay) -> None:
     fake.now += 1
     tested.screening.tick(learning=True)
     assert len(tested.started) == 2
+    assert tested.screening.failing == ""
     tested.calls[0].finish(DIED)
-    with pytest.raises(CrashLoopError, match="the evaluator"):
-        tested.screening.tick(learning=True)
+    assert tested.screening.tick(learning=True) is None
+    assert "the evaluator died 2 times" in tested.screening.failing
+    assert "the run goes on, and is evaluated again in 10 minutes" in tested.said[-1]
+    fake.now += 599
+    tested.screening.tick(learning=True)
+    assert len(tested.started) == 2
+    fake.now += 2
+    tested.screening.tick(learning=True)
+    assert len(tested.started) == 3
+    tested.calls[0].finish(verdict(0.0))
+    assert tested.screening.tick(learning=True) is not None
+    assert (tested.screening.failing, tested.screening.restarts) == ("", 2)
 
 
 def test_an_evaluation_that_hangs_is_given_up(fake: FakeRay) -> None:
-    """Its evaluator is killed and another one plays the next policy."""
+    """Its evaluator is killed and another one plays the next policy; one that hangs again is the last."""
     tested = Screens(restarts=1)
     tested.screening.tick(learning=True)
     fake.now += 60
@@ -467,10 +506,37 @@ def test_an_evaluation_that_hangs_is_given_up(fake: FakeRay) -> None:
     fake.now += 1
     assert tested.screening.tick(learning=True) is None
     assert fake.killed == tested.started
-    assert "no verdict for 60 s (eval.timeout_s)" in tested.said[0]
+    assert "no verdict for 60 s (eval.timeout_s); raise that option, or lower eval.screen_episodes" in tested.said[0]
     fake.now += 1
     tested.screening.tick(learning=True)
     assert (len(tested.started), tested.played) == (2, ["policy 2"])
+    fake.now += 61
+    assert tested.screening.tick(learning=True) is None
+    assert "2 times in a row: the run goes on and is not evaluated any more" in tested.said[-1]
+    fake.now += 1e6
+    assert tested.screening.tick(learning=True) is None
+    assert (len(tested.started), "no verdict" in tested.screening.failing) == (2, True)
+
+
+def test_environments_that_were_made_anew_in_an_evaluation_are_told_and_counted(fake: FakeRay) -> None:
+    tested = Screens()
+    tested.screening.tick(learning=True)
+    tested.calls[0].finish(verdict(0.0)._replace(remade=("environment 3: OSError: gone",)))
+    tested.screening.tick(learning=True)
+    assert tested.said == ["the evaluator: its environment was made anew: environment 3: OSError: gone"]
+    assert tested.screening.rebuilds == 1
+
+
+def test_the_evaluator_stops_what_it_plays_and_closes(fake: FakeRay) -> None:
+    tested = Screens()
+    tested.screening.tick(learning=True)
+    tested.screening.stop()
+    assert fake.cancelled == tested.calls
+    assert len(tested.started[0].close.calls) == 1
+    assert fake.killed == []
+    tested.screening.end(1.0)
+    assert fake.killed == tested.started
+    assert tested.said == ["the evaluator had no time to close its environments"]
 
 
 def test_a_policy_that_a_dead_learner_owes_is_not_the_evaluators_death(fake: FakeRay) -> None:
@@ -607,6 +673,9 @@ def test_slots_that_are_no_more_flush_and_end(fake: FakeRay) -> None:
     assert herd.supervisor.settled() is None, "it is still flushing"
     leaves.flush.calls[0].finish(True)
     herd.supervisor.tick()
+    assert herd.supervisor.settled() is None, "it is still closing its environments"
+    leaves.close.calls[0].finish([])
+    herd.supervisor.tick()
     assert herd.supervisor.settled() == {0: LADDER[0]}
     assert fake.killed == [dead, leaves]
     assert herd.said[-1] == "actor 1 has left"
@@ -628,7 +697,10 @@ def test_one_that_does_not_flush_is_ended_all_the_same(fake: FakeRay) -> None:
     fake.now += 2
     herd.supervisor.tick()
     assert fake.killed == [leaves]
-    assert herd.said == ["actor 1 has left; what it had in hand is lost"]
+    assert herd.said == [
+        "actor 1 has left; what it had in hand is lost",
+        "actor 1 had no time to close its environments",
+    ]
 
 
 def test_one_that_dies_meanwhile_is_placed_when_it_is_back(fake: FakeRay) -> None:
@@ -664,6 +736,8 @@ def test_the_end_waits_for_those_who_are_leaving(fake: FakeRay) -> None:
     herd = Herd(slots=2)
     herd.supervisor.scale(1)
     herd.supervisor.stop(4.0)
+    assert fake.killed == []
+    herd.supervisor.end(1.0)
     assert fake.killed == [handle for _, handle in herd.started]
 
 

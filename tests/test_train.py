@@ -316,29 +316,60 @@ def test_an_environment_that_raises_now_and_then_costs_its_episodes_only(
 def test_so_does_one_that_raises_where_it_is_evaluated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next evaluation plays other seeds; nothing of the training changes."""
+    """The episode is played again in a new environment; nothing of the training changes."""
     fragile(monkeypatch, NEVER, [20, NEVER])
     assert train(config(tmp_path, env=FRAGILE)) == 0
     out, written = capsys.readouterr().out, summary(tmp_path / "r")
     assert written["exit_reason"] == "budget of env steps"
-    assert "the evaluator died (RuntimeError: the bridge is down); it restarts" in out
-    assert (written["env_rebuilds"], written["evaluator_restarts"]) == (0, 1)
+    assert "the evaluator: its environment was made anew: environment" in out
+    assert "RuntimeError: the bridge is down" in out
+    assert written["env_rebuilds"] >= 1
+    assert written["evaluator_restarts"] == 0
     assert written["eval_mean"] is not None
+    assert written["unevaluated"] == ""
 
 
-@pytest.mark.parametrize(
-    ("training", "evaluations", "said"),
-    [(300, NEVER, "actor 0 failed: LaneError: the environment in lane 0 of"), (NEVER, 1, "the evaluator")],
-    ids=["training", "evaluation"],
-)
 def test_one_that_always_raises_ends_the_run_with_its_own_words(
-    tmp_path: Path, training: int, evaluations: int, said: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fragile(monkeypatch, training, [evaluations])
+    """So seldom that the first look does not see it."""
+    fragile(monkeypatch, 300, [NEVER])
     actors = {**OPTIONS["actors"], "restarts": 1}
-    with pytest.raises(RunFailedError, match=f"{said}.* died 2 times.*RuntimeError: the bridge is down"):
+    said = "actor 0 failed: LaneError: the environment in lane 0 of.* died 2 times.*RuntimeError: the bridge is down"
+    with pytest.raises(RunFailedError, match=said):
         train(config(tmp_path, env=FRAGILE, actors=actors))
     assert "test_train.py" in (tmp_path / "r" / "failure.txt").read_text()
+
+
+def test_a_run_that_cannot_be_evaluated_goes_on_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fragile(monkeypatch, NEVER, [1])
+    assert train(config(tmp_path, env=FRAGILE, actors={**OPTIONS["actors"], "restarts": 1})) == 0
+    out, written = capsys.readouterr().out, summary(tmp_path / "r")
+    assert written["exit_reason"] == "budget of env steps"
+    assert written["eval_mean"] is None
+    assert "the evaluator died 2 times" in written["unevaluated"]
+    assert "RuntimeError: the bridge is down" in written["unevaluated"]
+    assert out.count("the run goes on, and is evaluated again in 10 minutes") == 1
+    assert json.loads((tmp_path / "r" / "metrics.jsonl").read_text().splitlines()[-1])["evaluation_failing"] == 1
+
+
+@pytest.mark.parametrize("how", ["to the end", "actor fails", "evaluator is made anew"])
+def test_every_environment_is_closed_once(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the first look, the lanes, the evaluator, and all that were made anew."""
+    book = tmp_path / "book"
+    kwargs = {"kind": "raises" if how == "actor fails" else "well", "after": 250, "book": str(book)}
+    env = {"id": "strange_env:Strange-v0", "kwargs": kwargs}
+    if how == "actor fails":
+        with pytest.raises(RunFailedError, match="the bridge is down"):
+            train(config(tmp_path, env=env, actors={**OPTIONS["actors"], "restarts": 1}))
+    else:
+        if how == "evaluator is made anew":
+            monkeypatch.setattr(evaluator, "play", lambda *_: 1 / 0)
+        assert train(config(tmp_path, env=env)) == 0
+    words = book.read_text().split()
+    assert words.count("made") == words.count("closed") > OPTIONS["actors"]["lanes"]
 
 
 # -- refusals leave nothing

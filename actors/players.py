@@ -1,0 +1,79 @@
+"""The environments that evaluations are played in: as training makes and treats them, without its limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from actors.closing import close_all
+from actors.config import EnvConfig
+from actors.contract import Env
+from actors.envs import make_env
+from actors.lanes import LaneError
+from actors.restarts import CrashLoopError, Restarts, cause
+
+RESTARTS = 5
+"""How often the environment of one player may raise and be made anew within ten minutes."""
+
+
+class Players:
+    """Environments that episodes are played in; one that raises is made anew, within a budget. A context manager that
+    closes them."""
+
+    def __init__(self, config: EnvConfig, count: int, *, render_mode: str | None = None) -> None:
+        """``count`` environments."""
+        self._config, self._render_mode = config, render_mode
+        self.envs: list[Env] = []
+        self._budgets = [Restarts(f"environment {index} of {config.id}", RESTARTS) for index in range(count)]
+        self._remade: list[str] = []
+        try:
+            for _ in range(count):
+                self.envs.append(self._make())
+        except BaseException:
+            self.close()
+            raise
+
+    def _make(self) -> Env:
+        return make_env(self._config, training=False, render_mode=self._render_mode)
+
+    def replace(self, index: int, error: Exception) -> Env:
+        """A new environment in place of one that raised. Raises LaneError beyond its budget."""
+        try:
+            self._budgets[index].died(error)
+        except CrashLoopError as crash_loop:
+            raise LaneError(str(crash_loop)) from error
+        close_all([self.envs[index]])
+        try:
+            self.envs[index] = self._make()
+        except Exception as again:
+            raise LaneError(
+                f"environment {index} of {self._config.id} could not be made anew: {cause(again)}; it had to be "
+                f"because of {cause(error)}"
+            ) from again
+        self._remade.append(f"environment {index}: {cause(error)}")
+        return self.envs[index]
+
+    def take_remade(self) -> tuple[str, ...]:
+        """A line for each environment that was made anew since the last call."""
+        remade, self._remade = tuple(self._remade), []
+        return remade
+
+    def close(self) -> list[str]:
+        """Close them all; a line for each that did not let itself be closed."""
+        envs, self.envs = self.envs, []
+        return close_all(envs)
+
+    def __enter__(self) -> Players:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+Replace = Callable[[int, Exception], Env]
+"""What to play in instead of the environment of that index, which raised."""
+
+
+def no_other(index: int, error: Exception) -> Env:
+    """Have the error of an environment end what is played."""
+    del index
+    raise error
