@@ -19,11 +19,11 @@ class StrangeEnv(gym.Env[Any, Any]):
     def __init__(self, kind: str = "well", after: int = 0, book: str | None = None) -> None:
         self.kind, self.after, self.book, self.life, self.t = kind, after, book, 0, 0
         self.action_space: Any = gym.spaces.Discrete(2)
-        self.observation_space: Any = gym.spaces.Box(0, 255, (2, 2), np.uint8)
+        self.observation_space: Any = gym.spaces.Box(0, 255, (4,), np.uint8)
         if kind == "state":
             self.observation_space = gym.spaces.Discrete(4)
         if kind == "float nan":
-            self.observation_space = gym.spaces.Box(-1, 1, (2, 2), np.float32)
+            self.observation_space = gym.spaces.Box(-1, 1, (4,), np.float32)
         self.note("made")
         if kind == "exits as it is made":
             sys.exit()
@@ -51,17 +51,17 @@ class StrangeEnv(gym.Env[Any, Any]):
 
     def observe(self) -> Any:
         """The observation, wrong in the way of ``kind``."""
-        obs = np.full((2, 2), self.t, np.uint8)
+        obs = np.full((4,), self.t, np.uint8)
         if self.kind == "state":
             return np.int64(4 if self.wrong else self.t % 4)
         if self.kind == "float nan":
-            return np.full((2, 2), np.nan if self.wrong else self.t / 20, np.float32)
+            return np.full((4,), np.nan if self.wrong else self.t / 20, np.float32)
         if not self.wrong:
             return obs
         given = {
             "row": obs[None],
             "ragged": [[1], [1, 2]],
-            "words": np.array([["a", "b"], ["c", "d"]]),
+            "words": np.array(list("abcd")),
             "fractions": obs + 0.5,
             "negative": obs.astype(np.int64) - 21,
             "none": None,

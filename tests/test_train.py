@@ -335,7 +335,7 @@ def test_one_that_always_raises_ends_the_run_with_its_own_words(
     """So seldom that the first look does not see it."""
     fragile(monkeypatch, 300, [NEVER])
     actors = {**OPTIONS["actors"], "restarts": 1}
-    said = "actor 0 failed: LaneError: the environment in lane 0 of.* died 2 times.*RuntimeError: the bridge is down"
+    said = r"actor \d failed: LaneError: the environment in lane \d of.* died 2 times.*RuntimeError: the bridge is down"
     with pytest.raises(RunFailedError, match=said):
         train(config(tmp_path, env=FRAGILE, actors=actors))
     assert "test_train.py" in (tmp_path / "r" / "failure.txt").read_text()
@@ -362,8 +362,9 @@ def test_every_environment_is_closed_once(tmp_path: Path, how: str, monkeypatch:
     kwargs = {"kind": "raises" if how == "actor fails" else "well", "after": 250, "book": str(book)}
     env = {"id": "strange_env:Strange-v0", "kwargs": kwargs}
     if how == "actor fails":
+        more = {"actors": {**OPTIONS["actors"], "restarts": 0}, "budget": {"env_steps": 50_000}}
         with pytest.raises(RunFailedError, match="the bridge is down"):
-            train(config(tmp_path, env=env, actors={**OPTIONS["actors"], "restarts": 1}))
+            train(config(tmp_path, env=env, **more))
     else:
         if how == "evaluator is made anew":
             monkeypatch.setattr(evaluator, "play", lambda *_: 1 / 0)
