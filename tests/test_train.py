@@ -362,7 +362,7 @@ def test_every_environment_is_closed_once(tmp_path: Path, how: str, monkeypatch:
     kwargs = {"kind": "raises" if how == "actor fails" else "well", "after": 250, "book": str(book)}
     env = {"id": "strange_env:Strange-v0", "kwargs": kwargs}
     if how == "actor fails":
-        more = {"actors": {**OPTIONS["actors"], "restarts": 0}, "budget": {"env_steps": 50_000}}
+        more: dict[str, Any] = {"actors": {**OPTIONS["actors"], "restarts": 0}, "budget": {"env_steps": 50_000}}
         with pytest.raises(RunFailedError, match="the bridge is down"):
             train(config(tmp_path, env=env, **more))
     else:
