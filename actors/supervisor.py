@@ -23,7 +23,8 @@ from actors.restarts import BACKOFF_S, NotNowError, Rebuilt, Restarts, cause, ji
 from actors.rollout import Heartbeat, Work
 from actors.setbacks import EvaluationHangs, Setbacks
 
-COLLECT_S = 1.0
+COLLECT_S = 0.5
+"""Seconds of one call. The flush at the end waits for those in flight; the driver may be late by as much."""
 IN_FLIGHT = 2
 START_S = 300.0
 """Seconds that an actor may take to answer for the first time: a cluster may have to find a node for it first."""

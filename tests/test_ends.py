@@ -273,6 +273,26 @@ def test_a_thread_of_another_program_trains_inline_and_is_refused_local(folder: 
     assert [path.name for path in (folder / "runs").iterdir()] == ["inline"]
 
 
+LAST_WORDS = """
+import atexit, pathlib, threading
+import gymnasium as gym
+from gymnasium.envs.classic_control import CartPoleEnv
+
+atexit.register(lambda: pathlib.Path("simulator").write_text("stopped"))
+threading.Thread(target=threading.Event().wait).start()
+gym.register("Mine-v0", CartPoleEnv, max_episode_steps=200)
+"""
+
+
+def test_what_an_environment_wants_called_at_the_end_is_called_and_its_threads_hold_nothing_up(folder: Path) -> None:
+    (folder / "userenvs.py").write_text(LAST_WORDS)
+    options = (*TRAIN[2:], "--env.path", ".", "--budget.env-steps", "400")
+    done = qherd("train", "userenvs:Mine-v0", *options, cwd=folder)
+    assert_orderly(done, folder, 0)
+    assert done.out.count("budget of env steps: runs/r") == 1, "all is written"
+    assert (folder / "simulator").read_text() == "stopped"
+
+
 def test_the_exit_codes_are_in_the_help(tmp_path: Path) -> None:
     shown = qherd("--help", cwd=tmp_path).out
     assert all(f"\n  {code} " in shown for code in (0, 1, 2, 75, 130, 141))
