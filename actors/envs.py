@@ -27,13 +27,18 @@ from actors.lanes import Lane, RecordedLane
 from replay.chunk import Schema
 
 
+def use_path(config: EnvConfig) -> None:
+    """Have this process import from ``env.path``, too, which comes after all other folders."""
+    if config.path is not None and str(config.path) not in sys.path:
+        sys.path.append(str(config.path))
+
+
 def make_env(config: EnvConfig, *, training: bool, render_mode: str | None = None) -> gym.Env[Any, Any]:
     """One environment with storable observations. ``training`` applies ``env.max_episode_steps``.
 
     Raises EnvError where it cannot be made, or has spaces that qherd does not learn.
     """
-    if config.path is not None and str(config.path) not in sys.path:
-        sys.path.append(str(config.path))
+    use_path(config)
     arguments: dict[str, Any] = dict(config.kwargs)
     if training and config.max_episode_steps:
         arguments["max_episode_steps"] = config.max_episode_steps

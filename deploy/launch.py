@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
+from actors.envs import use_path
 from actors.first_look import Look, first_look
 from actors.rollout import Place
 from deploy import plan
@@ -55,6 +56,7 @@ def probe_env(config: RunConfig) -> Schema:
 
 def look_at_env(config: RunConfig) -> Look:
     """A first look at the run's environment; on stderr what it waits for. Raises EnvError where it cannot be used."""
+    use_path(env_of(config))  # networks and losses of the user's own are looked for here, after the environment
     (seed, *_), _ = Place("look", config.seed, 0, config.actors.count, 1).seeds(1)
     return first_look(env_of(config), seed or 0, config.actors.step_timeout_s, _tell)
 

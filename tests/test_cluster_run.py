@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -348,6 +349,38 @@ def test_a_killed_driver_of_a_cluster_is_resumed_from_the_living_server(cluster:
     assert done.leftovers == []
     for key in cluster.client.scan_iter("qherd:k:*"):
         cluster.client.delete(key)
+
+
+def fill(client: redis.Redis) -> None:
+    """Set keys of somebody else's until the server refuses."""
+    for number in itertools.count():
+        client.set(f"app:{number}", bytes(100_000))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+def test_a_server_that_others_fill_and_then_empty_is_waited_for(cluster: Cluster, tmp_path: Path) -> None:
+    """At maxmemory no chunk is taken; then somebody says FLUSHALL, and the run goes on, nothing dead."""
+    options = ["--run", "f", "--actors.count", "2", "--eval.threshold", "None", "--budget.env-steps", "400000"]
+    with contextlib.ExitStack() as stack:
+        stack.callback(cluster.client.config_set, "maxmemory", 0)
+        run = stack.enter_context(
+            running("train", "CartPole-v1", *options, *cluster.options, cwd=tmp_path, env=cluster.secrets)
+        )
+        run.until(lambda: run.figure("f", "updates") > 0, START_S, "updates")
+        cluster.client.config_set("maxmemory", cluster.client.info("memory")["used_memory"] + (8 << 20))
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            fill(cluster.client)
+        run.until(lambda: run.figure("f", "log_full") > 0, START_S, "a chunk that was refused")
+        cluster.client.flushall()
+        emptied = run.figure("f", "env_steps")
+        run.until(lambda: run.figure("f", "env_steps") > emptied + 2_000, 2 * START_S, "env steps after that")
+        os.kill(run.process.pid, signal.SIGTERM)
+        done = run.finish(40)
+    assert (done.code, done.err, done.leftovers) == (75, "", []), done
+    written = summary(tmp_path / "runs" / "f")
+    assert (written["chunks_refused"], written["deaths"]) == ({}, {})
+    cluster.client.flushall()
 
 
 # -- placement
