@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from replay.chunk import Schema
+from replay.chunk import MOST_COUNT, MOST_VERSION, Schema
 from replay.foreign import parse_json
 from replay.log import LogError
 from replay.reader import Slot
 
 FORMAT = 1
 """Raised where a field changes its meaning; fields that a reader does not know are passed over."""
+
+Count = Annotated[int, Field(ge=0, le=MOST_COUNT)]
+MOST_CAPACITY_ROWS, MOST_N_STEP = 1 << 40, 1 << 20
 
 
 class AboutError(LogError):
@@ -30,16 +33,16 @@ class SlotAbout(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    chunks: NonNegativeInt
-    rows: NonNegativeInt
-    env_steps: NonNegativeInt
-    bytes: NonNegativeInt
-    weight_version: NonNegativeInt
+    chunks: Count
+    rows: Count
+    env_steps: Count
+    bytes: Count
+    weight_version: Annotated[int, Field(ge=0, le=MOST_VERSION)]
     """Of the weights that the newest chunk was acted with; 0 before the first."""
-    incarnation: NonNegativeInt
+    incarnation: Count
     cursor: str
     """Id of the last chunk seen."""
-    refused: dict[str, PositiveInt]
+    refused: dict[str, Annotated[PositiveInt, Field(le=MOST_COUNT)]]
     """Refused chunks by reason."""
 
     @classmethod
@@ -65,16 +68,16 @@ class About(BaseModel):
 
     format: PositiveInt = FORMAT
     row_schema: Schema = Field(alias="schema")
-    n_step: PositiveInt
+    n_step: Annotated[PositiveInt, Field(le=MOST_N_STEP)]
     gamma: float = Field(ge=0, le=1)
-    reward_scale: float = Field(gt=0)
-    capacity_rows: PositiveInt
+    reward_scale: float = Field(gt=0, allow_inf_nan=False)
+    capacity_rows: Annotated[PositiveInt, Field(le=MOST_CAPACITY_ROWS)]
     """Rows that the learner's mirror holds at the most; the log is trimmed to it."""
-    env_steps: NonNegativeInt
-    updates: NonNegativeInt
+    env_steps: Count
+    updates: Count
     written_s: float = Field(default_factory=time.time)
     """When, by the learner's clock, in Unix seconds: for information only."""
-    slots: dict[NonNegativeInt, SlotAbout]
+    slots: dict[Count, SlotAbout]
 
     def pack(self) -> bytes:
         """As JSON."""
@@ -95,7 +98,7 @@ class About(BaseModel):
             finding = error.errors()[0]
             what = f"{'.'.join(map(str, finding['loc']))}: {finding['msg']}"
             raise AboutError(f"the run's description is damaged: {what}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise AboutError(f"the run's description is damaged: {error}") from error
 
     def same_rows(self, other: Self) -> bool:

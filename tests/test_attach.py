@@ -308,6 +308,11 @@ def test_a_description_that_cannot_be_read(own_server: EmbeddedServer, log: Redi
         (b"[]", "format None"),
         (about(1).pack().replace(b"float32", b"object1"), "dtype 'object1' cannot be stored"),
         (about(1).pack().replace(b'"n_step":3', b'"n_step":-3'), "n_step"),
+        (about(1).pack().replace(b'"n_step":3', b'"n_step":18446744073709551615'), "n_step"),
+        (about(1).pack().replace(b'"capacity_rows":1000', b'"capacity_rows":9223372036854775808'), "capacity_rows"),
+        (about(1).pack().replace(b'"reward_scale":0.5', b'"reward_scale":Infinity'), "reward_scale"),
+        (about(1).pack().replace(b'"chunks":0', b'"chunks":9223372036854775807'), "chunks"),
+        (b"[" * 100_000, "damaged"),
     ):
         log.describe(1, data)
         with pytest.raises(AboutError, match=message):

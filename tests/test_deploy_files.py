@@ -28,6 +28,7 @@ from contained import STOP_S
 
 from deploy.config import RunConfig, option_paths
 from deploy.secrets_dir import write_secrets
+from deploy.valkey import CLIENTS_SHARE
 
 BIN = Path(sys.executable).parent
 KUBERAY = ROOT / "deploy" / "kuberay"
@@ -187,6 +188,20 @@ def test_nothing_is_left_open(services: dict[str, Any], manifests: dict[str, lis
     assert list(exposure.in_dockerfile((ROOT / "deploy" / "Dockerfile").read_text())) == []
     for overlay, found in manifests.items():
         assert list(exposure.in_manifests(found)) == [], overlay
+
+
+def test_every_launchers_server_bounds_what_clients_may_hold(
+    services: dict[str, Any], manifests: dict[str, list[dict[str, Any]]]
+) -> None:
+    """Alike, as the embedded server does by the run's own sizes: requests that are not whole would fill it else."""
+    (deployment,) = [each for each in manifests["base"] if each["kind"] == "Deployment"]
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    commands = [" ".join(services["valkey"]["command"]), " ".join(container["args"])]
+    commands += [(ROOT / "deploy" / path).read_text() for path in ("ray/server.sh", "slurm/qherd.sbatch")]
+    bounds = {"proto-max-bulk-len": "64mb", "client-query-buffer-limit": "65mb", "maxmemory-clients": CLIENTS_SHARE}
+    for command in commands:
+        assert dict(re.findall(rf"--({'|'.join(bounds)}) (\S+)", command)) == bounds, command
+        assert "--maxmemory-policy noeviction" in command
 
 
 def test_a_published_port_without_a_password_is_found(
