@@ -11,7 +11,7 @@ import json
 import re
 import socket
 from collections.abc import Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from deploy.config import RUN_NAME, ConfigError
 from deploy.host import host_and_port
+from learner.http_server import BoundedMixIn
 from replay.foreign import Unreadable, read_file
 
 PATH = "/targets"
@@ -60,10 +61,8 @@ def target_groups(runs_dirs: Sequence[Path]) -> Iterator[dict[str, Any]]:
                 continue
 
 
-class Discovery(ThreadingHTTPServer):
+class Discovery(BoundedMixIn, HTTPServer):
     """Answers GET /targets with the runs below ``runs_dirs``, looked up anew each time."""
-
-    daemon_threads = True
 
     def __init__(self, address: tuple[str, int], runs_dirs: Sequence[Path]) -> None:
         """Raises OSError where the port is taken, or the host is none."""
@@ -73,7 +72,6 @@ class Discovery(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    timeout = 5.0
     server: Discovery
 
     def do_GET(self) -> None:

@@ -7,16 +7,18 @@ import fcntl
 import platform
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version as version_of
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
 from learner.catalogue import BY_REASON, PREFIX, Metric, catalogue
+from learner.http_server import BoundedWSGIServer, SilentHandler
 from learner.report import Report
 
 Labelled = Mapping[str, Mapping[str, int]]
@@ -86,7 +88,7 @@ class MetricsServer:
         """``address``: host and port (0: a free one); None serves nothing. Raises OSError where the port is taken."""
         registry = CollectorRegistry()
         self._metrics = RunMetrics(registry, run, version)
-        self._server = start_http_server(address[1], address[0], registry=registry)[0] if address else None
+        self._server = _serve(registry, address) if address else None
 
     @property
     def address(self) -> tuple[str, int] | None:
@@ -109,6 +111,13 @@ class MetricsServer:
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
+
+
+def _serve(registry: CollectorRegistry, address: tuple[str, int]) -> BoundedWSGIServer:
+    server = BoundedWSGIServer(address, SilentHandler)
+    server.set_app(make_wsgi_app(registry))
+    threading.Thread(target=server.serve_forever, name="qherd-metrics", daemon=True).start()
+    return server
 
 
 def _labelled(report: Report) -> Labelled:

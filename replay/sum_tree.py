@@ -6,6 +6,7 @@ recomputes each sum on its way up instead of adding a difference to it, no error
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,10 +39,24 @@ class SumTree:
 
         Never a leaf of weight 0, whatever the rounding, as long as the total is above 0.
         """
-        return _find(self._nodes, self._size, masses)
+        leaves: Array = _find(self._nodes, self._size, masses)
+        return leaves
 
 
-@njit("void(float64[::1], int64[::1], float64[::1])", cache=True)
+def _compiled(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compiles for these types. Numba keeps what it has compiled beside this file or in the user's home; where neither
+    can be written, each process compiles anew, which takes a second."""
+
+    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+        try:
+            return njit(signature, cache=True)(function)
+        except (RuntimeError, OSError):
+            return njit(signature)(function)
+
+    return compiled
+
+
+@_compiled("void(float64[::1], int64[::1], float64[::1])")
 def _set(nodes: Array, places: Array, weights: Array) -> None:
     """All changes go up together, a level at a time: their cache misses overlap."""
     for i in range(len(places)):
@@ -53,7 +68,7 @@ def _set(nodes: Array, places: Array, weights: Array) -> None:
             up[i] >>= 1
 
 
-@njit("int64[::1](float64[::1], int64, float64[::1])", cache=True)
+@_compiled("int64[::1](float64[::1], int64, float64[::1])")
 def _find(nodes: Array, size: int, masses: Array) -> Array:
     """All masses go down together, a level at a time: their cache misses overlap."""
     rest = masses.copy()

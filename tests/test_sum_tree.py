@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba.core.dispatcher import Dispatcher
 
+from replay import sum_tree
 from replay.samplers import tree_bytes
 from replay.sum_tree import SumTree
 
@@ -64,3 +66,16 @@ def test_plan_is_what_is_allocated() -> None:
         tree = SumTree(capacity)
         assert tree_bytes(capacity) == tree._nodes.nbytes
         assert len(tree.weights) == capacity
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("no locator available"), OSError(28, "No space left on device")])
+def test_without_a_folder_for_the_compiled_code_it_compiles_anew(
+    monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    """A package folder and a home that cannot be written, as in a container with a read-only root; a full disk."""
+
+    def refuse(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(Dispatcher, "enable_caching", refuse)
+    assert sum_tree._compiled("int64(int64)")(lambda number: number + 1)(1) == 2
