@@ -5,6 +5,7 @@ Only the standard library is imported here: the peers' scripts import this file 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -89,11 +90,15 @@ class Peer:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
-        stdin.write(json.dumps(question) + "\n")
-        stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended: told below
+            stdin.write(json.dumps(question) + "\n")
+            stdin.flush()
         while line := stdout.readline():
             if line.startswith("ANSWER "):
                 return json.loads(line.removeprefix("ANSWER "))
+        stdout.close()
+        with contextlib.suppress(BrokenPipeError):
+            stdin.close()
         raise RuntimeError(f"the peer {self._name} ended with {self._process.wait()}; its error is above")
 
 

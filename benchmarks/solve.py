@@ -1,11 +1,13 @@
 """Time to solve LunarLander-v3: the whole command from start to exit, and Stable-Baselines3's DQN in the same run.
 
-``python -m benchmarks --only solve`` or, with other seeds or without the peer, ``python -m benchmarks.solve --help``.
+``python -m benchmarks --only solve`` or, with other seeds, another preset or without the peer,
+``python -m benchmarks.solve --help``; ``--csv`` keeps a row per run.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import signal
@@ -17,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks import machine
 from benchmarks.peers import REPOSITORY, peer_command
 from benchmarks.result import Result, not_a_measurement, show
 from deploy.train import INTERRUPTED
@@ -24,7 +27,7 @@ from deploy.train import INTERRUPTED
 ENV = "LunarLander-v3"
 TARGET = 3.0
 TIMEOUT_S, PEER_TIMEOUT_S = 300.0, 900.0
-QUICK_S, QUICK_ENV_STEPS = 10.0, 5_000
+QUICK_S, QUICK_OPTIONS = 10.0, ("--budget.env-steps", "5000")
 QHERD = Path(sys.executable).parent / "qherd"
 CALIBRATE_S = 20.0
 """How long each number of torch threads is tried with the peer; the faster one is used."""
@@ -36,6 +39,7 @@ class Run(NamedTuple):
     seconds: float
     solved: bool
     about: str
+    outcome: dict[str, Any]
 
 
 def measure(quick: bool) -> list[Result]:
@@ -44,15 +48,24 @@ def measure(quick: bool) -> list[Result]:
 
 
 def compare(
-    seeds: Sequence[int], peer: str | None, timeout_s: float = TIMEOUT_S, *, quick: bool = False
+    seeds: Sequence[int],
+    peer: str | None,
+    timeout_s: float = TIMEOUT_S,
+    *,
+    quick: bool = False,
+    options: Sequence[str] = (),
+    csv_file: Path | None = None,
 ) -> list[Result]:
-    """Time ``seeds``; a run that did not solve counts with the time it was given, and is named. Raises RuntimeError
-    where a side did not run."""
+    """Time ``seeds``; a run that did not solve counts with the time it was given, and is named. ``options`` go to
+    qherd's command line; ``csv_file`` gets a row for each of qherd's runs as it ends. Raises RuntimeError where a side
+    did not run."""
     threads = faster_threads() if peer and not quick else 1
     ours, others, notes = [], [], []
     for seed in seeds:
-        run = qherd(seed, timeout_s, QUICK_ENV_STEPS if quick else None)
+        run = qherd(seed, timeout_s, [*options, *(QUICK_OPTIONS if quick else ())])
         ours.append(run)
+        if csv_file is not None:
+            write_csv(csv_file, options, seeds, ours)
         notes.append(_say(f"qherd seed {seed}", run))
         if peer:
             run = sb3(seed, threads, QUICK_S if quick else PEER_TIMEOUT_S)
@@ -72,25 +85,42 @@ def _say(name: str, run: Run) -> str:
     return line
 
 
-def qherd(seed: int, timeout_s: float, env_steps: int | None = None) -> Run:
+COLUMNS = (
+    *("seed", "exit_reason", "wall_s", "solved_s", "solved_env_steps", "env_steps", "updates"),
+    *("eval_mean", "eval_std", "eval_episodes"),
+)
+
+
+def write_csv(file: Path, options: Sequence[str], seeds: Sequence[int], runs: Sequence[Run]) -> None:
+    """Write the runs' summaries, and before them what was run, at which commit, and where."""
+    command = f"qherd train {' '.join([ENV, *options])} --seed N, N from {list(seeds)}"
+    about = [command, *machine.show(machine.describe()).splitlines()]
+    with file.open("w", newline="") as opened:
+        opened.writelines(f"# {line}\n" for line in about)
+        writer = csv.writer(opened, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows([run.outcome.get(name) for name in COLUMNS] for run in runs)
+
+
+def qherd(seed: int, timeout_s: float, options: Sequence[str] = ()) -> Run:
     """``qherd train`` as a user calls it. Raises RuntimeError where it failed, or made no update."""
     with tempfile.TemporaryDirectory(prefix="qherd-bench-") as folder:
         command = [str(QHERD), "train", ENV, "--seed", str(seed), "--run", f"seed-{seed}", "--runs-dir", folder]
-        command += [] if env_steps is None else ["--budget.env-steps", str(env_steps)]
-        seconds, _ = timed(command, timeout_s, allowed=(0, INTERRUPTED))
+        seconds, _ = timed([*command, *options], timeout_s, allowed=(0, INTERRUPTED))
         summary = json.loads((Path(folder) / f"seed-{seed}" / "summary.json").read_text())
     if not summary["updates"]:
         raise RuntimeError(f"qherd made no update in {seconds:.0f} s: it ended by {summary['exit_reason']}")
     solved = summary["exit_reason"] == "solved" and seconds <= timeout_s
     rate = summary["updates"] / summary["wall_s"]
     about = f"{summary['exit_reason']} at {summary['solved_s']} s, {_about(summary)}, {rate:.0f} updates/s"
-    return Run(seconds, solved, about)
+    return Run(seconds, solved, about, summary)
 
 
 def sb3(seed: int, threads: int, limit_s: float) -> Run:
     """The peer's whole command."""
     seconds, outcome = _peer(seed, threads, limit_s)
-    return Run(seconds, outcome["solved"], f"{_about(outcome)}, {outcome['updates_per_s']:.0f} updates/s")
+    about = f"{_about(outcome)}, {outcome['updates_per_s']:.0f} updates/s"
+    return Run(seconds, outcome["solved"], about, outcome)
 
 
 def _peer(seed: int, threads: int, limit_s: float) -> tuple[float, dict[str, Any]]:
@@ -147,10 +177,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", choices=["sb3"], help="time this one too, in turn with qherd")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    parser.add_argument("--preset", default=None, help="of qherd's runs; the default goes by the environment")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a row for each of qherd's runs")
     parser.add_argument("--quick", action="store_true", help="only see whether both sides run: not a measurement")
     parser.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="SECONDS", help="of each of qherd's runs")
     options = parser.parse_args()
-    results = compare(options.seeds, options.peer, options.timeout, quick=options.quick)
+    more = [] if options.preset is None else ["--preset", options.preset]
+    results = compare(
+        options.seeds, options.peer, options.timeout, quick=options.quick, options=more, csv_file=options.csv
+    )
     show(map(not_a_measurement, results) if options.quick else results)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import peers, solve
+from benchmarks import machine, peers, solve
 from benchmarks.__main__ import BY_NAME_ONLY, NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,3 +76,16 @@ def test_our_side_that_does_not_start_has_no_figure(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(solve, "ENV", "NoSuchEnv-v0")
     with pytest.raises(RuntimeError, match="ended with 2"):
         solve.qherd(0, 60.0)
+
+
+def test_the_rows_of_runs_have_their_command_commit_and_machine(tmp_path: Path) -> None:
+    runs = [solve.Run(31.5, True, "", {"seed": seed, "exit_reason": "solved", "updates": 9}) for seed in (0, 1)]
+    solve.write_csv(tmp_path / "seeds.csv", ["--preset", "tutorial"], range(5), runs)
+    text = (tmp_path / "seeds.csv").read_text()
+    assert text.startswith("# qherd train LunarLander-v3 --preset tutorial --seed N, N from [0, 1, 2, 3, 4]\n# ")
+    assert f"qherd at commit `{machine.describe()['qherd']}`" in text
+    rows = list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
+    assert [(row["seed"], row["exit_reason"], row["updates"]) for row in rows] == [
+        ("0", "solved", "9"),
+        ("1", "solved", "9"),
+    ]
