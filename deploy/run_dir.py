@@ -32,7 +32,7 @@ from safetensors import SafetensorError
 
 from actors.config import EnvConfig
 from deploy import __version__, arithmetic
-from deploy.config import RunConfig, dump
+from deploy.config import RUN_NAME, RunConfig, dump
 from deploy.discovery import registration
 from deploy.events import open_events, write_restart, write_scalars
 from deploy.numbers import read_yaml, write_yaml
@@ -135,7 +135,10 @@ class RunDirectory:
     @property
     def run(self) -> str:
         """The run's name in keys and metrics: that which it began with, whatever its folder is called since."""
-        return str(self._counts().get("run") or self.config.run or self.path.resolve().name)
+        counted = None
+        with contextlib.suppress(RunDirError):  # playing a policy needs no fences.json
+            counted = self._counts()["run"]
+        return str(counted or self.config.run or self.path.resolve().name)
 
     def _locked(self) -> RunDirectory:
         """Lock the directory for as long as this process lives: two drivers would both count fences."""
@@ -504,6 +507,8 @@ class _Counts(BaseModel):
     evaluators: int = Field(0, ge=0, lt=1 << 31)
     incarnations: dict[Annotated[str, StringConstraints(pattern=r"^\d{1,6}$")], Annotated[int, Field(ge=0, lt=1 << 62)]]
     nonce: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,64}$")]
+    run: Annotated[str, StringConstraints(pattern=f"^{RUN_NAME}$")] | None = None
+    path: Annotated[str, StringConstraints(max_length=4096)] | None = None
 
 
 def _plain(path: Path) -> bool:

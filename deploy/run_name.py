@@ -32,7 +32,7 @@ def new_nonce() -> str:
 
 def recognised(counts: Mapping[str, Any], path: Path, run: str, config: RunConfig) -> dict[str, Any]:
     """Returns fences.json's contents from now on, for the folder ``path`` in which a run called ``run`` is found."""
-    now = {"run": run, **counts, "path": str(path.resolve())}
+    now = {**counts, "run": run, "path": str(path.resolve())}
     if _original(counts, path) is None:
         return now
     if config.mode == "cluster":
@@ -43,7 +43,7 @@ def recognised(counts: Mapping[str, Any], path: Path, run: str, config: RunConfi
 
 def _original(counts: Mapping[str, Any], path: Path) -> Path | None:
     """The folder that ``path`` is a copy of; None where it is none, or where its original is not to be seen."""
-    original = Path(str(counts.get("path", path)))
+    original = Path(str(counts.get("path") or path))
     try:
         theirs = json.loads((original / "fences.json").read_text())
         same = theirs["nonce"] == counts["nonce"] and not original.samefile(path)

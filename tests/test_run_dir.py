@@ -237,6 +237,15 @@ def test_a_run_of_an_older_qherd_is_named_as_its_folder_was(directory: RunDirect
         assert again.run == "mine", "config.yaml has it"
 
 
+def test_a_name_that_would_lead_elsewhere_is_refused(directory: RunDirectory) -> None:
+    """Keys and the folder of checkpoints are called by it."""
+    directory.close()
+    counts = json.loads((directory.path / "fences.json").read_text())
+    (directory.path / "fences.json").write_text(json.dumps({**counts, "run": "../other"}))
+    with pytest.raises(RunDirError, match=r"fences\.json is damaged: run"):
+        RunDirectory.reopen(directory.path)
+
+
 def test_folders_are_written_down_so_that_they_are_found_from_elsewhere(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
