@@ -55,7 +55,7 @@ class UntilSolved(BaseCallback):  # type: ignore[misc, unused-ignore]
 
     def _on_step(self) -> bool:
         now = time.perf_counter()
-        if now > self._end_s:
+        if now > self._end_s and self.model._n_updates > 0:  # without an update it would not have run at all
             return False
         if now < self._next_screen_s or self.model._n_updates == 0:
             return True
