@@ -456,7 +456,7 @@ class RunDirectory:
     def _counts(self) -> dict[str, Any]:
         path = self.path / "fences.json"
         try:
-            return _Counts.model_validate(read_object(path, CONFIG_BYTES)).model_dump(mode="json")
+            return _Counts.model_validate(read_object(path, CONFIG_BYTES)).model_dump(mode="json", exclude_unset=True)
         except FileNotFoundError:
             raise RunDirError(f"{path} is missing, and what it counts must never go back: put it back") from None
         except ValidationError as error:

@@ -30,8 +30,9 @@ def is_url(given: str) -> bool:
 def run_name(given: str) -> str:
     """``given``, if it can be a run's name. Raises ConfigError otherwise."""
     if not re.fullmatch(RUN_NAME, given):
+        shown = "what was given" if set(given) & set(":@") else repr(given)  # a mistyped URL may hold a password
         raise ConfigError(
-            f"{given!r} is neither a run directory nor a run's name: names have 1 to 64 letters, digits, '.', '_' or "
+            f"{shown} is neither a run directory nor a run's name: names have 1 to 64 letters, digits, '.', '_' or "
             "'-', a letter or digit first"
         )
     return given

@@ -53,12 +53,25 @@ SCAN_COUNT = 1000
 _COPY_BELOW_BYTES = 1 << 16
 """Smaller chunks are copied into one send; for bigger ones two more sends are cheaper than the copy."""
 T = TypeVar("T")
+_SHOWN_OPTIONS = r"db|username|protocol|client_name|ssl_(?!password)\w+"
+_SHOWN_URL = re.compile(
+    r"(rediss?|unix|https?)://([\w.%+~-]*(:\*\*\*)?@)?(\[[0-9a-fA-F:.%]+\]|[\w.-]*)(:\d+)?(/[^?@#\s]*)?(\?[^@#\s]*)?"
+)
+"""What is left of a URL once its password is masked; anything else may have parts of it in the wrong place."""
 
 
 def public_url(url: str) -> str:
     """``url`` without its password, for messages and files, also where the password has characters that split a URL."""
-    masked = re.sub(r"([?&]password=)[^&]*", r"\1***", url)
-    return re.sub(r"^(\w+://[^:/@]*):.*@", r"\1:***@", masked)
+    masked = re.sub(rf"([?&](?!(?:{_SHOWN_OPTIONS})=)[^=&]*=)[^&]*", r"\1***", url)
+    masked = re.sub(r"^(\w+://[^:/@]*):.*@", r"\1:***@", masked)
+    if _SHOWN_URL.fullmatch(masked):
+        return masked
+    scheme = re.match(r"(rediss?|unix)://", url)
+    return f"{scheme[0] if scheme else ''}***"
+
+
+class UrlError(Refused, ValueError):
+    """A URL that names no server; the text shows what of it cannot be a password."""
 
 
 class RedisLog:
@@ -381,6 +394,7 @@ def parse_id(entry_id: bytes | str) -> ChunkId:
 
 def _connect(url: str, timeout_s: float, keep: bool) -> Any:
     """A client whose every wait is bounded and which retries nothing by itself."""
+    _check_delimiters(url)
     more = {"redis_connect_func": _on_connect_kept} if keep else {}
     try:
         client = redis.Redis.from_url(
@@ -396,13 +410,26 @@ def _connect(url: str, timeout_s: float, keep: bool) -> Any:
         pool = client.connection_pool
         pool.connection_class(**pool.connection_kwargs)  # connects to nothing
     except TypeError as error:
-        raise ValueError(
+        raise UrlError(
             f"{public_url(url)} has an option that redis-py does not know with this scheme: "
             f"{str(error).rpartition(' ')[2]} (those of TLS, ssl_..., want rediss://)"
         ) from None
     except ValueError:  # its text may hold a part of the password
-        raise ValueError(
-            f"{public_url(url)} is no Redis URL: it wants redis://, rediss:// or unix://, a numeric port, and special "
-            "characters of the password percent-encoded"
-        ) from None
+        raise _no_url(url) from None
     return client
+
+
+def _check_delimiters(url: str) -> None:
+    """Raises UrlError where a password that was not percent-encoded has split the URL: what comes before would be asked
+    for, and shown, as host and port."""
+    place, query, options = url.partition("://")[2].partition("?")
+    path = re.split(r"[/#]", place, maxsplit=1)[1:]
+    if "#" in place or "@" in "".join(path) or (query and "@" in options and "password=" not in options):
+        raise _no_url(url)
+
+
+def _no_url(url: str) -> UrlError:
+    return UrlError(
+        f"{public_url(url)} is no Redis URL: it wants redis://, rediss:// or unix://, a numeric port, and special "
+        "characters of the password percent-encoded"
+    )

@@ -276,3 +276,14 @@ def test_a_users_file_may_be_a_link_or_a_pipe_but_has_an_end(tmp_path: Path) -> 
 
 def test_json_nested_as_deeply_as_a_document_needs_is_read() -> None:
     assert parse_json(b"[" * 50 + b"]" * 50)
+
+
+@pytest.mark.parametrize(
+    "given", ["redis://127.0.0.1:1/0?run=x", "redis:/u:s3cret@h:1", "u:s3cret@h:1", "redis://u:12/s3cret@h:1"]
+)
+def test_a_malformed_url_is_one_line_without_what_may_be_a_password(tmp_path: Path, given: str) -> None:
+    done = qherd("replay", "stats", given, cwd=tmp_path)
+    assert (done.code, done.out) == (2, "")
+    assert len(done.err.splitlines()) == 1
+    assert "s3cret" not in done.err
+    assert "u:12" not in done.err

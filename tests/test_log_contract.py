@@ -929,6 +929,16 @@ SECRET_URLS = [
     f"http://:{SECRET}@127.0.0.1:1/0",
     f"unix://:{SECRET}@/no/such.sock",
     f"unix:///no/such.sock?password={SECRET}",
+    *(f"redis://user:12{split}{SECRET}@127.0.0.1:1/0" for split in "/?#@% &+:"),
+    *(f"redis://us@er:12{split}{SECRET}@127.0.0.1:1/0" for split in "/?#@% "),
+    f"redis:/user:{SECRET}@127.0.0.1:1/0",
+    f"redis+tls://user:{SECRET}@127.0.0.1:1",
+    f"user:{SECRET}@127.0.0.1:1",
+    f" redis://user:{SECRET}@127.0.0.1:1",
+    f"redis://user:{SECRET}",
+    f"redis://user:a\n{SECRET}@127.0.0.1:1",
+    f"redis://127.0.0.1:1/0?passwd={SECRET}",
+    f"rediss://127.0.0.1:1/0?ssl_password={SECRET}",
 ]
 
 
@@ -944,7 +954,9 @@ def test_no_error_shows_the_password(url: str) -> None:
         with pytest.raises(LogError) as raised:
             log.append(0, FIRST, b"x")
         caught = raised.value
-    assert SECRET not in "".join(traceback.format_exception(caught))
+    shown = "".join(traceback.format_exception(caught))
+    assert SECRET not in shown
+    assert "user:12" not in shown, "a part of it, taken for a port"
     assert SECRET not in public_url(url)
 
 
