@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
-
-from actors.envs import make_env, schema_of
+from actors.contract import Env, EnvError, name_of
+from actors.envs import schema_of
 from actors.evaluator import LANES, play
+from actors.players import Players
 from actors.policy import Policy, make_policy
+from actors.restarts import cause
+from actors.seeds import MOST
+from deploy.apart import environments_apart
 from deploy.config import ConfigError
 from deploy.run_dir import RunDirectory, env_of
+from deploy.video import Video
 
 
 def evaluate(run: Path, episodes: int, seed: int, *, as_json: bool) -> int:
     """Play ``episodes`` greedy episodes and print mean, std, min and max of the returns, and the lengths."""
     directory = RunDirectory.open(run)
-    envs = [make_env(env_of(directory.config), training=False) for _ in range(min(LANES, episodes))]
-    policy, manifest = _best(directory, envs[0])
-    played = play(envs, lambda obs: policy(obs).argmax(1), range(seed, seed + episodes))
+    limit = directory.config.eval.max_episode_steps
+    if seed + episodes - 1 > MOST:
+        raise ConfigError(f"--seed {seed} and {episodes} episodes go beyond the greatest seed, {MOST}: lower --seed")
+    with _players(directory, min(LANES, episodes)) as players:
+        policy, manifest = _best(directory, players.envs[0])
+        seeds = range(seed, seed + episodes)
+        played = play(players.envs, lambda obs: policy(obs).argmax(1), seeds, limit, players.replace)
+    for line in players.take_remade():
+        print(f"qherd: {line}; it was made anew and its episode played again", file=sys.stderr)
     figures = {
         "run": directory.run,
         "env": directory.config.env.id,
         "updates": manifest["updates"],
         "episodes": episodes,
         "seed": seed,
+        "max_episode_steps": limit,
         "mean": played.mean,
         "std": played.std,
         "min": float(played.returns.min()),
@@ -56,24 +70,38 @@ def record(run: Path, out: Path | None, seed: int) -> int:
     if out.exists():
         raise ConfigError(f"--out {out} exists already: choose another name")
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws into memory, also without a screen
-    from moviepy import ImageSequenceClip
 
-    filmed = gym.wrappers.RenderCollection(
-        make_env(env_of(directory.config), training=False, render_mode="rgb_array"), pop_frames=False
-    )
-    policy, _ = _best(directory, filmed)
-    played = play([filmed], lambda obs: policy(obs).argmax(1), [seed])
-    clip = ImageSequenceClip(filmed.render(), fps=int(filmed.metadata.get("render_fps", 30)))
-    if out.suffix == ".gif":
-        clip.write_gif(str(out), fps=15, logger=None)
-    else:
-        clip.write_videofile(str(out), logger=None)
-    filmed.close()
+    def fails(_: int, error: Exception) -> Env:
+        raise EnvError(f"{directory.config.env.id} raised {cause(error)}; there is no video of it") from error
+
+    with _players(directory, 1, render_mode="rgb_array") as players:
+        (env,) = players.envs
+        policy, _ = _best(directory, env)
+        with Video(out, name_of(env), float(env.metadata.get("render_fps") or 30)) as video:
+            limit = directory.config.eval.max_episode_steps
+            greedy = lambda obs: policy(obs).argmax(1)  # noqa: E731
+            played = play(players.envs, greedy, [seed], limit, fails, lambda env: video.add(_rendered(env)))
     print(f"{out}: return {played.mean:.1f} in {played.lengths[0]} env steps")
     return 0
 
 
-def _best(directory: RunDirectory, env: gym.Env[Any, Any]) -> tuple[Policy, dict[str, object]]:
+@contextlib.contextmanager
+def _players(directory: RunDirectory, count: int, render_mode: str | None = None) -> Iterator[Players]:
+    """Environments of the run, apart from the results and closed at the end; on stderr what was wrong with that."""
+    with environments_apart(), Players(env_of(directory.config), count, render_mode=render_mode) as players:
+        yield players
+        for line in players.close():
+            print(f"qherd: {line}", file=sys.stderr)
+
+
+def _rendered(env: Env) -> Any:
+    try:
+        return env.render()
+    except Exception as error:  # an environment may raise anything
+        raise EnvError(f"{name_of(env)}: render() raised {cause(error)}") from error
+
+
+def _best(directory: RunDirectory, env: Env) -> tuple[Policy, dict[str, object]]:
     arrays, manifest = directory.load_best()
     policy = make_policy(directory.config.learner.network_spec, schema_of(env))
     policy.load(arrays)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,12 @@ import imageio_ffmpeg  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
 import pytest
+import yaml
 from cli_runs import Finished, qherd
 
+from actors.contract import EnvError
 from deploy.run_dir import RunDirectory
+from deploy.video import Video, picture
 
 EPISODES, SEED = 23, 77
 
@@ -136,3 +141,143 @@ def test_damaged_weights_are_refused(run: Path, tmp_path: Path, command: str) ->
     assert "damaged" in done.err
     assert "Traceback" not in done.err
     assert not (copy / "best.mp4").exists()
+
+
+# -- environments that are unusual
+
+
+def unusual(run: Path, folder: Path, kind: str, env: str = "Frames-v0", **evaluation: int) -> Path:
+    """A copy of the run, as if it had been trained on ``frames_env``, which has the same spaces."""
+    copy = shutil.copytree(run, folder / "r", ignore=shutil.ignore_patterns("*.mp4"))
+    written = yaml.safe_load((copy / "config.yaml").read_text())
+    kwargs = {"kind": kind, "book": str(folder / "book")}
+    written["env"] |= {"id": f"frames_env:{env}", "path": str(Path(__file__).parent), "kwargs": kwargs}
+    written["eval"] |= evaluation
+    (copy / "config.yaml").write_text(yaml.safe_dump(written))
+    return copy
+
+
+def closed_all(folder: Path) -> bool:
+    words = (folder / "book").read_text().split()
+    return words.count("made") == words.count("closed") > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("none", r"Frames-v0: render\(\) returned None; a video needs an array <uint8>\[height, width, 3\]"),
+        ("changing", r"Frames-v0: render\(\) returned a picture of 64 x 66 after others of 64 x 64"),
+        ("fails", r"Frames-v0: render\(\) raised RuntimeError: no display"),
+        ("exits", r"Frames-v0: step\(\) called sys\.exit\(0\).*; there is no video of it"),
+    ],
+)
+def test_what_cannot_be_recorded_is_one_line(run: Path, tmp_path: Path, kind: str, told: str) -> None:
+    done = play(unusual(run, tmp_path, kind), command="record")
+    assert (done.code, done.err.count("\n")) == (2, 1), done
+    assert re.search(told, done.err)
+    assert not (tmp_path / "r" / "best.mp4").exists()
+    assert closed_all(tmp_path)
+
+
+def test_an_environment_without_pictures_is_one_line(run: Path, tmp_path: Path) -> None:
+    done = play(unusual(run, tmp_path, "", "NoRender-v0"), command="record")
+    assert done.code == 2
+    assert "cannot be made: its constructor" in done.err
+    assert "render_mode" in done.err
+    assert "--env.path" not in done.err
+    assert "Traceback" not in done.err
+
+
+def test_an_endless_episode_is_recorded_to_its_limit(run: Path, tmp_path: Path) -> None:
+    """And evaluated to it."""
+    copy = unusual(run, tmp_path, "endless", max_episode_steps=30)
+    assert "in 30 env steps" in play(copy, command="record").out
+    figures = json.loads(play(copy, "--episodes", "3", "--json").out)
+    assert (figures["lengths"], figures["max_episode_steps"]) == ([30, 30, 30], 30)
+
+
+def test_what_an_environment_prints_is_not_among_the_results(run: Path, tmp_path: Path) -> None:
+    done = play(unusual(run, tmp_path, "prints"), "--episodes", "2", "--json")
+    assert json.loads(done.out)["lengths"] == [20, 20]
+    assert "a line that the environment prints" in done.err
+    assert "and one past Python" in done.err
+    assert closed_all(tmp_path)
+
+
+def test_one_that_raises_once_is_evaluated_all_the_same(run: Path, tmp_path: Path) -> None:
+    done = play(unusual(run, tmp_path, "raises once"), "--episodes", "4", "--json")
+    assert json.loads(done.out)["lengths"] == [20] * 4
+    assert "OSError: the bridge is down; it was made anew and its episode played again" in done.err
+    assert closed_all(tmp_path)
+
+
+def test_one_that_exits_again_and_again_is_told(run: Path, tmp_path: Path) -> None:
+    done = play(unusual(run, tmp_path, "exits"), "--episodes", "4")
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done
+    assert "Frames-v0: step() called sys.exit(0)" in done.err
+    assert closed_all(tmp_path)
+
+
+@pytest.mark.parametrize("command", ["eval", "record"])
+def test_a_signal_closes_what_is_played(run: Path, tmp_path: Path, command: str) -> None:
+    done = play(unusual(run, tmp_path, "signalled"), command=command)
+    assert done.code == -signal.SIGTERM
+    assert closed_all(tmp_path)
+    assert not (tmp_path / "r" / "best.mp4").exists()
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_frames_are_copied_and_of_any_size(tmp_path: Path, suffix: str) -> None:
+    """One array that is drawn on again and again; sides of odd length get a dark line more."""
+    canvas, out = np.zeros((63, 65, 3), np.uint8), tmp_path / f"v{suffix}"
+    with Video(out, "an env", 15) as video:
+        for shade in (0, 80, 160, 240):
+            canvas[:] = shade
+            video.add(canvas)
+    side = 1 if suffix == ".mp4" else 0
+    raw = ["-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(out), *raw]
+    done = subprocess.run(command, capture_output=True, timeout=30, check=True)
+    frames = np.frombuffer(done.stdout, np.uint8).reshape(-1, 63 + side, 65 + side, 3)
+    assert np.abs(frames[:, 30, 30, 0].astype(int) - [0, 80, 160, 240]).max() < 8
+
+
+@pytest.mark.parametrize(
+    ("rendered", "pixel"),
+    [
+        (np.full((2, 3, 3), 7, np.uint8), 7),
+        (np.full((2, 3), 7, np.uint8), 7),
+        (np.full((2, 3, 1), 7, np.uint8), 7),
+        (np.full((2, 3, 4), 7, np.uint8), 7),
+        (np.full((2, 3, 3), 0.5, np.float32), 128),
+        (np.full((2, 3, 3), True), 255),
+        (np.full((2, 3, 3), 200, np.int64), 200),
+        ([[[9, 9, 9]] * 3] * 2, 9),
+    ],
+    ids=["uint8", "gray", "one channel", "rgba", "float", "bool", "int64", "list"],
+)
+def test_a_picture_of_any_kind_becomes_colour(rendered: Any, pixel: int) -> None:
+    taken = picture("an env", rendered)
+    assert taken.shape == (2, 3, 3)
+    assert taken.dtype == np.uint8
+    assert taken.flags.c_contiguous
+    assert set(taken.flatten().tolist()) == {pixel}
+
+
+@pytest.mark.parametrize(
+    ("rendered", "told"),
+    [
+        (None, "returned None"),
+        (np.zeros(4, np.uint8), r"returned an array <uint8>\[4\]"),
+        (np.zeros((2, 3, 2), np.uint8), r"<uint8>\[2, 3, 2\]"),
+        (np.zeros((0, 3, 3), np.uint8), r"<uint8>\[0, 3, 3\]"),
+        (np.full((2, 3, 3), 255.0), r"values of 255\.0 to 255\.0 in dtype float64, where a picture has 0 to 1"),
+        (np.full((2, 3, 3), np.nan), "values of nan"),
+        (np.full((2, 3, 3), 300), "values of 300 to 300 in dtype int64, where a picture has 0 to 255"),
+        ("a picture", "<<U9>"),
+    ],
+    ids=str,
+)
+def test_what_is_no_picture_is_refused_with_what_it_is(rendered: Any, told: str) -> None:
+    with pytest.raises(EnvError, match=rf"an env: render\(\) .*{told}"):
+        picture("an env", rendered)
