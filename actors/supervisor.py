@@ -28,6 +28,10 @@ COLLECT_S = 0.5
 IN_FLIGHT = 2
 START_S = 300.0
 """Seconds that an actor may take to answer for the first time: a cluster may have to find a node for it first."""
+MAKE_S = 60.0
+"""Seconds more for each of its environments, which simulators may take to start."""
+TELL_EVERY_S = 30.0
+"""How often it is said who is still starting."""
 LOG_S = 20.0
 """Seconds that one ``collect`` may spend on the log beyond its own: four calls that time out after 5 s each."""
 LEAVE_S = 20.0
@@ -93,6 +97,7 @@ class Supervisor:
         self._past_work, self._past_deaths, self._past_restarts = Work(), Counter[str](), 0
         self._leaving: list[_Leaving] = []
         self._closing: dict[str, Any] = {}
+        self._starting_s = self._told_starting_s = 0.0
         self._scaled = False
         self._ticked_s = time.monotonic()
         self._jitter = jitter
@@ -115,6 +120,7 @@ class Supervisor:
 
     def excuse(self) -> None:
         """Those cannot answer yet: the cluster has no room for them."""
+        self._starting_s = self._told_starting_s = 0.0
         for slot in self._slots:
             if slot.heard_s is None:
                 slot.silent_s = 0.0
@@ -209,6 +215,7 @@ class Supervisor:
         now_s = time.monotonic()
         passed_s, self._ticked_s = min(now_s - self._ticked_s, TICK_S), now_s
         self._rebuilt.catch_up()
+        self._tell_starting(passed_s)
         self._see_off()
         for index, slot in enumerate(self._slots):
             if slot.restart_at_s is not None:
@@ -225,6 +232,20 @@ class Supervisor:
                 self._refill(slot)
                 if self._scaled and slot.placed is None:
                     slot.placed = slot.handle.place.remote(len(self._slots))
+
+    def _tell_starting(self, passed_s: float) -> None:
+        """Say now and then which actors are still making their environments."""
+        starting = [i for i, slot in enumerate(self._slots) if slot.heard_s is None and slot.restart_at_s is None]
+        self._starting_s = self._starting_s + passed_s if starting else 0.0
+        if self._starting_s > self._told_starting_s + TELL_EVERY_S:
+            self._told_starting_s = self._starting_s
+            named = ", ".join(map(str, starting[:8])) + (", ..." if len(starting) > 8 else "")
+            self._say(
+                f"actors {named} are still making their {self._config.lanes} environments each, for "
+                f"{self._starting_s:.0f} s now"
+            )
+        elif not starting:
+            self._told_starting_s = 0.0
 
     def stop(self, deadline_s: float) -> None:
         """Flush all actors within one deadline, and have them close their environments; ``end`` waits for that."""
@@ -259,7 +280,8 @@ class Supervisor:
         """Raises HangError where all that a ``collect`` may wait for is over; a gate or a server that it waits for has
         it answer in time. A ``collect`` may begin a chunk just before its own time is over."""
         limit_s = COLLECT_S + self._config.flush_s + LOG_S + self._config.step_timeout_s
-        if slot.silent_s > limit_s + (START_S if slot.heard_s is None else 0.0):
+        start_s = START_S + MAKE_S * self._config.lanes if slot.heard_s is None else 0.0
+        if slot.silent_s > limit_s + start_s:
             last = "never heard of" if slot.heard_s is None else f"last heard of at env step {slot.env_steps}"
             raise HangError(
                 f"no answer for {slot.silent_s:.0f} s: {self._env_id} hangs in a step or computes for longer than "

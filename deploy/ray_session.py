@@ -260,6 +260,8 @@ class RaySession:
                 self._seat.excuse()
                 self._supervisor.excuse()
                 self._silence.excuse()
+            if self._supervisor.starting and not self._supervisor.alive:  # environments may take minutes to make
+                self._silence.excuse()
             if reported:  # a learner that says nothing is the seat's to notice
                 self._check_silence()
             result = self._screening.tick(learning=self._seat.works and self._figures.get("updates", 0) > 0)

@@ -151,8 +151,8 @@ def unusual(run: Path, folder: Path, kind: str, env: str = "Frames-v0", **evalua
     copy = shutil.copytree(run, folder / "r", ignore=shutil.ignore_patterns("*.mp4"))
     written = yaml.safe_load((copy / "config.yaml").read_text())
     kwargs = {"kind": kind, "book": str(folder / "book")}
-    written["env"] |= {"id": f"frames_env:{env}", "path": str(Path(__file__).parent), "kwargs": kwargs}
-    written["eval"] |= evaluation
+    written["options"]["env"] |= {"id": f"frames_env:{env}", "path": str(Path(__file__).parent), "kwargs": kwargs}
+    written["options"]["eval"] |= evaluation
     (copy / "config.yaml").write_text(yaml.safe_dump(written))
     return copy
 
