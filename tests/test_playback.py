@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -15,12 +16,13 @@ import imageio_ffmpeg  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
 import pytest
-import yaml
 from cli_runs import Finished, qherd
 
 from actors.contract import EnvError
+from deploy.config import RunConfig
 from deploy.run_dir import RunDirectory
 from deploy.video import Video, picture
+from learner.weights import pack
 
 EPISODES, SEED = 23, 77
 
@@ -146,15 +148,23 @@ def test_damaged_weights_are_refused(run: Path, tmp_path: Path, command: str) ->
 # -- environments that are unusual
 
 
-def unusual(run: Path, folder: Path, kind: str, env: str = "Frames-v0", **evaluation: int) -> Path:
-    """A copy of the run, as if it had been trained on ``frames_env``, which has the same spaces."""
-    copy = shutil.copytree(run, folder / "r", ignore=shutil.ignore_patterns("*.mp4"))
-    written = yaml.safe_load((copy / "config.yaml").read_text())
+def unusual(folder: Path, kind: str, env: str = "Frames-v0", **evaluation: int) -> Path:
+    """A run's directory with a policy for ``frames_env``, as if it had been trained."""
     kwargs = {"kind": kind, "book": str(folder / "book")}
-    written["options"]["env"] |= {"id": f"frames_env:{env}", "path": str(Path(__file__).parent), "kwargs": kwargs}
-    written["options"]["eval"] |= evaluation
-    (copy / "config.yaml").write_text(yaml.safe_dump(written))
-    return copy
+    config = RunConfig.model_validate(
+        {
+            "run": "r",
+            "runs_dir": folder,
+            "env": {"id": f"frames_env:{env}", "path": Path(__file__).parent, "kwargs": kwargs},
+            "eval": evaluation,
+            "learner": {"network": {"hidden": []}},
+        }
+    )
+    weights = {"head.linear.weight": np.zeros((2, 4), np.float32), "head.linear.bias": np.zeros(2, np.float32)}
+    with contextlib.closing(RunDirectory.create(config)) as directory:
+        about = {"version": 1, "updates": 7, "episodes": 1, "mean": 0.0, "std": 0.0, "lower": 0.0, "solved": False}
+        directory.save_best(pack(1, 7, 0, weights), about | {"threshold": None, "rank": [False, False, 0.0]})
+    return folder / "r"
 
 
 def closed_all(folder: Path) -> bool:
@@ -171,16 +181,16 @@ def closed_all(folder: Path) -> bool:
         ("exits", r"Frames-v0: step\(\) called sys\.exit\(0\).*; there is no video of it"),
     ],
 )
-def test_what_cannot_be_recorded_is_one_line(run: Path, tmp_path: Path, kind: str, told: str) -> None:
-    done = play(unusual(run, tmp_path, kind), command="record")
+def test_what_cannot_be_recorded_is_one_line(tmp_path: Path, kind: str, told: str) -> None:
+    done = play(unusual(tmp_path, kind), command="record")
     assert (done.code, done.err.count("\n")) == (2, 1), done
     assert re.search(told, done.err)
     assert not (tmp_path / "r" / "best.mp4").exists()
     assert closed_all(tmp_path)
 
 
-def test_an_environment_without_pictures_is_one_line(run: Path, tmp_path: Path) -> None:
-    done = play(unusual(run, tmp_path, "", "NoRender-v0"), command="record")
+def test_an_environment_without_pictures_is_one_line(tmp_path: Path) -> None:
+    done = play(unusual(tmp_path, "", "NoRender-v0"), command="record")
     assert done.code == 2
     assert "cannot be made: its constructor" in done.err
     assert "render_mode" in done.err
@@ -188,39 +198,39 @@ def test_an_environment_without_pictures_is_one_line(run: Path, tmp_path: Path) 
     assert "Traceback" not in done.err
 
 
-def test_an_endless_episode_is_recorded_to_its_limit(run: Path, tmp_path: Path) -> None:
+def test_an_endless_episode_is_recorded_to_its_limit(tmp_path: Path) -> None:
     """And evaluated to it."""
-    copy = unusual(run, tmp_path, "endless", max_episode_steps=30)
+    copy = unusual(tmp_path, "endless", max_episode_steps=30)
     assert "in 30 env steps" in play(copy, command="record").out
     figures = json.loads(play(copy, "--episodes", "3", "--json").out)
     assert (figures["lengths"], figures["max_episode_steps"]) == ([30, 30, 30], 30)
 
 
-def test_what_an_environment_prints_is_not_among_the_results(run: Path, tmp_path: Path) -> None:
-    done = play(unusual(run, tmp_path, "prints"), "--episodes", "2", "--json")
+def test_what_an_environment_prints_is_not_among_the_results(tmp_path: Path) -> None:
+    done = play(unusual(tmp_path, "prints"), "--episodes", "2", "--json")
     assert json.loads(done.out)["lengths"] == [20, 20]
     assert "a line that the environment prints" in done.err
     assert "and one past Python" in done.err
     assert closed_all(tmp_path)
 
 
-def test_one_that_raises_once_is_evaluated_all_the_same(run: Path, tmp_path: Path) -> None:
-    done = play(unusual(run, tmp_path, "raises once"), "--episodes", "4", "--json")
+def test_one_that_raises_once_is_evaluated_all_the_same(tmp_path: Path) -> None:
+    done = play(unusual(tmp_path, "raises once"), "--episodes", "4", "--json")
     assert json.loads(done.out)["lengths"] == [20] * 4
     assert "OSError: the bridge is down; it was made anew and its episode played again" in done.err
     assert closed_all(tmp_path)
 
 
-def test_one_that_exits_again_and_again_is_told(run: Path, tmp_path: Path) -> None:
-    done = play(unusual(run, tmp_path, "exits"), "--episodes", "4")
+def test_one_that_exits_again_and_again_is_told(tmp_path: Path) -> None:
+    done = play(unusual(tmp_path, "exits"), "--episodes", "4")
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done
     assert "Frames-v0: step() called sys.exit(0)" in done.err
     assert closed_all(tmp_path)
 
 
 @pytest.mark.parametrize("command", ["eval", "record"])
-def test_a_signal_closes_what_is_played(run: Path, tmp_path: Path, command: str) -> None:
-    done = play(unusual(run, tmp_path, "signalled"), command=command)
+def test_a_signal_closes_what_is_played(tmp_path: Path, command: str) -> None:
+    done = play(unusual(tmp_path, "signalled"), command=command)
     assert done.code == -signal.SIGTERM
     assert closed_all(tmp_path)
     assert not (tmp_path / "r" / "best.mp4").exists()
