@@ -199,6 +199,7 @@ class Evaluator(Breakable):
         """Close the environments and make them anew; the seeds go on."""
         self._players.close()
         self._players = self._make_players()
+        self._broken_by = None
 
     def _go_on(self, env: Env) -> None:
         del env

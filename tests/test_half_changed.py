@@ -217,9 +217,15 @@ def test_an_evaluator_that_raised_gives_no_further_verdict() -> None:
     evaluator = Evaluator(
         EnvConfig(id="Recorded-v0", kwargs=at), EvalConfig(screen_episodes=1, confirm_episodes=2), NetworkSpec(), 0
     )
-    for _ in range(2):
-        with pytest.raises(RuntimeError, match="the bridge is down"):
-            evaluator.screen(pack(1, 1, 0, LAYER))
+    with pytest.raises(LaneError, match="the bridge is down") as first:
+        evaluator.screen(pack(1, 1, 0, LAYER))
+    with pytest.raises(LaneError) as again:
+        evaluator.screen(pack(1, 1, 0, LAYER))
+    assert again.value is first.value
+    evaluator.restart()
+    with pytest.raises(LaneError) as anew:
+        evaluator.screen(pack(1, 1, 0, LAYER))
+    assert anew.value is not first.value, "its environments were made anew, and played"
 
 
 class Ledger(Breakable):
