@@ -18,7 +18,8 @@ class EnvConfig(BaseModel):
     path: Path | None = None
     """A folder to find that module in."""
     kwargs: dict[str, Any] = {}
-    """Arguments of the environment, as YAML: '{gravity: -9, enable_wind: true}'."""
+    """Arguments of the environment, as YAML: '{gravity: -9, enable_wind: true}'. In a text {slot}, {lane} and {index}
+    are filled in, and '{port: "{index+5000}"}' gives every environment of the run a port of its own."""
     frame_stack: int = Field(1, ge=1, le=64)
     """Newest observations that the network sees together, as gymnasium's FrameStackObservation makes them. Each is
     sent and stored once; so it is too where the environment brings that wrapper itself."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -33,13 +36,40 @@ def use_path(config: EnvConfig) -> None:
         sys.path.append(str(config.path))
 
 
-def make_env(config: EnvConfig, *, training: bool, render_mode: str | None = None) -> gym.Env[Any, Any]:
+@dataclass(frozen=True)
+class Where:
+    """Which of a run's environments one is: the slot of its actor (-1: the evaluator's), its lane there, and a number
+    that no other has at the same time."""
+
+    slot: int = 0
+    lane: int = 0
+    index: int = 0
+
+    def fill(self, value: Any) -> Any:
+        """An argument with its {slot}, {lane} and {index} filled in, or {index+5000}; alone each is a whole number."""
+        if not isinstance(value, str):
+            return value
+        if alone := _PLACEHOLDER.fullmatch(value):
+            return self._number(alone)
+        return _PLACEHOLDER.sub(lambda found: str(self._number(found)), value)
+
+    def _number(self, found: re.Match[str]) -> int:
+        return int(getattr(self, found.group(1))) + int(found.group(2) or 0)
+
+
+ALONE = Where()
+"""An environment that has no others beside it."""
+
+
+def make_env(
+    config: EnvConfig, *, training: bool, render_mode: str | None = None, where: Where = ALONE
+) -> gym.Env[Any, Any]:
     """One environment with storable observations. ``training`` applies ``env.max_episode_steps``.
 
     Raises EnvError where it cannot be made, or has spaces that qherd does not learn.
     """
     use_path(config)
-    arguments: dict[str, Any] = dict(config.kwargs)
+    arguments: dict[str, Any] = {name: where.fill(value) for name, value in config.kwargs.items()}
     if training and config.max_episode_steps:
         arguments["max_episode_steps"] = config.max_episode_steps
     if render_mode:
@@ -112,12 +142,18 @@ def stack_of(env: gym.Env[Any, Any]) -> int:
     return 1
 
 
+_PLACEHOLDER = re.compile(r"\{(slot|lane|index)(?:\+(\d+))?\}")
+EVALUATORS = 1000
+"""Numbers that evaluation's environments have for themselves: those of the actors' lanes follow."""
+
+
 def make_lanes(
     config: EnvConfig,
     lanes: int,
     restarts: int = 5,
     *,
     recorded: bool = False,
+    slot: int = 0,
     clock: Callable[[], float] = time.monotonic,
 ) -> SyncVectorEnv:
     """``lanes`` environments stepped together; the step after an end resets and leaves a boundary row.
@@ -130,7 +166,8 @@ def make_lanes(
     made = list[Lane]()
     try:
         for index in range(lanes):
-            made.append(kind(lambda: make_env(config, training=True), config.id, index, restarts, clock))
+            where = Where(slot, index, EVALUATORS + slot * lanes + index)
+            made.append(kind(partial(make_env, config, training=True, where=where), config.id, index, restarts, clock))
         _check_alike(config.id, made)
         ready = [lambda lane=lane: lane for lane in made]
         return SyncVectorEnv(ready, copy=False, autoreset_mode=AutoresetMode.NEXT_STEP)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from actors.closing import close_all
 from actors.config import EnvConfig
 from actors.contract import Env
-from actors.envs import make_env
+from actors.envs import Where, make_env
 from actors.lanes import LaneError
 from actors.restarts import CrashLoopError, Restarts, cause
 
@@ -26,14 +26,15 @@ class Players:
         self._budgets = [Restarts(f"environment {index} of {config.id}", RESTARTS) for index in range(count)]
         self._remade: list[str] = []
         try:
-            for _ in range(count):
-                self.envs.append(self._make())
+            for index in range(count):
+                self.envs.append(self._make(index))
         except BaseException:
             self.close()
             raise
 
-    def _make(self) -> Env:
-        return make_env(self._config, training=False, render_mode=self._render_mode)
+    def _make(self, index: int) -> Env:
+        where = Where(-1, index, index)
+        return make_env(self._config, training=False, render_mode=self._render_mode, where=where)
 
     def replace(self, index: int, error: Exception) -> Env:
         """A new environment in place of one that raised. Raises LaneError beyond its budget."""
@@ -43,7 +44,7 @@ class Players:
             raise LaneError(str(crash_loop)) from error
         close_all([self.envs[index]])
         try:
-            self.envs[index] = self._make()
+            self.envs[index] = self._make(index)
         except Exception as again:
             raise LaneError(
                 f"environment {index} of {self._config.id} could not be made anew: {cause(again)}; it had to be "

@@ -38,7 +38,7 @@ class ActorWorker:
         identity.check()
         if folder is not None:
             os.chdir(folder)
-        self._lanes = make_lanes(env, config.lanes, config.restarts)
+        self._lanes = make_lanes(env, config.lanes, config.restarts, slot=place.slot)
         try:
             log = RedisLog(url, place.run, max_chunks=chunks)
             schema = schema_of(self._lanes.envs[0])

@@ -129,7 +129,8 @@ class InlineSession(Breakable):
         from actors.rollout import Place, Rollout
 
         config = self._config
-        self._lanes.append(make_lanes(env_of(config), config.actors.lanes, config.actors.restarts, recorded=True))
+        lanes, restarts = config.actors.lanes, config.actors.restarts
+        self._lanes.append(make_lanes(env_of(config), lanes, restarts, recorded=True, slot=slot))
         return Rollout(
             Place(self._directory.run, config.seed, slot, config.actors.count, incarnation),
             self._lanes[-1],

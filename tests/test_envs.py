@@ -19,6 +19,7 @@ from numpy.testing import assert_array_equal
 from actors.config import EnvConfig
 from actors.contract import Checked, EnvError
 from actors.envs import make_env, make_lanes, schema_of
+from actors.players import Players
 from replay.chunk import DTYPES, Schema
 
 UNIT = Box(-1, 1, (2,), np.float32)
@@ -203,3 +204,16 @@ def test_gymnasiums_own_limit_holds_where_none_is_given() -> None:
     env = make_env(EnvConfig(id="CartPole-v1"), training=True)
     assert env.spec is not None
     assert env.spec.max_episode_steps == gym.spec("CartPole-v1").max_episode_steps == 500
+
+
+def test_each_environment_of_a_run_can_learn_which_it_is() -> None:
+    """For a port or a display of its own."""
+    config = EnvConfig(id="strange_env:Strange-v0", kwargs={"after": "{index+5000}", "kind": "of {slot}, {lane}"})
+    with Players(config, 2) as players:
+        found = [(env.unwrapped.kind, env.unwrapped.after) for env in players.envs]  # type: ignore[attr-defined]
+    assert found == [("of -1, 0", 5000), ("of -1, 1", 5001)]
+    found = []
+    for slot in range(2):
+        lanes = make_lanes(config, 3, slot=slot)
+        found += [(env.unwrapped.kind, env.unwrapped.after) for env in lanes.envs]  # type: ignore[attr-defined]
+    assert found == [(f"of {slot}, {lane}", 6000 + 3 * slot + lane) for slot in range(2) for lane in range(3)]
