@@ -55,7 +55,7 @@ class ActorConfig(BaseModel):
     """Seconds that one env step of all lanes of an actor may take. An actor that does not answer for longer than that,
     and than its other work may take, is killed and restarted. Raise it for an environment whose steps take longer."""
     silence_s: float = Field(120.0, gt=0)
-    """Seconds without an env step of any actor, though the gate is open, after which the run fails. Raise it for an
+    """Seconds without an env step of any actor, though they have credit, after which the run fails. Raise it for an
     environment whose steps take longer."""
     cpus: float = Field(0.0, ge=0)
     """CPUs that each actor asks Ray for. With 0 a node takes any number of them; they are spread over the nodes."""

@@ -1,4 +1,4 @@
-"""One actor's work without its process: step the lanes, write rows, send chunks, obey the gate, take new weights."""
+"""One actor's work without its process: step the lanes, send their rows as far as there is credit, take new weights."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from learner.cpu_time import CpuTime
 from learner.weights import unpack
 from replay.breakable import Breakable, breakable
 from replay.chunk import Chunk, Counters, Schema, encode
-from replay.log import ChunkId, ChunkLog, Full, Status, Unavailable, WeightsHeader
+from replay.credit import Credit
+from replay.log import ChunkId, ChunkLog, Fenced, Full, Status, Unavailable, WeightsHeader
 from replay.state import State, restore_rng, rng_state
 
-POLL_MIN_S, POLL_MAX_S = 0.05, 0.5
+POLL_MIN_S, POLL_MAX_S = 0.02, 0.5
 Array = npt.NDArray[Any]
 
 
@@ -59,7 +60,7 @@ class Work(NamedTuple):
     fetch_seconds: float = 0.0
     """Fetching, checking and loading weights."""
     wait_seconds: float = 0.0
-    """At the shut gate, or before the first weights."""
+    """Without credit, or before the first weights."""
     cpu_seconds: float = 0.0
     """On a core: of all of the above."""
     starved_seconds: float = 0.0
@@ -121,7 +122,8 @@ class Rollout(Breakable):
         self._newest = np.s_[:, -1] if schema.stack > 1 else np.s_[:]  # the frame that a row stores
         self._pending: bytes | None = None
         self._seq = 1
-        self._status = Status(False, None)
+        self._status = Status(None, None)
+        self._acknowledged_s = 0.0
         self._fetched_s = -np.inf
         self._away = False
         self._poll_s = POLL_MIN_S
@@ -131,7 +133,7 @@ class Rollout(Breakable):
 
     @breakable
     def collect(self, seconds: float) -> Heartbeat:
-        """Work for about ``seconds``: chunks where the gate is open, polls where it is not."""
+        """Work for about ``seconds``: chunks where there is credit, polls where there is none."""
         started, cpu = self._clock(), CpuTime.now()
         end = started + seconds
         while self._clock() < end:
@@ -155,11 +157,11 @@ class Rollout(Breakable):
 
     @breakable
     def ready(self) -> bool:
-        """Whether the next chunk may be collected: nothing in doubt, gate open, weights there. Asks the log if not."""
+        """Whether the next chunk may be collected: nothing in doubt, credit, weights. Asks the log if not."""
         if self._pending is not None:
             return self.send() and self._may_act()
         if not self._may_act():
-            self._ask(self._log.status)
+            self._ask(lambda: self._log.status(self._place.slot))
         return self._may_act()
 
     @breakable
@@ -202,7 +204,7 @@ class Rollout(Breakable):
         if self._pending is not None:
             raise ValueError(f"chunk {self._seq} of slot {self._place.slot} is in doubt; send it first")
         values, actions = zip(*(lane.state() for lane in self._recorded()), strict=True)
-        header = self._status.weights
+        credit, header = self._status
         return State(
             {
                 "slot": self._place.slot,
@@ -211,9 +213,9 @@ class Rollout(Breakable):
                 "counters": list(self.counters),
                 "rng": rng_state(self._rng),
                 "weight_version": self.weight_version,
-                "gate_open": self._status.gate_open,
+                "credit": credit and list(credit),
                 "run_env_steps": self._run_env_steps,
-                "newest_weights": None if header is None else list(header),
+                "newest_weights": header and list(header),
                 "lanes": list(values),
             },
             {"obs": np.array(self._obs), "epsilon": self._epsilon}
@@ -237,8 +239,8 @@ class Rollout(Breakable):
             raise ValueError(f"the state of slot and incarnation {told} with {len(ended)} lanes is not {own}'s")
         for i, lane in enumerate(lanes):
             lane.restore(values["lanes"][i], arrays[f"actions.{i}"], arrays["obs"][i], bool(ended[i]))
-        header = values["newest_weights"]
-        self._status = Status(values["gate_open"], None if header is None else WeightsHeader(*header))
+        credit, header = values["credit"], values["newest_weights"]
+        self._status = Status(credit and Credit(*credit), header and WeightsHeader(*header))
         self._obs, self._epsilon = np.array(arrays["obs"]), np.array(arrays["epsilon"])
         self._rows.restore(_named("rows.", arrays))
         self._policy.load(_named("policy.", arrays))
@@ -267,18 +269,20 @@ class Rollout(Breakable):
             return False
         self._pending = None
         self._seq += 1
+        self._acknowledged_s = self._clock()
         return True
 
     def _ask(self, call: Callable[[], Status]) -> bool:
         """Do one call on the log and act on the status it returns; False where the log is away."""
         try:
             with self._charging("log_seconds"):
-                self._status = call()
+                self._note(call())
             self._take_weights()
             self._away = False
         except (Unavailable, Full):
             self.counters = self.counters._replace(refusals=self.counters.refusals + 1)
-            self._status, self._away = Status(False, None), True
+            self._away = True
+            self._note(Status(None, None))
             return False
         return True
 
@@ -292,7 +296,23 @@ class Rollout(Breakable):
             self._work[what] += self._clock() - started
 
     def _may_act(self) -> bool:
-        return self._status.gate_open and self.weight_version > 0
+        """Whether there are weights, and credit for a whole chunk."""
+        credit = self._status.credit
+        if credit is None or self.weight_version == 0:
+            return False
+        chunk_rows = self._config.chunk_steps * self._envs.num_envs
+        waited_s = self._clock() - self._acknowledged_s
+        return credit.allows(self._place.incarnation, self.counters.rows, chunk_rows, waited_s)
+
+    def _note(self, status: Status) -> None:
+        """Raises Fenced where the learner has rows of a newer incarnation."""
+        before, now = (credit and credit[:2] for credit in (self._status.credit, status.credit))
+        if before != now:
+            self._acknowledged_s = self._clock()
+        self._status, place = status, self._place
+        if status.credit is not None and status.credit.incarnation > place.incarnation:
+            newer = status.credit.incarnation
+            raise Fenced(f"slot {place.slot}: incarnation {newer} has taken over from {place.incarnation}")
 
     def _take_weights(self) -> None:
         """Fetch newer weights, at most every ``fetch_every_s``; the run's env steps in their header anneal epsilon."""
@@ -335,7 +355,7 @@ class Rollout(Breakable):
         with self._charging("log_seconds" if self._away else "wait_seconds"):
             self._sleep(seconds)
         if not self._away and self.weight_version:
-            self.counters = self.counters._replace(gate_wait_s=self.counters.gate_wait_s + seconds)
+            self.counters = self.counters._replace(credit_wait_s=self.counters.credit_wait_s + seconds)
 
     @breakable
     def flush(self, deadline_s: float) -> bool:

@@ -277,8 +277,8 @@ class Supervisor:
             self._rebuilt.note(f"actor {index}", heartbeat.rebuilt)
 
     def _check_silence(self, slot: _Slot) -> None:
-        """Raises HangError where all that a ``collect`` may wait for is over; a gate or a server that it waits for has
-        it answer in time. A ``collect`` may begin a chunk just before its own time is over."""
+        """Raises HangError where all that a ``collect`` may wait for is over; one that waits for
+        credit or a server answers in time. A ``collect`` may begin a chunk just before its own time is over."""
         limit_s = COLLECT_S + self._config.flush_s + LOG_S + self._config.step_timeout_s
         start_s = START_S + MAKE_S * self._config.lanes if slot.heard_s is None else 0.0
         if slot.silent_s > limit_s + start_s:
@@ -325,10 +325,10 @@ class Silence:
         self._since_s = 0.0
 
     def too_long(self, figures: Mapping[str, float]) -> bool:
-        """Whether ``figures``, the learner's, have shown no new env step for too long. A shut gate or a server that is
+        """Whether ``figures``, the learner's, have shown no new env step for too long. Without credit, or with a server
         away is somebody else's silence."""
         env_steps = figures.get("env_steps")
-        excused = not figures.get("gate_open") or figures.get("servers_down")
+        excused = not figures.get("credit_rows") or figures.get("servers_down")
         if env_steps is None or env_steps != self._env_steps or excused:
             self._env_steps, self._since_s = env_steps, self._clock()
         return self._clock() - self._since_s > self._most_s

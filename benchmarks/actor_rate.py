@@ -29,7 +29,7 @@ ENV = EnvConfig(id="LunarLander-v3")
 
 @contextlib.contextmanager
 def rollout_at_work() -> Iterator[Rollout]:
-    """One actor's rollout on a real server, with weights and an open gate."""
+    """One actor's rollout on a real server, with weights and all the credit it can use."""
     with EmbeddedServer(RUN, 256 << 20) as server:
         envs = make_lanes(ENV, LANES)
         schema = schema_of(envs.envs[0])

@@ -131,7 +131,7 @@ def publish(publisher: Any, arrays: dict[str, Any], count: int) -> None:
     """As the learner does: pack in its thread, send in another."""
     from learner.weights import pack, version
 
-    publisher.set(True, pack(version(1, count), 0, 0, arrays))
+    publisher.set(b"", pack(version(1, count), 0, 0, arrays))
 
 
 def layers(megabytes: float) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def fetch(url: str, seconds: float, ready: Any, found: Any) -> None:
     log, version, nbytes, took = RedisLog(url, RUN), 0, 0, list[float]()
     ready.wait(300)
     for began in paced(seconds, FETCH_EVERY_S):
-        header = log.status().weights
+        header = log.status(0).weights
         if header is None or header.version <= version:
             continue
         value = log.fetch_weights()

@@ -31,12 +31,13 @@ def beside(work: Callable[..., None], *arguments: Any) -> Iterator[None]:
 
 
 def publish_weights(url: str, run: str, sizes: tuple[int, ...]) -> None:
-    """What an actor sees of a learner: an open gate, and new weights of an MLP with these layer sizes all the time.
+    """What slot 0 sees of a learner: credit without end, and new weights of an MLP with these layer sizes all the time.
 
     The run's env steps in their header stay 0: the actors' epsilon stays 1, so that they fly like random ones.
     """
     from learner.publisher import Publisher
     from learner.weights import pack
+    from replay.credit import Credit, pack_credit
     from replay.redis_log import RedisLog
 
     rng = np.random.default_rng(0)
@@ -45,9 +46,10 @@ def publish_weights(url: str, run: str, sizes: tuple[int, ...]) -> None:
     for name, (inputs, outputs) in zip(names, itertools.pairwise(sizes), strict=True):
         weight = rng.normal(size=(outputs, inputs)) / np.sqrt(inputs)
         arrays |= {f"{name}.weight": weight.astype(np.float32), f"{name}.bias": np.zeros(outputs, "f4")}
+    credit = pack_credit({0: Credit(1, 0, 1 << 62)})
     publisher = Publisher(RedisLog(url, run), fence=1)
     for count in range(1, 1 << 30):
-        publisher.set(True, pack(count, 0, 0, arrays))
+        publisher.set(credit, pack(count, 0, 0, arrays))
         time.sleep(WEIGHTS_EVERY_S)
 
 

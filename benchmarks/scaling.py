@@ -137,7 +137,7 @@ class Rows:
 
 COLUMNS = (
     *("actors", "env steps/s", "of N × one actor", "all at work after"),
-    *("on a core", "waiting for one", "server", "gate", "learner waits"),
+    *("on a core", "waiting for one", "server", "without credit", "learner waits"),
 )
 
 
@@ -146,7 +146,7 @@ def table(points: Sequence[Point]) -> list[str]:
     lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
     for each in points:
         actors = each.window.actors
-        shares = (actors.on_core, actors.starved, actors.log, actors.gate) if actors else (0.0,) * 4
+        shares = (actors.on_core, actors.starved, actors.log, actors.waiting) if actors else (0.0,) * 4
         cells = [f"{each.env_steps_per_s:,.0f}", f"{efficiency(each, points):.1%}", f"{each.start_s:.0f} s"]
         cells += [f"{share:.1%}" for share in (*shares, each.window.learner["wait"])]
         lines.append(f"| {each.actors} | {' | '.join(cells)} |")

@@ -29,7 +29,7 @@ from learner.config import LearnerConfig
 from learner.networks import NetworkConfig
 from replay.chunk import Schema
 from replay.config import ReplayConfig
-from replay.log import LogError
+from replay.log import ChunkId, LogError, Status
 from replay.redis_log import RedisLog
 
 SECONDS, QUICK_SECONDS = 660.0, 5.0
@@ -226,21 +226,27 @@ def _learn(url: str, done: Any) -> None:
 
 
 def _feed(url: str, slot: int) -> None:
-    """Chunks for ever, as fast as they are taken while the gate is open."""
+    """Chunks for ever, as fast as there is credit for them."""
     log, feed = RedisLog(url, FED, FED_MAX_CHUNKS), Feed(FED_SCHEMA, FED, slot)
     while True:
         chunk_id, data = feed.next()
         while True:
             try:
                 status = log.append(slot, chunk_id, data)
-                while not status.gate_open:
+                while not _may_go_on(status, chunk_id, feed.rows):
                     time.sleep(0.005)
-                    status = log.status()
+                    status = log.status(slot)
                 break
             except LogError as error:
                 if not error.temporary:
                     raise
                 time.sleep(0.1)
+
+
+def _may_go_on(status: Status, newest: ChunkId, rows: int) -> bool:
+    """Whether there is credit for another chunk of so many rows."""
+    credit = status.credit
+    return credit is not None and credit.allows(newest.incarnation, newest.seq * rows, rows, waited_s=0.0)
 
 
 # The picture.

@@ -4,7 +4,7 @@ Two sides work at a ratio that the limiter holds. The slower side is never made 
 the run; where its own time goes then says what to change. A table of cases:
 
 =====================  ==================  ===================================================================
-actors at the gate     learner waits       what bounds the run
+actors without credit  learner waits       what bounds the run
 =====================  ==================  ===================================================================
 much                   little              learner: its biggest phase
 much                   much                limiter: its band is narrower than what is under way
@@ -34,7 +34,7 @@ PHASES = ("wait", "ingest", "sample", "transfer", "compute", "priorities", "publ
 class Actors(NamedTuple):
     """Shares of the actors' time, which add up to 1; and, across them, those on a core and waiting for one."""
 
-    gate: float
+    waiting: float
     env: float
     log: float
     weights: float
@@ -128,12 +128,12 @@ def diagnose(window: Window, config: RunConfig) -> Diagnosis:
 
 def _of_both_sides(window: Window, actors: Actors, config: RunConfig) -> Diagnosis:
     """The table of cases above."""
-    gate, wait = actors.gate, window.learner["wait"]
-    if gate >= MUCH:
-        return _learner(window, gate, config) if wait < MUCH else _limiter(gate, wait, config)
+    waiting, wait = actors.waiting, window.learner["wait"]
+    if waiting >= MUCH:
+        return _learner(window, waiting, config) if wait < MUCH else _limiter(waiting, wait, config)
     found = _actors_side(window, actors, config)
     if wait < MUCH:
-        why = f"both sides work nearly all the time (actors at the gate {gate:.0%}, learner waiting {wait:.0%})"
+        why = f"both sides work nearly all the time (actors without credit {waiting:.0%}, learner waiting {wait:.0%})"
         return Diagnosis("none", f"{why}; most of the actors' time is {found.bottleneck}", found.change)
     more = (
         f"or train more on what there is: --replay.samples-per-insert up to "
@@ -143,17 +143,17 @@ def _of_both_sides(window: Window, actors: Actors, config: RunConfig) -> Diagnos
     return Diagnosis(found.bottleneck, f"{found.why}; the learner waits {wait:.0%} of its time", (*found.change, more))
 
 
-def _learner(window: Window, gate: float, config: RunConfig) -> Diagnosis:
-    """The actors wait at the gate, the learner does not wait: its biggest phase says why."""
+def _learner(window: Window, waiting: float, config: RunConfig) -> Diagnosis:
+    """The actors wait for credit, the learner does not wait: its biggest phase says why."""
     phases = {name: share for name, share in window.learner.items() if name != "wait"}
     biggest = max(phases, key=lambda name: phases[name], default="")
     takes = f", {biggest} being {phases[biggest]:.0%} of its time" if biggest else ""
     does = f"the learner does all it can ({window.updates_per_s:,.0f} updates/s{takes})"
-    why = f"{does}, and the actors wait at the gate for {gate:.0%} of their time"
+    why = f"{does}, and the actors wait for credit for {waiting:.0%} of their time"
     if window.learner_starved >= STARVED:
         why = (
             f"the learner does all it can with the core that it gets ({window.updates_per_s:,.0f} updates/s): it waits "
-            f"for one for {window.learner_starved:.0%} of its time, and the actors at the gate for {gate:.0%}"
+            f"for one for {window.learner_starved:.0%} of its time, and the actors for credit for {waiting:.0%}"
         )
         room = "give the learner a core: fewer actors here, nothing else on this machine, or more cores"
         return Diagnosis("learner", why, (room,))
@@ -170,18 +170,18 @@ def _learner(window: Window, gate: float, config: RunConfig) -> Diagnosis:
     change = [remedies[biggest]] if biggest in remedies else [remedies["compute"]]
     spi = config.replay.samples_per_insert
     change.append(f"or fewer updates per env step: --replay.samples-per-insert below {spi:g}")
-    enough = max(1, math.ceil(window.actors_alive * (1 - gate)))
+    enough = max(1, math.ceil(window.actors_alive * (1 - waiting)))
     if enough < window.actors_alive:
         change.append(f"{enough} actor(s) would bring as much: qherd scale RUN --actors {enough}")
     return Diagnosis("learner", why, tuple(change))
 
 
-def _limiter(gate: float, wait: float, config: RunConfig) -> Diagnosis:
+def _limiter(waiting: float, wait: float, config: RunConfig) -> Diagnosis:
     chunk = config.actors.lanes * config.actors.chunk_steps
     return Diagnosis(
         "limiter",
-        f"both sides wait for each other (actors at the gate {gate:.0%}, learner {wait:.0%}): the limiter's band is "
-        f"narrow against the {config.actors.count} x {chunk} rows that are under way",
+        f"both sides wait for each other (actors without credit {waiting:.0%}, learner {wait:.0%}): the limiter's band "
+        f"is narrow against the {config.actors.count} x {chunk} rows that are under way",
         (
             f"a greater --replay.capacity-rows (now {config.replay.capacity_rows:,}), which widens the band",
             "or smaller chunks: --actors.chunk-steps, --actors.lanes",
@@ -192,7 +192,7 @@ def _limiter(gate: float, wait: float, config: RunConfig) -> Diagnosis:
 def _actors_side(window: Window, actors: Actors, config: RunConfig) -> Diagnosis:
     """The actors are never held up by the learner: where does their time go?"""
     alive, cores = window.actors_alive, window.cores
-    working = max(1e-9, 1 - actors.gate)
+    working = max(1e-9, 1 - actors.waiting)
     if actors.starved / working >= STARVED:
         on = "" if cores is None else f" ({cores:g})"
         wanted = f"{alive} actor(s), the learner and what else runs here want more cores than there are{on}"
@@ -223,7 +223,7 @@ def _actors_side(window: Window, actors: Actors, config: RunConfig) -> Diagnosis
 
 def _env(window: Window, actors: Actors, share: str) -> Diagnosis:
     """It computes, or it waits for something else than a core: what no part accounts for."""
-    asleep = max(0.0, 1 - actors.gate - actors.log - actors.weights - actors.on_core - actors.starved)
+    asleep = max(0.0, 1 - actors.waiting - actors.log - actors.weights - actors.on_core - actors.starved)
     if asleep > actors.env / 2:
         why = f"{share} is the environment, which waits for most of it and takes only {actors.on_core:.0%} of a core"
         change = f"more actors, which cost little CPU: qherd scale RUN --actors {2 * window.actors_alive}"

@@ -10,7 +10,7 @@ from rich.filesize import decimal
 
 from deploy.config import ConfigError, RedisConfig
 from deploy.target import Target, find_run, is_url
-from replay.log import GATE_MS
+from replay.log import CREDIT_MS
 from replay.run_keys import RunKeys
 
 DECLINED = 1
@@ -53,8 +53,8 @@ def check_ownership(target: Target, servers: Sequence[RunKeys]) -> None:
             )
         if server.alive():
             raise ConfigError(
-                f"run {target.run!r} is alive on {server.url}: its learner has renewed its gate within the last "
-                f"{GATE_MS // 1000} s; stop it first"
+                f"run {target.run!r} is alive on {server.url}: its learner has renewed its credit within the last "
+                f"{CREDIT_MS // 1000} s; stop it first"
             )
 
 

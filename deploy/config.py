@@ -68,7 +68,7 @@ class RedisConfig(BaseModel):
     urls: Annotated[tuple[str, ...], _SECRET] = ()
     """Several servers in its place; the actors are spread over them. The first one admits learners."""
     actor_url: Annotated[str | None, _SECRET] = None
-    """The same server with the actors' own user, who may append to streams and read weights and gate and nothing else.
+    """The same server with the actors' own user, who may append to streams and read weights and credit, nothing else.
     The default is the user of the learner."""
     actor_urls: Annotated[tuple[str, ...], _SECRET] = ()
     """With redis.urls: the same servers in the same order, with the actors' own users."""

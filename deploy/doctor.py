@@ -166,7 +166,7 @@ def _server_check(directory: RunDirectory) -> Iterator[Check]:
     for url in find_run(str(directory.shown), RedisConfig()).urls:
         with contextlib.closing(RunKeys(url, directory.run)) as server:
             alive = server.alive()
-            found = f"{server.url} answers; the learner {'renews' if alive else 'does not renew'} its gate there"
+            found = f"{server.url} answers; the learner {'renews' if alive else 'does not renew'} its credit there"
             yield Check("server", "ok" if alive else "warning", found)
 
 
@@ -249,6 +249,7 @@ def _print_window(console: Console, window: Window, diagnosis: Diagnosis) -> Non
 
 def _actors_line(actors: Actors) -> str:
     return (
-        f"gate {actors.gate:.0%}, env {actors.env:.0%}, own computing {actors.own:.0%}, server {actors.log:.0%}, "
-        f"weights {actors.weights:.0%}  (on a core {actors.on_core:.0%}, waiting for one {actors.starved:.0%})"
+        f"waiting for credit {actors.waiting:.0%}, env {actors.env:.0%}, own computing {actors.own:.0%}, "
+        f"server {actors.log:.0%}, weights {actors.weights:.0%}  "
+        f"(on a core {actors.on_core:.0%}, waiting for one {actors.starved:.0%})"
     )

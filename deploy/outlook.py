@@ -43,6 +43,7 @@ from learner.cpu_time import CpuTime
 from learner.networks import parameter_shapes
 from learner.weights import pack
 from replay.chunk import HEADER_BYTES, Schema
+from replay.credit import Credit, pack_credit
 from replay.log import MemoryLog
 from replay.server_kind import Bounds
 from replay.storage import available_memory
@@ -92,7 +93,7 @@ class Outlook:
     bound_by: str
     samples_per_insert: float
     half_band_samples: float
-    gate_wait_share: float
+    actors_wait_share: float
     learner_wait_share: float
     first_update_s: float
     replay_full_s: float
@@ -151,7 +152,7 @@ def foresee(config: RunConfig, schema: Schema, actor: ActorRate, updates_per_s: 
         bound_by="learner" if allowed < herd else "actors",
         samples_per_insert=limiter.samples_per_insert,
         half_band_samples=limiter.half_band,
-        gate_wait_share=1 - env_steps / herd,
+        actors_wait_share=1 - env_steps / herd,
         learner_wait_share=1 - env_steps / allowed,
         first_update_s=config.replay.min_rows / herd,
         replay_full_s=config.replay.capacity_rows / env_steps,
@@ -188,7 +189,7 @@ def measure_actor(config: RunConfig, schema: Schema, seconds: float = MEASURE_S)
     """One actor of the run at work on a log in memory, so that nothing but itself holds it up."""
     log = MemoryLog(max_chunks=4)
     log.take_lease(1)
-    log.publish(1, True, some_weights(config, schema))
+    log.publish(1, pack_credit({0: Credit(1, 0, 1 << 62)}), some_weights(config, schema))
     place, empty_bytes = Place("plan", config.seed, 0, 1, 1), resident_bytes()
     with environments_apart():
         lanes = make_lanes(env_of(config), config.actors.lanes, config.actors.restarts)
@@ -364,7 +365,7 @@ def _speed_lines(config: RunConfig, outlook: Outlook, measured: tuple[bool, bool
     )
     yield (
         "waiting",
-        f"{outlook.gate_wait_share:.0%} / {outlook.learner_wait_share:.0%}",
+        f"{outlook.actors_wait_share:.0%} / {outlook.learner_wait_share:.0%}",
         "of the actors' time / of the learner's",
     )
     yield (
@@ -396,13 +397,13 @@ def _network_lines(config: RunConfig, outlook: Outlook) -> Iterator[Line]:
 
 def _verdict(config: RunConfig, outlook: Outlook) -> str:
     """What to change, in a line or two."""
-    gate, learner = outlook.gate_wait_share, outlook.learner_wait_share
+    waiting, learner = outlook.actors_wait_share, outlook.learner_wait_share
     if outlook.bound_by == "learner":
-        fewer = max(1, math.ceil(outlook.actors * (1 - gate)))
+        fewer = max(1, math.ceil(outlook.actors * (1 - waiting)))
         would_do = f"; {fewer} of them would do" if fewer < outlook.actors else ""
         text = (
-            f"the learner bounds this run, and its actors wait {gate:.0%} of their time{would_do}; a faster learner or "
-            "fewer samples per insert would use them"
+            f"the learner bounds this run, and its actors wait {waiting:.0%} of their time{would_do}; a faster learner "
+            "or fewer samples per insert would use them"
         )
     else:
         text = (

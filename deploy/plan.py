@@ -99,11 +99,11 @@ def check_values(config: RunConfig, schema: Schema, bounds: Bounds, where: str) 
 
 
 def check_limiter(config: RunConfig) -> Limiter:
-    """The limiter that the run begins with. Raises ConfigError for a capacity that the actors could overrun."""
+    """The limiter that the run begins with. Raises ConfigError for a replay too small for its first batch."""
     limits = config.replay
     try:
         limiter = Limiter(limits.samples_per_insert, limits.min_rows, limits.capacity_rows, config.learner.batch)
-        limiter.set_slack(config.actors.count * chunk_rows(config))
+        limiter.fit(config.actors.count, chunk_rows(config))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return limiter

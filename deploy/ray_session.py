@@ -322,8 +322,8 @@ class RaySession:
     def _check_silence(self) -> None:
         if self._silence.too_long(self._figures):
             raise RunFailedError(
-                f"no env step has come in for {self._config.actors.silence_s:g} s (actors.silence_s), though the gate "
-                f"is open: {self._supervisor.told()}"
+                f"no env step has come in for {self._config.actors.silence_s:g} s (actors.silence_s), though "
+                f"actors have credit: {self._supervisor.told()}"
             )
 
     def _tend_server(self) -> None:
@@ -436,7 +436,7 @@ class RaySession:
         try:
             if self._seat.works:
                 with away:
-                    ray.get(self._seat.handle.shut_gate.remote(), timeout=FLUSH_S / 2)
+                    ray.get(self._seat.handle.take_credit_back.remote(), timeout=FLUSH_S / 2)
             with away:
                 self._screening.stop()
                 self._supervisor.stop(flushed - time.monotonic())

@@ -131,7 +131,7 @@ def rows_between(before: Chunk | None, now: Chunk | None) -> int:
 
 def _figures(target: Target, servers: Sequence[RunKeys], about: About, lines: Sequence[Line]) -> dict[str, Any]:
     rows = [line.rows for line in lines]
-    published = [status.weights.version for server in servers if (status := server.status()).weights]
+    published = [status.weights.version for server in servers if (status := server.status(0)).weights]
     return {
         "run": target.run,
         "servers": [server.url for server in servers],
@@ -151,7 +151,7 @@ def _figures(target: Target, servers: Sequence[RunKeys], about: About, lines: Se
 
 
 def _print(figures: Mapping[str, Any]) -> None:
-    learner = "at work" if figures["alive"] else "gone (its gate has lapsed)"
+    learner = "at work" if figures["alive"] else "gone (its credit has lapsed)"
     print(f"run {figures['run']} on {', '.join(figures['servers'])}")
     print(
         f"learner {learner}: {figures['updates']:,} updates, {figures['env_steps']:,} env steps, a mirror of "

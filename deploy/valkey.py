@@ -78,9 +78,9 @@ class ServerStartError(ServerError):
 def acl_rules(run: str | None) -> dict[str, str]:
     """Redis ACL rules (without passwords) by role, for the keys ``qherd:{run}:*``; None: of any run.
 
-    ``actor`` may append to its streams and read weights and gate: with wider rights it could overwrite weights, expire
-    leases or exhaust a stream's ids. ``learner`` may do all that touches the run's own keys, and read the server's
-    state; nothing in the category ``@dangerous`` beside that. ``reader`` may read the run's own keys, for
+    ``actor`` may append to its streams and read weights and credit: with wider rights it could overwrite weights,
+    expire leases or exhaust a stream's ids. ``learner`` may do all that touches the run's own keys, and read the
+    server's state; nothing in the category ``@dangerous`` beside that. ``reader`` may read the run's own keys, for
     ``replay.attach`` and ``qherd replay stats``: no command that writes, waits or lists other keys.
 
     Raises:
@@ -95,7 +95,7 @@ def acl_rules(run: str | None) -> dict[str, str]:
             "-@dangerous +info +config|get +memory|usage +client|no-evict"
         ),
         "actor": (
-            f"~{prefix}chunks:* %R~{prefix}weights %R~{prefix}gate resetchannels "
+            f"~{prefix}chunks:* %R~{prefix}weights %R~{prefix}credit resetchannels "
             "-@all +ping +hello +auth +client|setname +get +getrange +xadd +xinfo|stream"
         ),
         "reader": (

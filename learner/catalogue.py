@@ -75,12 +75,12 @@ ACTORS = (
     ),
     _gauge("exploring_return", "Mean return of the exploring actors' newest episodes.", when=EPISODES),
     _counter("actor_push_retries", "Pushes and questions of actors that the server did not answer or had no room for."),
-    _counter("actor_gate_wait_seconds", "Seconds that actors waited at the shut gate, summed over the actors."),
+    _counter("actor_credit_wait_seconds", "Seconds that actors waited for credit, summed over the actors."),
     Metric(
         "actor_phase_seconds",
         "counter",
         "Seconds of the actors by phase, summed over them: in the environment, computing, waiting for the server, with "
-        "new weights, at the shut gate.",
+        "new weights, without credit.",
         {phase: f"actor_{phase}_seconds" for phase in ("env", "own", "log", "fetch", "wait")},
         "phase",
         RAY,
@@ -144,9 +144,9 @@ LIMITER = (
     _gauge("samples_per_insert", "Transitions trained on per env step since the run began."),
     _counter("samples", "Transitions trained on."),
     _gauge("limiter_error", "Samples that the inserts allow, less the samples taken: > 0, the learner is behind."),
-    _gauge("limiter_half_band", "Beyond this error the gate shuts, below minus this the learner waits."),
+    _gauge("limiter_half_band", "At this error actors have no credit, at minus this the learner waits."),
     _gauge("limiter_min_rows", "Env steps that are collected before the first update."),
-    _gauge("gate_open", "1 while actors may insert."),
+    _gauge("credit_rows", "Rows that actors may send beyond what the learner has taken in, in whole chunks."),
 )
 LEARNER = (
     Metric(

@@ -25,6 +25,7 @@ from replay.about import About, SlotAbout
 from replay.breakable import Breakable, breakable
 from replay.chunk import Codec, Counters, Schema
 from replay.config import ReplayConfig
+from replay.credit import Lender
 from replay.limiter import Limiter
 from replay.log import ChunkLog, LogError, Memory, unless_away
 from replay.mirror import Batch, Mirror
@@ -42,8 +43,8 @@ STRAYS_EVERY_S = 10.0
 """Between two looks for streams that are no slot's. One that is there twice is removed: the learner may not have been
 told of a slot that is new."""
 IDLE_S = 0.002
-GATE_LATENCY_S = 0.1
-"""How long a shut gate takes to reach the actors (publisher, server, their next chunk): sizes the limiter's band."""
+LAPSE_CHECK_S = 0.25
+"""Unused credit is looked for so often. A longer pause counts no more: it was this process that did not run."""
 
 
 class LearnerLoop(Breakable):
@@ -82,11 +83,12 @@ class LearnerLoop(Breakable):
         )
         self.sampler = make_sampler(replay, self.mirror, np.random.default_rng(sample_seed))
         self.limiter = Limiter(replay.samples_per_insert, replay.min_rows, replay.capacity_rows, config.batch)
+        self._lender = Lender()
         self._starved_s = self._env_steps_per_s = self._updates_per_s = 0.0
         self.phases, self._samples = Phases(), Samples(config.batch)
-        self._last_publish_s = self._last_trim_s = self._last_describe_s = -math.inf
+        self._last_publish_s = self._last_trim_s = self._last_describe_s = self._last_lapse_s = -math.inf
         self._last_strays_s, self._strays = time.perf_counter(), set[str]()
-        self._rows_in_flight = self._log_unavailable = self._log_full = self._trimmed_end = 0
+        self._log_unavailable = self._log_full = self._trimmed_end = 0
         self._expected: set[int] = set()
         self._memory: Memory | None = None
         self._newest_figures: Figures | None = None
@@ -116,15 +118,15 @@ class LearnerLoop(Breakable):
             ) from error
 
     def expect(self, slots: Iterable[int], chunk_rows: int, left: Iterable[int] = ()) -> None:
-        """From now on these slots have actors; each has at most one chunk of ``chunk_rows`` rows in flight.
+        """From now on these slots have actors, which have credit for chunks of ``chunk_rows`` rows.
 
         Those that had one before, and those that ``left`` before this learner began, are read to their end; their
         streams are trimmed like all others, and are empty once the mirror has turned over.
         """
         self._expected = set(slots)
         self.reader.follow([*self._expected, *left])
-        self._rows_in_flight = len(self._expected) * chunk_rows
-        self.limiter.set_slack(self._rows_in_flight)
+        self.limiter.fit(len(self._expected), chunk_rows)
+        self._lender.fit(self._expected, chunk_rows, self.limiter.window_rows)
 
     @breakable
     def train(self, seconds: float) -> Report:
@@ -136,12 +138,12 @@ class LearnerLoop(Breakable):
                 time.sleep(IDLE_S)
                 self.phases.charge("wait")
             self._publish_when_due(now)
+            self._lapse_when_due(now)
             self._checkpoint_when_due()
         elapsed = time.perf_counter() - started
         self._starved_s += CpuTime.now().starved_s - starved_s
         self._env_steps_per_s = (self.reader.totals.env_steps - env_steps) / elapsed
         self._updates_per_s = (self.learner.updates - updates) / elapsed
-        self._fit_band()
         return self.report()
 
     @breakable
@@ -149,19 +151,38 @@ class LearnerLoop(Breakable):
         """Take in what arrived, then update while the limiter allows, up to the next ingest; the updates done."""
         self.phases.charge("outside")
         with unless_away(self._note_unavailable):
-            self.limiter.inserts += self.reader.poll(budget_s=ingest_budget_s)
+            self._book(self.reader.poll(budget_s=ingest_budget_s))
         self.phases.charge("ingest")
         batch, updates = self._config.batch, 0
         most = self._replay.ingest_every_updates if self.mirror.sampleable_rows else 0
         while updates < most and self.limiter.may_sample:
             self.limiter.samples += batch
             updates += 1
+        self._lend()
         together = max(1, GATHER_BYTES // (2 * batch * self._input_bytes))
         for done in range(0, updates, together):
             self._learn(min(together, updates - done))
-        self._publisher.set(self.limiter.gate_open)
-        self.phases.charge("publish")
         return updates
+
+    def _book(self, env_steps: int) -> None:
+        """Account for what the reader has taken in."""
+        self.limiter.insert(env_steps, self.mirror.sampleable_rows > 0)
+        for slot, books in self.reader.slots.items():
+            self._lender.acknowledge(slot, books.taken.incarnation, books.counters.rows)
+
+    def _lend(self) -> None:
+        """Let the actors send what the limiter has room for: before the updates, which take longer than a chunk."""
+        self._lender.lend(self.limiter.room_rows)
+        self._publisher.set(self._lender.pack())
+        self.phases.charge("publish")
+
+    def _lapse_when_due(self, now: float) -> None:
+        """Take unused credit back. Time in which a server was away, or chunks waited to be taken in, does not count."""
+        passed = now - self._last_lapse_s
+        if passed >= LAPSE_CHECK_S:
+            self._last_lapse_s = now
+            if not (self._publisher.servers_down or self.reader.backlog_chunks):
+                self._lender.pass_time(min(passed, LAPSE_CHECK_S))
 
     def _learn(self, updates: int) -> None:
         """One choice and one gather for all these updates, since the mirror does not change meanwhile; likewise one
@@ -192,7 +213,7 @@ class LearnerLoop(Breakable):
         """Take in all that the log has, without learning from it."""
         before = self.reader.totals.env_steps
         self.reader.drain()
-        self.limiter.inserts += self.reader.totals.env_steps - before
+        self._book(self.reader.totals.env_steps - before)
         self.describe()
 
     def about(self) -> About:
@@ -226,7 +247,7 @@ class LearnerLoop(Breakable):
         self._published += 1
         self._note_version()
         header = (version(self._fence, self._published), self.learner.updates, self.reader.totals.env_steps)
-        self._publisher.set(self.limiter.gate_open, pack(*header, host_arrays(self.learner.online)))
+        self._publisher.set(self._lender.pack(), pack(*header, host_arrays(self.learner.online)))
         self._published_at_updates = self.learner.updates
 
     def _note_version(self) -> None:
@@ -250,7 +271,7 @@ class LearnerLoop(Breakable):
         if now - self._last_publish_s >= PUBLISH_MIN_S and self.publish_if_due():
             self._last_publish_s = now
             self.phases.charge("publish")
-        turned = self.mirror.end - self._trimmed_end > max(self._keep_rows // TRIM_SHARE, self._rows_in_flight)
+        turned = self.mirror.end - self._trimmed_end > max(self._keep_rows // TRIM_SHARE, self.limiter.window_rows)
         if now - self._last_trim_s >= TRIM_EVERY_S or turned:
             self._last_trim_s, self._trimmed_end = now, self.mirror.end
             with unless_away(self._note_unavailable):
@@ -270,7 +291,7 @@ class LearnerLoop(Breakable):
         self._memory = memory = self._log.memory()
         if memory is not None:
             row_bytes = self.mirror.schema.row_bytes
-            margin = min(max(memory.bound // 10, 2 * self._rows_in_flight * row_bytes), memory.bound // 2)
+            margin = min(max(memory.bound // 10, 2 * self.limiter.window_rows * row_bytes), memory.bound // 2)
             if memory.used > memory.bound - margin:
                 self._log_full += 1
                 fewer = min(self._keep_rows, self.reader.log_rows) * 3 // 4
@@ -303,14 +324,6 @@ class LearnerLoop(Breakable):
                 f"{entries} chunks in {len(again)} streams that are no slot's of this run were removed, such as "
                 f"{min(again)[:80]!r}: somebody else has an actor's password (qherd secrets makes new ones)"
             )
-
-    def _fit_band(self) -> None:
-        """Widen the limiter's band to what arrives between a decision and the actors' obeying it."""
-        while_closing = int(self._env_steps_per_s * GATE_LATENCY_S)
-        beyond = self._replay.capacity_rows - self._replay.min_rows
-        of_a_batch = math.ceil(self._config.batch / self._replay.samples_per_insert)
-        room = min(beyond // 4, beyond - of_a_batch)
-        self.limiter.set_slack(min(self._rows_in_flight + while_closing, room))
 
     def _note_exploring_return(self, counters: Counters) -> None:
         """The mean return of the episodes that ended since this was last noted."""
@@ -352,7 +365,7 @@ class LearnerLoop(Breakable):
                 "limiter_min_rows": self.limiter.min_rows,
                 "weight_staleness_versions": max(lags, default=0),
                 "weight_staleness_mean_versions": sum(lags) / max(1, len(lags)),
-                "gate_open": float(self.limiter.gate_open),
+                "credit_rows": self._lender.rows,
                 "actors_expected": len(slots),
                 "env_steps_per_second": self._env_steps_per_s,
                 "updates_per_second": self._updates_per_s,
@@ -400,7 +413,7 @@ class LearnerLoop(Breakable):
             "chunk_bytes": totals.bytes,
             "actor_env_steps": counters.env_steps,
             "actor_episodes": counters.episodes,
-            "actor_gate_wait_seconds": counters.gate_wait_s,
+            "actor_credit_wait_seconds": counters.credit_wait_s,
             "actor_push_retries": counters.refusals,
         }
 

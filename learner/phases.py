@@ -12,7 +12,7 @@ PHASES = {
     "transfer": "handed the batches to the device",
     "compute": "forward, backward, Adam, target network (on a GPU: enqueued them)",
     "priorities": "fetched the TD errors (on a GPU: waited for it) and changed the priorities",
-    "publish": "packed weights and handed weights and gate to the publisher",
+    "publish": "packed weights and handed weights and credit to the publisher",
     "trim": "trimmed the chunk log and described the run",
     "checkpoint": "took the state for a checkpoint, which a thread writes",
     "report": "put the figures together (on a GPU: waited for it)",

@@ -1,4 +1,4 @@
-"""Publishes weights and gate under the learner's fence, on every server, and keeps both alive while it is busy."""
+"""Publishes weights and credit under the learner's fence, on every server, and keeps both alive while it is busy."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from collections.abc import Sequence
 from replay.log import ChunkLog, LogError, Unavailable, WeightsHeader, unless_away
 
 REFRESH_S = 0.5
-"""The gate is refreshed this often; it lapses by itself after 5 s, the fence never."""
+"""The credit is refreshed this often; it lapses by itself after 5 s, the fence never."""
 
-STALLED_MIN_S, STALLED_MAX_S, STALLED_TURNS = 0.25, 5.0, 20
-"""A learner that has said nothing for so many of its usual turns, though its process lives, shuts the gate: actors may
-insert 30,000 rows in a second, which nobody would take in or sample (a disk that stops a memmap, tried)."""
+CREDIT_EVERY_S = 0.02
+"""Changes of the credit are written no more often than this: each costs the learner some 0.3 ms of a core."""
 
 STOP_S = 2.0
-"""The end waits this long for a server that does not answer: its gate lapses by itself."""
+"""The end waits this long for a server that does not answer: its credit lapses by itself."""
 
 
 class Publisher:
-    """The one writer of gate, fence and weights: copies for every server, so that an actor talks to one server only.
+    """The one writer of credit, fence and weights: copies for every server, so that an actor talks to one server only.
 
     Without ``start`` each ``set`` writes at once, in the caller: the inline mode. After ``start`` a thread per server
     writes, at each change and every REFRESH_S, and keeps only the newest weights: a slow or frozen server makes neither
@@ -45,13 +44,13 @@ class Publisher:
         for writer in self._writers:
             writer.start()
 
-    def set(self, gate_open: bool, weights: bytes | None = None) -> None:
+    def set(self, credit: bytes, weights: bytes | None = None) -> None:
         """What is to be published. Raises what made the publisher give up: Fenced or Refused, by whichever server."""
         for writer in self._writers:
-            writer.set(gate_open, weights)
+            writer.set(credit, weights)
 
     def stop(self) -> None:
-        """Shut the gates, give the lease up and end the threads; within STOP_S, whatever the servers do."""
+        """Take the credit back, give the lease up and end the threads; within STOP_S, whatever the servers do."""
         for writer in self._writers:
             writer.end()
         deadline_s = time.monotonic() + STOP_S
@@ -88,16 +87,16 @@ class Publisher:
 
 
 class _Writer:
-    """Gate, fence and weights on one server."""
+    """Credit, fence and weights on one server."""
 
     def __init__(self, log: ChunkLog, fence: int) -> None:
         self._log, self._fence = log, fence
         self._state = threading.Condition()
-        self._gate_open: bool | None = None  # as an earlier learner left it: the first setting is written in any case
+        self._credit: bytes | None = None  # as an earlier learner left it: the first setting is written in any case
         self._newest: bytes | None = None
         self._sent: bytes | None = None
         self._changed = self._stopped = False
-        self._heard_s, self._turn_s = time.monotonic(), STALLED_MAX_S
+        self._wrote_s = 0.0
         self._failure: LogError | None = None
         self._thread: threading.Thread | None = None
         self.away = False
@@ -109,16 +108,13 @@ class _Writer:
         self._thread = threading.Thread(target=self._run, name="qherd-publisher", daemon=True)
         self._thread.start()
 
-    def set(self, gate_open: bool, weights: bytes | None) -> None:
+    def set(self, credit: bytes, weights: bytes | None) -> None:
         with self._state:
-            now = time.monotonic()
-            self._turn_s += 0.1 * (now - self._heard_s - self._turn_s)
-            self._heard_s = now
             if self._failure is not None:
                 raise self._failure
-            if gate_open == self._gate_open and weights is None:
+            if credit == self._credit and weights is None:
                 return
-            self._gate_open = gate_open
+            self._credit = credit
             self._newest = weights or self._newest
             self._changed = True
             self._state.notify()
@@ -146,7 +142,9 @@ class _Writer:
     def _run(self) -> None:
         while True:
             with self._state:
-                self._state.wait_for(lambda: self._changed or self._stopped, timeout=min(REFRESH_S, self._patience_s))
+                self._state.wait_for(lambda: self._changed or self._stopped, timeout=REFRESH_S)
+                pause_s = self._wrote_s + CREDIT_EVERY_S - time.monotonic()
+                self._state.wait_for(lambda: self._stopped, timeout=max(0.0, pause_s))
                 stopped = self._stopped
             if stopped:
                 self._release()
@@ -161,12 +159,11 @@ class _Writer:
     def _write(self) -> None:
         """Publish the newest state; a server that is away is tried again at the next refresh, with the newest then."""
         with self._state:
-            stalled = self._thread is not None and time.monotonic() - self._heard_s > self._patience_s
-            gate_open, newest = bool(self._gate_open) and not stalled, self._newest
-            self._changed = False
+            credit, newest = self._credit or b"", self._newest
+            self._changed, self._wrote_s = False, time.monotonic()
         with unless_away(self.note):
             due = None if self._holds(newest) else newest
-            self._log.publish(self._fence, gate_open, due)
+            self._log.publish(self._fence, credit, due)
             with self._state:
                 self.away = False
             if due is not None:
@@ -174,16 +171,12 @@ class _Writer:
                 self.published_bytes += len(due)
                 self._sent = due
 
-    @property
-    def _patience_s(self) -> float:
-        return min(STALLED_MAX_S, max(STALLED_MIN_S, STALLED_TURNS * self._turn_s))
-
     def _holds(self, weights: bytes | None) -> bool:
         """Whether the server has these weights still: one that restarted has none, or older ones from its file, and
         redis-py reconnects to it without a word."""
         if weights is None:
             return True
-        return weights is self._sent and self._log.status().weights == WeightsHeader.unpack(weights)
+        return weights is self._sent and self._log.status(0).weights == WeightsHeader.unpack(weights)
 
     def _release(self) -> None:
         with contextlib.suppress(LogError):  # it lapses by itself

@@ -115,7 +115,7 @@ class LearnerWorker:
         """See ``LearnerLoop.candidate``."""
         return self._loop.candidate()
 
-    def shut_gate(self) -> None:
+    def take_credit_back(self) -> None:
         """Have the actors stop inserting: no more updates follow."""
         self._publisher.stop()
 

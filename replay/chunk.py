@@ -131,7 +131,7 @@ class Counters(NamedTuple):
     episodes: int = 0
     refusals: int = 0
     return_sum: float = 0.0
-    gate_wait_s: float = 0.0
+    credit_wait_s: float = 0.0
 
     def check(self) -> None:
         """Raises BadChunk where no actor can have done this. A reward is a float32, which bounds the sum of returns."""
@@ -142,8 +142,8 @@ class Counters(NamedTuple):
             raise BadChunk("counters", f"{self.rows} rows have {self.env_steps} env steps, {self.episodes} episodes")
         if not abs(self.return_sum) <= MOST_REWARD * self.env_steps:
             raise BadChunk("counters", f"a sum of returns of {self.return_sum} after {self.env_steps} env steps")
-        if not 0 <= self.gate_wait_s <= MOST_COUNT:
-            raise BadChunk("counters", f"{self.gate_wait_s} seconds at the gate")
+        if not 0 <= self.credit_wait_s <= MOST_COUNT:
+            raise BadChunk("counters", f"{self.credit_wait_s} seconds without credit")
 
     def check_after(self, before: Counters, rows: int, env_steps: int, lost_rows: int) -> None:
         """Raises BadChunk where a chunk of so many rows and env steps cannot have led from ``before`` to these, with
@@ -157,8 +157,10 @@ class Counters(NamedTuple):
             )
         if not 0 <= more.episodes <= more.env_steps or (more.episodes == 0 and more.return_sum != 0):
             raise BadChunk("counters", f"{more.episodes} more episodes with a sum of returns of {more.return_sum}")
-        if more.refusals < 0 or more.gate_wait_s < 0:
-            raise BadChunk("counters", f"{more.refusals} more refusals, {more.gate_wait_s} more seconds at the gate")
+        if more.refusals < 0 or more.credit_wait_s < 0:
+            raise BadChunk(
+                "counters", f"{more.refusals} more refusals, {more.credit_wait_s} more seconds without credit"
+            )
 
     def plus(self, other: Counters) -> Counters:
         """The sums, field by field."""

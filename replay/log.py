@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from replay.chunk import MOST_COUNT, MOST_VERSION
+from replay.credit import CREDIT_BYTES, Credit
 from replay.state import State
 
 
@@ -128,9 +129,10 @@ def refused_append(slot: int, chunk_id: ChunkId, last: ChunkId) -> LogError:
 
 
 class Status(NamedTuple):
-    """What an actor learns with every chunk it sends: whether to go on, and which weights are the newest."""
+    """What an actor reads with every chunk it sends: what it may send (None: no learner is there), and which weights
+    are the newest."""
 
-    gate_open: bool
+    credit: Credit | None
     weights: WeightsHeader | None
 
 
@@ -151,8 +153,8 @@ class ChunkLog(Protocol):
         that no actor can have sent: the learner begins the stream anew.
         """
 
-    def status(self) -> Status:
-        """Gate and weights header, without a chunk."""
+    def status(self, slot: int) -> Status:
+        """The slot's credit and the weights header, without a chunk."""
 
     def fetch_weights(self) -> bytes | None:
         """The newest published weights, header included."""
@@ -186,14 +188,14 @@ class ChunkLog(Protocol):
     def take_lease(self, fence: int) -> None:
         """Become the learner. Raises Fenced where a newer fence did already, whether it still runs or not."""
 
-    def publish(self, fence: int, gate_open: bool, weights: bytes | None = None) -> None:
-        """Renew the gate, and publish weights (header included) with it, all or nothing.
+    def publish(self, fence: int, credit: bytes, weights: bytes | None = None) -> None:
+        """Replace all slots' credit (replay/credit.py), and publish weights (header included) with it, all or nothing.
 
         Raises Fenced where a newer fence took the lease.
         """
 
     def release_lease(self, fence: int) -> None:
-        """Shut the gate, unless a newer fence took the lease."""
+        """Take all credit back, unless a newer fence took the lease."""
 
     def describe(self, fence: int, description: bytes) -> None:
         """Replace the run's description (replay/about.py). Raises Fenced where a newer fence took the lease."""
@@ -205,8 +207,8 @@ class ChunkLog(Protocol):
         """Give up connections."""
 
 
-GATE_MS = 5_000
-"""An open gate shuts by itself where no learner renews it."""
+CREDIT_MS = 5_000
+"""Credit lapses where no learner renews it."""
 
 
 class MemoryLog:
@@ -217,14 +219,14 @@ class MemoryLog:
         self._last: dict[int, ChunkId] = {}
         self._max_chunks = max_chunks
         self._weights: bytes | None = None
-        self._gate = False
+        self._credit = b""
         self._nonce: str | None = None
         self._fence = 0
         self._description: bytes | None = None
 
     def state(self) -> State:
         """All of it, as bytes; chunks that were trimmed are not in it."""
-        stored = {"weights": self._weights, "description": self._description} | {
+        stored = {"weights": self._weights, "description": self._description, "credit": self._credit or None} | {
             f"chunk.{slot}.{chunk_id}": data
             for slot, chunks in self._chunks.items()
             for chunk_id, data in chunks.items()
@@ -232,7 +234,6 @@ class MemoryLog:
         return State(
             {
                 "last": [[slot, *chunk_id] for slot, chunk_id in self._last.items()],
-                "gate": self._gate,
                 "nonce": self._nonce,
                 "fence": self._fence,
             },
@@ -244,8 +245,9 @@ class MemoryLog:
         values, arrays = state
         stored = {name: array.tobytes() for name, array in arrays.items()}
         self._weights, self._description = stored.pop("weights", None), stored.pop("description", None)
+        self._credit = stored.pop("credit", b"")
         self._last = {slot: ChunkId(incarnation, seq) for slot, incarnation, seq in values["last"]}
-        self._gate, self._nonce, self._fence = values["gate"], values["nonce"], values["fence"]
+        self._nonce, self._fence = values["nonce"], values["fence"]
         self._chunks = {}
         names = (name.split(".") for name in stored)
         ids = sorted((int(slot), ChunkId(*map(int, each.split("-")))) for _, slot, each in names)
@@ -262,10 +264,11 @@ class MemoryLog:
             self._last[slot] = chunk_id
             if len(chunks) > self._max_chunks:
                 del chunks[next(iter(chunks))]
-        return self.status()
+        return self.status(slot)
 
-    def status(self) -> Status:
-        return Status(self._gate, WeightsHeader.unpack(self._weights or b""))
+    def status(self, slot: int) -> Status:
+        own = self._credit[slot * CREDIT_BYTES : (slot + 1) * CREDIT_BYTES]
+        return Status(Credit.unpack(own), WeightsHeader.unpack(self._weights or b""))
 
     def fetch_weights(self) -> bytes | None:
         return self._weights
@@ -316,14 +319,14 @@ class MemoryLog:
         if fence < self._fence:
             raise Fenced(f"fence {fence} is older than {self._fence}, which took the lease")
 
-    def publish(self, fence: int, gate_open: bool, weights: bytes | None = None) -> None:
+    def publish(self, fence: int, credit: bytes, weights: bytes | None = None) -> None:
         self.take_lease(fence)
-        self._gate = gate_open
+        self._credit = credit
         self._weights = weights or self._weights
 
     def release_lease(self, fence: int) -> None:
         if fence == self._fence:
-            self._gate = False
+            self._credit = b""
 
     def describe(self, fence: int, description: bytes) -> None:
         self.take_lease(fence)

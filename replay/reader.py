@@ -524,7 +524,7 @@ class Reader(Breakable):
                 if not error.temporary:
                     raise
                 if time.monotonic() > until_s:
-                    log.status()
+                    log.description()
                     self.unread.add(slot)
                     return []
             time.sleep(0.2)

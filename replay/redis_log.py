@@ -14,8 +14,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from replay.credit import CREDIT_BYTES, Credit
 from replay.log import (
-    GATE_MS,
+    CREDIT_MS,
     MOST_FENCE,
     WEIGHTS_HEADER_BYTES,
     ChunkId,
@@ -46,7 +47,6 @@ _PASSING_TYPES = (
 )
 _PASSING_CODE = re.compile(r"\b(NOREPLICAS|MISCONF|MASTERDOWN|BUSY|CLUSTERDOWN|TRYAGAIN|READONLY|LOADING)\b")
 """Error replies of a server in a state that passes; redis-py has a class for some and keeps the code of others."""
-_OPEN, _SHUT = b"open", b"shut"
 UNKNOWN_ENTRY_BYTES, LEAST_READ_BYTES = 1 << 20, 4 << 20
 """What an entry is taken for before the first one was read; and what one round trip may bring in any case."""
 SCAN_COUNT = 1000
@@ -89,14 +89,12 @@ class RedisLog:
         self._max_chunks = max_chunks
         self._biggest_entry_bytes = self._turn = 0
         self._prefix = f"qherd:{run}:"
-        self.gate_key = f"{self._prefix}gate"
+        self.credit_key = f"{self._prefix}credit"
         self.fence_key = f"{self._prefix}fence"
         self.weights_key = f"{self._prefix}weights"
         self.meta_key = f"{self._prefix}meta"
         self.about_key = f"{self._prefix}about"
-        self._ask_status = _command("GET", self.gate_key) + _command(
-            "GETRANGE", self.weights_key, 0, WEIGHTS_HEADER_BYTES - 1
-        )
+        self._ask_header = _command("GETRANGE", self.weights_key, 0, WEIGHTS_HEADER_BYTES - 1)
 
     def check(self) -> None:
         """Raises Refused where this server must not hold a run: see ``replay.server_kind``."""
@@ -128,7 +126,7 @@ class RedisLog:
     def append(self, slot: int, chunk_id: ChunkId, data: bytes) -> Status:
         words = (self.chunks_key(slot), "MAXLEN", "~", self._max_chunks, chunk_id, "c")
         xadd = b"".join((b"*8\r\n$4\r\nXADD\r\n", *map(_bulk, words), b"$%d\r\n" % len(data)))
-        pieces = [xadd, data, b"\r\n" + self._ask_status]
+        pieces = [xadd, data, b"\r\n" + self._ask_status(slot)]
         if len(data) < _COPY_BELOW_BYTES:
             pieces = [b"".join(pieces)]
         added, *status = self._call(lambda: self._exchange(pieces, 3), len(data))
@@ -142,8 +140,13 @@ class RedisLog:
             raise self._translate(added) from added
         return self._status(status)
 
-    def status(self) -> Status:
-        return self._status(self._call(lambda: self._exchange([self._ask_status], 2)))
+    def status(self, slot: int) -> Status:
+        return self._status(self._call(lambda: self._exchange([self._ask_status(slot)], 2)))
+
+    def _ask_status(self, slot: int) -> bytes:
+        """The slot's own part of the credit, whatever the number of slots, and the weights header."""
+        at = slot * CREDIT_BYTES
+        return _command("GETRANGE", self.credit_key, at, at + CREDIT_BYTES - 1) + self._ask_header
 
     def _exchange(self, request: list[bytes], replies: int) -> list[Any]:
         """Send packed commands and read their replies, error replies among them as exceptions.
@@ -166,8 +169,8 @@ class RedisLog:
         for reply in replies:
             if isinstance(reply, Exception):
                 raise self._translate(reply) from reply
-        gate, header = replies
-        return Status(gate == _OPEN, WeightsHeader.unpack(header))
+        credit, header = replies
+        return Status(Credit.unpack(credit), WeightsHeader.unpack(header))
 
     def fetch_weights(self) -> bytes | None:
         weights: bytes | None = self._call(lambda: self._client.get(self.weights_key))
@@ -270,9 +273,9 @@ class RedisLog:
     def take_lease(self, fence: int) -> None:
         self._call(lambda: self._fenced(fence, lambda pipe: None))
 
-    def publish(self, fence: int, gate_open: bool, weights: bytes | None = None) -> None:
+    def publish(self, fence: int, credit: bytes, weights: bytes | None = None) -> None:
         def write(pipe: Any) -> None:
-            pipe.set(self.gate_key, _OPEN if gate_open else _SHUT, px=GATE_MS)
+            pipe.set(self.credit_key, credit, px=CREDIT_MS)
             if weights is not None:
                 pipe.set(self.weights_key, weights)
 
@@ -282,7 +285,7 @@ class RedisLog:
 
     def release_lease(self, fence: int) -> None:
         try:
-            self._call(lambda: self._fenced(fence, lambda pipe: pipe.delete(self.gate_key)))
+            self._call(lambda: self._fenced(fence, lambda pipe: pipe.delete(self.credit_key)))
         except Fenced:
             return
 

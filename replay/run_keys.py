@@ -27,8 +27,8 @@ class RunKeys(RedisLog):
     """One run's keys on one server, for whoever looks after them."""
 
     def alive(self) -> bool:
-        """Whether the run's learner has renewed its gate within the last seconds, open or shut."""
-        return self._call(lambda: self._client.get(self.gate_key)) is not None
+        """Whether the run's learner has renewed the credit within the last seconds."""
+        return self._call(lambda: self._client.get(self.credit_key)) is not None
 
     def ping(self) -> None:
         """One round trip, which every role may make."""

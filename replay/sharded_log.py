@@ -70,8 +70,8 @@ class ShardedLog:
     def append(self, slot: int, chunk_id: ChunkId, data: bytes) -> Status:
         return self._logs[self._shard(slot)].append(slot, chunk_id, data)
 
-    def status(self) -> Status:
-        return self._ask_any(lambda log: log.status())
+    def status(self, slot: int) -> Status:
+        return self._logs[self._shard(slot)].status(slot)
 
     def fetch_weights(self) -> bytes | None:
         return self._ask_any(lambda log: log.fetch_weights())
@@ -162,12 +162,12 @@ class ShardedLog:
         """See ``ChunkLog``: the first server admits or does not, the others may be away."""
         self._tell_all(lambda log: log.take_lease(fence))
 
-    def publish(self, fence: int, gate_open: bool, weights: bytes | None = None) -> None:
+    def publish(self, fence: int, credit: bytes, weights: bytes | None = None) -> None:
         """See ``ChunkLog``: all or nothing on each server, and nothing anywhere where the first one refuses."""
-        self._tell_all(lambda log: log.publish(fence, gate_open, weights))
+        self._tell_all(lambda log: log.publish(fence, credit, weights))
 
     def release_lease(self, fence: int) -> None:
-        """See ``ChunkLog``. Where a server is away the gate lapses by itself."""
+        """See ``ChunkLog``. Where a server is away the credit lapses by itself."""
         for shard, log in enumerate(self._logs):
             with self._unless_away(shard):
                 log.release_lease(fence)

@@ -104,9 +104,9 @@ class Actor:
 
     @property
     def pauses(self) -> bool:
-        """Whether it may not step: its chunk is in doubt, the server is away, or the gate was shut when it last asked
+        """Whether it may not step: its chunk is in doubt, the server is away, or it had no credit when it last asked
         (a server that only reads still answers that)."""
-        return self.rollout._away or not self.rollout._status.gate_open
+        return self.rollout._away or not self.rollout._may_act()
 
     @property
     def ended(self) -> bool:
@@ -191,7 +191,7 @@ class Herd:
         self.actors[slot] = self._actor(slot, incarnation)
 
     def works(self, chunks: int = 3) -> None:
-        """Train until every slot sent new chunks, the learner has learnt and published, and the gate was open."""
+        """Train until every slot sent new chunks, the learner has learnt and published, and all have new weights."""
         learner = self.learner
         before = {slot: learner.read(slot) for slot in range(SLOTS)}
         goals = {slot: (incarnation, seq + chunks) for slot, (incarnation, seq) in before.items()}
@@ -208,7 +208,7 @@ class Herd:
 
     def pauses(self, hold_s: float) -> None:
         """Train while a fault lasts, until nobody has stepped for ``hold_s``. Each actor may finish the chunk that it
-        was at; one that the gate had stopped may find it open on a server that only reads, and collect another."""
+        was at; one that had waited for credit may find it on a server that only reads, and collect another."""
         started = newest = self._steps()
         since_s = time.monotonic()
 
@@ -232,7 +232,7 @@ class Herd:
         assert max(longest.values()) < self.timeout_s + SLACK_S
 
     def end(self) -> None:
-        """As RaySession does: shut the gate, flush the actors, take in what they flushed."""
+        """As RaySession does: take the credit back, flush the actors, take in what they flushed."""
         self.learner.publisher.stop()
         for actor in self.actors:
             actor.end()
@@ -257,7 +257,7 @@ class Herd:
 
 
 class Observer:
-    """Looks at gate and weights of a server all the time, by a connection of its own."""
+    """Looks at the credit of slot 0 and the weights of a server all the time, by a connection of its own."""
 
     def __init__(self, url: str, run: str) -> None:
         self._log = RedisLog(url, run, timeout_s=0.2)
@@ -277,7 +277,7 @@ class Observer:
     def _look(self) -> None:
         while not self._over.wait(0.002):
             with suppress(LogError):
-                self.seen.append(self._log.status())
+                self.seen.append(self._log.status(0))
 
     @property
     def versions(self) -> list[int]:

@@ -19,6 +19,7 @@ import pytest
 import redis
 from chunk_makers import CODEC, RUN, SCHEMA, FakeActor, append, chunk_id, spoilt
 from cli_runs import ROOT
+from lending import plenty
 from waiting import until
 
 import replay
@@ -125,12 +126,12 @@ def test_it_has_the_learners_transitions(own_server: EmbeddedServer, log: RedisL
 def test_it_writes_nothing_and_needs_no_right_to(own_server: EmbeddedServer, log: RedisLog, admin: Any) -> None:
     """Every key is bit for bit what it was, and the server saw reading commands alone."""
     log.claim("nonce")
-    log.publish(1, True)
+    log.publish(1, plenty())
     log.describe(1, about(2).pack())
     actors = [FakeActor(slot) for slot in range(2)]
     for actor in actors * 20:
         actor.send(log)
-    admin.persist(log.gate_key)  # its expiry is the only thing that would change by itself
+    admin.persist(log.credit_key)  # its expiry is the only thing that would change by itself
 
     def everything() -> dict[bytes, Any]:
         return {key: (admin.dump(key), admin.ttl(key)) for key in admin.scan_iter()}

@@ -16,7 +16,7 @@ CONFIG = RunConfig.model_validate({"replay": {"samples_per_insert": 16}, "actors
 
 def actors(own_core: float = 0.5, starved: float = 0.0, **shares: float) -> Actors:
     """The rest of the actors' time is spent in the environment."""
-    given = {"gate": 0.0, "log": 0.05, "weights": 0.01, "own": 0.1, **shares}
+    given = {"waiting": 0.0, "log": 0.05, "weights": 0.01, "own": 0.1, **shares}
     return Actors(env=max(0.0, 1 - sum(given.values())), on_core=own_core, starved=starved, **given)
 
 
@@ -26,25 +26,25 @@ def window(of_actors: Actors, wait: float, **values: Any) -> Window:
 
 CASES: Mapping[str, tuple[Window, str, str, str]] = {
     "the learner's compute": (
-        window(actors(gate=0.6), 0.02, phases={"compute": 0.7, "sample": 0.2}),
+        window(actors(waiting=0.6), 0.02, phases={"compute": 0.7, "sample": 0.2}),
         "learner",
-        r"compute being 70% .* at the gate for 60%",
+        r"compute being 70% .* wait for credit for 60%",
         r"GPU.*samples-per-insert below 16.*qherd scale RUN --actors 2",
     ),
     "the learner's reading": (
-        window(actors(gate=0.6), 0.0, phases={"compute": 0.3, "ingest": 0.5}),
+        window(actors(waiting=0.6), 0.0, phases={"compute": 0.3, "ingest": 0.5}),
         "learner",
         "ingest being 50%",
         "chunk-steps",
     ),
     "a learner without a core": (
-        window(actors(gate=0.6), 0.0, learner_starved=0.4),
+        window(actors(waiting=0.6), 0.0, learner_starved=0.4),
         "learner",
         "waits for one for 40%",
         "give the learner a core",
     ),
     "both in turns": (
-        window(actors(gate=0.4), 0.4),
+        window(actors(waiting=0.4), 0.4),
         "limiter",
         "band is narrow against the 4 x 256 rows",
         "capacity-rows",
@@ -101,7 +101,7 @@ ROW = {"wall_s": 100.0, "env_steps": 5000, "updates": 50, "actors_alive": 4, "ac
 
 
 def test_shares_are_differences_of_two_rows() -> None:
-    """10 s of 4 actors are 40 s: 20 at the gate, 8 in the env, 4 on the log, 2 with weights, the other 6 their own."""
+    """10 s of 4 actors are 40 s: 20 without credit, 8 in the env, 4 on the log, 2 with weights, 6 their own."""
     before = ROW | {f"actor_{name}_seconds": 7.0 for name in ("wait", "env", "log", "fetch", "cpu", "starved")}
     passed = {"wait": 20, "env": 8, "log": 4, "fetch": 2, "cpu": 10, "starved": 1}
     newest = before | {f"actor_{name}_seconds": 7.0 + seconds for name, seconds in passed.items()}

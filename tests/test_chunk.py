@@ -72,7 +72,7 @@ def make(schema: Schema = SCHEMA, time_steps: int = 3, lanes: int = 2, seed: int
         incarnation=INCARNATION,
         seq=SEQ,
         weight_version=(3 << 40) + 5,
-        counters=Counters(env_steps=5, rows=6, episodes=1, refusals=2, return_sum=-3.5, gate_wait_s=0.25),
+        counters=Counters(env_steps=5, rows=6, episodes=1, refusals=2, return_sum=-3.5, credit_wait_s=0.25),
         obs=obs,
         action=rng.integers(0, schema.num_actions, grid, dtype=np.int32),
         reward=reward,

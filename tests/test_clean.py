@@ -15,6 +15,7 @@ import pytest
 import redis
 from chunk_makers import FakeActor
 from cli_runs import QHERD, environment
+from lending import NONE, plenty
 
 from deploy import clean as clean_module
 from deploy.cli import main
@@ -73,7 +74,7 @@ def fill(url: str, run: str, slots: int = 3, nonce: str = "nonce") -> None:
     """What a run that ended leaves."""
     with closing(RedisLog(url, run)) as log:
         assert log.claim(nonce)
-        log.publish(1, True, bytes(1000))
+        log.publish(1, plenty(), bytes(1000))
         log.describe(1, b"{}")
         log.release_lease(1)
         for slot in range(slots):
@@ -186,19 +187,19 @@ def test_another_runs_keys_under_the_same_name_stay(
     assert call(capsys, run.path, "--redis.url", url, "--yes")[0] == 0
 
 
-@pytest.mark.parametrize("gate_open", [True, False])
-def test_a_run_that_is_alive_is_refused_until_its_gate_lapses(
-    url: str, admin: Any, capsys: pytest.CaptureFixture[str], gate_open: bool
+@pytest.mark.parametrize("credit", [plenty(), NONE], ids=["credit", "none"])
+def test_a_run_that_is_alive_is_refused_until_its_credit_lapses(
+    url: str, admin: Any, capsys: pytest.CaptureFixture[str], credit: bytes
 ) -> None:
     fill(url, "a")
     with closing(RedisLog(url, "a")) as log:
-        log.publish(1, gate_open)
+        log.publish(1, credit)
     code, out, err = call(capsys, "a", "--redis.url", url, "--yes")
     assert (code, out) == (2, "")
     assert "is alive" in err
     assert "stop it first" in err
     assert admin.dbsize() == 8
-    assert admin.delete("qherd:a:gate"), "as it lapses"
+    assert admin.delete("qherd:a:credit"), "as it lapses"
     assert call(capsys, "a", "--redis.url", url, "--yes")[0] == 0
 
 
@@ -209,7 +210,7 @@ def test_a_run_that_came_alive_while_the_user_thought_is_refused(
 
     def resumed_meanwhile(run: str) -> bool:
         with closing(RedisLog(url, run)) as log:
-            log.publish(2, True)
+            log.publish(2, plenty())
         return True
 
     monkeypatch.setattr(clean_module, "_confirmed", resumed_meanwhile)

@@ -258,8 +258,8 @@ def test_a_run_on_three_servers_reaches_its_budget_though_the_first_dies(cluster
         run = stack.enter_context(running(*arguments, cwd=tmp_path, env=cluster.secrets))
         run.until(lambda: run.figure("s", "actors_alive") == 3, START_S, "three actors")
         run.until(lambda: run.figure("s", "updates") > 0, START_S, "updates")
-        copies = {b"qherd:s:" + name for name in (b"fence", b"gate", b"weights", b"meta", b"about")}
-        for slot, client in enumerate(clients):  # an actor may have answered before the gate lets it send
+        copies = {b"qherd:s:" + name for name in (b"fence", b"credit", b"weights", b"meta", b"about")}
+        for slot, client in enumerate(clients):  # an actor may have answered before it has credit
             keys = copies | {b"qherd:s:chunks:%d" % slot}
             run.until(lambda c=client, k=keys: set(c.scan_iter()) == k, 20, f"{keys} on server {slot}")  # type: ignore[misc]
         servers[0].kill()

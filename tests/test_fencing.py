@@ -16,6 +16,7 @@ from chunk_makers import CODEC, SCHEMA, FakeActor
 from conftest import server_roles
 from fenced_learner import FENCED
 from herd import ACTORS, Herd, Learner, Observer
+from lending import NONE, plenty
 from proxy import Proxy
 from waiting import until
 
@@ -61,7 +62,7 @@ def test_a_learner_that_was_frozen_while_another_took_over_ends_unseen(
     own_server: EmbeddedServer, run_name: str, emptied: bool
 ) -> None:
     """SIGSTOP, a newer learner takes over, SIGCONT: the old one's next word to the server tells it, and it ends. Nobody
-    has seen its weights or its gate since. (The newer one's gate is kept shut here, so that any open one is the old's.)
+    has seen its weights or its credit since. (The newer one gives none here, so that any is the old one's.)
 
     A server that restarted empty knows no fence until the newer learner's next refresh, within 0.5 s. One that thaws in
     that moment is taken for the newest and is fenced by that refresh; actors never take older weights than they have.
@@ -69,7 +70,7 @@ def test_a_learner_that_was_frozen_while_another_took_over_ends_unseen(
     url = own_server.url("admin")
     with Observer(url, run_name) as observer, old_learner(url, run_name) as old:
         until(lambda: newest_fence(observer) == 1, "the old learner publishes", 60.0)
-        until(lambda: observer.seen[-1].gate_open, "its gate opens")
+        until(lambda: observer.seen[-1].credit, "its credit")
         os.kill(old.pid, signal.SIGSTOP)
         new = Learner(url, run_name, 2, TIMEOUT_S)
         until(lambda: newest_fence(observer) == 2, "the new learner publishes")
@@ -79,8 +80,8 @@ def test_a_learner_that_was_frozen_while_another_took_over_ends_unseen(
             own_server.start()
             seen = len(observer.seen)
             until(lambda: any(status.weights for status in observer.seen[seen:]), "the new learner's weights again")
-        new.publisher.set(False)
-        until(lambda: not observer.seen[-1].gate_open, "the gate is shut")
+        new.publisher.set(NONE)
+        until(lambda: not observer.seen[-1].credit, "the credit is taken back")
         shut = len(observer.seen)
         os.kill(old.pid, signal.SIGCONT)
         said, _ = old.communicate(timeout=30)
@@ -89,10 +90,10 @@ def test_a_learner_that_was_frozen_while_another_took_over_ends_unseen(
         looked = len(observer.seen)
         until(lambda: len(observer.seen) > looked + 100, "a look at what it left")
         assert {fence_of(status.weights.version) for status in observer.seen[shut:] if status.weights} == {2}
-        assert not any(status.gate_open for status in observer.seen[shut:])
+        assert not any(status.credit for status in observer.seen[shut:])
         observer.assert_versions_never_go_back()
-        new.publisher.set(True)
-        until(lambda: observer.seen[-1].gate_open, "the new learner's gate opens")
+        new.publisher.set(plenty())
+        until(lambda: observer.seen[-1].credit, "the new learner's credit")
         new.publisher.stop()
 
 
@@ -100,7 +101,7 @@ def test_a_learner_that_was_frozen_while_another_took_over_ends_unseen(
 def test_an_actor_that_was_cut_off_while_another_took_its_slot_ends(
     own_server: EmbeddedServer, run_name: str, emptied: bool
 ) -> None:
-    """Its node comes back with the chunk in doubt, or collects one more where it waited at the gate: the server refuses
+    """Its node comes back with the chunk in doubt, or collects one more where it waited for credit: the server refuses
     it, and the actor ends. No row of it is read after its successor's first."""
     url = own_server.url("admin")
     with Proxy(url) as proxy, Herd(url, run_name) as herd:

@@ -17,6 +17,7 @@ from chunk_makers import RUN, FakeActor, append, spoilt
 from gymnasium.wrappers import FrameStackObservation, TimeLimit, TransformObservation
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lending import plenty
 from scripted_env import ScriptedEnv
 
 from actors.config import ActorConfig, EnvConfig
@@ -214,7 +215,7 @@ def test_samples_are_what_the_environment_showed() -> None:
     assert schema == Schema((3,), "float32", 2, stack=4)
     log, mirror = MemoryLog(), Mirror(schema, 1000)
     layer = {"head.linear.weight": np.zeros((2, 12), np.float32), "head.linear.bias": np.zeros(2, np.float32)}
-    log.publish(1, True, pack(1, 0, 0, layer))
+    log.publish(1, plenty(), pack(1, 0, 0, layer))
     place = Place(RUN, 7, 0, 1, 1)
     rollout = Rollout(
         place, lanes, schema, make_policy(NetworkSpec(), schema), log, ActorConfig(lanes=2, chunk_steps=5)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lending import plenty
 from scripted_env import ENDS, RaisingEnv
 
 from actors.config import ActorConfig, EnvConfig
@@ -67,10 +68,10 @@ def seeds(first: int | None, rebuilds: int) -> list[int]:
 
 
 def open_log() -> MemoryLog:
-    """A log with an open gate and weights by which all Q values are 0."""
+    """A log with credit and weights by which all Q values are 0."""
     log = MemoryLog()
     layer = {"head.linear.weight": np.zeros((2, 3), np.float32), "head.linear.bias": np.zeros(2, np.float32)}
-    log.publish(1, True, pack(1, 0, 0, layer))
+    log.publish(1, plenty(), pack(1, 0, 0, layer))
     return log
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lending import plenty
 
 from actors.rows import Rows
 from deploy.config import ConfigError, RunConfig
@@ -117,7 +118,7 @@ def test_the_planned_memory_holds_all_that_the_mirror_may_reach(steps: int, lane
     planned = server_bytes(settings, SCHEMA)
     with EmbeddedServer("r", planned) as server:
         log = RedisLog(server.url("learner"), "r", max_chunks=backstop_chunks(settings))
-        log.publish(1, True, b"\0" * (2 << 20))
+        log.publish(1, plenty(), b"\0" * (2 << 20))
         rows = 0
         while rows < settings.replay.capacity_rows + 4 * 2 * chunk_rows(settings):
             rows += steps * lanes

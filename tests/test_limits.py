@@ -68,7 +68,7 @@ def herd(binary: Path, server_bytes: int, replay: ReplayConfig) -> Iterator[tupl
 
 def test_the_run_recovers_by_itself_from_maxmemory(server_binary: Path) -> None:
     """The mirror may hold more than the server can: writes are refused, the learner trims, writes go on; nothing is
-    lost, the weights and the gate are written again, and each time is counted."""
+    lost, the weights and the credit are written again, and each time is counted."""
     replay = ReplayConfig(capacity_rows=100_000, min_rows=100, samples_per_insert=0.125)
     with herd(server_binary, SMALL_SERVER, replay) as (loop, sender, client):
         goal = 3 * SMALL_SERVER // PICTURES.row_bytes
@@ -87,8 +87,8 @@ def test_the_run_recovers_by_itself_from_maxmemory(server_binary: Path) -> None:
         assert not loop.reader.totals.rows_lost
         assert client.info("memory")["used_memory"] < 1.1 * SMALL_SERVER
         loop.publish()
-        while loop._publisher.published < 2 or not client.exists(f"qherd:{RUN}:gate"):
-            assert time.monotonic() < deadline, "weights and gate were not written again"
+        while loop._publisher.published < 2 or not client.exists(f"qherd:{RUN}:credit"):
+            assert time.monotonic() < deadline, "weights and credit were not written again"
             loop.train(0.05)
 
 
@@ -125,7 +125,7 @@ def test_samples_per_insert_hold_whichever_side_is_slow(server_binary: Path, slo
         while sender.stored < 8_000:
             assert time.monotonic() < deadline, f"{sender.stored} rows stored"
             for _ in range(sends):
-                if client.get(f"qherd:{RUN}:gate") != b"open":
+                if client.get(f"qherd:{RUN}:credit") != b"open":
                     waited += 1
                     break
                 sender.send()

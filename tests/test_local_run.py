@@ -300,7 +300,7 @@ def test_a_hanging_env_fails_the_run_and_leaves_nothing(tmp_path: Path) -> None:
         done = run.finish(90)
         assert list(run.tmp.iterdir()) == []
     assert done.code == 1
-    assert "no env step has come in for 4 s (actors.silence_s), though the gate is open: actor 0 " in done.err
+    assert "no env step has come in for 4 s (actors.silence_s), though actors have credit: actor 0 " in done.err
     assert "Traceback" not in done.out + done.err
     assert done.leftovers == []
     assert summary(cwd / "runs" / "r")["env_steps"] > 0

@@ -17,14 +17,16 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import redis
+from lending import NONE, PLENTY, plenty
 from proxy import Proxy
 from waiting import frozen, until
 
 from deploy.valkey import EmbeddedServer, acl_rules
 from replay import redis_log
+from replay.credit import CREDIT_BYTES
 from replay.log import (
+    CREDIT_MS,
     FENCE_SHIFT,
-    GATE_MS,
     ChunkId,
     ChunkLog,
     Entry,
@@ -260,47 +262,47 @@ class LogContract:
         log.append(0, ChunkId(1, 301), b"x")
         assert [entry.id.seq for entry in read_all(log)] == [301]
 
-    def test_new_log_is_shut_and_has_no_weights(self, log: ChunkLog) -> None:
-        """Actors do not act before version 1 and while the gate is not open."""
-        assert log.status() == (False, None)
-        assert log.append(0, FIRST, b"x") == (False, None)
+    def test_new_log_has_neither_credit_nor_weights(self, log: ChunkLog) -> None:
+        """Actors do not act before version 1 and without credit."""
+        assert log.status(0) == (None, None)
+        assert log.append(0, FIRST, b"x") == (None, None)
         assert log.fetch_weights() is None
 
-    def test_append_brings_gate_and_weights_header(self, connect: Connect) -> None:
+    def test_append_brings_credit_and_weights_header(self, connect: Connect) -> None:
         """What an actor has to know comes with each chunk, repeated ones included."""
         learner, actor = connect(), connect()
         learner.take_lease(3)
-        learner.publish(3, True, weights(3, 1))
+        learner.publish(3, plenty(), weights(3, 1))
         status = actor.append(0, FIRST, b"x")
-        assert status == (True, WeightsHeader((3 << FENCE_SHIFT) | 1, 1, 10, 7))
-        assert actor.append(0, FIRST, b"x") == status == actor.status()
-        learner.publish(3, False)
-        assert actor.status() == (False, status.weights)
+        assert status == (PLENTY, WeightsHeader((3 << FENCE_SHIFT) | 1, 1, 10, 7))
+        assert actor.append(0, FIRST, b"x") == status == actor.status(0)
+        learner.publish(3, NONE)
+        assert actor.status(0) == (None, status.weights)
 
     def test_weights_are_replaced_only_by_weights(self, log: ChunkLog) -> None:
-        """Renewing the gate keeps them."""
+        """Renewing the credit keeps them."""
         log.take_lease(1)
         for n in (1, 2):
-            log.publish(1, True, weights(1, n))
-            log.publish(1, True)
+            log.publish(1, plenty(), weights(1, n))
+            log.publish(1, plenty())
             assert log.fetch_weights() == weights(1, n)
 
     def test_older_fence_can_neither_take_nor_publish(self, connect: Connect) -> None:
-        """All or nothing: neither weights nor gate of the newer learner change."""
+        """All or nothing: neither weights nor credit of the newer learner change."""
         new, old = connect(), connect()
         old.take_lease(1)
-        old.publish(1, False, weights(1, 9))
+        old.publish(1, NONE, weights(1, 9))
         new.take_lease(2)
         with pytest.raises(Fenced):
-            old.publish(1, True, weights(1, 10))
+            old.publish(1, plenty(), weights(1, 10))
         assert new.fetch_weights() == weights(1, 9)
-        assert not new.status().gate_open
-        new.publish(2, True, weights(2, 1))
+        assert not new.status(0).credit
+        new.publish(2, plenty(), weights(2, 1))
         with pytest.raises(Fenced):
-            old.publish(1, False)
+            old.publish(1, NONE)
         with pytest.raises(Fenced):
             old.take_lease(1)
-        assert new.status().gate_open
+        assert new.status(0).credit
         assert new.fetch_weights() == weights(2, 1)
 
     def test_older_fence_stays_out_when_the_newer_one_has_gone(self, connect: Connect) -> None:
@@ -311,37 +313,37 @@ class LogContract:
         with pytest.raises(Fenced):
             old.take_lease(1)
         with pytest.raises(Fenced):
-            old.publish(1, True, weights(1, 1))
+            old.publish(1, plenty(), weights(1, 1))
         assert old.fetch_weights() is None
 
     def test_same_fence_takes_again(self, log: ChunkLog) -> None:
         """A learner that was cut off for long goes on, if nobody took over."""
         log.take_lease(2)
         log.release_lease(2)
-        log.publish(2, True)
-        assert log.status().gate_open
+        log.publish(2, plenty())
+        assert log.status(0).credit
 
-    def test_release_shuts_the_gate_but_only_the_own(self, connect: Connect) -> None:
+    def test_release_takes_back_its_own_credit_only(self, connect: Connect) -> None:
         """An old learner that stops must not stop the new one's actors."""
         new, old = connect(), connect()
         old.take_lease(1)
         new.take_lease(2)
-        new.publish(2, True)
+        new.publish(2, plenty())
         old.release_lease(1)
-        assert new.status().gate_open
+        assert new.status(0).credit
         new.release_lease(2)
-        assert not new.status().gate_open
+        assert not new.status(0).credit
 
     def test_description_is_replaced_as_one(self, connect: Connect) -> None:
-        """None before the first; any bytes; it changes neither weights nor gate."""
+        """None before the first; any bytes; it changes neither weights nor credit."""
         learner, reader = connect(), connect()
         assert reader.description() is None
-        learner.publish(1, True, weights(1, 1))
+        learner.publish(1, plenty(), weights(1, 1))
         for description in (b'{"a": 1}', b"\r\n\x00" * 10_000, b"{}"):
             learner.describe(1, description)
             assert reader.description() == description
         assert reader.fetch_weights() == weights(1, 1)
-        assert reader.status().gate_open
+        assert reader.status(0).credit
 
     def test_older_fence_describes_nothing(self, connect: Connect) -> None:
         """A learner that was replaced must not say how the run is."""
@@ -353,7 +355,7 @@ class LogContract:
         assert new.description() == b"old"
         new.describe(2, b"new")
         with pytest.raises(Fenced):
-            old.publish(1, True)
+            old.publish(1, plenty())
         assert old.description() == b"new"
 
     def test_name_is_claimed_once(self, connect: Connect) -> None:
@@ -446,13 +448,13 @@ def raw(server_url: str) -> Iterator[Any]:
 
 
 def test_append_is_one_round_trip(proxy: Proxy, run_name: str) -> None:
-    """XADD, gate and weights header travel together; so do the two GETs of status, and all XTRIMs, after two round
+    """XADD, credit and weights header travel together; so do the two GETRANGEs of status, and all XTRIMs, after two round
     trips for the fence."""
     log = RedisLog(proxy.url, run_name)
-    log.status()
+    log.status(0)
     calls: list[tuple[Callable[[], object], int]] = [
         (lambda: log.append(0, FIRST, bytes(1000)), 1),
-        (log.status, 1),
+        (lambda: log.status(0), 1),
         (lambda: log.read({0: ChunkId(), 1: ChunkId()}, PAGE), 1),
         (lambda: log.trim(1, {0: FIRST, 1: FIRST}), 3),
     ]
@@ -464,9 +466,9 @@ def test_append_is_one_round_trip(proxy: Proxy, run_name: str) -> None:
 
 
 def test_append_sends_three_commands(connect_redis: Callable[[], RedisLog], raw: Any) -> None:
-    """Nothing hidden: one XADD, one GET, one GETRANGE."""
+    """Nothing hidden: one XADD, two GETRANGE."""
     log = connect_redis()
-    log.status()
+    log.status(0)
 
     def counts() -> dict[str, int]:
         return {name: stats["calls"] for name, stats in raw.info("commandstats").items()}
@@ -503,36 +505,36 @@ def test_the_learners_own_connections_do_not_fail_each_other(
     """The loop describes while the publisher's thread publishes, both between WATCH and EXEC of the fence."""
     loop, publisher = RedisLog(proxy.url, run_name), connect_redis()
     publisher.take_lease(1)
-    proxy.before = (b"EXEC", lambda: publisher.publish(1, True, weights(1, 1)))
+    proxy.before = (b"EXEC", lambda: publisher.publish(1, plenty(), weights(1, 1)))
     loop.describe(1, b"said")
     assert publisher.description() == b"said"
     assert publisher.fetch_weights() == weights(1, 1), "it did not come in between"
     proxy.before = (b"EXEC", lambda: publisher.describe(1, b"again"))
-    loop.publish(1, True, weights(1, 2))
+    loop.publish(1, plenty(), weights(1, 2))
     assert publisher.fetch_weights() == weights(1, 2)
     assert publisher.description() == b"again", "it did not come in between"
     loop.close()
 
 
-XADD_REPLY, GATE_REPLY = len(b"$3\r\n1-2\r\n"), len(b"$4\r\nopen\r\n")
+XADD_REPLY, CREDIT_REPLY = len(b"$3\r\n1-2\r\n"), len(b"$24\r\n") + CREDIT_BYTES + 2
 
 
 @pytest.mark.parametrize("cut", [True, False], ids=["cut", "stalled"])
-@pytest.mark.parametrize("passed", [0, 3, XADD_REPLY, XADD_REPLY + 2, XADD_REPLY + GATE_REPLY, XADD_REPLY + 20])
+@pytest.mark.parametrize("passed", [0, 3, XADD_REPLY, XADD_REPLY + 2, XADD_REPLY + CREDIT_REPLY, XADD_REPLY + 20])
 @pytest.mark.parametrize("size", [100, 1 << 20])
 def test_connection_that_fails_among_the_replies(
     proxy: Proxy, connect_redis: Callable[[], RedisLog], run_name: str, cut: bool, passed: int, size: int
 ) -> None:
     """Wherever it fails, the chunk is in doubt, and what comes late answers no later call."""
     learner, log = connect_redis(), RedisLog(proxy.url, run_name, timeout_s=0.4)
-    learner.publish(1, True, weights(1, 1))
+    learner.publish(1, plenty(), weights(1, 1))
     log.append(0, FIRST, b"first")
     proxy.reply_bytes, proxy.cut = passed, cut
     with pytest.raises(Unavailable):
         log.append(0, ChunkId(1, 2), bytes(size))
     proxy.reply_bytes = None
-    learner.publish(1, False, weights(1, 2))
-    assert log.status() == log.append(0, ChunkId(1, 2), bytes(size)) == learner.status()
+    learner.publish(1, NONE, weights(1, 2))
+    assert log.status(0) == log.append(0, ChunkId(1, 2), bytes(size)) == learner.status(0)
     log.append(0, ChunkId(1, 3), b"third")
     assert [(entry.id.seq, len(entry.data)) for entry in read_all(log)] == [(1, 5), (2, size), (3, 5)]
     log.close()
@@ -543,7 +545,7 @@ def test_append_interrupted_among_its_replies(
 ) -> None:
     """Ctrl-C when the first reply was read, and the others come with the next call: they are not taken for its own."""
     learner, log = connect_redis(), RedisLog(proxy.url, run_name)
-    learner.publish(1, True, weights(1, 1))
+    learner.publish(1, plenty(), weights(1, 1))
     log.append(0, FIRST, b"first")
     read_reply = redis_log._reply
     replies = iter([read_reply])
@@ -559,54 +561,54 @@ def test_append_interrupted_among_its_replies(
         with pytest.raises(KeyboardInterrupt):
             log.append(0, ChunkId(1, 2), b"second")
     proxy.reply_bytes = None
-    learner.publish(1, False, weights(1, 2))
-    assert log.status() == learner.status()
+    learner.publish(1, NONE, weights(1, 2))
+    assert log.status(0) == learner.status(0)
     log.append(0, ChunkId(1, 2), b"second")
     assert [entry.data for entry in read_all(log)] == [b"first", b"second"]
     log.close()
 
 
-@pytest.mark.parametrize("at", [b"MULTI", b"open", weights(1, 2)[-100:]], ids=["multi", "gate", "weights"])
+@pytest.mark.parametrize("at", [b"MULTI", plenty(), weights(1, 2)[-100:]], ids=["multi", "credit", "weights"])
 def test_publish_that_loses_a_race_writes_nothing(
     proxy: Proxy, connect_redis: Callable[[], RedisLog], run_name: str, at: bytes
 ) -> None:
     """A newer learner takes over between our check and any of our writes: none is done, and we then learn why."""
     old, new = RedisLog(proxy.url, run_name), connect_redis()
     old.take_lease(1)
-    old.publish(1, False, weights(1, 1))
+    old.publish(1, NONE, weights(1, 1))
     proxy.before = (at, lambda: new.take_lease(2))
     with pytest.raises(Unavailable, match="another client"):
-        old.publish(1, True, weights(1, 2))
+        old.publish(1, plenty(), weights(1, 2))
     assert new.fetch_weights() == weights(1, 1)
-    assert not new.status().gate_open
+    assert not new.status(0).credit
     with pytest.raises(Fenced):
-        old.publish(1, True, weights(1, 2))
+        old.publish(1, plenty(), weights(1, 2))
     old.close()
 
 
-def test_gate_shuts_by_itself(connect_redis: Callable[[], RedisLog], raw: Any) -> None:
-    """A dead learner's gate has a short expiry of the server's, renewed by every publish."""
+def test_credit_lapses(connect_redis: Callable[[], RedisLog], raw: Any) -> None:
+    """The credit of a dead learner has a short expiry of the server's, renewed by every publish."""
     log = connect_redis()
     log.take_lease(1)
-    log.publish(1, True)
-    assert 0 < raw.pttl(log.gate_key) <= GATE_MS
-    raw.pexpire(log.gate_key, 100)
-    log.publish(1, True)
-    assert raw.pttl(log.gate_key) > 100
-    raw.pexpire(log.gate_key, 20)
-    until(lambda: not log.status().gate_open, "the gate lapses", DEADLINE_S)
+    log.publish(1, plenty())
+    assert 0 < raw.pttl(log.credit_key) <= CREDIT_MS
+    raw.pexpire(log.credit_key, 100)
+    log.publish(1, plenty())
+    assert raw.pttl(log.credit_key) > 100
+    raw.pexpire(log.credit_key, 20)
+    until(lambda: not log.status(0).credit, "the credit lapses", DEADLINE_S)
 
 
-def test_only_the_gate_expires(connect_redis: Callable[[], RedisLog], raw: Any, run_name: str) -> None:
+def test_only_the_credit_expires(connect_redis: Callable[[], RedisLog], raw: Any, run_name: str) -> None:
     """A stream or fence that expired would let zombies back in."""
     log = connect_redis()
     log.claim("nonce")
     log.append(0, FIRST, b"x")
     log.take_lease(1)
-    log.publish(1, True, weights(1, 1))
+    log.publish(1, plenty(), weights(1, 1))
     log.describe(1, b"said")
     expiring = {key for key in raw.scan_iter(match=f"qherd:{run_name}:*") if raw.ttl(key) != -1}
-    assert expiring == {log.gate_key.encode()}
+    assert expiring == {log.credit_key.encode()}
     assert raw.exists(log.chunks_key(0), log.weights_key, log.meta_key) == 3
 
 
@@ -671,14 +673,14 @@ def test_frozen_server_makes_every_call_unavailable_in_time(own_server: Embedded
     calls: list[Callable[[], object]] = [
         lambda: log.append(0, second, b"second"),
         lambda: log.append(0, second, b"second"),
-        log.status,
+        lambda: log.status(0),
         log.fetch_weights,
         lambda: log.read({0: ChunkId()}, PAGE),
         lambda: log.last_id(0),
         lambda: log.trim(1, {0: FIRST}),
         lambda: log.claim("nonce"),
         lambda: log.take_lease(1),
-        lambda: log.publish(1, True, weights(1, 1)),
+        lambda: log.publish(1, plenty(), weights(1, 1)),
         lambda: log.release_lease(1),
         lambda: log.describe(1, b"said"),
         log.description,
@@ -689,7 +691,7 @@ def test_frozen_server_makes_every_call_unavailable_in_time(own_server: Embedded
             with pytest.raises(Unavailable):
                 call()
             assert time.monotonic() - started < 1.0, f"call {number}"
-    until(lambda: can(log.status), "the server answers again", DEADLINE_S)
+    until(lambda: can(lambda: log.status(0)), "the server answers again", DEADLINE_S)
     log.append(0, second, b"second")
     log.append(0, ChunkId(1, 3), b"third")
     assert [entry.data for entry in read_all(log)] == [b"first", b"second", b"third"]
@@ -699,13 +701,13 @@ def test_frozen_server_makes_every_call_unavailable_in_time(own_server: Embedded
 def test_server_frozen_within_a_publish(own_server: EmbeddedServer, run_name: str) -> None:
     """The warm publishing connection too is bounded, and publishing goes on afterwards."""
     log = RedisLog(own_server.url("admin"), run_name, timeout_s=0.2)
-    log.publish(1, True, weights(1, 1))
+    log.publish(1, plenty(), weights(1, 1))
     with frozen(own_server):
         started = time.monotonic()
         with pytest.raises(Unavailable):
-            log.publish(1, True, weights(1, 2))
+            log.publish(1, plenty(), weights(1, 2))
         assert time.monotonic() - started < 1.0
-    until(lambda: can(lambda: log.publish(1, True, weights(1, 3))), "the publication goes through", DEADLINE_S)
+    until(lambda: can(lambda: log.publish(1, plenty(), weights(1, 3))), "the publication goes through", DEADLINE_S)
     assert log.fetch_weights() == weights(1, 3)
     log.close()
 
@@ -717,14 +719,14 @@ def test_connection_that_stalls_within_a_publish_is_waited_for_once(
     """redis-py would say UNWATCH on a new connection, and on another when that one does not answer either: four
     time-outs, where TIMEOUT_S bounds what a call waits without progress."""
     log = RedisLog(proxy.url, run_name, timeout_s=0.5)
-    log.publish(1, True, weights(1, 1))
+    log.publish(1, plenty(), weights(1, 1))
     proxy.before = (at, lambda: setattr(proxy, "stalled", True))
     started = time.monotonic()
     with pytest.raises(Unavailable):
-        log.publish(1, True, weights(1, 2))
+        log.publish(1, plenty(), weights(1, 2))
     assert time.monotonic() - started < 0.9
     proxy.stalled = False
-    until(lambda: can(lambda: log.publish(1, True, weights(1, 3))), "the publication goes through", DEADLINE_S)
+    until(lambda: can(lambda: log.publish(1, plenty(), weights(1, 3))), "the publication goes through", DEADLINE_S)
     assert connect_redis().fetch_weights() == weights(1, 3)
     log.close()
 
@@ -734,11 +736,11 @@ def test_weights_that_come_late_do_not_replace_newer_ones(
 ) -> None:
     """The publish timed out, the learner has published again on a new connection, and then the old EXEC arrives."""
     late, learner = RedisLog(proxy.url, run_name, timeout_s=0.2), connect_redis()
-    late.publish(1, True, weights(1, 1))
+    late.publish(1, plenty(), weights(1, 1))
     proxy.before = (b"EXEC", lambda: setattr(proxy, "stalled", True))
     with pytest.raises(Unavailable):
-        late.publish(1, True, weights(1, 2))
-    learner.publish(1, True, weights(1, 3))
+        late.publish(1, plenty(), weights(1, 2))
+    learner.publish(1, plenty(), weights(1, 3))
     done = raw.info("commandstats")["cmdstat_exec"]["calls"]
     proxy.stalled = False
     until(lambda: raw.info("commandstats")["cmdstat_exec"]["calls"] > done, "the late EXEC", DEADLINE_S)
@@ -783,16 +785,16 @@ def test_server_restarted_empty_is_used_again(server_binary: Path, run_name: str
     with EmbeddedServer("tests", 64 << 20, binary=server_binary, roles={"admin": "~* &* +@all"}) as server:
         log = RedisLog(server.url("admin"), run_name, timeout_s=1.0)
         log.append(0, FIRST, b"first")
-        log.publish(3, True, weights(3, 1))
+        log.publish(3, plenty(), weights(3, 1))
         os.kill(server.pid, signal.SIGKILL)
         until(lambda: not server.alive(), "the server's end", DEADLINE_S)
         with pytest.raises(Unavailable):
             log.append(0, ChunkId(1, 2), b"second")
         server.start()
         log.append(0, ChunkId(1, 2), b"second")
-        log.publish(3, True, weights(3, 2))
+        log.publish(3, plenty(), weights(3, 2))
         assert log.read({0: FIRST}, PAGE) == [Entry(0, ChunkId(1, 2), b"second")]
-        assert log.status().gate_open
+        assert log.status(0).credit
         log.close()
 
 
@@ -800,7 +802,7 @@ def test_full_server_stores_nothing_until_trimmed(server_binary: Path, run_name:
     """maxmemory: Full for chunks and weights alike, all or nothing; once the learner trims, the same id is stored."""
     with EmbeddedServer("tests", 16 << 20, binary=server_binary, roles={"admin": "~* &* +@all"}) as server:
         log = RedisLog(server.url("admin"), run_name)
-        log.publish(1, False, weights(1, 1))
+        log.publish(1, NONE, weights(1, 1))
         stored = 0
         for size in (64 << 10, 1 << 10):
             with pytest.raises(Full):  # noqa: PT012
@@ -809,12 +811,12 @@ def test_full_server_stores_nothing_until_trimmed(server_binary: Path, run_name:
                     stored += 1
         assert log.last_id(0) == ChunkId(1, stored)
         with pytest.raises(Full):
-            log.publish(1, True, weights(1, 2, 256 << 10))
+            log.publish(1, plenty(), weights(1, 2, 256 << 10))
         assert log.fetch_weights() == weights(1, 1)
-        assert not log.status().gate_open
+        assert not log.status(0).credit
         log.trim(1, {0: ChunkId(1, stored - 10)})
         log.append(0, ChunkId(1, stored + 1), bytes(64 << 10))
-        log.publish(1, True, weights(1, 2))
+        log.publish(1, plenty(), weights(1, 2))
         assert [entry.id.seq for entry in read_all(log)] == list(range(stored - 10, stored + 2))
         log.close()
 
@@ -843,7 +845,7 @@ def test_server_that_does_not_write_for_now_is_unavailable(
         try:
             for call in (
                 lambda: log.append(0, ChunkId(1, 2), b"second"),
-                lambda: log.publish(1, True, weights(1, 1)),
+                lambda: log.publish(1, plenty(), weights(1, 1)),
                 lambda: log.trim(1, {0: ChunkId(1, 2)}),
             ):
                 with pytest.raises(Unavailable):
@@ -862,15 +864,15 @@ def test_roles_can_do_their_part_and_no_more(server_binary: Path, run_name: str)
         learner, actor = (RedisLog(server.url(role), run_name) for role in ("learner", "actor"))
         assert learner.claim("nonce")
         learner.take_lease(1)
-        learner.publish(1, True, weights(1, 1))
-        assert actor.append(0, FIRST, b"x").gate_open
+        learner.publish(1, plenty(), weights(1, 1))
+        assert actor.append(0, FIRST, b"x").credit
         actor.append(0, FIRST, b"x")
         assert actor.last_id(0) == FIRST
         assert actor.fetch_weights() == weights(1, 1)
         assert [entry.data for entry in read_all(learner)] == [b"x"]
         other = RedisLog(server.url("actor"), "another-run")
         for call in (
-            lambda: actor.publish(2, True, weights(2, 1)),
+            lambda: actor.publish(2, plenty(), weights(2, 1)),
             lambda: actor.take_lease(2),
             lambda: actor.release_lease(2),
             lambda: actor.trim(1, {0: ChunkId(9, 9)}),
@@ -1004,7 +1006,7 @@ def test_what_a_server_answers_to_everything_is_a_log_error(greeting: bytes, err
         threading.Thread(target=answer, daemon=True).start()
         log = RedisLog(f"redis://127.0.0.1:{listener.getsockname()[1]}/0", "run", timeout_s=1.0)
         with pytest.raises(LogError) as caught:
-            log.status()
+            log.status(0)
         assert type(caught.value) is error
         listener.shutdown(socket.SHUT_RDWR)
         log.close()

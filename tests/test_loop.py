@@ -174,14 +174,14 @@ def test_a_report_checks_the_books() -> None:
 def test_slots_that_leave_are_read_to_their_end_and_trimmed_to_empty() -> None:
     """Of two slots one leaves: the band is that of one, its last chunk is still taken in, the version of its weights no
     longer counts as stale, and its stream is empty once the mirror has turned over."""
-    loop, log = make(capacity_rows=400, min_rows=16)
+    loop, log = make(capacity_rows=2_000, min_rows=16)
     stays, leaves = FakeActor(0), FakeActor(1)
     loop.expect([0, 1], 16)
-    wide = loop.limiter.half_band
+    assert loop.limiter.window_rows == 2 * 8 * 16
     leaves.send(log, 16)
     loop.cycle()
     loop.expect([0], 16)
-    assert loop.limiter.half_band == wide / 2
+    assert loop.limiter.window_rows == 8 * 16
     leaves.send(log, 16)
     for _ in range(3):
         loop.publish()
@@ -189,17 +189,17 @@ def test_slots_that_leave_are_read_to_their_end_and_trimmed_to_empty() -> None:
     loop.cycle()
     assert loop.reader.slots[1].rows_read == 32
     assert loop.report().figures["weight_staleness_versions"] == 0
-    for _ in range(30):
+    for _ in range(130):
         stays.send(log, 16)
         loop.cycle()
-    loop.reader.trim(400)
+    loop.reader.trim(2_000)
     assert log.read({1: ChunkId()}, 1 << 30) == []
-    assert len(log.read({0: ChunkId()}, 1 << 30)) == 25
+    assert len(log.read({0: ChunkId()}, 1 << 30)) == 125
 
 
 def test_slots_that_left_before_this_learner_began_are_read_too() -> None:
     """Their last chunks may be newer than its checkpoint."""
-    loop, log = make(capacity_rows=400, min_rows=16)
+    loop, log = make(capacity_rows=2_000, min_rows=16)
     FakeActor(2).send(log, 16)
     loop.expect([0], 16, left=range(3))
     loop.cycle()

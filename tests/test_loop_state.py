@@ -22,7 +22,7 @@ from learner.publisher import Publisher
 from learner.weights import version_count
 from replay.chunk import Chunk
 from replay.config import ReplayConfig
-from replay.log import FENCE_SHIFT, ChunkId, Entry, MemoryLog, Status, Unavailable
+from replay.log import FENCE_SHIFT, ChunkId, Entry, MemoryLog, Unavailable
 from replay.samplers import PrioritisedSampler
 from replay.sharded_log import ShardedLog
 
@@ -112,7 +112,7 @@ def test_it_goes_on_to_the_bit(tmp_path: Path, sampler: str, rounds: int, storag
                 loop.publish_if_due()
     assert one.loop.learner.updates > 100
     assert_equal(one.loop, other.loop)
-    headers = [each.status().weights for each in (one.log, log)]
+    headers = [each.status(0).weights for each in (one.log, log)]
     assert headers[0] is not None
     assert headers[1] is not None
     assert version_count(headers[0].version) == version_count(headers[1].version)
@@ -170,10 +170,10 @@ class Away(MemoryLog):
             raise Unavailable("away")
         return super().read(cursors, max_bytes)
 
-    def status(self) -> Status:
+    def description(self) -> bytes | None:
         if self.fails > 0:
             raise Unavailable("away")
-        return super().status()
+        return super().description()
 
 
 @pytest.mark.parametrize("sharded", [False, True])
@@ -207,7 +207,7 @@ def test_a_server_that_stays_away_is_told_or_ends_the_learner(tmp_path: Path, mo
     log.fails = 10**9
     with pytest.raises(Unavailable):
         make(tmp_path, log, fence=2, rows=False)
-    monkeypatch.setattr(Away, "status", MemoryLog.status)  # another server is there
+    monkeypatch.setattr(Away, "description", MemoryLog.description)  # another server is there
     told = make(tmp_path, log, fence=2, rows=False).loop.report().told
     assert any("their rows of replay are not read again" in line for line in told), told
 

@@ -33,12 +33,12 @@ def config(mode: str = "local", env: dict[str, Any] | None = None, **actors: Any
 
 
 def test_a_slow_learner_has_the_actors_wait() -> None:
-    """2 x 1000 env steps/s against 100 updates/s x 64 / 16 = 400 env steps/s: 80 % at the gate. 400 rows of 33 bytes in
-    chunks of 8 x 16; 100 updates/s are a broadcast a second, which 2 actors fetch once a second."""
+    """2 x 1000 env steps/s against 100 updates/s x 64 / 16 = 400 env steps/s: 80 % waiting for credit. 400 rows of 33
+    bytes in chunks of 8 x 16; 100 updates/s are a broadcast a second, which 2 actors fetch once a second."""
     outlook = foresee(config(), SCHEMA, ActorRate(1000.0), 100.0, cores=4)
     assert (outlook.bound_by, outlook.herd_env_steps_per_s, outlook.env_steps_per_s) == ("learner", 2000, 400)
     assert (outlook.expected_updates_per_s, outlook.samples_per_insert) == (100, 16)
-    assert (outlook.gate_wait_share, outlook.learner_wait_share) == (0.8, 0)
+    assert (outlook.actors_wait_share, outlook.learner_wait_share) == (0.8, 0)
     assert (outlook.first_update_s, outlook.replay_full_s) == (0.5, 125)
     assert (outlook.row_bytes, outlook.weights_bytes) == (4 * 4 + 17, WEIGHTS)
     assert outlook.chunks_per_s == pytest.approx(400 / 128)
@@ -55,7 +55,7 @@ def test_slow_actors_have_the_learner_wait() -> None:
     8 rows, though flush_s = 1 s has 10. 5 updates/s are a broadcast in 20 s."""
     outlook = foresee(config(flush_s=0.5), SCHEMA, ActorRate(10.0), 100.0, cores=4)
     assert (outlook.bound_by, outlook.env_steps_per_s, outlook.expected_updates_per_s) == ("actors", 20, 5)
-    assert (outlook.gate_wait_share, outlook.learner_wait_share) == (0, 0.95)
+    assert (outlook.actors_wait_share, outlook.learner_wait_share) == (0, 0.95)
     assert outlook.chunks_per_s == pytest.approx(20 / 8)
     assert outlook.weights_fetched_bytes_per_s == pytest.approx(2 * WEIGHTS / 20)
 

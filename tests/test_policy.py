@@ -61,6 +61,7 @@ from actors.policy import make_policy
 from learner.networks import NetworkSpec
 from actors.rollout import Place, Rollout
 from learner.weights import pack
+from replay.credit import Credit, pack_credit
 from replay.log import MemoryLog
 import numpy as np
 env = EnvConfig(id="CartPole-v1")
@@ -68,7 +69,7 @@ envs, log = make_lanes(env, 2), MemoryLog()
 layer = np.ones((2, 4), np.float32), np.zeros(2, np.float32)
 weights = pack(1, 0, 0, {{"head.linear.weight": layer[0], "head.linear.bias": layer[1]}})
 log.take_lease(1)
-log.publish(1, True, weights)
+log.publish(1, pack_credit({{0: Credit(1, 0, 1000)}}), weights)
 network, schema = NetworkSpec(), schema_of(envs.envs[0])
 rollout = Rollout(Place("r", 0, 0, 1, 1), envs, schema, make_policy(network, schema), log, ActorConfig(lanes=2))
 assert rollout.ready()

@@ -142,7 +142,7 @@ def test_everything_of_the_catalogue_is_collected_and_moves(watched: Watched) ->
     counters = [each.exposed for each in catalogue() if each.kind == "counter" and can_appear(each)]
     before = {name: server.values(name) for name in counters}
     troubles = "log_full log_unavailable updates_skipped restarts actor_push_retries env_rebuilds checkpoint_failures"
-    waits = "priority_updates_missed actor_gate_wait_seconds"  # by chance, and by who is the faster one
+    waits = "priority_updates_missed actor_credit_wait_seconds"  # by chance, and by who is the faster one
     waits += " actor_starved_seconds learner_starved_seconds"
     resting = {f"qherd_{name}_total" for name in f"{troubles} {waits}".split()}
 

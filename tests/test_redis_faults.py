@@ -21,6 +21,7 @@ import pytest
 import redis
 from conftest import server_roles
 from herd import ACTORS, SLOTS, Herd, Learner, Observer
+from lending import plenty
 from proxy import Proxy
 from waiting import frozen, until
 
@@ -208,7 +209,7 @@ def test_a_server_that_comes_back_with_less_goes_on(
         old.publisher.stop()
         herd.works()
         log = RedisLog(server.url("admin"), run_name)
-        newest = log.status().weights
+        newest = log.status(0).weights
         log.close()
         assert newest is not None
         assert newest.version >> FENCE_SHIFT == fence == 2
@@ -247,7 +248,7 @@ WIDE = EnvConfig(
 
 
 def test_a_full_server_is_emptied_by_the_learner(server_binary: Path, run_name: str) -> None:
-    """The mirror may hold more than the server: everybody is refused and waits, until the learner comes to trim. Gate
+    """The mirror may hold more than the server: everybody is refused and waits, until the learner comes to trim. Credit
     and weights, which went meanwhile, are set again."""
     replay = ReplayConfig(capacity_rows=20_000, min_rows=100, samples_per_insert=0.25)
     with (
@@ -259,10 +260,10 @@ def test_a_full_server_is_emptied_by_the_learner(server_binary: Path, run_name: 
         learner = herd.learner
         learner.train_until(lambda: learner.loop.reader.totals.rows > 1000, "4 MB")
         client.config_set("maxmemory", client.info("memory")["used_memory"] - (1 << 20))
-        client.delete(f"qherd:{run_name}:gate", f"qherd:{run_name}:weights")
+        client.delete(f"qherd:{run_name}:credit", f"qherd:{run_name}:weights")
 
         def all_refused() -> bool:
-            learner.publisher.set(True)  # the learner lives, and neither reads nor trims
+            learner.publisher.set(plenty())  # the learner lives, and neither reads nor trims
             return all(log.errors["Full"] for log in (learner.publisher_log, *(each.log for each in herd.actors)))
 
         until(all_refused, "everybody is refused")
@@ -270,9 +271,9 @@ def test_a_full_server_is_emptied_by_the_learner(server_binary: Path, run_name: 
         until(lambda: all(actor.log.errors["Full"] > 5 for actor in herd.actors), "they ask again")
         assert steps == [actor.steps for actor in herd.actors]
         gone: Status = observer.seen[-1]
-        assert gone == (False, None)
+        assert gone == (None, None)
         herd.works()
-        learner.train_until(lambda: observer.seen[-1].gate_open, "the gate is open again")
+        learner.train_until(lambda: observer.seen[-1].credit, "there is credit again")
         until(lambda: observer.seen[-1].weights, "the weights are there again")
         assert learner.loop.report().figures["log_full"] > 0
         herd.end()
@@ -379,7 +380,7 @@ def test_a_read_only_server_is_waited_for(server_binary: Path, run_name: str) ->
     """A primary that was made a replica by mistake, or a failover under way: it passes by."""
     with own_server(server_binary) as server, admin(server) as client, Herd(server.url("admin"), run_name) as herd:
         herd.works()
-        herd.learner.train_until(lambda: client.get(f"qherd:{run_name}:gate") == b"open", "the gate is open, and stays")
+        herd.learner.train_until(lambda: client.get(f"qherd:{run_name}:credit"), "there is credit")
         client.replicaof("127.0.0.1", 1)
         try:
             herd.pauses(HOLD_S)

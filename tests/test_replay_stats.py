@@ -18,6 +18,7 @@ import pytest
 import redis
 from chunk_makers import CODEC, RUN, SCHEMA, FakeActor, append, spoilt
 from cli_runs import Run, qherd, running, summary
+from lending import NONE
 from waiting import until
 
 import replay
@@ -155,7 +156,7 @@ def test_the_figures_are_the_servers(
     for actor in actors * 3:
         actor.send(log)
     said, published, refused = (3 << FENCE_SHIFT) | 9, (5 << FENCE_SHIFT) | 2, {"crc": 2, "flags": 1}
-    log.publish(5, False, WeightsHeader(published, 1, 1, 1).pack())
+    log.publish(5, NONE, WeightsHeader(published, 1, 1, 1).pack())
     log.describe(5, described(3, **refused))
     between(lambda: [actors[1].send(log) for _ in range(5)])
     code, out, err = call(capsys, own_server.url("reader"), "--run", RUN, "--json")

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from lending import NONE, plenty
 from numpy.testing import assert_allclose, assert_array_equal
 
 from actors.config import ActorConfig, EnvConfig
@@ -55,18 +56,18 @@ class Clock:
 class FakeLog(MemoryLog):
     """A log that fails as scripted, once per call, before or after it stored; it notes what was asked of it."""
 
-    def __init__(self, open_gate: bool = True) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.failures: list[tuple[LogError, bool]] = []
         self.appended: list[ChunkId] = []
         self.fetches = 0
         self.take_lease(1)
-        self.publish(1, open_gate, weights(1))
+        self.publish(1, plenty(INCARNATION), weights(1))
 
     def append(self, slot: int, chunk_id: ChunkId, data: bytes) -> Status:
         self.appended.append(chunk_id)
         error, stored = self.failures.pop(0) if self.failures else (None, True)
-        status = super().append(slot, chunk_id, data) if stored else self.status()
+        status = super().append(slot, chunk_id, data) if stored else self.status(slot)
         if error is not None:
             raise error
         return status
@@ -196,6 +197,7 @@ def test_a_slot_has_its_lanes_place_on_the_ladder() -> None:
         envs = make_lanes(EnvConfig(id="scripted_env:Scripted-v0"), 2)
         place = Place(RUN, 7, 4, 5, incarnation)
         log = FakeLog()
+        log.publish(1, plenty(incarnation))
         config = ActorConfig(lanes=2, chunk_steps=2000, epsilon=0.9, epsilon_alpha=3.0)
         rollout = Rollout(place, envs, SCHEMA, make_policy(NetworkSpec(), SCHEMA), log, config, Clock())
         assert rollout.ready()
@@ -220,7 +222,7 @@ def test_an_actor_is_placed_anew_while_it_works() -> None:
         floor = tested.rollout.place(slots)
         assert floor == pytest.approx([0.4 ** (1 + 7 * i / (lanes - 1)) for i in (6, 7)], rel=1e-12)
         assert_allclose(tested.rollout._epsilon, floor)
-    tested.log.publish(1, True, weights(2, env_steps=250))
+    tested.log.publish(1, plenty(INCARNATION), weights(2, env_steps=250))
     assert tested.chunk()
     floor = tested.rollout.place(4)
     assert_allclose(tested.rollout._epsilon, 1 + (np.array(floor) - 1) / 4)
@@ -229,7 +231,7 @@ def test_an_actor_is_placed_anew_while_it_works() -> None:
 
 
 def test_an_actors_seconds_are_told_apart() -> None:
-    """In steps, at the gate, on the log, with weights: what they add up to is no more than the whole. Each fetch is
+    """In steps, without credit, on the log, with weights: what they add up to is no more than the whole. Each fetch is
     counted with its bytes."""
     tested = Actor(clock=Clock(tick=0.01))
     work = tested.rollout.collect(2.0).work
@@ -239,12 +241,12 @@ def test_an_actors_seconds_are_told_apart() -> None:
     assert (work.fetches, work.fetched_bytes, work.wait_seconds) == (1, len(weights(1)), 0)
     parts = work.env_seconds + work.log_seconds + work.fetch_seconds
     assert work.seconds / 4 < parts < work.seconds
-    tested.log.publish(1, False)
+    tested.log.publish(1, NONE)
     tested.rollout.send() if tested.rollout._pending else tested.chunk()
     shut = tested.rollout.collect(2.0).work
     assert shut.wait_seconds == pytest.approx(sum(tested.clock.slept), abs=0.01 * len(tested.clock.slept) + 1e-6)
     assert shut.seconds - work.seconds == pytest.approx(2.0, abs=0.6)
-    tested.log.publish(1, True)
+    tested.log.publish(1, plenty(INCARNATION))
     tested.log.failures = [(Unavailable("away"), False)] * 100
     away = tested.rollout.collect(2.0).work
     assert away.log_seconds - shut.log_seconds > 1.5, "the pauses while the server is away are the server's"
@@ -255,7 +257,7 @@ def test_epsilon_anneals_on_the_runs_env_steps() -> None:
     tested = Actor(config={"epsilon": 0.0, "epsilon_anneal_env_steps": 1000, "chunk_steps": 400, "fetch_every_s": 0})
     wrong = []
     for version, env_steps in ((2, 0), (3, 500), (4, 1000)):
-        tested.log.publish(1, True, weights(version, env_steps))
+        tested.log.publish(1, plenty(INCARNATION), weights(version, env_steps))
         assert tested.rollout.ready()
         tested.chunk()  # its reply announces the weights; the next chunk acts with them
         tested.chunk()
@@ -278,11 +280,11 @@ def test_a_slow_environment_flushes_a_short_chunk() -> None:
     assert columns(chunks, "flags")[:, 0].tolist() == [flags for _, flags, _ in itertools.islice(scripted(seed), 9)]
 
 
-def test_a_shut_gate_stops_the_lanes() -> None:
-    """From the chunk whose reply says so until the gate is open again; the waiting is counted."""
+def test_without_credit_the_lanes_stop() -> None:
+    """From the chunk whose reply says so until there is credit again; the waiting is counted."""
     tested = Actor(clock=Clock(tick=1e-4))
     assert tested.chunk()
-    tested.log.publish(1, gate_open=False)
+    tested.log.publish(1, NONE)
     assert tested.chunk()
     steps = tested.steps
     tested.rollout.collect(5.0)
@@ -290,14 +292,14 @@ def test_a_shut_gate_stops_the_lanes() -> None:
     assert tested.clock.now >= 5
     assert len(tested.clock.slept) >= 5
     assert max(tested.clock.slept) <= 0.6
-    assert tested.rollout.counters.gate_wait_s == pytest.approx(sum(tested.clock.slept))
-    tested.log.publish(1, gate_open=True)
+    assert tested.rollout.counters.credit_wait_s == pytest.approx(sum(tested.clock.slept))
+    tested.log.publish(1, plenty(INCARNATION))
     assert tested.chunk()
     assert tested.steps == 12
 
 
 def test_nobody_acts_before_the_first_weights() -> None:
-    """An open gate without weights is no leave to act; nothing is fetched or flushed either."""
+    """Credit without weights is no leave to act; nothing is fetched or flushed either."""
     log = FakeLog()
     log._weights = None
     tested = Actor(log=log, clock=Clock(tick=1e-4))
@@ -305,7 +307,7 @@ def test_nobody_acts_before_the_first_weights() -> None:
     assert tested.steps == tested.rollout.counters.rows == 0
     assert tested.rollout.flush(1.0)
     assert log.appended == []
-    log.publish(1, True, weights(1))
+    log.publish(1, plenty(INCARNATION), weights(1))
     assert tested.chunk()
 
 
@@ -339,7 +341,7 @@ def test_a_lost_reply_to_a_fetch_keeps_the_chunk_once() -> None:
     log = FakeLog()
     tested = Actor(log=log, config={"fetch_every_s": 0})
     assert tested.chunk()
-    log.publish(1, True, weights(2))
+    log.publish(1, plenty(INCARNATION), weights(2))
     fetch, failures = log.fetch_weights, [Unavailable("away")]
 
     def once() -> bytes | None:
@@ -396,7 +398,7 @@ def test_weights_are_fetched_when_newer_and_not_too_often() -> None:
     assert all(tested.chunk() for _ in range(10))
     assert tested.log.fetches == 1
     for version in range(2, 12):
-        tested.log.publish(1, True, weights(version))
+        tested.log.publish(1, plenty(INCARNATION), weights(version))
         tested.clock.now += 0.25
         assert tested.chunk()
     assert tested.log.fetches == 3

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lending import plenty
 from safetensors.numpy import load, save
 from scripted_env import DrawnEnv, RaisingEnv
 
@@ -63,7 +64,7 @@ class Actor:
     def __init__(self, env: EnvConfig, lanes: int = 3, chunk_steps: int = 5, *, place: Place = PLACE) -> None:
         self.env, self.log = env, MemoryLog()
         self.log.take_lease(1)
-        self.log.publish(1, True, learned(env, 1))
+        self.log.publish(1, plenty(PLACE.incarnation), learned(env, 1))
         envs = make_lanes(env, lanes, recorded=True)
         config = ActorConfig(lanes=lanes, chunk_steps=chunk_steps, epsilon_anneal_env_steps=500, fetch_every_s=0)
         schema = schema_of(envs.envs[0])
@@ -80,7 +81,7 @@ class Actor:
             chunk_id = self.log.last_id(PLACE.slot)
             sent.append(self.log.read({PLACE.slot: ChunkId(chunk_id.incarnation, chunk_id.seq - 1)}, 1)[0].data)
             if chunk_id.seq % 3 == 0:
-                self.log.publish(1, True, learned(self.env, chunk_id.seq, 100 * chunk_id.seq))
+                self.log.publish(1, plenty(PLACE.incarnation), learned(self.env, chunk_id.seq, 100 * chunk_id.seq))
         return sent
 
     def flags(self, data: bytes) -> Any:
@@ -352,11 +353,11 @@ def test_lanes_that_are_not_recorded_have_no_state() -> None:
 
 
 def test_a_log_goes_on_with_what_is_in_it() -> None:
-    """Chunks in their order (10 behind 9), what was the last id of a trimmed slot, weights, gate, lease and claim."""
+    """Chunks in their order (10 behind 9), what was the last id of a trimmed slot, weights, credit, lease and claim."""
     log = MemoryLog(max_chunks=11)
     assert log.claim("mine")
     log.take_lease(3)
-    log.publish(3, True, b"weights")
+    log.publish(3, plenty(), b"weights")
     log.describe(3, b"about")
     for seq in range(1, 13):
         log.append(0, ChunkId(1, seq), bytes([seq]))
@@ -372,13 +373,13 @@ def test_a_log_goes_on_with_what_is_in_it() -> None:
         each.append(0, ChunkId(1, 13), b"")
         assert each.read({0: ChunkId()}, 1)[0].id == (1, 3)
         each.take_lease(3)
-        assert each.status().gate_open
+        assert each.status(0).credit
 
 
 def test_an_empty_log_goes_on_empty() -> None:
     again = MemoryLog()
-    again.publish(1, True, b"weights")
+    again.publish(1, plenty(), b"weights")
     again.restore(stored(MemoryLog().state()))
     assert again.fetch_weights() is None
     assert again.description() is None
-    assert not again.status().gate_open
+    assert not again.status(0).credit

@@ -239,7 +239,7 @@ def test_nothing_is_lost_or_restarted(scaled: Scaled) -> None:
 def test_the_stream_of_the_slot_that_left_is_empty_once_the_mirror_has_turned(scaled: Scaled) -> None:
     rows = {line["slot"]: line["rows"] for line in scaled.doctor["stats"]["slots"]}
     assert rows[2] == 0
-    assert rows[0] + rows[1] > 0, "which of them the gate lets in is up to chance"
+    assert rows[0] + rows[1] > 0, "which of them gets how much credit is up to chance"
 
 
 def test_the_number_is_there_when_the_run_is_resumed(scaled: Scaled) -> None:
@@ -255,7 +255,7 @@ def test_the_doctor_names_a_bottleneck(scaled: Scaled) -> None:
     assert seen["diagnosis"]["why"]
     assert seen["window"]["actors_alive"] == 2
     shares = seen["window"]["actors"]
-    parts = ("gate", "env", "log", "weights", "own")
+    parts = ("waiting", "env", "log", "weights", "own")
     assert sum(shares[name] for name in parts) == pytest.approx(1.0, abs=0.02)
     assert 0 < seen["window"]["round_trip_s"] < 1
     assert 0 <= seen["window"]["server_busy"] < 1.5

@@ -249,20 +249,20 @@ def test_a_server_of_another_authority_and_one_without_tls_are_refused(encrypted
     unknown = url.replace("/s/server/ca.crt", "/other/ca.crt")
     for wrong in (unknown, url.partition("?")[0], url.partition("?")[0].replace("rediss:", "redis:")):
         with contextlib.closing(RedisLog(wrong, RUN, timeout_s=1)) as log, pytest.raises(Unavailable) as refused:
-            log.status()
+            log.status(0)
         assert not any(word in str(refused.value) for word in words(encrypted / "s"))
     in_clear = url_of(encrypted / "s", "learner").partition("?")[0].replace("rediss:", "redis:")
     with contextlib.closing(RedisLog(in_clear, RUN, timeout_s=1)) as log, pytest.raises(Refused, match="speaks TLS"):
         log.check()
     secure = url_of(plain, "actor").replace("redis:", "rediss:")
     with contextlib.closing(RedisLog(secure, RUN, timeout_s=1)) as log, pytest.raises(Unavailable):
-        log.status()
+        log.status(0)
 
 
 def test_a_certificate_is_for_the_servers_name(encrypted: Path) -> None:
     url = url_of(encrypted / "s", "learner").replace("127.0.0.1:", "localhost:")
     with contextlib.closing(RedisLog(url, RUN)) as log, pytest.raises(Unavailable):
-        log.status()
+        log.status(0)
 
 
 def test_the_servers_command_line_has_no_password(plain: Path, encrypted: Path) -> None:

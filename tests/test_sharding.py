@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import server_roles
+from lending import plenty
 from waiting import frozen, until
 
 from actors.config import ActorConfig, EnvConfig
@@ -97,7 +98,7 @@ class Herd:
             thread.start()
 
     def end(self) -> None:
-        """Stop as RaySession does: shut the gate, flush the actors, take in what they flushed."""
+        """Stop as RaySession does: take the credit back, flush the actors, take in what they flushed."""
         self.publisher.stop()
         self._over.set()
         for thread in self._threads:
@@ -181,13 +182,13 @@ def test_slots_are_spread_evenly_and_for_ever() -> None:
 
 
 def test_each_stream_is_on_its_slots_server_only(server_urls: list[str], run_name: str) -> None:
-    """An actor that writes to the one server is read by the learner, with the weights and gate that it sees there."""
+    """An actor that writes to the one server is read by the learner, with the weights and credit that it sees there."""
     logs = [RedisLog(url, run_name) for url in server_urls]
     log = ShardedLog([RedisLog(url, run_name) for url in server_urls])
-    log.publish(1, True, weights(1))
+    log.publish(1, plenty(), weights(1))
     for slot in range(SLOTS):
         status = logs[shard_of(slot, SERVERS)].append(slot, ChunkId(1, 1), b"%d" % slot)
-        assert status.gate_open
+        assert status.credit
         assert status.weights is not None
         assert status.weights.version == 1
     everything = dict.fromkeys(range(SLOTS), ChunkId())
@@ -296,7 +297,7 @@ def test_the_learner_asks_again_when_its_publisher_was_answered(
         assert slots_read(log) == [0, 2]
     assert (logs[1].asked, publisher.unavailable, publisher.servers_down) == (1, 1, 1)
     logs[1].fault = None
-    publisher.set(True, weights(1))
+    publisher.set(plenty(), weights(1))
     assert publisher.servers_down == 0
     assert slots_read(log) == [0, 1, 2]
 
@@ -367,7 +368,7 @@ def test_the_first_server_decides_and_the_others_may_be_away(
 
 def test_any_server_has_the_weights(faulty: tuple[ShardedLog, list[Faulty], Clock]) -> None:
     log, logs, _ = faulty
-    log.publish(1, True, weights(5))
+    log.publish(1, plenty(), weights(5))
     logs[0].fault = logs[1].fault = Unavailable("away")
     assert log.fetch_weights() == weights(5)
 
@@ -395,11 +396,11 @@ def test_a_frozen_server_holds_up_neither_the_others_nor_the_end(server_binary: 
         first, *others = (RedisLog(url, run_name) for url in urls)
         publisher, actors = Publisher(first, 1, others), [RedisLog(url, run_name) for url in urls]
         publisher.start()
-        publisher.set(True, weights(1))
+        publisher.set(plenty(), weights(1))
         until(lambda: all(actor.fetch_weights() == weights(1) for actor in actors), "version 1 everywhere")
         with frozen(servers[0]):
             for number in range(2, 8):
-                publisher.set(True, weights(number))
+                publisher.set(plenty(), weights(number))
                 until(
                     lambda v=number: all(actor.fetch_weights() == weights(v) for actor in actors[1:]),  # type: ignore[misc]
                     f"version {number}",
@@ -409,8 +410,8 @@ def test_a_frozen_server_holds_up_neither_the_others_nor_the_end(server_binary: 
             started = time.monotonic()
             publisher.stop()
             assert time.monotonic() - started < STOP_S + 1.0
-            assert not actors[1].status().gate_open
-            assert not actors[2].status().gate_open
+            assert not actors[1].status(0).credit
+            assert not actors[2].status(0).credit
         for log in (first, *others, *actors):
             log.close()
 
@@ -422,7 +423,7 @@ def test_a_server_that_restarts_empty_has_the_weights_again(server_binary: Path,
         first, *others = (RedisLog(url, run_name) for url in urls)
         publisher = Publisher(first, 1, others)
         publisher.start()
-        publisher.set(True, weights(1))
+        publisher.set(plenty(), weights(1))
         for server, url in zip(servers, urls, strict=True):
             actor = RedisLog(url, run_name)
             until(lambda log=actor: log.fetch_weights() == weights(1), "version 1")  # type: ignore[misc]
@@ -431,7 +432,7 @@ def test_a_server_that_restarts_empty_has_the_weights_again(server_binary: Path,
             server.start()
             actor = RedisLog(url, run_name)
             until(lambda log=actor: log.fetch_weights() == weights(1), "version 1 again")  # type: ignore[misc]
-            assert actor.status().gate_open
+            assert actor.status(0).credit
             actor.close()
         until(lambda: publisher.servers_down == 0, "all servers answer")
         assert publisher.published == 1
@@ -505,7 +506,7 @@ def test_without_the_first_server_the_run_goes_on_and_no_learner_is_admitted(
         assert second.servers_down == 1
         second.start()
         newer = pack(version(2, 1), 0, 0, unpack(herd.loop.candidate())[1])
-        second.set(True, newer)
+        second.set(plenty(), newer)
         with pytest.raises(Fenced, match="fence 2 has taken over from 1"):
             herd.train_until(lambda: False, "the older learner is fenced")
         herd.servers[2].start()

@@ -585,18 +585,18 @@ class Ticking:
 @pytest.mark.parametrize(
     ("figures", "too_long"),
     [
-        ({"env_steps": 7, "gate_open": 1.0}, True),
-        ({"env_steps": 7, "gate_open": 0.0}, False),
-        ({"env_steps": 7, "gate_open": 1.0, "servers_down": 1}, False),
+        ({"env_steps": 7, "credit_rows": 16.0}, True),
+        ({"env_steps": 7, "credit_rows": 0.0}, False),
+        ({"env_steps": 7, "credit_rows": 16.0, "servers_down": 1}, False),
         ({}, False),
     ],
-    ids=["nothing comes in", "the gate is shut", "a server is away", "no report yet"],
+    ids=["nothing comes in", "nobody has credit", "a server is away", "no report yet"],
 )
 def test_silence_is_noticed_and_nothing_else_is(figures: dict[str, float], too_long: bool) -> None:
     """The learner reports four times a second; after 11 s of the same figures, where 10 are allowed."""
     clock = Ticking()
     silence = Silence(10.0, clock)
-    assert not silence.too_long({"env_steps": 7, "gate_open": 1.0})
+    assert not silence.too_long({"env_steps": 7, "credit_rows": 16.0})
     for _ in range(44):
         clock.now += 0.25
         told = silence.too_long(figures)
@@ -607,7 +607,7 @@ def test_silence_is_noticed_and_nothing_else_is(figures: dict[str, float], too_l
 def test_silence_of_another_learner_is_counted_anew() -> None:
     """One that was restarted goes on with the same figures; its start is not the actors' silence."""
     clock = Ticking()
-    silence, figures = Silence(10.0, clock), {"env_steps": 7, "gate_open": 1.0}
+    silence, figures = Silence(10.0, clock), {"env_steps": 7, "credit_rows": 16.0}
     assert not silence.too_long(figures)
     clock.now += 60.0
     silence.excuse()
@@ -621,9 +621,9 @@ def test_silence_is_counted_anew_after_each_env_step() -> None:
     silence = Silence(10.0, clock)
     for env_steps in range(5):
         clock.now += 9.0
-        assert not silence.too_long({"env_steps": env_steps, "gate_open": 1.0})
+        assert not silence.too_long({"env_steps": env_steps, "credit_rows": 16.0})
     clock.now += 10.5
-    assert silence.too_long({"env_steps": 4, "gate_open": 1.0})
+    assert silence.too_long({"env_steps": 4, "credit_rows": 16.0})
 
 
 # -- another number of slots while they work

@@ -311,10 +311,10 @@ def test_it_never_evicts_and_holds_its_memory_bound(embedded: EmbeddedServer) ->
 def test_an_actor_can_do_its_work(embedded: EmbeddedServer) -> None:
     with connect(embedded, "learner") as learner:
         learner.set("qherd:mine:weights", b"0123456789")
-        learner.set("qherd:mine:gate", b"open", px=5000)
+        learner.set("qherd:mine:credit", b"open", px=5000)
     with connect(embedded, "actor") as actor, actor.pipeline(transaction=False) as pipe:
         pipe.xadd("qherd:mine:chunks:work", {"c": b"rows"}, id="1-1", maxlen=10, approximate=False)
-        pipe.get("qherd:mine:gate")
+        pipe.get("qherd:mine:credit")
         pipe.getrange("qherd:mine:weights", 0, 3)
         assert pipe.execute() == [b"1-1", b"open", b"0123"]
         assert actor.xinfo_stream("qherd:mine:chunks:work")["last-generated-id"] == b"1-1"
@@ -323,7 +323,7 @@ def test_an_actor_can_do_its_work(embedded: EmbeddedServer) -> None:
 
 ACTOR_MUST_NOT: dict[str, Call] = {
     "overwrite the weights": lambda c: c.set("qherd:mine:weights", b"bad"),
-    "open the gate": lambda c: c.set("qherd:mine:gate", b"open"),
+    "give itself credit": lambda c: c.set("qherd:mine:credit", b"open"),
     "take the lease": lambda c: c.set("qherd:mine:lease", b"me"),
     "read the lease": lambda c: c.get("qherd:mine:lease"),
     "expire a stream": lambda c: c.expire("qherd:mine:chunks:0", 1),
@@ -356,7 +356,7 @@ def test_a_learner_can_do_its_work(embedded: EmbeddedServer) -> None:
             assert pipe.get("qherd:mine:lease") == b"fence"
             pipe.multi()
             pipe.pexpire("qherd:mine:lease", 15_000)
-            pipe.set("qherd:mine:gate", b"open", px=5000)
+            pipe.set("qherd:mine:credit", b"open", px=5000)
             pipe.set("qherd:mine:weights", b"w")
             assert pipe.execute() == [True, True, True]
         stream = "qherd:mine:chunks:learn"
@@ -400,7 +400,7 @@ def test_a_reader_can_do_its_work(embedded: EmbeddedServer) -> None:
         assert reader.ping()
         assert reader.get("qherd:mine:about") == b"{}"
         assert reader.getrange("qherd:mine:weights", 0, 3) == b"0123"
-        assert reader.get("qherd:mine:gate") in (None, b"open")
+        assert reader.get("qherd:mine:credit") in (None, b"open")
         assert reader.xread({stream: "0-0"}, count=10)
         assert reader.xlen(stream) == len(reader.xrange(stream)) == len(reader.xrevrange(stream)) == 1
         assert reader.xinfo_stream(stream)["last-generated-id"] == b"1-1"
@@ -409,7 +409,7 @@ def test_a_reader_can_do_its_work(embedded: EmbeddedServer) -> None:
 
 READER_MUST_NOT: dict[str, Call] = {
     "overwrite the weights": lambda c: c.set("qherd:mine:weights", b"bad"),
-    "open the gate": lambda c: c.set("qherd:mine:gate", b"open"),
+    "give itself credit": lambda c: c.set("qherd:mine:credit", b"open"),
     "claim the name": lambda c: c.set("qherd:mine:meta", b"me", nx=True),
     "describe the run": lambda c: c.set("qherd:mine:about", b"{}"),
     "append a chunk": lambda c: c.xadd("qherd:mine:chunks:0", {"c": b""}),
