@@ -222,7 +222,7 @@ DASHBOARDS: Mapping[str, tuple[str, Mapping[str, Sequence[Panel]]]] = {
                     (_rate("qherd_actor_phase_seconds_total", "{{run}} {{phase}}", "run, phase"),),
                     stacked=True,
                     note="Together as many as there are actors: in the environment, own computing, the server (log), "
-                    "new weights (fetch), the shut gate (wait). qherd doctor RUN says what to change.",
+                    "new weights (fetch), without credit (wait). qherd doctor RUN says what to change.",
                 ),
                 Panel(
                     "Cores",
@@ -242,17 +242,17 @@ DASHBOARDS: Mapping[str, tuple[str, Mapping[str, Sequence[Panel]]]] = {
                     "none",
                     (
                         _of("qherd_limiter_error", "{{run}} error"),
-                        _of("qherd_limiter_half_band", "{{run}} gate shuts above"),
+                        _of("qherd_limiter_half_band", "{{run}} no credit above"),
                         ("{{run}} learner waits below", f"-qherd_limiter_half_band{{{RUN}}}"),
                     ),
                 ),
+                Panel("Credit", "short", (_of("qherd_credit_rows", "{{run}} rows"),)),
                 Panel(
                     "Waiting",
                     "percentunit",
                     (
                         ("{{run}} learner", f'run:qherd_learner_phase:share1m{{phase="wait", {RUN}}}'),
-                        _of("run:qherd_actor_gate_wait:share1m", "{{run}} actors, at the gate"),
-                        ("{{run}} gate shut", f"1 - avg_over_time(qherd_gate_open{{{RUN}}}[$__rate_interval])"),
+                        _of("run:qherd_actor_credit_wait:share1m", "{{run}} actors, without credit"),
                     ),
                 ),
             ),

@@ -159,7 +159,7 @@ class Counters(NamedTuple):
             raise BadChunk("counters", f"{more.episodes} more episodes with a sum of returns of {more.return_sum}")
         if more.refusals < 0 or more.credit_wait_s < 0:
             raise BadChunk(
-                "counters", f"{more.refusals} more refusals, {more.credit_wait_s} more seconds without credit"
+                "counters", f"{more.refusals} more refusals, {more.credit_wait_s} s more without credit"
             )
 
     def plus(self, other: Counters) -> Counters:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 import scripted_env
 from chunk_makers import RUN, SCHEMA, FakeActor
+from lending import plenty
 
 from actors.config import ActorConfig, EnvConfig, EvalConfig
 from actors.contract import EnvError
@@ -105,7 +106,7 @@ def rollout_of(fault: str, at: int) -> tuple[Rollout, MemoryLog, list[list[Any]]
     episodes: list[list[Any]] = []
     log, ticks = GatedLog(), iter(range(1 << 30))
     log.take_lease(1)
-    log.publish(1, True, pack(1, 0, 1 << 30, LAYER))
+    log.publish(1, plenty(), pack(1, 0, 1 << 30, LAYER))
     kwargs = {"fault": fault, "at": at, "note": episodes.append}
     envs = make_lanes(EnvConfig(id="Recorded-v0", kwargs=kwargs), LANES, restarts=0)
     config = ActorConfig(lanes=LANES, chunk_steps=4, epsilon=0.5, epsilon_alpha=0.0, flush_s=1_000)

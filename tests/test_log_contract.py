@@ -448,8 +448,8 @@ def raw(server_url: str) -> Iterator[Any]:
 
 
 def test_append_is_one_round_trip(proxy: Proxy, run_name: str) -> None:
-    """XADD, credit and weights header travel together; so do the two GETRANGEs of status, and all XTRIMs, after two round
-    trips for the fence."""
+    """XADD, credit and weights header travel together; so do the two GETRANGEs of status, and all XTRIMs, after two
+    round trips for the fence."""
     log = RedisLog(proxy.url, run_name)
     log.status(0)
     calls: list[tuple[Callable[[], object], int]] = [
@@ -620,7 +620,7 @@ def test_a_fence_that_no_learner_wrote_is_refused_with_its_key(
     log = connect_redis()
     raw.set(log.fence_key, value)
     calls: list[Callable[[], None]] = [
-        lambda: log.take_lease(1), lambda: log.trim(1, {0: FIRST}), lambda: log.publish(1, True),
+        lambda: log.take_lease(1), lambda: log.trim(1, {0: FIRST}), lambda: log.publish(1, plenty()),
     ]  # fmt: skip
     for call in calls:
         with pytest.raises(Refused, match=f"{log.fence_key} holds .* remove that key"):
@@ -635,11 +635,11 @@ def test_weights_whose_numbers_cannot_be_are_none(
     """Actors take no weights older than they have: a version above all would be their last one. The learner finds that
     its own are not there, and publishes them again."""
     log = connect_redis()
-    log.publish(1, True, weights(1, 1))
-    header = log.status().weights
+    log.publish(1, plenty(), weights(1, 1))
+    header = log.status(0).weights
     assert header is not None
     raw.set(log.weights_key, header._replace(**{field: number}).pack() + b"x" * 100)
-    assert log.status().weights is None
+    assert log.status(0).weights is None
 
 
 def test_runs_are_apart(server_url: str, run_name: str, connect_redis: Callable[[], RedisLog]) -> None:

@@ -206,7 +206,7 @@ def test_count_too_big_for_its_gap_does_not_poison_the_slot() -> None:
 
 
 LIES: list[dict[str, Any]] = [
-    {"env_steps": 1}, {"env_steps": -1}, {"episodes": 5}, {"episodes": -1}, {"refusals": -1}, {"gate_wait_s": -0.5},
+    {"env_steps": 1}, {"env_steps": -1}, {"episodes": 5}, {"episodes": -1}, {"refusals": -1}, {"credit_wait_s": -0.5},
     {"return_sum": 1.0, "episodes": 0}, {"return_sum": 1e300, "episodes": 1},
 ]  # fmt: skip
 

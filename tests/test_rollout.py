@@ -376,10 +376,10 @@ def test_weights_that_are_older_than_their_servers_word_are_not_taken(monkeypatc
     """A server may restart with an older file between the question for the header and the one for the value: versions
     never go back, and nothing of older weights is loaded."""
     tested = Actor(config={"fetch_every_s": 0.0})
-    tested.log.publish(1, True, weights(2))
+    tested.log.publish(1, plenty(INCARNATION), weights(2))
     assert tested.chunk()
     assert tested.rollout.weight_version == 2
-    tested.log.publish(1, True, weights(3))
+    tested.log.publish(1, plenty(INCARNATION), weights(3))
     with monkeypatch.context() as older:
         older.setattr(tested.log, "fetch_weights", lambda: weights(1))
         older.setattr(tested.policy, "load", lambda arrays: pytest.fail("older weights were loaded"))

@@ -22,6 +22,7 @@ import torch
 from chunk_makers import CODEC, RUN, SCHEMA, FakeActor, append, chunk_id, spoilt
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lending import plenty
 from safetensors.numpy import load as load_arrays
 from scripted_env import RaisingEnv
 
@@ -231,7 +232,7 @@ def test_garbage_and_a_lost_chunk_on_a_server_are_survived(server_url: str, tmp_
             assert loop.report().figures["rows"] == 3 * 8
             assert loop.mirror.rows == 3 * 8
         finally:
-            client.delete(stream, log.gate_key, log.fence_key, log.weights_key, log.about_key)
+            client.delete(stream, log.credit_key, log.fence_key, log.weights_key, log.about_key)
 
 
 # -- the others
@@ -349,7 +350,7 @@ def test_the_mirrors_and_the_samplers(stack: int) -> None:
 def test_the_memory_logs() -> None:
     one, other = MemoryLog(), MemoryLog()
     one.claim("nonce")
-    one.publish(3, True, b"w" * 40)
+    one.publish(3, plenty(), b"w" * 40)
     one.describe(3, b"about")
     one.append(1, ChunkId(2, 3), b"chunk")
     state = one.state()
@@ -390,7 +391,7 @@ def test_the_rollouts_its_rows_its_lanes_and_its_policys() -> None:
             }.items()
         }  # fmt: skip
         log.take_lease(1)
-        log.publish(1, True, pack_weights(1, 2, 3, layers))
+        log.publish(1, plenty(), pack_weights(1, 2, 3, layers))
         envs = make_lanes(EnvConfig(id="raising_once/Env-v0"), 2, restarts=5, recorded=True)
         schema = Schema((3,), "float32", 2)
         return Rollout(
