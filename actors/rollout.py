@@ -301,8 +301,8 @@ class Rollout(Breakable):
         if credit is None or self.weight_version == 0:
             return False
         chunk_rows = self._config.chunk_steps * self._envs.num_envs
-        waited_s = self._clock() - self._acknowledged_s
-        return credit.allows(self._place.incarnation, self.counters.rows, chunk_rows, waited_s)
+        own = (self._place.incarnation, self.counters.rows, chunk_rows)
+        return credit.allows(*own, waited_s=0.0) or credit.allows(*own, self._clock() - self._acknowledged_s)
 
     def _note(self, status: Status) -> None:
         """Raises Fenced where the learner has rows of a newer incarnation."""

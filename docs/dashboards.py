@@ -246,7 +246,7 @@ DASHBOARDS: Mapping[str, tuple[str, Mapping[str, Sequence[Panel]]]] = {
                         ("{{run}} learner waits below", f"-qherd_limiter_half_band{{{RUN}}}"),
                     ),
                 ),
-                Panel("Credit", "short", (_of("qherd_credit_rows", "{{run}} rows"),)),
+                Panel("Credit", "none", (_of("qherd_credit_rows", "{{run}} rows"),)),
                 Panel(
                     "Waiting",
                     "percentunit",
