@@ -158,9 +158,7 @@ class Counters(NamedTuple):
         if not 0 <= more.episodes <= more.env_steps or (more.episodes == 0 and more.return_sum != 0):
             raise BadChunk("counters", f"{more.episodes} more episodes with a sum of returns of {more.return_sum}")
         if more.refusals < 0 or more.credit_wait_s < 0:
-            raise BadChunk(
-                "counters", f"{more.refusals} more refusals, {more.credit_wait_s} s more without credit"
-            )
+            raise BadChunk("counters", f"{more.refusals} more refusals, {more.credit_wait_s} s more without credit")
 
     def plus(self, other: Counters) -> Counters:
         """The sums, field by field."""
