@@ -99,7 +99,7 @@ def test_a_learner_that_nobody_drives_fires_the_alert(watched: Watched) -> None:
     until_over(watched, "QherdLearnerStalled")
 
 
-def test_rows_that_no_gate_holds_back_fire_the_alert(watched: Watched, cluster: Cluster) -> None:
+def test_rows_that_no_credit_holds_back_fire_the_alert(watched: Watched, cluster: Cluster) -> None:
     """Somebody with an actor's rights writes to a slot and asks nobody: the learner cannot sample that many."""
     until_over(watched, "QherdSamplesPerInsertOff")
     stop = threading.Event()
@@ -118,7 +118,7 @@ def write_without_asking(cluster: Cluster, stop: threading.Event) -> None:
     with contextlib.closing(RedisLog(url, "a", max_chunks=100)) as log:
         while not stop.is_set():
             incarnation, actor = log.last_id(0).incarnation + 1, FakeActor(lanes=16)
-            weights = log.status().weights
+            weights = log.status(0).weights
             assert weights is not None
             with contextlib.suppress(Fenced):
                 while not stop.is_set():
