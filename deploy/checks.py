@@ -25,7 +25,7 @@ from deploy.host import host_and_port, usable_cores
 from deploy.launch import check_port, check_unused, check_values, look_at_env
 from deploy.outlook import measure_actor
 from deploy.placement import Resources, alive_nodes, asks, check_room, shown
-from deploy.plan import check_limiter, check_memory, chunk_bytes, megabytes, network_bytes, plan
+from deploy.plan import check_limiter, check_memory, check_windows, chunk_bytes, megabytes, network_bytes, plan
 from deploy.ray_running import ray_running
 from deploy.valkey import EmbeddedServer, ServerError, find_server
 from replay.chunk import Schema
@@ -162,6 +162,7 @@ def _played(name: str, played: Played, config: RunConfig) -> Check:
 
 
 def _memory(config: RunConfig, schema: Schema) -> Iterator[Check]:
+    check_windows(config, schema)
     check_memory(config, schema)
     yield Check("memory", "ok", plan(config, schema).told(config))
 

@@ -32,6 +32,7 @@ from deploy.plan import (
     check_memory,
     check_network,
     check_values,
+    check_windows,
     chunk_rows,
     megabytes,
     network_bytes,
@@ -171,6 +172,7 @@ def plan_command(
     check_unused(config)
     schema = probe_env(config)
     check_network(config, schema)
+    check_windows(config, schema)
     check_memory(config, schema)
     if config.mode != "inline":  # nobody is asked: by the bounds that servers have by default
         check_values(config, schema, Bounds(), "a server")

@@ -82,6 +82,21 @@ def check_network(config: RunConfig, schema: Schema) -> None:
         raise ConfigError(str(error)) from error
 
 
+def check_windows(config: RunConfig, schema: Schema) -> None:
+    """Raises ConfigError where a lane's share of the replay is shorter than what a transition spans and a chunk: rows
+    would be evicted before anything could be sampled from them."""
+    replay, actors = config.replay, config.actors
+    share = replay.capacity_rows // (actors.count * actors.lanes)
+    needed = config.learner.n_step + schema.stack - 1 + actors.chunk_steps
+    if share < needed:
+        raise ConfigError(
+            f"a replay of {replay.capacity_rows:,} rows holds {share} time steps of each of {actors.count} x "
+            f"{actors.lanes} lanes; learner.n_step {config.learner.n_step}, a stack of {schema.stack} and "
+            f"actors.chunk_steps {actors.chunk_steps} need {needed}: give --replay.capacity-rows at least "
+            f"{needed * actors.count * actors.lanes}, or lower one of them, --actors.count or --actors.lanes"
+        )
+
+
 def check_values(config: RunConfig, schema: Schema, bounds: Bounds, where: str) -> None:
     """Raises ConfigError where a full chunk or the weights are more than a server takes in one value or request."""
     chunk = chunk_bytes(config, schema)

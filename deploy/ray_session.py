@@ -20,6 +20,7 @@ from deploy.plan import (
     backstop_chunks,
     check_limiter,
     check_more_actors,
+    check_windows,
     chunk_rows,
     longest_value_bytes,
     plan,
@@ -363,6 +364,7 @@ class RaySession:
         actors = self._config.actors.model_copy(update={"count": count})
         config = self._config.model_copy(update={"actors": actors})
         check_limiter(config)
+        check_windows(config, self._schema)
         check_more_actors(config, count - self._config.actors.count)
         asked = asks(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
         waits = check_room(asked, alive_nodes(ray.nodes()), config.ray.autoscales)  # type: ignore[no-untyped-call]

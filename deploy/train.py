@@ -12,7 +12,7 @@ from deploy.clock import Clock, Rates
 from deploy.config import RunConfig
 from deploy.display import Display
 from deploy.launch import check, check_process, check_values, give_name_back, probe_env, start_session
-from deploy.plan import check_memory, check_network, plan
+from deploy.plan import check_memory, check_network, check_windows, plan
 from deploy.run_dir import RunDirectory, RunDirError
 from deploy.session import RESTARTS, Progress, RunFailedError, Say, Session, checkpoint_folder
 from deploy.stop import Interrupted, Stop
@@ -90,6 +90,7 @@ def train(config: RunConfig) -> int:
     check_process(config)
     schema = probe_env(config)
     check_network(config, schema)
+    check_windows(config, schema)
     check_memory(config, schema)
     check_values(config, schema)
     stop = Stop()
@@ -107,6 +108,7 @@ def go_on(config: RunConfig, directory: RunDirectory) -> int:
     check_process(config)
     schema = probe_env(config)
     check_network(config, schema)
+    check_windows(config, schema)
     check_memory(config, schema)
     check_values(config, schema)
     stop = Stop()
