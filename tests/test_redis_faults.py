@@ -380,7 +380,8 @@ def test_a_read_only_server_is_waited_for(server_binary: Path, run_name: str) ->
     """A primary that was made a replica by mistake, or a failover under way: it passes by."""
     with own_server(server_binary) as server, admin(server) as client, Herd(server.url("admin"), run_name) as herd:
         herd.works()
-        herd.learner.train_until(lambda: client.get(f"qherd:{run_name}:credit"), "there is credit")
+        herd.learner.publisher.set(plenty())  # so that everybody has something to send
+        until(lambda: client.get(f"qherd:{run_name}:credit") == plenty(), "there is credit")
         client.replicaof("127.0.0.1", 1)
         try:
             herd.pauses(HOLD_S)
