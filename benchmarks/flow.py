@@ -73,7 +73,7 @@ class Run:
 
 def frozen(run: Run) -> tuple[float, float]:
     """Freeze the learner; the env steps that came in by the row after its thaw beyond the window of its credit, in
-    chunks per actor, and what a row is sampled afterwards, of the target: as any other, and its part of what is owed."""
+    chunks per actor, and what a row is sampled afterwards, of the target: like others, and its part of what is owed."""
     run.wait(200)
     before = run.rows()[-1]
     pid = run.learner()
