@@ -72,15 +72,22 @@ class EvalConfig(BaseModel):
     screen_episodes: int = Field(20, ge=1)
     """Greedy episodes that screen a candidate."""
     confirm_episodes: int = Field(100, ge=2)
-    """Further greedy episodes, with unused seeds, that decide on a candidate that passed the screen."""
+    """Further greedy episodes, with unused seeds, that decide on the first candidate that passed the screen. Later
+    confirmations play more, since each may err less (docs/data-path.md)."""
+    holdout_episodes: int = Field(100, ge=1)
+    """Greedy episodes of the best policy at the run's end, reported whatever they show; as many as 8 s allow."""
     threshold: float | None = None
-    """Return that the confirming mean less 2 standard errors has to reach. None: the run does not end by it."""
+    """Return that the lower bound of the confirmed mean has to reach. None: the run does not end by it."""
+    alpha: float = Field(0.05, gt=0, lt=1)
+    """Probability that a run declares a policy solved whose true mean is below the threshold, all its confirmations
+    together."""
     max_episode_steps: int = Field(27_000, ge=1)
     """Env steps after which an evaluation episode ends, in environments without a limit of their own."""
     every_updates: int = Field(2_000, ge=1)
     """Updates between two screens in the inline mode, which knows no seconds."""
     cpu_share: float = Field(0.1, gt=0, le=1)
-    """Share of one core that screening may take in the other modes."""
+    """Share of one core that screens and confirmations may take in the other modes, over the run; the newest
+    confirmation may be taken in advance."""
     timeout_s: float = Field(1_800.0, gt=0)
     """Seconds that one evaluation may take, beyond which the evaluator counts as hanging and is restarted (not in the
     inline mode)."""

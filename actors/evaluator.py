@@ -1,7 +1,8 @@
-"""The greedy evaluator: plays whole episodes, and says when a policy has solved its environment."""
+"""The greedy evaluator: plays whole episodes. What they show is decided in actors/verdicts.py."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from actors.envs import schema_of
 from actors.players import Players, Replace, no_other
 from actors.policy import make_policy
 from actors.seeds import evaluation_seed, evaluation_seeds_from
+from actors.verdicts import Spent, episodes_of, error_of, lower_bound, skewed_bound
 from learner.networks import NetworkSpec
 from learner.weights import unpack
 from replay.breakable import Breakable, breakable
@@ -24,6 +26,8 @@ from replay.state import State
 Array = npt.NDArray[Any]
 LANES = 20
 """Episodes that are played side by side."""
+RANK_ERROR = 0.025
+"""Error of the bounds that policies are ranked by: the same for all of them, so that they compare."""
 
 
 ASK_S = 0.2
@@ -50,10 +54,14 @@ class Episodes(NamedTuple):
         """Standard deviation of the returns (one degree of freedom less)."""
         return float(self.returns.std(ddof=1)) if len(self.returns) > 1 else 0.0
 
+    def plus(self, others: Episodes) -> Episodes:
+        """Returns these episodes and the others after them."""
+        return Episodes(*(np.concatenate(pair) for pair in zip(self, others, strict=True)))
+
     @property
-    def lower(self) -> float:
-        """Mean less 2 standard errors: what a fresh evaluation falls below about once in forty times."""
-        return self.mean - 2 * self.std / math.sqrt(len(self.returns))
+    def cautious(self) -> float:
+        """A lower bound of the mean, to rank policies by: the greatest of many means is too high."""
+        return float(skewed_bound(self.returns, RANK_ERROR))
 
 
 def play(
@@ -124,7 +132,9 @@ def _finite(env: Env, obs: Any, reward: float) -> Any:
 
 
 class Verdict(NamedTuple):
-    """What an evaluation found. ``confirmed`` is there where the screen passed; ``seconds`` is its CPU time."""
+    """What an evaluation found. ``confirmed`` is there where the screen passed: half of the episodes where their mean
+    is below the threshold. ``lower``: the bound that decided; ``spent``: what the run has used up with this one.
+    ``seconds``: CPU time, ``confirming_seconds`` of it for the confirmation."""
 
     version: int
     updates: int
@@ -132,6 +142,9 @@ class Verdict(NamedTuple):
     confirmed: Episodes | None
     solved: bool
     seconds: float
+    confirming_seconds: float = 0.0
+    lower: float | None = None
+    spent: Spent = Spent()
     remade: tuple[str, ...] = ()
     """A line for each environment that raised and was made anew."""
 
@@ -139,6 +152,10 @@ class Verdict(NamedTuple):
     def episodes(self) -> Episodes:
         """The most thorough evaluation: the confirming episodes where there are any."""
         return self.confirmed or self.screen
+
+
+class TimeUp(Exception):
+    """A hold-out that has to end."""
 
 
 class Evaluator(Breakable):
@@ -171,26 +188,67 @@ class Evaluator(Breakable):
         self._next_seed = state.values["next_seed"]
 
     @breakable
-    def screen(self, candidate: bytes) -> Verdict:
-        """Play a packed policy: the screen, and where its mean reaches the threshold the confirming episodes."""
+    def screen(self, candidate: bytes, spent: Spent = Spent()) -> Verdict:  # noqa: B008
+        """Play a packed policy: the screen, and where its mean reaches the threshold the confirming episodes.
+
+        ``spent``: what the run's confirmations before this one have used up.
+        """
         started = time.process_time()
         header, arrays = unpack(candidate)
         self._policy.load(arrays)
         threshold = self._config.threshold
         screen = self._play(self._config.screen_episodes)
-        confirmed = None
-        if threshold is not None and screen.mean >= threshold:
-            confirmed = self._play(self._config.confirm_episodes)
-        solved = confirmed is not None and threshold is not None and confirmed.lower >= threshold
-        seconds = time.process_time() - started
-        remade = self._players.take_remade()
-        return Verdict(header.version, header.updates, screen, confirmed, solved, seconds, remade)
+        screened = time.process_time()
+        if threshold is None or screen.mean < threshold:
+            cost, remade = screened - started, self._players.take_remade()
+            return Verdict(header.version, header.updates, screen, None, False, cost, spent=spent, remade=remade)
+        number = spent.confirmations + 1
+        confirmed, lower = self._confirm(threshold, number, min(spent.worst, float(screen.returns.min())))
+        spent = Spent(number, float(min(spent.worst, screen.returns.min(), confirmed.returns.min())))
+        now = time.process_time()
+        solved = lower is not None and lower >= threshold
+        costs, remade = (now - started, now - screened), self._players.take_remade()
+        return Verdict(header.version, header.updates, screen, confirmed, solved, *costs, lower, spent, remade)
 
-    def _play(self, episodes: int) -> Episodes:
+    def _confirm(self, threshold: float, number: int, worst: float) -> tuple[Episodes, float | None]:
+        """The episodes of the run's ``number``-th confirmation, and the bound; given up after half of them where their
+        mean is below the threshold, which can only cost a verdict."""
+        alpha, first = self._config.alpha, self._config.confirm_episodes
+        count = episodes_of(first, alpha, number)
+        half = self._play(count - count // 2)
+        if half.mean < threshold:
+            return half, None
+        played = half.plus(self._play(count // 2))
+        return played, float(lower_bound(played.returns, error_of(alpha, number), worst))
+
+    @breakable
+    def holdout(self, candidate: bytes, seconds: float, skip: Callable[[], bool] = lambda: False) -> Episodes | None:
+        """Play a packed policy once more, whatever comes of it: whole rounds of episodes side by side, as many of
+        ``eval.holdout_episodes`` as ``seconds`` allow, until ``skip()``; None where no round was finished."""
+        end_s = time.monotonic() + seconds
+        self._policy.load(unpack(candidate)[1])
+
+        def act(obs: Array) -> Array:
+            if time.monotonic() > end_s or skip():
+                raise TimeUp
+            return self._greedy(obs)
+
+        played: Episodes | None = None
+        with contextlib.suppress(TimeUp):
+            while (left := self._config.holdout_episodes - (len(played.returns) if played else 0)) > 0:
+                further = self._play(min(len(self._players.envs), left), act)
+                played = further if played is None else played.plus(further)
+        return played
+
+    def _greedy(self, obs: Array) -> Array:
+        actions: Array = self._policy(obs).argmax(1)
+        return actions
+
+    def _play(self, episodes: int, act: Callable[[Array], Array] | None = None) -> Episodes:
         seeds = [evaluation_seed(number) for number in range(self._next_seed, self._next_seed + episodes)]
         self._next_seed += episodes
         players, limit = self._players, self._config.max_episode_steps
-        return play(players.envs, lambda obs: self._policy(obs).argmax(1), seeds, limit, players.replace, self._go_on)
+        return play(players.envs, act or self._greedy, seeds, limit, players.replace, self._go_on)
 
     def _make_players(self) -> Players:
         return Players(self._env, min(LANES, max(self._config.screen_episodes, self._config.confirm_episodes)))

@@ -22,6 +22,7 @@ from actors.evaluator import Verdict
 from actors.restarts import BACKOFF_S, NotNowError, Rebuilt, Restarts, cause, jitter
 from actors.rollout import Heartbeat, Work
 from actors.setbacks import EvaluationHangs, Setbacks
+from actors.verdicts import Spent
 
 COLLECT_S = 0.5
 """Seconds of one call. The flush at the end waits for those in flight; the driver may be late by as much."""
@@ -348,12 +349,15 @@ class Screening:
         config: EvalConfig,
         restarts: int,
         say: Callable[[str], None],
+        spent: Spent = Spent(),  # noqa: B008
     ) -> None:
-        """``start()`` starts an evaluator; ``candidate()`` is a reference to the packed policy to play next."""
+        """``start()`` starts an evaluator; ``candidate()`` is a reference to the packed policy to play next; ``spent``:
+        what the run's confirmations before this driver have used up."""
+        self.spent = spent
         self._start, self._candidate, self._config, self._say = start, candidate, config, say
         self._handle: Any = start()
         self._screening: tuple[Any, Any] | None = None
-        self._asked_s = self._not_before_s = 0.0
+        self._asked_s = self._not_before_s = self._paid_until_s = self._advance_s = 0.0
         self._setbacks = Setbacks(Restarts("the evaluator", restarts), say)
         self._rebuilt = Rebuilt(say)
         self._close: Any = None
@@ -387,7 +391,7 @@ class Screening:
         result = self._take_verdict()
         if self._screening is None and learning and time.monotonic() >= self._not_before_s and self._there():
             policy = self._candidate()
-            self._screening, self._asked_s = (self._handle.screen.remote(policy), policy), time.monotonic()
+            self._screening, self._asked_s = (self._handle.screen.remote(policy, self.spent), policy), time.monotonic()
         return result
 
     def _take_verdict(self) -> tuple[Verdict, Any] | None:
@@ -412,9 +416,21 @@ class Screening:
             return None
         self._setbacks.succeeded()
         self._rebuilt.note("the evaluator", verdict.remade)
-        pause_s = verdict.seconds * (1 / self._config.cpu_share - 1) if verdict.confirmed is None else 0.0
-        self._not_before_s = time.monotonic() + pause_s
+        self.spent = verdict.spent
+        self._pace(verdict)
         return verdict, policy
+
+    def _pace(self, verdict: Verdict) -> None:
+        """Have the next screen wait until the share has paid for all but the newest confirmation: were that paid at
+        once, too, a run that learns in seconds would wait minutes for its next look."""
+        share = self._config.cpu_share
+        self._paid_until_s = max(self._paid_until_s, self._asked_s) + verdict.seconds / share
+        self._advance_s = verdict.confirming_seconds or self._advance_s
+        self._not_before_s = self._paid_until_s - self._advance_s / share
+
+    def holdout(self, policy: bytes, seconds: float) -> Any:
+        """A reference to the hold-out of a packed policy; None where there is no evaluator."""
+        return None if self._handle is None else self._handle.holdout.remote(policy, seconds)
 
     def _bury(self, error: Exception) -> None:
         self._screening = None

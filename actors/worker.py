@@ -10,9 +10,10 @@ import ray
 from actors.closing import close_all
 from actors.config import ActorConfig, EnvConfig, EvalConfig
 from actors.envs import make_lanes, schema_of
-from actors.evaluator import Evaluator, Verdict
+from actors.evaluator import Episodes, Evaluator, Verdict
 from actors.policy import make_policy
 from actors.rollout import Heartbeat, Place, Rollout
+from actors.verdicts import Spent
 from learner.networks import NetworkSpec
 from replay.identity import Identity
 from replay.redis_log import RedisLog
@@ -89,9 +90,13 @@ class EvaluatorWorker:
         stopped = ray.get_runtime_context().is_canceled
         self._evaluator = Evaluator(env, config, network, seed, restart, stopped)
 
-    def screen(self, candidate: bytes) -> Verdict:
+    def screen(self, candidate: bytes, spent: Spent) -> Verdict:
         """See ``Evaluator.screen``."""
-        return self._evaluator.screen(candidate)
+        return self._evaluator.screen(candidate, spent)
+
+    def holdout(self, candidate: bytes, seconds: float) -> Episodes | None:
+        """See ``Evaluator.holdout``."""
+        return self._evaluator.holdout(candidate, seconds)
 
     def close(self) -> list[str]:
         """See ``Evaluator.close``."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
 import traceback
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gymnasium.vector import SyncVectorEnv
@@ -14,11 +17,12 @@ from actors.evaluator import Evaluator, Verdict
 from actors.lanes import NotReplayable
 from actors.restarts import Rebuilt, Restarts
 from actors.setbacks import Setbacks
+from actors.verdicts import Spent
 from deploy import __version__, arithmetic
 from deploy.config import RunConfig
 from deploy.plan import backstop_chunks, chunk_rows
 from deploy.run_dir import RunDirectory, env_of
-from deploy.session import Progress, RunFailedError, Say, make_checkpointer, replay_of
+from deploy.session import HOLDOUT_S, Progress, RunFailedError, Say, make_checkpointer, replay_of, shown
 from learner.checkpoint import Found, restoring
 from learner.report import Diverged
 from replay.breakable import Breakable, breakable
@@ -82,7 +86,7 @@ class InlineSession(Breakable):
         self.loop.expect(range(count), chunk_rows(config))
         self._evaluator_restarts = Restarts("the evaluator", config.actors.restarts)
         self._setbacks, self._not_before_s = Setbacks(self._evaluator_restarts, say), 0.0
-        self._screened_at = 0
+        self._screened_at, self._spent = 0, Spent()
         self._rebuilt = Rebuilt(say)
         self._checkpointed_at = self.loop.learner.updates
         self._lanes = list[SyncVectorEnv]()
@@ -101,6 +105,8 @@ class InlineSession(Breakable):
             with restoring(found):
                 self._evaluator.restore(found.parts["evaluator"])
                 self._screened_at = found.parts["session"].values["screened_at"]
+                confirmations, worst = found.parts["session"].values.get("spent", (0, None))
+                self._spent = Spent(confirmations, math.inf if worst is None else worst)
                 self._rebuilt.total = found.parts["session"].values["env_rebuilds"]
                 self._evaluator_restarts.total = found.parts["session"].values["evaluator_restarts"]
         if self.loop.resumed is not None:
@@ -147,8 +153,9 @@ class InlineSession(Breakable):
     def _checkpoint(self) -> None:
         """All of the process, between two advances: whatever the last one did is in metrics.jsonl by then."""
         actors = {f"actor-{slot}": rollout.state() for slot, rollout in enumerate(self._rollouts)}
+        spent = [self._spent.confirmations, self._spent.worst if math.isfinite(self._spent.worst) else None]
         session = {
-            "session": State({"screened_at": self._screened_at, **self._restarts()}, {}),
+            "session": State({"screened_at": self._screened_at, "spent": spent, **self._restarts()}, {}),
             "evaluator": self._evaluator.state(),
         }
         self.loop.checkpoint({**actors, **session, "log": self._log.state()}, wait=True)
@@ -199,7 +206,8 @@ class InlineSession(Breakable):
             "env_steps_per_second": (self.loop.reader.totals.env_steps - before[1]) / elapsed,
         }
         if verdict is not None:
-            figures["greedy_return"] = verdict.episodes.mean
+            figures |= shown(verdict)
+            self._spent = verdict.spent
         self._metrics.show(report, figures)
         self._rebuilt.catch_up()
         for text in report.told:
@@ -216,7 +224,7 @@ class InlineSession(Breakable):
             return None, None
         policy = self.loop.candidate()
         try:
-            verdict = self._evaluator.screen(policy)
+            verdict = self._evaluator.screen(policy, self._spent)
         except Exception as error:  # whatever the environment raised
             self._restart_evaluator(error)
             return None, None
@@ -234,15 +242,21 @@ class InlineSession(Breakable):
         except Exception as again:  # whatever its constructor raises
             self._not_before_s = time.monotonic() + self._setbacks.failed(again)
 
-    def stop(self, deadline_s: float) -> Progress | None:
+    def stop(
+        self, deadline_s: float, policy: bytes | None = None, skip: Callable[[], bool] = lambda: False
+    ) -> Progress | None:
         del deadline_s
+        holdout = None
         try:
             if self._broken_by is None:
                 self._checkpoint()
+            if policy is not None:
+                with contextlib.suppress(Exception):  # whatever the environment raises: there is no hold-out then
+                    holdout = self._evaluator.holdout(policy, HOLDOUT_S, skip)
         finally:
             self._close_envs()
             self._metrics.close()
-        return None
+        return Progress({}, {}, {}, None, None, holdout=holdout)
 
     def _close_envs(self) -> None:
         told = close_all([lane for lanes in self._lanes for lane in lanes.envs])

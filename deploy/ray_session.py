@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from actors.closing import CLOSE_S, LATE_S
-from actors.evaluator import Verdict
+from actors.evaluator import Episodes, Verdict
 from actors.restarts import CrashLoopError, NotNowError, Restarts
 from deploy import __version__
 from deploy.config import ConfigError, RunConfig
@@ -30,7 +30,7 @@ from deploy.private_dir import temporary_folder
 from deploy.ray_running import ray_running
 from deploy.run_dir import RunDirectory, RunDirError, env_of
 from deploy.scaling import SETTLE_S, Request, ScaleDesk
-from deploy.session import RESTARTS, WORK, Progress, RunFailedError, Say, make_checkpointer, replay_of
+from deploy.session import HOLDOUT_S, RESTARTS, WORK, Progress, RunFailedError, Say, make_checkpointer, replay_of, shown
 from deploy.stop import Stop
 from deploy.valkey import EmbeddedServer
 from learner.report import Report, Resumed
@@ -119,6 +119,7 @@ class RaySession:
             config.eval,
             budget,
             self._say,
+            self._directory.spent,
         )
 
     def _make_room(self) -> None:
@@ -274,10 +275,19 @@ class RaySession:
         except ray.exceptions.RayError:  # it went with the learner that had made it
             verdict, policy = None, None
         if verdict is not None:
-            self._driver_figures["greedy_return"] = verdict.episodes.mean
+            self._driver_figures |= shown(verdict)
+            self._note_spent(verdict)
         failing = {"evaluation_failing": float(bool(self._screening.failing))}
         self._driver_figures |= failing | {"actors_alive": self._supervisor.alive, **self._restarts(), **self._work()}
         return self._progress(verdict, policy)
+
+    def _note_spent(self, verdict: Verdict) -> None:
+        """Before what it found is used: a confirmation whose count is lost would be free."""
+        if verdict.confirmed is not None:
+            try:
+                self._directory.note_spent(verdict.spent)
+            except RunDirError as error:  # a full disk
+                self._say(f"{error}; a resumed run will not count this confirmation")
 
     def _take_report(self) -> bool:
         """Wait up to a slice for what the learner has to report, and whether it had; one that was started anew has its
@@ -429,28 +439,46 @@ class RaySession:
         }
         return {f"{part}: {reason}": count for part, reasons in parts.items() for reason, count in reasons.items()}
 
-    def stop(self, deadline_s: float) -> Progress | None:
+    def stop(
+        self, deadline_s: float, policy: bytes | None = None, skip: Callable[[], bool] = lambda: False
+    ) -> Progress | None:
         """See ``Session.stop``. The parts share the deadline: a server that is frozen takes at most FLUSH_S of it."""
         import ray
 
         end, flushed = time.monotonic() + deadline_s, time.monotonic() + FLUSH_S
         away = contextlib.suppress(ray.exceptions.RayError, LogError)
+        holdout = None if policy is None else self._screening.holdout(policy, HOLDOUT_S)
+        held_until = time.monotonic() + HOLDOUT_S + 1
         try:
             if self._seat.works:
                 with away:
                     ray.get(self._seat.handle.take_credit_back.remote(), timeout=FLUSH_S / 2)
             with away:
-                self._screening.stop()
                 self._supervisor.stop(flushed - time.monotonic())
             if self._seat.works:
                 with away:
                     self._take(ray.get(self._seat.handle.finish.remote(), timeout=end - time.monotonic()))
-            return self._progress(None, None)
+            held = _played(holdout, min(end, held_until), skip)
+            with away:
+                self._screening.stop()
+            return self._progress(None, None)._replace(holdout=held)
         finally:
             with away:
                 self._supervisor.end(min(CLOSE_S, end - time.monotonic()))
                 self._screening.end(min(LATE_S, end - time.monotonic()))
             self._cleanup.close()
+
+
+def _played(holdout: Any, until_s: float, skip: Callable[[], bool]) -> Episodes | None:
+    """The hold-out's episodes; None where it was not begun, has not come in time, failed, or is skipped."""
+    import ray
+
+    while holdout is not None and time.monotonic() < until_s and not skip():
+        if ray.wait([holdout], timeout=0.1)[0]:
+            with contextlib.suppress(ray.exceptions.RayError):
+                return cast("Episodes | None", ray.get(holdout))
+            return None
+    return None
 
 
 def _metrics_address(config: RunConfig) -> tuple[str, int] | None:

@@ -31,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from safetensors import SafetensorError
 
 from actors.config import EnvConfig
+from actors.verdicts import Spent
 from deploy import __version__, arithmetic
 from deploy.config import RUN_NAME, RunConfig, dump
 from deploy.discovery import registration
@@ -296,6 +297,19 @@ class RunDirectory:
         """How many evaluators the run had before the next one, whose seeds are not to be played again."""
         return self._count_up("evaluators") - 1
 
+    @property
+    def spent(self) -> Spent:
+        """What the run's confirmations have used up of its error."""
+        counts = self._counts()
+        worst = counts.get("worst_return")
+        return Spent(counts.get("confirmations", 0), math.inf if worst is None else worst)
+
+    def note_spent(self, spent: Spent) -> None:
+        """Write it down: a resumed run goes on spending."""
+        counts = self._counts() | {"confirmations": spent.confirmations}
+        counts["worst_return"] = spent.worst if math.isfinite(spent.worst) else None
+        self._write("fences.json", json.dumps(counts).encode())
+
     def _count_up(self, name: str) -> int:
         counts = self._counts()
         counts[name] = counts.get(name, 0) + 1
@@ -406,6 +420,13 @@ class RunDirectory:
         if Path(manifest["file"]).name != manifest["file"]:
             raise RunDirError(f"{path} is damaged: it names {manifest['file']!r:.80}, which is elsewhere")
         return manifest
+
+    def best_policy(self) -> bytes | None:
+        """The best policy, packed; None where none was saved, or it is damaged."""
+        try:
+            return (self.checkpoints / str((self.best() or {})["file"])).read_bytes()
+        except (KeyError, OSError, RunDirError):
+            return None
 
     def load_best(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
         """The best policy's arrays and its manifest. Raises RunDirError where there is none or it is damaged."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
-from actors.evaluator import Verdict
+from actors.evaluator import Episodes, Verdict
 from deploy.config import RunConfig
 from deploy.plan import rows_in_checkpoint
 from deploy.run_dir import RunDirectory
@@ -53,6 +53,17 @@ class Progress(NamedTuple):
     policy: bytes | None
     deaths: Mapping[str, int] = MappingProxyType({})
     unevaluated: str = ""
+    holdout: Episodes | None = None
+
+
+HOLDOUT_S = 8.0
+"""Seconds that the hold-out may take at a run's end, while the actors flush and the last checkpoint is written."""
+
+
+def shown(verdict: Verdict) -> dict[str, float]:
+    """Returns the figures of a verdict: the screen's mean is the curve, a confirmation's is another figure."""
+    figures = {"greedy_return": verdict.screen.mean, "confirmations": verdict.spent.confirmations}
+    return figures if verdict.confirmed is None else {**figures, "confirmed_return": verdict.confirmed.mean}
 
 
 class Session(Protocol):
@@ -68,8 +79,13 @@ class Session(Protocol):
     def advance(self) -> Progress:
         """Let the run go on for a moment."""
 
-    def stop(self, deadline_s: float) -> Progress | None:
-        """Flush, take in what was flushed, write a checkpoint, and end everything that this session started."""
+    def stop(
+        self, deadline_s: float, policy: bytes | None = None, skip: Callable[[], bool] = lambda: False
+    ) -> Progress | None:
+        """Flush, take in what was flushed, write a checkpoint, and end everything that this session started.
+
+        Meanwhile ``policy``, if there is one, is played once more for at most HOLDOUT_S, or until ``skip()``.
+        """
 
 
 def checkpoint_folder(config: RunConfig, directory: RunDirectory) -> Path:

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from actors.evaluator import Verdict
+from actors.evaluator import Episodes, Verdict
 from deploy.clock import Clock, Rates
 from deploy.config import RunConfig
 from deploy.display import Display
 from deploy.launch import check, check_process, check_values, give_name_back, probe_env, start_session
 from deploy.plan import check_memory, check_network, check_windows, plan
 from deploy.run_dir import RunDirectory, RunDirError
-from deploy.session import RESTARTS, Progress, RunFailedError, Say, Session, checkpoint_folder
+from deploy.session import HOLDOUT_S, RESTARTS, Progress, RunFailedError, Say, Session, checkpoint_folder
 from deploy.stop import Interrupted, Stop
 from learner.checkpoint import names
 from replay.chunk import Schema
@@ -38,6 +38,8 @@ class Outcome:
     solved_s: float | None = None
     solved_env_steps: int | None = None
     best: dict[str, Any] = field(default_factory=dict)
+    final: dict[str, Any] = field(default_factory=dict)
+    holdout: Episodes | None = None
     figures: dict[str, float] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
     rows_lost: dict[str, int] = field(default_factory=dict)
@@ -70,6 +72,14 @@ class Outcome:
             "eval_mean": self.best.get("mean"),
             "eval_std": self.best.get("std"),
             "eval_episodes": self.best.get("episodes"),
+            "eval_lower": self.best.get("lower"),
+            "best_updates": self.best.get("updates"),
+            "holdout_mean": self.holdout and self.holdout.mean,
+            "holdout_std": self.holdout and self.holdout.std,
+            "holdout_episodes": len(self.holdout.returns) if self.holdout else 0,
+            "final_updates": self.final.get("updates"),
+            "final_mean": self.final.get("mean"),
+            "confirmations": int(figures.get("confirmations", 0)),
             "chunks_sent": int(figures.get("chunks", 0)) + refused,
             "chunks_stored": int(figures.get("chunks", 0)),
             "chunks_refused": self.refused,
@@ -163,7 +173,7 @@ def _run(
                 _advance_until_over(config, directory, session, display, outcome, stop, clock)
             finally:
                 display.say("stopping")
-                _note(outcome, session.stop(STOP_S))
+                _note(outcome, session.stop(STOP_S, _to_hold_out(outcome, directory), lambda: stop.signal is not None))
         except Interrupted:
             outcome.reason = "interrupted"
         except BaseException as error:
@@ -248,6 +258,7 @@ class _DiskAlarm:
 def _note(outcome: Outcome, progress: Progress | None) -> None:
     if progress is not None:
         outcome.figures |= progress.figures
+        outcome.holdout = progress.holdout
         outcome.deaths = dict(progress.deaths)
         outcome.unevaluated = progress.unevaluated
         outcome.refused, outcome.rows_lost = (
@@ -259,28 +270,34 @@ def _note(outcome: Outcome, progress: Progress | None) -> None:
 def _judge(
     config: RunConfig, directory: RunDirectory, outcome: Outcome, verdict: Verdict, policy: bytes, elapsed: float
 ) -> None:
-    """Keep the policy if it is the best so far, by the mean of its most thorough evaluation; note a solution.
+    """Keep the policy if it is the best so far, by the lower bound of its most thorough evaluation; note a solution.
 
     Raises RunDirError, and then notes nothing, where the disk refuses the policy: a later one may be kept."""
     episodes = verdict.episodes
     outcome.figures.setdefault("first_greedy_return", verdict.screen.mean)
-    rank = [verdict.solved, verdict.confirmed is not None, episodes.mean]
-    if rank > outcome.best.get("rank", [False, False, float("-inf")]):
+    outcome.final = {"updates": verdict.updates, "mean": verdict.screen.mean}
+    before = outcome.best.get("solved", False), outcome.best.get("rank_bound", float("-inf"))
+    if (verdict.solved, episodes.cautious) > before:
         best = {
             "version": verdict.version,
             "updates": verdict.updates,
             "episodes": len(episodes.returns),
             "mean": episodes.mean,
             "std": episodes.std,
-            "lower": episodes.lower,
+            "lower": episodes.cautious if verdict.lower is None else verdict.lower,
             "threshold": config.eval.threshold,
             "solved": verdict.solved,
-            "rank": rank,
+            "rank_bound": episodes.cautious,
         }
         directory.save_best(policy, best)
         outcome.best = best
     if verdict.solved:
         outcome.solve(elapsed)
+
+
+def _to_hold_out(outcome: Outcome, directory: RunDirectory) -> bytes | None:
+    """The best policy of a run that is over: how it was chosen favours it, so it is played once more."""
+    return directory.best_policy() if outcome.reason == "solved" or outcome.reason.startswith("budget") else None
 
 
 def _over(config: RunConfig, outcome: Outcome, stop: Stop, trained_s: float) -> str:
@@ -309,8 +326,15 @@ def _farewell(directory: RunDirectory, outcome: Outcome) -> str:
         )
     if best:
         lines.append(
-            f"best policy: {best['mean']:.1f} ± {best['std']:.1f} over {best['episodes']} greedy episodes "
-            f"(mean - 2 standard errors: {best['lower']:.1f})"
+            f"best policy (update {best['updates']:,}): {best['mean']:.1f} ± {best['std']:.1f} over the "
+            f"{best['episodes']} greedy episodes that it was chosen by; lower bound of its mean {best['lower']:.1f}"
         )
+        if outcome.holdout is not None:
+            lines.append(
+                f"hold-out of the best policy: {outcome.holdout.mean:.1f} ± {outcome.holdout.std:.1f} over "
+                f"{len(outcome.holdout.returns)} further episodes, whatever they show"
+            )
+        elif outcome.reason == "solved" or outcome.reason.startswith("budget"):
+            lines.append(f"no hold-out was finished within {HOLDOUT_S:g} s: play it with qherd eval {directory.shown}")
         lines.append(f"look at it: qherd eval {directory.shown}    qherd record {directory.shown}")
     return "\n".join(lines)

@@ -24,6 +24,7 @@ SERVER = "where the server has a `maxmemory`"
 PRIORITISED = "with `replay.sampler: prioritised`"
 DISCOUNTED = "from the first update on, with `learner.gamma` < 1"
 EVALUATED = "from the first evaluation on"
+CONFIRMED = "from the first confirmation on, with `eval.threshold`"
 EPISODES = "from the first finished episode on"
 UPDATED = "from the first update on"
 
@@ -101,7 +102,8 @@ ACTORS = (
     _gauge(
         "env_steps_per_second", "Env steps inserted per second, over the learner's newest slice of a quarter second."
     ),
-    _gauge("greedy_return", "Mean return of the newest greedy evaluation.", when=EVALUATED),
+    _gauge("greedy_return", "Mean return of the newest greedy screen.", when=EVALUATED),
+    _gauge("confirmed_return", "Mean return of the newest confirmation.", when=CONFIRMED),
 )
 LOG = (
     _counter("chunks", "Chunks that actors pushed and the mirror took in."),

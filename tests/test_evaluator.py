@@ -11,20 +11,19 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import scripted_env
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_array_equal
 
 from actors.config import EnvConfig, EvalConfig
 from actors.contract import EnvError
-from actors.envs import make_env
 from actors.evaluator import Episodes, EvaluationStopped, Evaluator, Verdict, play
 from actors.lanes import LaneError
 from actors.players import Players
-from actors.rollout import Place
-from actors.seeds import PLAYBACK
+from actors.verdicts import Spent
 from learner.networks import NetworkSpec
 from learner.weights import pack
 
 Array = npt.NDArray[Any]
+NOTHING = Spent()
 FIXED = EnvConfig(id="scripted_env:Scripted-v0", kwargs={"lengths": (4,)})
 
 
@@ -150,12 +149,12 @@ def test_an_evaluation_can_be_stopped() -> None:
         evaluator.screen(policy())
 
 
-def test_mean_std_and_lower_bound_by_hand() -> None:
-    """Of 2, 4, 6: mean 4, standard deviation 2, lower 4 - 2 * 2 / sqrt(3)."""
+def test_mean_and_std_by_hand() -> None:
+    """Of 2, 4, 6: mean 4, standard deviation 2; a single episode ranks as what it returned."""
     episodes = Episodes(np.array([2.0, 4.0, 6.0]), np.array([1, 1, 1]))
     assert (episodes.mean, episodes.std) == (4, 2)
-    assert episodes.lower == pytest.approx(4 - 4 / math.sqrt(3))
-    assert Episodes(np.array([3.0]), np.array([1])).lower == 3
+    assert episodes.cautious == pytest.approx(4 - 4.3027 * 2 / math.sqrt(3), rel=1e-3)
+    assert Episodes(np.array([3.0]), np.array([1])).cautious == 3
 
 
 def policy(version: int = 9, updates: int = 77, action: int = 0) -> bytes:
@@ -164,14 +163,16 @@ def policy(version: int = 9, updates: int = 77, action: int = 0) -> bytes:
     return pack(version, updates, 0, {"head.linear.weight": np.zeros((2, 3), np.float32), "head.linear.bias": bias})
 
 
-Scripted = Callable[[list[list[float]], float | None], tuple[Verdict, list[list[int]]]]
+Scripted = Callable[..., tuple[Verdict, list[list[int]]]]
 
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
     """Screens one policy where play returns the given returns; the verdict, and the seeds that were played."""
 
-    def screen(returns: list[list[float]], threshold: float | None) -> tuple[Verdict, list[list[int]]]:
+    def screen(
+        returns: list[list[float]], threshold: float | None, spent: Spent = NOTHING
+    ) -> tuple[Verdict, list[list[int]]]:
         seeds_played = []
 
         def fake(envs: Any, act: Any, seeds: Any, *_: Any) -> Episodes:
@@ -181,7 +182,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
 
         monkeypatch.setattr("actors.evaluator.play", fake)
         config = EvalConfig(screen_episodes=20, confirm_episodes=100, threshold=threshold)
-        return Evaluator(FIXED, config, NetworkSpec(), 0).screen(policy()), seeds_played
+        return Evaluator(FIXED, config, NetworkSpec(), 0).screen(policy(), spent), seeds_played
 
     return screen
 
@@ -194,68 +195,36 @@ def test_a_failed_screen_costs_no_confirmation(scripted: Scripted) -> None:
 
 
 def test_a_lucky_mean_does_not_solve(scripted: Scripted) -> None:
-    """The confirming mean is 205 >= 200, its lower bound 205 - 2 * s / 10 is below."""
-    verdict, seeds = scripted([[250.0], [165.0, 245.0]], 200)
+    """The confirming mean is 205 >= 200, its lower bound is below: of 165 and 245, half each, Clopper and Pearson's."""
+    verdict, seeds = scripted([[250.0], [165.0, 245.0], [165.0, 245.0]], 200)
     assert verdict.confirmed is not None
     assert verdict.confirmed.mean == 205
-    assert verdict.confirmed.lower == pytest.approx(205 - 2 * 40 * math.sqrt(100 / 99) / 10)
+    assert verdict.lower == pytest.approx(165 + 80 * 0.3983, abs=0.1)
     assert not verdict.solved
-    assert [len(each) for each in seeds] == [20, 100]
-    assert not set(seeds[0]) & set(seeds[1])
+    assert [len(each) for each in seeds] == [20, 50, 50]
+    assert len({seed for each in seeds for seed in each}) == 120
+    assert tuple(verdict.spent) == (1, 165.0)
     assert verdict.episodes is verdict.confirmed
 
 
 def test_solved_is_the_lower_bound_at_the_threshold(scripted: Scripted) -> None:
-    verdict, _ = scripted([[200.0], [190.0, 230.0]], 200)
-    assert verdict.confirmed is not None
-    assert verdict.confirmed.lower >= 200
+    verdict, _ = scripted([[200.0], [190.0, 230.0], [190.0, 230.0]], 200)
+    assert verdict.lower is not None
+    assert verdict.lower >= 200
     assert verdict.solved
 
 
-def test_without_a_threshold_nothing_is_solved(scripted: Scripted) -> None:
-    verdict, seeds = scripted([[1e9]], None)
-    assert (verdict.confirmed, verdict.solved, len(seeds)) == (None, False, 1)
+def test_a_confirmation_that_goes_badly_is_given_up_after_half(scripted: Scripted) -> None:
+    """Which costs a look all the same."""
+    verdict, seeds = scripted([[250.0], [150.0, 249.0]], 200)
+    assert [len(each) for each in seeds] == [20, 50]
+    assert (verdict.solved, verdict.lower, verdict.spent) == (False, None, (1, 150.0))
 
 
-def test_no_seed_is_played_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither by the same evaluator, nor after its restart, nor in training; and each has 31 bits."""
-    played: list[int] = []
-
-    def fake(envs: Any, act: Any, seeds: Any, *_: Any) -> Episodes:
-        played.extend(seeds)
-        return Episodes(np.zeros(len(seeds)), np.ones(len(seeds), np.int64))
-
-    monkeypatch.setattr("actors.evaluator.play", fake)
-    for seed in (0, 1):
-        for restart in (0, 1, 2):
-            evaluator = Evaluator(FIXED, EvalConfig(threshold=0.0), NetworkSpec(), seed, restart)
-            for _ in range(50):
-                evaluator.screen(policy())
-    assert len(set(played)) == len(played) == 2 * 3 * 50 * 120
-    lanes = (Place("r", 7, slot, 9, incarnation).seeds(16)[0] for slot in range(9) for incarnation in range(1, 30))
-    training = [seed for seeds in lanes for seed in seeds if seed is not None]
-    assert 0 <= min(training) < max(training) < 2**30 <= min(played) < max(played) < 2**30 + 2**29
-    assert PLAYBACK == 2**30 + 2**29
-
-
-def test_a_real_evaluation_is_greedy() -> None:
-    """Four env steps of the first scripted episodes, the chosen action in each; the time it took is counted."""
-    evaluator = Evaluator(FIXED, EvalConfig(screen_episodes=1, confirm_episodes=2), NetworkSpec(), 0)
-    worse, better = evaluator.screen(policy(action=1)), evaluator.screen(policy(action=0))
-    assert worse.screen.returns.tolist() == [-(0 + 1 + 2 + 3)]
-    assert better.screen.returns.tolist() == [400 + 1 + 2 + 3]
-    assert better.screen.lengths.tolist() == [4]
-    assert 0 <= better.seconds < 5
-
-
-def test_training_limits_do_not_shorten_the_evaluation() -> None:
-    config = FIXED.model_copy(update={"max_episode_steps": 2})
-    verdict = Evaluator(config, EvalConfig(screen_episodes=1), NetworkSpec(), 0).screen(policy())
-    assert verdict.screen.lengths.tolist() == [4]
-
-
-def test_the_same_seeds_give_the_same_returns() -> None:
-    envs = [make_env(EnvConfig(id="CartPole-v1"), training=False) for _ in range(3)]
-    first, again = (play(envs, zeros, range(6)) for _ in range(2))
-    assert_allclose(first.returns, again.returns)
-    assert len(set(first.returns.tolist())) > 1
+def test_a_later_confirmation_plays_more_and_needs_more(scripted: Scripted) -> None:
+    """The tenth one has twice as many episodes, and its bound is about as far from the mean."""
+    verdict, seeds = scripted([[200.0], [190.0, 230.0], [190.0, 230.0]], 200, Spent(9, 100.0))
+    assert [len(each) for each in seeds] == [20, 105, 104]
+    assert verdict.spent == (10, 100.0)
+    assert verdict.lower is not None
+    assert 205 < verdict.lower < 190 + 40 * 0.3983, "as the first one, with its 100 episodes, would have shown"

@@ -42,7 +42,7 @@ class Method:
     def __init__(self) -> None:
         self.calls: list[Call] = []
 
-    def remote(self, argument: Any = None) -> Call:
+    def remote(self, argument: Any = None, *_: Any) -> Call:
         self.calls.append(Call(argument))
         return self.calls[-1]
 
@@ -431,9 +431,9 @@ class Screens:
         return result[0], result[1].answer
 
 
-def verdict(seconds: float, *, confirmed: bool = False) -> Verdict:
+def verdict(seconds: float, *, confirmed: bool = False, confirming: float = 0.0) -> Verdict:
     episodes = Episodes(np.zeros(2), np.ones(2, np.int64))
-    return Verdict(1, 1, episodes, episodes if confirmed else None, False, seconds)
+    return Verdict(1, 1, episodes, episodes if confirmed else None, False, seconds, confirming)
 
 
 def test_nothing_is_screened_before_something_was_learned(fake: FakeRay) -> None:
@@ -450,6 +450,7 @@ def test_screening_keeps_to_its_share(fake: FakeRay) -> None:
     tested = Screens(share=0.1)
     tested.screening.tick(learning=True)
     given = verdict(2.0)
+    fake.now += 2.0
     tested.calls[0].finish(given)
     assert tested.judged() == (given, "policy 1")
     fake.now += 17.9
@@ -460,12 +461,28 @@ def test_screening_keeps_to_its_share(fake: FakeRay) -> None:
     assert tested.played == ["policy 1", "policy 2"]
 
 
+def test_confirmations_are_paid_for_too(fake: FakeRay) -> None:
+    """The newest one is taken in advance: after the first one of 3 s the next screen waits for the screen's share
+    alone; after the second for the first one's, too. So the share is held over the run, but for one confirmation."""
+    tested, asked, spent = Screens(share=0.1), list[float](), 0.0
+    for _ in range(8):
+        while tested.screening.tick(learning=True) is None and not (tested.calls and not tested.calls[-1].done):
+            fake.now += 0.1
+        asked.append(fake.now)
+        tested.calls[-1].finish(verdict(3.5, confirmed=True, confirming=3.0))
+        tested.judged()
+        spent += 3.5
+    assert np.diff(asked).round() == pytest.approx([5] + [35] * 6, abs=1.1)
+    assert spent - 3.5 - 3.0 == pytest.approx(0.1 * (fake.now - asked[0]), abs=0.1), "the last one is yet to be paid"
+
+
 def test_a_verdict_comes_with_the_policy_it_is_about(fake: FakeRay) -> None:
-    """After a confirmation the next candidate is asked for at once: it must not be taken for the judged one."""
-    tested = Screens()
+    """The next candidate may be asked for at once: it must not be taken for the judged one."""
+    tested = Screens(share=1.0)
     for number in (1, 2, 3):
         tested.screening.tick(learning=True)
         given = verdict(5.0, confirmed=True)
+        fake.now += 5.0
         tested.calls[-1].finish(given)
         assert tested.judged() == (given, f"policy {number}")
 

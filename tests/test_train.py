@@ -202,8 +202,9 @@ class Script:
     def told(self) -> str:
         return "actor 0 sleeps"
 
-    def stop(self, deadline_s: float) -> Progress | None:
+    def stop(self, deadline_s: float, policy: bytes | None = None, skip: Any = None) -> Progress | None:
         self.stopped += 1
+        self.held_out = policy
         return None
 
 
@@ -221,7 +222,7 @@ def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: Script, **mo
     [
         pytest.param([verdict([10, 20]), verdict([30, 40])], 35, id="the better screen"),
         pytest.param([verdict([30, 40]), verdict([10, 20])], 35, id="not a worse one later"),
-        pytest.param([verdict([90, 90], [40, 50]), verdict([60, 60])], 45, id="confirmed before screened"),
+        pytest.param([verdict([90, 90], [40, 50]), verdict([40, 41])], 40.5, id="the greater lower bound"),
         pytest.param([verdict([90], [70, 71], True)], 70.5, id="the solution"),
     ],
 )
