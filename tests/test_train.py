@@ -220,8 +220,8 @@ def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: Script, **mo
 @pytest.mark.parametrize(
     ("verdicts", "kept"),
     [
-        pytest.param([verdict([10, 20]), verdict([30, 40])], 35, id="the better screen"),
-        pytest.param([verdict([30, 40]), verdict([10, 20])], 35, id="not a worse one later"),
+        pytest.param([verdict([10, 11]), verdict([30, 31])], 30.5, id="the better screen"),
+        pytest.param([verdict([30, 31]), verdict([10, 11])], 30.5, id="not a worse one later"),
         pytest.param([verdict([90, 90], [40, 50]), verdict([40, 41])], 40.5, id="the greater lower bound"),
         pytest.param([verdict([90], [70, 71], True)], 70.5, id="the solution"),
     ],
