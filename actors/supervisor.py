@@ -430,7 +430,12 @@ class Screening:
 
     def holdout(self, policy: bytes, seconds: float) -> Any:
         """A reference to the hold-out of a packed policy; None where there is no evaluator."""
-        return None if self._handle is None else self._handle.holdout.remote(policy, seconds)
+        if self._handle is None:
+            return None
+        if self._screening is not None:  # what is being played would have it wait
+            ray.cancel(self._screening[0])
+            self._screening = None
+        return self._handle.holdout.remote(policy, seconds)
 
     def _bury(self, error: Exception) -> None:
         self._screening = None
