@@ -11,13 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import scripted_env
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
 from actors.config import EnvConfig, EvalConfig
 from actors.contract import EnvError
+from actors.envs import make_env
 from actors.evaluator import Episodes, EvaluationStopped, Evaluator, Verdict, play
 from actors.lanes import LaneError
 from actors.players import Players
+from actors.rollout import Place
+from actors.seeds import PLAYBACK
 from actors.verdicts import Spent
 from learner.networks import NetworkSpec
 from learner.weights import pack
@@ -228,3 +231,67 @@ def test_a_later_confirmation_plays_more_and_needs_more(scripted: Scripted) -> N
     assert verdict.spent == (10, 100.0)
     assert verdict.lower is not None
     assert 205 < verdict.lower < 190 + 40 * 0.3983, "as the first one, with its 100 episodes, would have shown"
+
+
+def test_a_hold_out_plays_whole_rounds_until_its_time_is_up() -> None:
+    """As many episodes as are asked for where there is time; what was not finished is left out."""
+    config = EvalConfig(screen_episodes=3, confirm_episodes=3, holdout_episodes=7)
+    evaluator = Evaluator(FIXED, config, NetworkSpec(), 0)
+    played = evaluator.holdout(policy(), 60.0)
+    assert played is not None
+    assert played.lengths.tolist() == [4] * 7
+    assert evaluator.holdout(policy(), 0.0) is None
+    steps = iter([False] * 6 + [True] * 100)
+    cut = evaluator.holdout(policy(), 60.0, lambda: next(steps))
+    assert cut is not None
+    assert len(cut.returns) == 3
+    assert evaluator.screen(policy()).screen.returns.size == 3, "a hold-out that was cut leaves the evaluator whole"
+
+
+def test_without_a_threshold_nothing_is_solved(scripted: Scripted) -> None:
+    verdict, seeds = scripted([[1e9]], None)
+    assert (verdict.confirmed, verdict.solved, len(seeds)) == (None, False, 1)
+
+
+def test_no_seed_is_played_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by the same evaluator, nor after its restart, nor in training; and each has 31 bits."""
+    played: list[int] = []
+
+    def fake(envs: Any, act: Any, seeds: Any, *_: Any) -> Episodes:
+        played.extend(seeds)
+        return Episodes(np.zeros(len(seeds)), np.ones(len(seeds), np.int64))
+
+    monkeypatch.setattr("actors.evaluator.play", fake)
+    for seed in (0, 1):
+        for restart in (0, 1, 2):
+            evaluator = Evaluator(FIXED, EvalConfig(threshold=0.0), NetworkSpec(), seed, restart)
+            for _ in range(50):
+                evaluator.screen(policy())
+    assert len(set(played)) == len(played) == 2 * 3 * 50 * 120
+    lanes = (Place("r", 7, slot, 9, incarnation).seeds(16)[0] for slot in range(9) for incarnation in range(1, 30))
+    training = [seed for seeds in lanes for seed in seeds if seed is not None]
+    assert 0 <= min(training) < max(training) < 2**30 <= min(played) < max(played) < 2**30 + 2**29
+    assert PLAYBACK == 2**30 + 2**29
+
+
+def test_a_real_evaluation_is_greedy() -> None:
+    """Four env steps of the first scripted episodes, the chosen action in each; the time it took is counted."""
+    evaluator = Evaluator(FIXED, EvalConfig(screen_episodes=1, confirm_episodes=2), NetworkSpec(), 0)
+    worse, better = evaluator.screen(policy(action=1)), evaluator.screen(policy(action=0))
+    assert worse.screen.returns.tolist() == [-(0 + 1 + 2 + 3)]
+    assert better.screen.returns.tolist() == [400 + 1 + 2 + 3]
+    assert better.screen.lengths.tolist() == [4]
+    assert 0 <= better.seconds < 5
+
+
+def test_training_limits_do_not_shorten_the_evaluation() -> None:
+    config = FIXED.model_copy(update={"max_episode_steps": 2})
+    verdict = Evaluator(config, EvalConfig(screen_episodes=1), NetworkSpec(), 0).screen(policy())
+    assert verdict.screen.lengths.tolist() == [4]
+
+
+def test_the_same_seeds_give_the_same_returns() -> None:
+    envs = [make_env(EnvConfig(id="CartPole-v1"), training=False) for _ in range(3)]
+    first, again = (play(envs, zeros, range(6)) for _ in range(2))
+    assert_allclose(first.returns, again.returns)
+    assert len(set(first.returns.tolist())) > 1
