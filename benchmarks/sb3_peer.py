@@ -17,6 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback  # type: ignore[impo
 
 from actors.config import EnvConfig, EvalConfig
 from actors.evaluator import Evaluator, Verdict
+from actors.verdicts import Spent
 from learner.networks import NetworkSpec
 from learner.weights import pack
 
@@ -59,7 +60,8 @@ class UntilSolved(BaseCallback):  # type: ignore[misc, unused-ignore]
             return False
         if now < self._next_screen_s or self.model._n_updates == 0:
             return True
-        self.verdict = self._evaluator.screen(self._policy())
+        spent = Spent() if self.verdict is None else self.verdict.spent
+        self.verdict = self._evaluator.screen(self._policy(), spent)
         screen_s = (time.perf_counter() - now) * _screen_share(self.verdict)
         self._next_screen_s = time.perf_counter() + screen_s * (1 / self._config.cpu_share - 1)
         return not self.verdict.solved

@@ -29,7 +29,8 @@ ROWS: tuple[tuple[str, Callable[[Mapping[str, float]], str]], ...] = (
     ("staleness (versions)", lambda f: f"{f.get('weight_staleness_versions', 0):.0f}"),
     ("actors alive", lambda f: f"{f.get('actors_alive', 0):.0f}"),
 )
-TROUBLE: tuple[tuple[str, Callable[[Mapping[str, float]], str]], ...] = (
+NEWS: tuple[tuple[str, Callable[[Mapping[str, float]], str]], ...] = (
+    ("confirmed return", lambda f: f"{f['confirmed_return']:.1f}" if "confirmed_return" in f else ""),
     ("evaluation", lambda f: "fails" if f.get("evaluation_failing") else ""),
     ("servers down", lambda f: f"{f.get('servers_down', 0):.0f}" if f.get("servers_down") else ""),
 )
@@ -128,6 +129,6 @@ class Display:
 
 def _shown(figures: Mapping[str, float]) -> Iterator[tuple[str, str]]:
     """The rows with their present values."""
-    for name, show in (*ROWS, *TROUBLE):
+    for name, show in (*ROWS, *NEWS):
         if shown := show(figures):
             yield name, shown
