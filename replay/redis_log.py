@@ -64,7 +64,9 @@ def public_url(url: str) -> str:
     """``url`` without its password, for messages and files, also where the password has characters that split a URL."""
     masked = re.sub(rf"([?&](?!(?:{_SHOWN_OPTIONS})=)[^=&]*=)[^&]*", r"\1***", url)
     masked = re.sub(r"^(\w+://[^:/@]*):.*@", r"\1:***@", masked)
-    if _SHOWN_URL.fullmatch(masked):
+    before, _, after = url.partition("?")
+    # with an @ on both sides of a ? nobody knows which of them ends the password
+    if _SHOWN_URL.fullmatch(masked) and not ("@" in before and "@" in after):
         return masked
     scheme = re.match(r"(rediss?|unix)://", url)
     return f"{scheme[0] if scheme else ''}***"
