@@ -54,12 +54,11 @@ NAMED: Mapping[str, Any] = {"file": str, "sha256": str}
 """What best.json has of the policy's own file."""
 BEST: Mapping[str, Any] = {
     **NAMED,
-    "rank": list,
     "solved": bool,
     "version": int,
     "updates": int,
     "episodes": int,
-    **dict.fromkeys(("mean", "std", "lower"), int | float),
+    **dict.fromkeys(("mean", "std", "lower", "rank_bound"), int | float),
 }
 """What best.json has at the least, and of which kinds."""
 _CONFIG = re.compile(r"config-(\d+)\.yaml$")
@@ -415,8 +414,6 @@ class RunDirectory:
         for name, kinds in needed.items():
             if not isinstance(manifest.get(name), kinds):
                 raise RunDirError(f"{path} is damaged: {name} is {manifest.get(name)!r:.80}")
-        if "rank" in needed and not all(isinstance(each, int | float) for each in manifest["rank"]):
-            raise RunDirError(f"{path} is damaged: rank is {manifest['rank']!r:.80}")
         if Path(manifest["file"]).name != manifest["file"]:
             raise RunDirError(f"{path} is damaged: it names {manifest['file']!r:.80}, which is elsewhere")
         return manifest

@@ -163,7 +163,7 @@ def unusual(folder: Path, kind: str, env: str = "Frames-v0", **evaluation: int) 
     weights = {"head.linear.weight": np.zeros((2, 4), np.float32), "head.linear.bias": np.zeros(2, np.float32)}
     with contextlib.closing(RunDirectory.create(config)) as directory:
         about = {"version": 1, "updates": 7, "episodes": 1, "mean": 0.0, "std": 0.0, "lower": 0.0, "solved": False}
-        directory.save_best(pack(1, 7, 0, weights), about | {"threshold": None, "rank": [False, False, 0.0]})
+        directory.save_best(pack(1, 7, 0, weights), about | {"threshold": None, "rank_bound": 0.0})
     return folder / "r"
 
 
