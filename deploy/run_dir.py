@@ -137,7 +137,7 @@ class RunDirectory:
         """The run's name in keys and metrics: that which it began with, whatever its folder is called since."""
         counted = None
         with contextlib.suppress(RunDirError):  # playing a policy needs no fences.json
-            counted = self._counts()["run"]
+            counted = self._counts().get("run")
         return str(counted or self.config.run or self.path.resolve().name)
 
     def _locked(self) -> RunDirectory:
@@ -525,6 +525,8 @@ class _Counts(BaseModel):
     evaluators: int = Field(0, ge=0, lt=1 << 31)
     incarnations: dict[Annotated[str, StringConstraints(pattern=r"^\d{1,6}$")], Annotated[int, Field(ge=0, lt=1 << 62)]]
     nonce: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,64}$")]
+    confirmations: int = Field(0, ge=0, lt=1 << 31)
+    worst_return: Annotated[float, Field(allow_inf_nan=False)] | None = None
     run: Annotated[str, StringConstraints(pattern=f"^{RUN_NAME}$")] | None = None
     path: Annotated[str, StringConstraints(max_length=4096)] | None = None
 

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from actors.config import EnvConfig
+from actors.verdicts import Spent
 from deploy import __version__
 from deploy.config import RedisConfig, RunConfig
 from deploy.resume import config_of
@@ -453,3 +454,22 @@ def test_a_run_of_an_older_qherd_can_be_resumed(directory: RunDirectory) -> None
         json.dumps({name: count for name, count in json.loads(path.read_text()).items() if name != "evaluators"})
     )
     assert directory.next_evaluator() == 0
+
+
+def test_what_confirmations_have_spent_is_kept(tmp_path: Path) -> None:
+    """A run that is opened again goes on spending its error, and its other counts stay; nonsense there is refused."""
+    with closing(RunDirectory.create(config(tmp_path))) as directory:
+        assert directory.spent == Spent()
+        fence = directory.next_fence()
+        directory.note_spent(Spent(3, -120.5))
+        path = directory.path
+    with closing(RunDirectory.reopen(path)) as again:
+        assert again.spent == Spent(3, -120.5)
+        assert again.next_fence() == fence + 1
+        again.note_spent(Spent(4))
+        assert again.spent == Spent(4)
+    counts = json.loads((path / "fences.json").read_text())
+    for wrong in ({"confirmations": -1}, {"confirmations": 1 << 40}, {"worst_return": "low"}):
+        (path / "fences.json").write_text(json.dumps(counts | wrong))
+        with pytest.raises(RunDirError, match=f"is damaged: {next(iter(wrong))}"):
+            assert RunDirectory.open(path).spent
