@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deploy.config import ConfigError, RunConfig
-from learner.algorithms import build_loss
+from learner.algorithms import ALGORITHMS, build_loss
 from learner.networks import parameter_shapes
 from replay.chunk import HEADER_BYTES, Schema
 from replay.limiter import Limiter
@@ -73,7 +73,15 @@ def check_memory(config: RunConfig, schema: Schema) -> None:
 
 def check_network(config: RunConfig, schema: Schema) -> None:
     """Raises ConfigError where the Q-network or the loss cannot be built: an unknown name, a module of the user's own
-    that cannot be imported, an encoder that does not take these observations."""
+    that cannot be imported, an encoder that does not take these observations, options of another algorithm."""
+    learner = config.learner
+    for name, algorithm in ALGORITHMS.items():
+        options = getattr(learner, algorithm.section) if algorithm.section else None
+        if options is not None and name != learner.algorithm and options != type(options)():
+            raise ConfigError(
+                f"learner.{algorithm.section} is set, and has options of the algorithm {name}: this run's is "
+                f"{learner.algorithm}; leave it out, or give --learner.algorithm {name}"
+            )
     try:
         parameter_shapes(config.learner.network_spec, schema)
         if ":" in config.learner.algorithm:

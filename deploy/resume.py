@@ -23,6 +23,7 @@ KEPT = (
     "replay.alpha",
     "learner.network",
     "learner.algorithm",
+    "learner.qr_dqn.quantiles",
     "learner.n_step",
     "learner.gamma",
     "learner.reward_scale",

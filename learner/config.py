@@ -14,6 +14,17 @@ PUBLISH_MIN_S = 0.1
 """Seconds between two broadcasts of the weights, at the least (not in the inline mode)."""
 
 
+class QrDqnConfig(BaseModel):
+    """QR-DQN (arXiv 1710.10044)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    quantiles: int = Field(51, ge=1, le=1024)
+    """Quantiles of the return per action."""
+    kappa: float = Field(1.0, gt=0)
+    """|TD error| of a pair of quantiles beyond which the loss is linear."""
+
+
 class LearnerConfig(BaseModel):
     """TD learning."""
 
@@ -21,7 +32,9 @@ class LearnerConfig(BaseModel):
 
     network: NetworkConfig = NetworkConfig()
     algorithm: str = "dqn"
-    """dqn: expected values, Huber loss; or module:Name of your own, a learner.algorithms.Algorithm."""
+    """dqn: expected values, Huber loss; qr_dqn: quantiles of the return, whose mean is acted on; or module:Name of your
+    own, a learner.algorithms.Algorithm."""
+    qr_dqn: QrDqnConfig = QrDqnConfig()
     lr: float = Field(5e-4, gt=0)
     """Adam's learning rate."""
     adam_eps: float = Field(1e-8, gt=0)

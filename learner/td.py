@@ -34,6 +34,24 @@ def double_q_learning(
     return target_tm1.detach() - _taken(q_tm1, a_tm1)
 
 
+def quantile_regression(theta_tm1: Tensor, target_tm1: Tensor, kappa: float) -> Tensor:
+    """The quantile Huber loss, summed over the quantiles that learn and averaged over those of the target::
+
+        sum_i mean_j |tau_i - 1{u_ij < 0}| huber(u_ij, kappa) / kappa,    u_ij = target_tm1[j] - theta_tm1[i]
+
+    with the midpoints tau_i = (i + 0.5) / N. theta_tm1: <float>[B, N], of the action taken; target_tm1: <float>[B, N'],
+    taken without gradient. Returns <float>[B]. Dabney et al., arXiv 1710.10044, equation 10.
+    """
+    if theta_tm1.dim() != 2 or target_tm1.dim() != 2 or len(theta_tm1) != len(target_tm1):
+        shapes = [tuple(theta_tm1.shape), tuple(target_tm1.shape)]
+        raise ValueError(f"quantiles have to be [B, N] and [B, N'], got {shapes}")
+    count = theta_tm1.shape[1]
+    tau = (torch.arange(count, device=theta_tm1.device, dtype=theta_tm1.dtype) + 0.5) / count
+    u = target_tm1.detach().unsqueeze(1) - theta_tm1.unsqueeze(2)  # [B, N, N']: learning quantiles before the target's
+    weight = (tau.view(1, -1, 1) - (u.detach() < 0).to(u.dtype)).abs()
+    return (weight * huber(u, kappa) / kappa).mean(2).sum(1)
+
+
 def huber(error: Tensor, delta: float) -> Tensor:
     """``0.5 e^2`` within ``|e| <= delta``, ``delta (|e| - 0.5 delta)`` beyond, elementwise."""
     size = error.abs()

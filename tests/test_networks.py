@@ -23,8 +23,8 @@ TOLERANCE = 2e-6
 """Of numpy's Q values against torch's, relative to the largest one: a few float32 roundings of a sum."""
 
 
-OPTIONS: dict[str, dict[str, float]] = {}
-"""What a head wants to know beside the network's configuration; none of those there are wants anything."""
+OPTIONS: dict[str, dict[str, float]] = {"quantiles": {"quantiles": 7}}
+"""What a head wants to know beside the network's configuration."""
 PICTURES = (
     Schema((10, 10, 4), "uint8", 6),
     Schema((4, 7, 9), "uint8", 3, obs_divisor=255, channels_last=False),
@@ -144,7 +144,7 @@ def test_auto_takes_the_encoder_of_small_pictures_for_them_alone() -> None:
             "wants pictures of at least 3 x 3 pixels, got .* use mlp",
         ),
         (spec(encoder="minatar"), Schema((2, 9, 1), "uint8", 2), "wants pictures of at least 3 x 3 pixels, got"),
-        (NetworkSpec(head="duck"), PICTURES[0], "head 'duck' is unknown: use values"),
+        (NetworkSpec(head="duck"), PICTURES[0], "head 'duck' is unknown: use values, quantiles"),
     ],
 )
 def test_what_cannot_be_built_is_refused_in_words(wanted: NetworkSpec, schema: Schema, why: str) -> None:

@@ -30,6 +30,7 @@ class Algorithm(NamedTuple):
 
 ALGORITHMS: dict[str, Algorithm] = {
     "dqn": Algorithm("learner.algorithms.dqn:scalar_loss", "values", why="expected values, Huber loss"),
+    "qr_dqn": Algorithm("learner.algorithms.qr_dqn:quantile_loss", "quantiles", "qr_dqn", "quantiles of the return"),
 }
 
 

@@ -37,6 +37,7 @@ ENCODERS: dict[str, str] = {
 
 HEADS: dict[str, str] = {
     "values": "learner.networks.heads:ValuesHead",
+    "quantiles": "learner.networks.heads:QuantilesHead",
 }
 """Head classes by name: ``(features, num_actions, spec)``, and ``forward`` from features to a ``QOutput``."""
 

@@ -22,6 +22,21 @@ class ValuesHead(nn.Module):
         return QOutput(duel(x) if self._dueling else x)
 
 
+class QuantilesHead(nn.Module):
+    """N quantiles of the return per action (Dabney et al., arXiv 1710.10044); their mean is the expected value."""
+
+    def __init__(self, features: int, num_actions: int, spec: NetworkSpec) -> None:
+        super().__init__()
+        self._dueling, self._quantiles = spec.config.dueling, int(spec.options["quantiles"])
+        self.linear = nn.Linear(features, (num_actions + int(self._dueling)) * self._quantiles)
+
+    def forward(self, features: Tensor) -> QOutput:
+        """Maps features <float32>[B, F] to quantiles <float32>[B, A, N] and their means <float32>[B, A]."""
+        x = self.linear(features).unflatten(1, (-1, self._quantiles))
+        quantiles = duel(x) if self._dueling else x
+        return QOutput(quantiles.mean(2), quantiles)
+
+
 def duel(x: Tensor) -> Tensor:
     """Combines a state's value and advantages <float32>[B, 1 + A, ...] to ``v + a - mean(a)`` <float32>[B, A, ...]."""
     value, advantage = x[:, :1], x[:, 1:]

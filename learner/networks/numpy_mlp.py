@@ -17,10 +17,11 @@ Array = npt.NDArray[Any]
 class NumpyMlp:
     """Computes what ``QNetwork`` does with an ``MlpEncoder``. It has the weights that ``load`` was given last."""
 
-    HEADS = ("values",)
+    HEADS = ("values", "quantiles")
 
     def __init__(self, spec: NetworkSpec, schema: Schema) -> None:
         self._dueling, self._divisor = spec.config.dueling, np.float32(schema.obs_divisor)
+        self._per_action = int(spec.options.get("quantiles", 1))
         self._arrays: dict[str, Array] = {}
         self._hidden: list[tuple[Array, Array]] = []
         self._head: tuple[Array, Array]
@@ -31,7 +32,9 @@ class NumpyMlp:
         count = len(arrays) // 2 - 1
         names = [f"encoder.layers.{layer}" for layer in range(count)]
         self._hidden = [_layer(arrays[f"{name}.weight"], arrays[f"{name}.bias"]) for name in names]
-        self._head = _layer(arrays["head.linear.weight"], arrays["head.linear.bias"])
+        # the mean over an action's linear outputs is the output of their mean weights
+        weight = arrays["head.linear.weight"].reshape(-1, self._per_action, arrays["head.linear.weight"].shape[1])
+        self._head = _layer(weight.mean(1), arrays["head.linear.bias"].reshape(-1, self._per_action).mean(1))
 
     def state(self) -> dict[str, Array]:
         """Returns the weights that ``load`` was given last; none before."""

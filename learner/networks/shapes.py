@@ -71,6 +71,7 @@ def _minatar(config: NetworkConfig, schema: Schema) -> tuple[Shapes, int]:
 _ENCODERS: dict[str, Callable[[NetworkConfig, Schema], tuple[Shapes, int]]] = {"mlp": _mlp, "minatar": _minatar}
 _HEADS: dict[str, Callable[[NetworkSpec], int]] = {
     "values": lambda spec: 1,
+    "quantiles": lambda spec: int(spec.options["quantiles"]),
 }
 """Outputs per action."""
 
