@@ -1,9 +1,10 @@
 """``make chaos``: a real ``local`` run on LunarLander whose parts are killed, frozen and cut off while it trains.
 
-Faults of all kinds come in a random order that a seed decides, the next as soon as the run works again, until there
-are enough of them. Between them, and in the end, what has to hold is looked at: it goes on or comes back, weights
-never go back on the server or in the curves, the conservation law is exact, nothing is left behind. Exit code 1 where
-anything of it fails.
+Faults of all kinds come in a random order that a seed decides, one to three of them at once, the next ones as soon as
+the run works again, until there are enough of them. Some destroy rows: unread chunks die with their server, chunks are
+spoilt on their way, a stranger appends to an actor's stream, files are torn. Between them, and in the end, what has to
+hold is checked: the run goes on or comes back, weights never go back on the server or in the curves, the conservation
+law is exact, what was destroyed is counted by its reason, nothing is left behind. Exit code 1 where any of it fails.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -33,13 +35,19 @@ from rich.console import Console
 from rich.table import Table
 
 from learner.checkpoint import names, read
-from replay.log import WEIGHTS_HEADER_BYTES, WeightsHeader
+from replay.about import About
+from replay.log import WEIGHTS_HEADER_BYTES, LogError, WeightsHeader
+from replay.redis_log import RedisLog
 
 NAME = "chaos"
 WORKERS = {"actor": "ray::ActorWorker", "learner": "ray::LearnerWorker", "evaluator": "ray::EvaluatorWorker"}
 SERVER = r"valkey-server|redis-server"
+TOGETHER = 3
+"""So many faults come at once, at the most."""
 RECOVER_S = 90.0
 """The longest back-off is 22 s, and a busy machine takes its time to start processes."""
+APPENDS_S = 5.0
+"""An actor whose appends are not seen for so long is connected past the proxy: its server was restarted just now."""
 OPTIONS = ("--actors.restarts", "1000", "--checkpoint.every-s", "3", "--eval.threshold", "None")
 
 
@@ -54,7 +62,9 @@ class Faults:
         return sum(map(len, self.seconds.values()))
 
     def table(self) -> Table:
-        table = Table("fault", "injected", "survived", "seconds until it worked again (median, worst)")
+        table = Table(
+            "fault", "injected", "survived", "seconds until it worked again, with those beside it (median, worst)"
+        )
         for name, seconds in sorted(self.seconds.items()):
             table.add_row(name, str(len(seconds)), str(len(seconds)), f"{median(seconds):.1f}, {max(seconds):.1f}")
         table.add_section()
@@ -104,9 +114,11 @@ class Chaos:
         self._network = contextlib.ExitStack()
         self._proxy: Proxy | None = None
         self._proxied: tuple[int, Path] | None = None
+        self._behind: Path | None = None
         self._sockets = itertools.count()
         self.faults = Faults()
         self.leftovers: list[str] = []
+        self.destroyed: Counter[str] = Counter()
         self.watcher = Watcher(self._url)
         self._stack.callback(self.watcher.stop)
         self._stack.callback(self._network.close)
@@ -160,6 +172,11 @@ class Chaos:
         self._until(there, part)
         return self._rng.choice(sorted(found))
 
+    def _socket(self) -> Path:
+        """The server's own, without the proxy."""
+        assert self._behind is not None
+        return self._behind
+
     def _put_proxy_between(self) -> None:
         """Take the server's socket away and listen there; who connects from now on comes through the proxy. A server
         that was restarted has made its socket anew."""
@@ -173,7 +190,7 @@ class Chaos:
         with contextlib.suppress(OSError):  # the server died just now
             sockets[0].rename(behind)
             self._proxy = self._network.enter_context(Proxy(f"unix://{behind}", sockets[0]))
-            self._proxied = place
+            self._proxied, self._behind = place, behind
 
     # -- faults
 
@@ -201,6 +218,84 @@ class Chaos:
             time.sleep(self._rng.uniform(1.0, 7.0))
             self._proxy.stalled = False
 
+    def lose_unread_rows(self) -> None:
+        """The server dies with chunks that a stopped learner has not read."""
+        pid = self._pid("learner")
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(1.5)
+            self.kill("server")
+            os.kill(pid, signal.SIGCONT)
+        self.destroyed["unread"] += 1
+
+    def spoil(self) -> None:
+        """A bit of one chunk flips on its way to the server."""
+        proxy, refused = self._proxy_with_appends(), self._refused()
+        proxy.spoil, before = 1, proxy.spoilt
+        self._until(lambda: proxy.spoilt > before, "append to spoil")
+        self._await_refusal(refused, "spoilt")
+
+    def intrude(self) -> None:
+        """Whoever has an actor's password appends garbage to its stream, under an id that the actor has yet to reach:
+        the actor is fenced off by it, and restarted."""
+        proxy, refused = self._proxy_with_appends(), self._refused()
+        with redis.Redis(
+            unix_socket_path=str(self._socket()), username="actor", password=proxy.passwords["actor"], protocol=2
+        ) as client:
+            stream, entry_id = self._unreached(client)
+            client.xadd(stream, {"c": self._rng.randbytes(200)}, id=entry_id)
+        self._await_refusal(refused, "foreign")
+
+    def _proxy_with_appends(self) -> Proxy:
+        """The proxy, with an actor's appends going through it; an actor that is connected past it is killed, since its
+        next incarnation connects anew."""
+        while True:
+            self._until(lambda: self._proxy is not None, "proxy")
+            proxy = self._proxy
+            assert proxy is not None
+            before, end = proxy.appends, time.monotonic() + APPENDS_S
+            while time.monotonic() < end:
+                if proxy is self._proxy and proxy.appends > before and "actor" in proxy.passwords:
+                    return proxy
+                self._put_proxy_between()
+                time.sleep(0.05)
+            self.kill("actor")
+
+    def _unreached(self, client: Any) -> tuple[str, str]:
+        """The stream of an actor, and an id that it has not reached yet."""
+        stream = f"qherd:{NAME}:chunks:{self._rng.randrange(2)}"
+        last = ""
+
+        def there() -> bool:
+            nonlocal last
+            with contextlib.suppress(redis.RedisError):  # a server that restarted has no streams yet
+                last = client.xinfo_stream(stream)["last-generated-id"].decode()
+            return bool(last)
+
+        self._until(there, "stream")
+        incarnation, _, seq = last.partition("-")
+        return stream, f"{incarnation}-{int(seq) + 7}"
+
+    def _refused(self) -> int:
+        """Chunks that the run's learner has refused, over all its slots, as it describes the run."""
+        count = -1
+
+        def there() -> bool:
+            nonlocal count
+            with contextlib.suppress(redis.RedisError, OSError, LogError):
+                if url := self._url():
+                    with contextlib.closing(RedisLog(url, NAME, timeout_s=1.0)) as log:
+                        about = About.unpack(log.description() or b"")
+                    count = sum(sum(slot.refused.values()) for slot in about.slots.values())
+            return count >= 0
+
+        self._until(there, "description of the run")
+        return count
+
+    def _await_refusal(self, before: int, what: str) -> None:
+        self._until(lambda: self._refused() > before, f"refusal of a {what} chunk")
+        self.destroyed[what] += 1
+
     def kill_driver(self) -> None:
         self.run.process.kill()
         self.run.process.wait()
@@ -220,6 +315,21 @@ class Chaos:
         self.run = self._start("resume", f"runs/{NAME}")
         if len(found) > 1:
             self._until(lambda: "is passed over" in self.run.out, "word of the damaged checkpoint")
+
+    def tear_and_kill_driver(self) -> None:
+        """Files end in the middle, as a full or dying disk leaves them: the newest checkpoint's, and the curves'."""
+        self.run.process.kill()
+        self.run.process.wait()
+        self._until_dead("learner")
+        folder = self.folder / "checkpoints"
+        if len(found := names(folder)) > 1:
+            victim = self._rng.choice(sorted((folder / str(found[0])).iterdir()))
+            os.truncate(victim, self._rng.randrange(victim.stat().st_size))
+        with (self.folder / "metrics.jsonl").open("a") as curves:
+            curves.write('{"wall_s": 12')
+        self.run = self._start("resume", f"runs/{NAME}")
+        if len(found) > 1:
+            self._until(lambda: "is passed over" in self.run.out, "word of the torn checkpoint")
 
     def _until_dead(self, part: str) -> None:
         end = time.monotonic() + RECOVER_S
@@ -252,27 +362,53 @@ class Chaos:
             "server frozen": lambda: self.freeze("server"),
             "connections cut": self.cut,
             "network stalled": self.stall,
+            "server killed with unread rows": self.lose_unread_rows,
+            "chunk spoilt": self.spoil,
+            "garbage in an actor's stream": self.intrude,
+            **self._of_the_driver(),
+        }
+
+    def _of_the_driver(self) -> dict[str, Callable[[], None]]:
+        """Faults that end the driver: each is alone."""
+        return {
             "driver killed, resumed": self.kill_driver,
             "checkpoint damaged, driver killed, resumed": self.damage_and_kill_driver,
+            "files torn, driver killed, resumed": self.tear_and_kill_driver,
             "driver stopped, resumed": self.stop_driver,
         }
+
+    def _groups(self, only: Sequence[str]) -> Iterator[list[str]]:
+        """For ever each kind (or ``only`` some) once in a random order, as groups of what comes at once."""
+        names = [name for name in self.kinds() if not only or name in only]
+        while True:
+            group: list[str] = []
+            for name in self._rng.sample(sorted(names), len(names)):
+                if name in self._of_the_driver():
+                    yield [name]
+                    continue
+                group.append(name)
+                if len(group) >= self._rng.randint(1, TOGETHER):
+                    yield group
+                    group = []
+            if group:
+                yield group
 
     def inject(self, least: int, deadline_s: float, only: Sequence[str] = ()) -> None:
         """At least ``least`` faults, each kind (or ``only`` some) in turn in a random order, while there is time."""
         end = time.monotonic() + deadline_s
-        kinds = {name: fault for name, fault in self.kinds().items() if not only or name in only}
         self.wait_until_it_works(-1.0, "start")
-        while self.faults.count < least:
-            for name in self._rng.sample(sorted(kinds), len(kinds)):
-                if self.faults.count >= least:
-                    break
-                assert time.monotonic() < end, f"only {self.faults.count} faults in {deadline_s:.0f} s"
-                wall_s, started = self._wall_s(), time.monotonic()
-                kinds[name]()
-                self.wait_until_it_works(wall_s, f"recovery from: {name}")
-                took_s = time.monotonic() - started
+        for group in self._groups(only):
+            wall_s, started = self._wall_s(), time.monotonic()
+            for name in group:
+                self.kinds()[name]()
+            self.wait_until_it_works(wall_s, f"recovery from: {', '.join(group)}")
+            took_s = time.monotonic() - started
+            for name in group:
                 self.faults.seconds.setdefault(name, []).append(took_s)
-                self._say(f"{self.faults.count:3d}  {name}: works again after {took_s:.1f} s")
+            self._say(f"{self.faults.count:3d}  {', '.join(group)}: works again after {took_s:.1f} s")
+            if self.faults.count >= least:
+                return
+            assert time.monotonic() < end, f"only {self.faults.count} faults in {deadline_s:.0f} s"
 
     def close(self) -> None:
         """End everything, however it went."""

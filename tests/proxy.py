@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import select
 import socket
 import threading
@@ -17,6 +18,9 @@ LOOK_S = 0.01
 """A connection at rest looks this often whether the test has changed something."""
 DEADLINE_S = 120.0
 """Longer than any test: no thread of the proxy outlives it."""
+SPOILT_AT = 1024
+"""Which byte after an append's command is spoilt: well within the chunk."""
+_AUTH = re.compile(rb"\r\nAUTH\r\n\$\d+\r\n([^\r]+)\r\n\$\d+\r\n([^\r]+)\r\n")
 
 
 class Proxy:
@@ -26,7 +30,8 @@ class Proxy:
     passed on when it ends. ``lose_replies``: the server gets all, the clients nothing. ``refusing``: new connections
     are closed at once. ``reply_bytes`` bounds what is still passed on of the replies. Then it hangs up that connection
     (``cut``), or keeps the rest until the same connection asks again. ``before``: when a client's data has these bytes,
-    do this first.
+    do this first. ``spoil``: so many of the next appends get a bit flipped on their way, ``spoilt`` counts them.
+    ``appends`` counts all. ``passwords``: by user, as a listener on the network reads them.
     """
 
     def __init__(self, server_url: str, listen: Path | None = None) -> None:
@@ -46,6 +51,8 @@ class Proxy:
         self.lose_replies = self.stalled = self.refusing = self.cut = False
         self.reply_bytes: int | None = None
         self.before: tuple[bytes, Callable[[], None]] | None = None
+        self.spoil = self.spoilt = self.appends = 0
+        self.passwords: dict[str, str] = {}
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._clients: set[socket.socket] = set()
@@ -133,11 +140,26 @@ class Proxy:
                 kept = b""
                 self.round_trips += not asking
                 asking = True
+                data = self._overheard(data)
                 if self.before and self.before[0] in data:
                     act, self.before = self.before[1], None
                     act()
                     self._wait_out_the_stall()
                 server.sendall(data)
+
+    def _overheard(self, data: bytes) -> bytes:
+        """Note the passwords and appends in a client's ``data``; returns it, spoilt where that is asked for."""
+        if (auth := _AUTH.search(data)) is not None:
+            self.passwords[auth[1].decode()] = auth[2].decode()
+        at = data.find(b"\r\nXADD\r\n")
+        if at < 0:
+            return data
+        self.appends += 1
+        if not self.spoil or len(data) <= at + SPOILT_AT:
+            return data
+        self.spoil -= 1
+        self.spoilt += 1
+        return data[: at + SPOILT_AT] + bytes([data[at + SPOILT_AT] ^ 1]) + data[at + SPOILT_AT + 1 :]
 
     def _wait_out_the_stall(self) -> None:
         while self.stalled and not self._closed.wait(LOOK_S):
