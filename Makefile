@@ -40,7 +40,7 @@ test: lint ## Lint, types, unit, contract and short real runs; no root (ARGS="..
 test-all: test ## Also what is long or needs root
 	$(BIN)/python -m pytest -m "$(NOT_HERE)" $(ARGS)
 
-chaos: $(DEV_STAMP) ## Kill, freeze and cut off parts of a real run, 50 times (ARGS="--seed 3")
+chaos: $(DEV_STAMP) ## Kill, freeze, cut off and spoil parts of a real run, 200 times (ARGS="--seed 3")
 	cd tests && ../$(BIN)/python chaos.py $(ARGS)
 
 lint: $(DEV_STAMP) ## Ruff (rules and format) and mypy (strict)
