@@ -256,7 +256,7 @@ class InlineSession(Breakable):
         finally:
             self._close_envs()
             self._metrics.close()
-        return Progress({}, {}, {}, None, None, holdout=holdout)
+        return Progress({}, {}, {}, None, None, unevaluated=self._setbacks.failing, holdout=holdout)
 
     def _close_envs(self) -> None:
         told = close_all([lane for lanes in self._lanes for lane in lanes.envs])

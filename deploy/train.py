@@ -23,7 +23,7 @@ STOP_S = 17.0
 LOG_EVERY_S = 1.0
 INTERRUPTED = 75
 """Exit code of a run that was asked to stop and can be resumed: EX_TEMPFAIL of sysexits.h."""
-_SCREENS = ("greedy_return", "first_greedy_return")
+_SCREENS = ("greedy_return", "first_greedy_return", "confirmed_return", "confirmations")
 _REMEDIES = {
     "budget of env steps": "; to go on, raise --budget.env-steps",
     "budget of seconds": "; to go on, raise --budget.seconds",

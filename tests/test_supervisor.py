@@ -235,8 +235,8 @@ def quiet(herd: Herd, fake: FakeRay, seconds: float, tick_s: float = 0.25) -> No
         herd.supervisor.tick()
 
 
-LIMIT_S = 1.0 + 2.0 + 20.0 + 10.0
-"""collect's own second, flush_s, four calls on the log, step_timeout_s."""
+LIMIT_S = supervisor.COLLECT_S + 2.0 + 20.0 + 10.0
+"""collect's own seconds, flush_s, four calls on the log, step_timeout_s."""
 
 
 def test_an_actor_that_hangs_is_killed_and_restarted(fake: FakeRay) -> None:
