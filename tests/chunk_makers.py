@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from replay.chunk import BOUNDARY, FIRST, TERMINATED, TRUNCATED, Chunk, Codec, Counters, Schema, encode
 from replay.log import ChunkId, ChunkLog
@@ -43,9 +45,7 @@ class FakeActor:
         for t, lane in np.ndindex(grid):
             flags[t, lane] = self._row_flags(lane)
         self._seq += 1
-        steps = int((flags & BOUNDARY == 0).sum())
-        ends = int((flags & (TERMINATED | TRUNCATED) != 0).sum())
-        self._counters = self._counters.plus(Counters(env_steps=steps, rows=flags.size, episodes=ends))
+        self._counters = self._counters.plus(counted(flags))
         q_taken, q_max = self._rng.normal(size=(2, *grid)).astype(np.float32)
         return Chunk(
             slot=self.slot,
@@ -60,6 +60,13 @@ class FakeActor:
             q_max=q_max,
             flags=flags,
         )
+
+    def reflagged(self, chunk: Chunk, flags: npt.NDArray[np.uint8]) -> Chunk:
+        """Its newest chunk with other flags: an actor that is wrong about the order of rows, and counts what it
+        sends."""
+        less = Counters._make(-count for count in counted(chunk.flags))
+        self._counters = self._counters.plus(less).plus(counted(flags))
+        return replace(chunk, flags=flags, counters=self._counters)
 
     def send(self, log: ChunkLog, time_steps: int = 4) -> Chunk:
         """Append the next chunk to ``log``; returns it."""
@@ -77,6 +84,12 @@ class FakeActor:
         else:
             self._next_flags[lane] = 0
         return flags
+
+
+def counted(flags: npt.NDArray[np.uint8]) -> Counters:
+    """What rows with these flags add to an actor's counters."""
+    ends = flags & (TERMINATED | TRUNCATED) != 0
+    return Counters(env_steps=int((flags & BOUNDARY == 0).sum()), rows=flags.size, episodes=int(ends.sum()))
 
 
 def append(log: ChunkLog, chunk: Chunk, data: bytes | None = None, schema: Schema = SCHEMA) -> None:

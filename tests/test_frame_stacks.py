@@ -156,17 +156,19 @@ def test_no_more_rows_are_passed_over_than_must_be() -> None:
     assert herd.mirror.end > 5 * 60
 
 
-def test_an_episode_that_goes_on_behind_its_end_in_the_next_chunk_is_not_stacked_across() -> None:
-    """The codec sees one chunk at a time; an actor with such a defect must not mix frames of two episodes."""
+def test_an_episode_that_goes_on_after_its_end_in_the_next_chunk_is_refused_and_not_stacked_across() -> None:
+    """The codec sees one chunk at a time and the reader the row before it; an actor with such a defect must not mix
+    frames of two episodes, nor those on both sides of what was refused."""
     herd = Herd(stack=3, n=1, lanes=1, capacity=60, p_end=0.0, seed=0, where=Ram())
-    ending, going_on = herd.actors[0].chunk(4), herd.actors[0].chunk(4)
-    ending.flags[:, 0] = [FIRST, 0, TERMINATED, BOUNDARY]
-    for chunk in (ending, going_on):
+    actor = herd.actors[0]
+    ending = actor.reflagged(actor.chunk(4), np.array([[FIRST], [0], [TERMINATED], [BOUNDARY]], np.uint8))
+    for chunk in (ending, actor.chunk(4), actor.chunk(4)):
         append(herd.log, chunk, schema=herd.schema)
     herd.reader.poll()
+    assert herd.reader.totals.refused == {"flags": 1}
     rows = np.flatnonzero(herd.mirror.sampleable(np.arange(8)))
     assert rows.tolist() == [0, 1, 2, 6]
-    assert herd.mirror.gather(np.array([6])).s_tm1[0, :, 0].tolist() == [4, 5, 6]
+    assert herd.mirror.gather(np.array([6])).s_tm1[0, :, 0].tolist() == [8, 9, 10]
 
 
 def test_the_same_on_a_device() -> None:

@@ -385,7 +385,7 @@ def test_what_breaks_the_order_of_rows_is_refused_and_counted(
         chunk = actor.chunk(time_steps)
         wrong = rng.random(chunk.flags.shape) < p_wrong
         flags = np.where(wrong, rng.choice(PLAIN_FLAGS, chunk.flags.shape), chunk.flags).astype(np.uint8)
-        chunk = replace(chunk, flags=flags)
+        chunk = actor.reflagged(chunk, flags)
         append(herd.log, chunk)
         herd.reader.poll()
         herd.reader.check_conservation()
@@ -409,8 +409,7 @@ def test_a_chunk_has_to_follow_the_one_before(before: int, after: int) -> None:
     for lost in (False, True):
         herd, actor = Herd(1, 0.9, 2, 100, 0.0, 0), FakeActor(lanes=2, p_end=0.0)
         for index, flags in enumerate((before, after)):
-            row = actor.chunk(1)
-            append(herd.log, replace(row, flags=np.array([[0 if index else FIRST, flags]], np.uint8)))
+            append(herd.log, actor.reflagged(actor.chunk(1), np.array([[0 if index else FIRST, flags]], np.uint8)))
             if lost and not index:
                 actor.chunk(1)
         herd.reader.poll()
