@@ -78,6 +78,7 @@ class RunDirectory:
         self._metrics: IO[str] | None = None
         self._events: Any = None
         self._lock_fd: int | None = None
+        self._identity: Mapping[str, Any] = {}  # what fences.json has from its next writing on
 
     @classmethod
     def create(cls, config: RunConfig) -> RunDirectory:
@@ -124,12 +125,15 @@ class RunDirectory:
 
     @classmethod
     def reopen(cls, path: Path) -> RunDirectory:
-        """An existing directory, to go on with its run, or, in a copy of it, with a run of its own. Raises RunDirError
-        where it is none, or a driver has it."""
+        """An existing directory, to go on with its run, or, in a copy of it, with a run of its own. Writes nothing but
+        the lock: whether the run goes on is not yet decided. Raises RunDirError where it is none, or a driver has it.
+        """
         directory = cls.open(path)._locked()
-        before = directory._counts()
-        if (now := recognised(before, directory.path, directory.run, directory.config)) != before:
-            directory._write("fences.json", json.dumps(now).encode())
+        try:
+            directory._identity = recognised(directory._counts(), directory.path, directory.run, directory.config)
+        except RunDirError:
+            directory.close()
+            raise
         return directory
 
     @property
@@ -213,8 +217,10 @@ class RunDirectory:
         return found
 
     def note_config(self, config: RunConfig) -> list[str]:
-        """Keep the configuration that the run is resumed with, beside the earlier ones, where it is another, or where
-        other versions or kernels compute; these are returned, a text each."""
+        """Keep which run goes on here, and the configuration that it is resumed with, beside the earlier ones, where it
+        is another, or where other versions or kernels compute; these are returned, a text each."""
+        if (counts := self._counts()) != self._written_counts():
+            self._write("fences.json", json.dumps(counts).encode())  # before a server is asked for the name
         recorded, own = self.written, _provenance(config)
         changed = [
             text
@@ -472,6 +478,9 @@ class RunDirectory:
             self._metrics = None
 
     def _counts(self) -> dict[str, Any]:
+        return {**self._written_counts(), **self._identity}
+
+    def _written_counts(self) -> dict[str, Any]:
         path = self.path / "fences.json"
         try:
             return _Counts.model_validate(read_object(path, CONFIG_BYTES)).model_dump(mode="json", exclude_unset=True)

@@ -31,8 +31,9 @@ def new_nonce() -> str:
 
 
 def recognised(counts: Mapping[str, Any], path: Path, run: str, config: RunConfig) -> dict[str, Any]:
-    """Returns fences.json's contents from now on, for the folder ``path`` in which a run called ``run`` is found."""
-    now = {**counts, "run": run, "path": str(path.resolve())}
+    """Returns what fences.json has from now on beside its counts, for the folder ``path`` in which a run called ``run``
+    is found."""
+    now = {"run": run, "path": str(path.resolve()), "nonce": counts["nonce"]}
     if _original(counts, path) is None:
         return now
     if config.mode == "cluster":

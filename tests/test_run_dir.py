@@ -217,6 +217,21 @@ def test_a_copy_beside_its_original_is_a_run_of_its_own(tmp_path: Path, mode: st
     directory.close()
 
 
+def test_which_run_goes_on_is_written_once_it_goes_on(directory: RunDirectory) -> None:
+    """A resume that is refused changes nothing; one that goes on has on disk what it claims a name with."""
+    shutil.copytree(directory.path, directory.path.with_name("copy"))
+    fences = directory.path.with_name("copy") / "fences.json"
+    before = fences.read_bytes()
+    with closing(RunDirectory.reopen(fences.parent)) as copy:
+        claimed = copy.nonce
+        assert fences.read_bytes() == before
+        copy.note_config(copy.config)
+        written = json.loads(fences.read_text())
+    assert (written["nonce"], written["path"]) == (claimed, str(fences.parent))
+    assert claimed != directory.nonce
+    directory.close()
+
+
 def test_a_copy_whose_original_is_gone_is_the_run(directory: RunDirectory) -> None:
     """As a run is that was moved to another disk, or brought back from an archive."""
     nonce = directory.nonce
