@@ -26,7 +26,7 @@ from replay.breakable import Breakable, breakable
 from replay.chunk import Codec, Counters, Schema
 from replay.config import ReplayConfig
 from replay.credit import Lender
-from replay.limiter import Limiter
+from replay.limiter import CHUNKS_EACH, Limiter
 from replay.log import ChunkLog, LogError, Memory, unless_away
 from replay.mirror import Batch, Mirror
 from replay.reader import Reader
@@ -271,7 +271,8 @@ class LearnerLoop(Breakable):
         if now - self._last_publish_s >= PUBLISH_MIN_S and self.publish_if_due():
             self._last_publish_s = now
             self.phases.charge("publish")
-        turned = self.mirror.end - self._trimmed_end > max(self._keep_rows // TRIM_SHARE, self.limiter.window_rows)
+        chunk_each = self.limiter.window_rows // CHUNKS_EACH  # a short log is not trimmed at every chunk
+        turned = self.mirror.end - self._trimmed_end > max(self._keep_rows // TRIM_SHARE, chunk_each)
         if now - self._last_trim_s >= TRIM_EVERY_S or turned:
             self._last_trim_s, self._trimmed_end = now, self.mirror.end
             with unless_away(self._note_unavailable):

@@ -12,7 +12,7 @@ from lending import plenty
 from actors.rows import Rows
 from deploy.config import ConfigError, RunConfig
 from deploy.launch import check, probe_env
-from deploy.plan import backstop_chunks, chunk_rows, server_bytes
+from deploy.plan import backstop_chunks, check_windows, chunk_rows, server_bytes
 from deploy.valkey import EmbeddedServer
 from replay.chunk import Chunk, Counters, Schema, encode
 from replay.log import ChunkId
@@ -43,10 +43,13 @@ def test_a_capacity_that_the_actors_would_overrun_is_refused_with_numbers(replay
 
 
 def test_more_actors_need_more_capacity() -> None:
+    """Credit bounds what is on its way, however many they are; each lane's share of the ring has to hold a window."""
     replay = {"capacity_rows": 4000, "min_rows": 1000}
-    check(config(replay=replay))
-    with pytest.raises(ValueError, match=r"actors\.count"):
-        check(config(replay=replay, actors={"count": 32}))
+    check_windows(config(replay=replay), SCHEMA)
+    more = config(replay=replay, actors={"count": 64})
+    check(more)
+    with pytest.raises(ConfigError, match=r"4,000 rows holds .* of each of 64 x .*actors\.count"):
+        check_windows(more, SCHEMA)
 
 
 @pytest.mark.parametrize(

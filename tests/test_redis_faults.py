@@ -31,7 +31,7 @@ from deploy.run_dir import RunDirectory
 from deploy.valkey import EmbeddedServer, acl_rules, find_server
 from learner.checkpoint import pack
 from replay.config import ReplayConfig
-from replay.log import FENCE_SHIFT, ChunkId, Refused, Status
+from replay.log import FENCE_SHIFT, ChunkId, Fenced, Refused, Status
 from replay.redis_log import TIMEOUT_S, RedisLog
 
 HOLD_S = 1.0
@@ -217,9 +217,10 @@ def test_a_server_that_comes_back_with_less_goes_on(
         herd.assert_books_balance(lost=True)
 
 
-def test_numbers_from_the_server_would_hide_a_restarted_slot_for_ever(server_binary: Path, run_name: str) -> None:
+def test_numbers_from_the_server_would_fence_a_restarted_slot_off(server_binary: Path, run_name: str) -> None:
     """The danger that the run's directory closes, to the letter: the server is emptied, the slot is restarted under one
-    above the server's last id, and the learner, whose cursor only moves forward, never sees it."""
+    above the server's last id, and the learner's cursor only moves forward. No row of it is ever read; its credit,
+    which is its predecessor's, ends it before it steps."""
     with own_server(server_binary) as server, Herd(server.url("admin"), run_name) as herd:
         herd.actors[0].end()
         herd.restart(0, 2)
@@ -230,10 +231,12 @@ def test_numbers_from_the_server_would_hide_a_restarted_slot_for_ever(server_bin
         kill(server)
         server.start()
         herd.restart(0, last_id(server, run_name, 0).incarnation + 1)
-        herd.learner.train_until(lambda: herd.actors[0].rollout.counters.rows > 0, "it sends")
-        herd.learner.train_for(0.5)
+        herd.learner.train_until(lambda: herd.actors[0].ended, "its end")
+        assert isinstance(herd.actors[0].failure, Fenced)
+        assert str(herd.actors[0].failure) == "slot 0: incarnation 2 has taken over from 1"
+        assert herd.actors[0].steps == 0
         assert herd.learner.read(0) == flushed
-        assert last_id(server, run_name, 0).incarnation == 1
+        assert last_id(server, run_name, 0).incarnation == 0
 
 
 # -- the server refuses

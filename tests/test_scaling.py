@@ -221,7 +221,8 @@ def test_each_lane_moves_to_its_place_on_the_ladder(scaled: Scaled) -> None:
 
 def test_what_the_mirror_cannot_hold_is_refused_and_changes_nothing(scaled: Scaled) -> None:
     assert scaled.refused.code == 2
-    assert "a capacity of 3000 rows is too small" in scaled.refused.err
+    assert f"a replay of 3,000 rows holds 7 time steps of each of 100 x {LANES} lanes" in scaled.refused.err
+    assert "--actors.count" in scaled.refused.err
     assert scaled.answers[3]["told"] == "3 actor(s) from now on, were 1"
 
 
