@@ -358,7 +358,7 @@ def test_a_mirror_smaller_than_a_chunk_says_so(own_server: EmbeddedServer, log: 
 
 
 def test_a_mirror_bigger_than_memory_is_refused_before_it_is_made(own_server: EmbeddedServer, log: RedisLog) -> None:
-    log.describe(1, about(1, capacity_rows=10**13).pack())
+    log.describe(1, about(1, capacity_rows=10**12).pack())
     with pytest.raises(CannotFit, match="give a smaller capacity_rows"):
         attach(own_server)
     with attach(own_server, capacity_rows=10) as memory:
@@ -467,7 +467,7 @@ def test_importing_replay_alone_stays_cheap() -> None:
 
 def example() -> str:
     """The example that README shows."""
-    (found,) = re.findall(r"```python\n(.*?replay\.attach.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (found,) = re.findall(r"```python[^\n]*\n((?:(?!```).)*?replay\.attach.*?)```", (ROOT / "README.md").read_text(), re.S)
     return str(found)
 
 

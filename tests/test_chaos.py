@@ -17,5 +17,5 @@ def test_a_turn_of_faults_in_a_run_that_learns(tmp_path: Path) -> None:
         run.inject(13, 300)
         found = run.finish()
     assert check(found) == []
-    assert len(run.faults.seconds) == 13, "each kind once, of those that end the driver two"
-    assert found["destroyed"] == {"unread": 1, "spoilt": 1, "foreign": 1}
+    assert len(run.faults.seconds) >= 13, "each kind, of those that end the driver two"
+    assert found["destroyed"].keys() == {"unread", "spoilt", "foreign"}

@@ -186,7 +186,7 @@ def test_what_it_left_is_shown_read_and_at_last_removed(cluster: Cluster, ran: R
     url = cluster.options[-1]
     told = qherd("replay", "stats", "runs/r", cwd=ran.folder)
     assert told.code == 2
-    assert "--redis.url or QHERD_REDIS_URL" in told.err
+    assert "--redis.url, QHERD_REDIS_URL" in told.err
     shown = qherd("replay", "stats", "runs/r", "--json", cwd=ran.folder, env={"QHERD_REDIS_URL": url})
     assert (shown.code, shown.err) == (0, ""), shown
     found = json.loads(shown.out)

@@ -116,6 +116,18 @@ def test_what_it_names_is_in_the_repository(block: Block) -> None:
 # -- what they do
 
 
+OWN = """
+import gymnasium as gym
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class MyEnv(CartPoleEnv):
+    def __init__(self, level=1, render_mode=None):
+        super().__init__(render_mode=render_mode)
+
+gym.register("MyEnv-v0", MyEnv)
+"""
+
+
 def fresh_clone(folder: Path) -> Path:
     """The working tree's files as ``git clone`` gives them: nothing that git ignores."""
     listed = subprocess.run(
@@ -131,10 +143,7 @@ def fresh_clone(folder: Path) -> Path:
             shutil.copy2(ROOT / name, target)
     (folder / "envs").mkdir()
     # what a user of the README's first block has: an environment of his own
-    own = (
-        "import gymnasium as gym\ngym.register('MyEnv-v0', entry_point='gymnasium.envs.classic_control:CartPoleEnv')\n"
-    )
-    (folder / "envs" / "my_module.py").write_text(own)
+    (folder / "envs" / "my_module.py").write_text(OWN)
     for block in blocks():
         if "file" in block.attributes:
             (folder / block.attributes["file"]).write_text(block.text)

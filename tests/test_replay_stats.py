@@ -300,7 +300,7 @@ def test_a_cluster_runs_directory_or_name_takes_the_url_from_option_or_environme
     folder = cluster_run(tmp_path, url)
     code, _, err = call(capsys, folder)
     assert code == 2
-    assert "--redis.url or QHERD_REDIS_URL" in err
+    assert "--redis.url, QHERD_REDIS_URL" in err
     assert "there is no run directory" in call(capsys, RUN)[2]
     assert call(capsys, folder, "--redis.url", url)[0] == 0
     assert call(capsys, RUN, "--redis.url", url)[0] == 0

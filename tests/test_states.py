@@ -116,6 +116,8 @@ def test_a_policy_comes_back(encoder: str) -> None:
     rng = np.random.default_rng(0)
     shapes = parameter_shapes(spec, schema)
     policy, other = make_policy(spec, schema), make_policy(spec, schema)
+    other.load(policy.state())
+    assert other.state() == {}, "before the first weights"
     policy.load({name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()})
     state = State({}, policy.state())
     assert_filled(state)

@@ -29,6 +29,8 @@ class NumpyMlp:
     def load(self, arrays: Mapping[str, Array]) -> None:
         """Takes weights over, by the network's parameter names: <float32>[out, in] and <float32>[out]."""
         self._arrays = dict(arrays)
+        if not arrays:  # the state of a policy that has none yet
+            return
         count = len(arrays) // 2 - 1
         names = [f"encoder.layers.{layer}" for layer in range(count)]
         self._hidden = [_layer(arrays[f"{name}.weight"], arrays[f"{name}.bias"]) for name in names]

@@ -26,6 +26,8 @@ class TorchPolicy:
     def load(self, arrays: Mapping[str, Array]) -> None:
         """Takes weights over, by the network's parameter names."""
         self._arrays = dict(arrays)
+        if not arrays:  # the state of a policy that has none yet
+            return
         self._network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
 
     def state(self) -> dict[str, Array]:
