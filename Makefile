@@ -38,7 +38,8 @@ test: lint ## Lint, types, unit, contract and short real runs; no root (ARGS="..
 	$(BIN)/python -m pytest $(TOGETHER) -m "not ($(NOT_HERE))" $(ARGS)
 
 test-all: test ## Also what is long or needs root
-	$(BIN)/python -m pytest -m "$(NOT_HERE)" $(ARGS)
+	$(BIN)/python -m pytest $(TOGETHER) -m "long and not root" $(ARGS)
+	$(BIN)/python -m pytest -m root $(ARGS)
 
 chaos: $(DEV_STAMP) ## Kill, freeze, cut off and spoil parts of a real run, 200 times (ARGS="--seed 3")
 	cd tests && ../$(BIN)/python chaos.py $(ARGS)

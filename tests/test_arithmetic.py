@@ -72,6 +72,7 @@ def trained(folder: Path, run: str, cpus: set[int], env: dict[str, str] | None =
     return {f"{part}.{name}": array.tobytes() for part, arrays in states.items() for name, array in arrays.items()}
 
 
+@pytest.mark.long
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
 def test_an_inline_run_is_the_same_to_the_bit_on_one_cpu_and_on_two(tmp_path: Path) -> None:
     """With 784 inputs and 512 units numpy's BLAS shares the work out where it may, and adds up in another order; a
@@ -109,6 +110,7 @@ print(blas_threads())
     assert in_a_process(program, tmp_path).split()[-1] == "1"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
 def test_a_program_that_imported_numpy_first_is_told_what_holds(tmp_path: Path) -> None:
     program = """

@@ -467,7 +467,9 @@ def test_importing_replay_alone_stays_cheap() -> None:
 
 def example() -> str:
     """The example that README shows."""
-    (found,) = re.findall(r"```python[^\n]*\n((?:(?!```).)*?replay\.attach.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (found,) = re.findall(
+        r"```python[^\n]*\n((?:(?!```).)*?replay\.attach.*?)```", (ROOT / "README.md").read_text(), re.S
+    )
     return str(found)
 
 

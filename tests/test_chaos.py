@@ -9,6 +9,7 @@ import pytest
 from chaos import Chaos, check
 
 
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_a_turn_of_faults_in_a_run_that_learns(tmp_path: Path) -> None:
     """Killed, frozen, cut off, spoilt, damaged, resumed: it works again after each, and in the end all holds, with what

@@ -313,6 +313,7 @@ def test_each_of_several_servers_has_to_answer_at_the_start(cluster: Cluster, tm
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_a_killed_driver_of_a_cluster_is_resumed_from_the_living_server(cluster: Cluster, tmp_path: Path) -> None:
     """Weights, rows and streams are still there: the next learner goes on from its checkpoint, reads what came later,

@@ -111,6 +111,7 @@ def test_a_signal_during_the_end_of_a_local_run_changes_nothing(
     assert summary(tmp_path / "runs" / "r")["exit_reason"] == "budget of env steps"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_signals_all_through_the_end_of_a_local_run(tmp_path: Path) -> None:
     """A SIGHUP every 50 ms, none of which counts as a second signal."""
@@ -306,6 +307,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.long
 def test_a_run_that_is_interrupted_again_and_again_goes_on(folder: Path) -> None:
     """Each end has a checkpoint: no env step is done twice."""
     before = 0

@@ -272,6 +272,7 @@ def ended_within(run: Run, pattern: str, deadline_s: float) -> None:
 # -- ways to fail
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_an_env_that_always_raises_fails_the_run_with_its_own_words(tmp_path: Path) -> None:
     cwd = user_folder(tmp_path)

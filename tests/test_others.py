@@ -163,6 +163,7 @@ def user(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_other_tools_variables_strange_folders_and_relative_paths_do_not_matter(user: Path) -> None:
     """All at once, since each real start takes seconds. The environment is found by a relative PYTHONPATH."""
@@ -177,6 +178,7 @@ def test_other_tools_variables_strange_folders_and_relative_paths_do_not_matter(
     assert figures["actor_restarts"] == figures["evaluator_restarts"] == figures["env_rebuilds"] == 0
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("mode", ["inline", "local"])
 def test_an_environment_that_changes_the_folder_breaks_nothing(mode: str, user: Path) -> None:

@@ -415,6 +415,7 @@ def test_a_running_local_run_shows_its_figures_and_a_notebook_can_attach(tmp_pat
         assert "runs/r has no replay server" in done.err
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_a_killed_run_leaves_its_url_which_is_no_server(tmp_path: Path) -> None:
     with train(tmp_path) as run:

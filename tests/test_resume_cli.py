@@ -172,6 +172,7 @@ gym.register("Mine-v0", CartPoleEnv, max_episode_steps=200)
 """
 
 
+@pytest.mark.long
 def test_a_run_goes_on_wherever_it_lies_and_whatever_it_is_called(over: Path, tmp_path: Path) -> None:
     """Its environment was given by a relative folder; it is renamed, resumed from inside, through a link, evaluated
     from elsewhere."""

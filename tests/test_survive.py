@@ -117,6 +117,7 @@ def test_a_killed_evaluator_and_a_killed_learner_come_back(folder: Path) -> None
     assert json.loads((folder / "runs" / "r" / "fences.json").read_text())["evaluators"] == 2
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_a_killed_driver_is_resumed_without_its_server(folder: Path) -> None:
     """The checkpoint has the rows: learning goes on from a full replay. Counters, curve, best policy and restarts go
@@ -156,6 +157,7 @@ def test_a_killed_driver_is_resumed_without_its_server(folder: Path) -> None:
     assert (over.code, "is over: budget of env steps; to go on, raise --budget.env-steps" in over.out) == (0, True)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_a_replay_too_big_for_checkpoints_is_read_from_its_servers_file(folder: Path) -> None:
     """The server keeps an append-only file in the run's folder, and says so; the resumed learner reads all of it, also
@@ -180,6 +182,7 @@ def test_a_replay_too_big_for_checkpoints_is_read_from_its_servers_file(folder: 
     assert summary(folder / "runs" / "r")["chunks_refused"] == {}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_a_frozen_server_costs_the_end_of_a_run_ten_seconds_at_the_most(folder: Path) -> None:
     """SIGTERM while Redis does not answer: exit 75 within 25 s, a checkpoint is written, nothing is left."""
