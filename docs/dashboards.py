@@ -57,7 +57,8 @@ RETURNS = Panel(
         _of("qherd_evaluation_failing", "{{run}} cannot be evaluated (1)"),
         _of("run:qherd_exploring_return:mean5m", "{{run}} exploring, 5 min"),
     ),
-    note="Greedy: the newest screen of the averaged policy; confirmed: its newest confirmation. Exploring: what the actors' episodes got.",
+    note="Greedy: the newest screen of the averaged policy; confirmed: its newest confirmation."
+    " Exploring: what the actors' episodes got.",
 )
 SPEED = (
     Panel("Env steps", "ops", (_of("run:qherd_env_steps:rate1m"),)),
