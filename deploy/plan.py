@@ -171,7 +171,8 @@ def backstop_chunks(config: RunConfig) -> int:
 def server_bytes(config: RunConfig, schema: Schema) -> int:
     """Memory planned for the embedded server: the log as far as it is kept, what is in flight, a quarter more, three
     copies of the weights, and 32 MB for itself and its connections."""
-    rows = config.replay.rows_in_log + 4 * config.actors.count * chunk_rows(config)
+    in_flight = max(4 * config.actors.count * chunk_rows(config), 2 * check_limiter(config).window_rows)
+    rows = config.replay.rows_in_log + in_flight
     log = rows * schema.row_bytes + (rows // config.actors.lanes + 1) * (HEADER_BYTES + 200)
     return int(1.25 * log) + 3 * network_bytes(config, schema) + (32 << 20)
 

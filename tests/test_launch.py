@@ -12,9 +12,11 @@ from lending import plenty
 from actors.rows import Rows
 from deploy.config import ConfigError, RunConfig
 from deploy.launch import check, probe_env
-from deploy.plan import backstop_chunks, check_windows, chunk_rows, server_bytes
+from deploy.plan import backstop_chunks, check_limiter, check_windows, chunk_rows, server_bytes
 from deploy.valkey import EmbeddedServer
+from learner.loop import TRIM_SHARE
 from replay.chunk import Chunk, Counters, Schema, encode
+from replay.limiter import CHUNKS_EACH
 from replay.log import ChunkId
 from replay.redis_log import RedisLog
 
@@ -131,6 +133,19 @@ def test_the_planned_memory_holds_all_that_the_mirror_may_reach(steps: int, lane
         assert log._client.xlen(log.chunks_key(0)) == seq, "the backstop has cut what the mirror may need"
         log.close()
     assert used < planned
+
+
+@pytest.mark.parametrize(("capacity", "count", "lanes"), [(100_000, 16, 16), (20_000, 8, 16), (100_000, 8, 4)])
+def test_the_planned_memory_is_not_nearly_full_with_what_credit_lets_be_on_its_way(
+    capacity: int, count: int, lanes: int
+) -> None:
+    """Else the learner would trim the log below what the mirror holds, all the time."""
+    settings = config(actors={"count": count, "lanes": lanes}, replay={"capacity_rows": capacity})
+    pictures = Schema((84, 84), "uint8", 4)
+    window = check_limiter(settings).window_rows
+    bound = server_bytes(settings, pictures) // pictures.row_bytes
+    between_trims = max(capacity // TRIM_SHARE, window // CHUNKS_EACH)
+    assert capacity + between_trims + window < bound - max(bound // 10, 2 * window)
 
 
 def some_chunk(slot: int, seq: int, steps: int, lanes: int, rng: np.random.Generator) -> bytes:
