@@ -131,7 +131,7 @@ class _Watched:
                     f"{self.env_id} hangs as it is {self.doing}: not done within {self.step_timeout_s:g} s "
                     "(actors.step_timeout_s); raise that option if it takes that long"
                 )
-            if now_s - told_s > TELL_EVERY_S:
+            if now_s - max(told_s, self.since_s) > TELL_EVERY_S:
                 told_s = now_s
                 self.tell(f"the environment {self.env_id} is being {self.doing}, for {now_s - self.since_s:.0f} s now")
 

@@ -143,7 +143,8 @@ def test_the_commands_refuse_it(tmp_path: Path, command: str) -> None:
     done = qherd(command, "huge:Huge-v0", *options, "--replay.storage", "memmap", cwd=tmp_path)
     assert done.code == 2, done
     assert "536,870,912 at the most (proto-max-bulk-len); lower --actors.chunk_steps" in done.err, done
-    assert done.err.count("\n") == 1
+    told = [line for line in done.err.splitlines() if " is being " not in line]  # a busy machine takes its time
+    assert len(told) == 1
 
 
 # -- what answers
