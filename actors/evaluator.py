@@ -179,6 +179,12 @@ class Evaluator(Breakable):
         self._policy = make_policy(network, schema_of(self._players.envs[0]))
         self._next_seed = evaluation_seeds_from(seed, restart)
 
+    def check_unbroken(self) -> None:
+        """See ``Breakable``. A stop comes between env steps, and all episodes begin with a reset: it breaks nothing."""
+        if isinstance(self._broken_by, EvaluationStopped):
+            self._broken_by = None
+        super().check_unbroken()
+
     def state(self) -> State:
         """See ``replay.state``: which seed comes next."""
         return State({"next_seed": self._next_seed}, {})

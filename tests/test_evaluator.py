@@ -295,3 +295,17 @@ def test_the_same_seeds_give_the_same_returns() -> None:
     first, again = (play(envs, zeros, range(6)) for _ in range(2))
     assert_allclose(first.returns, again.returns)
     assert len(set(first.returns.tolist())) > 1
+
+
+def test_a_screen_that_was_stopped_leaves_an_evaluator_that_plays_the_hold_out() -> None:
+    """As at the end of a run whose budget is over in the middle of a screen: a stop breaks nothing."""
+    asked = [True]
+    config = EvalConfig(screen_episodes=2, confirm_episodes=2, holdout_episodes=4)
+    evaluator = Evaluator(FIXED, config, NetworkSpec(), 0, 0, lambda: asked[0])
+    evaluator._asked_s = -math.inf  # it asks at once
+    with pytest.raises(EvaluationStopped):
+        evaluator.screen(policy())
+    asked[0] = False
+    played = evaluator.holdout(policy(), 60)
+    assert played is not None
+    assert_array_equal(played.lengths, [4] * 4)
