@@ -207,7 +207,7 @@ def test_a_killed_actor_comes_back_with_a_higher_incarnation_and_sigterm_ends_in
         under_way(run)
         (actor,) = run.find(ACTOR)
         for worker in (actor, *run.find("ray::LearnerWorker")):  # numpy's BLAS has one thread there
-            assert b"\0OPENBLAS_NUM_THREADS=1\0" in Path(f"/proc/{worker}/environ").read_bytes()
+            assert b"OPENBLAS_NUM_THREADS=1" in Path(f"/proc/{worker}/environ").read_bytes().split(b"\0")
         before = run.figure("r", "env_steps")
         os.kill(actor, signal.SIGKILL)
         run.until(lambda: run.figure("r", "actor_restarts") == 1, 30, "restart")
