@@ -20,6 +20,8 @@ from deploy.plan import chunk_rows
 PRESETS = ("lunarlander", "cartpole", "tutorial")
 FREEZE_S = 10.0
 START_S = 120.0
+SECOND_S = 0.95
+"""Rows come once a second, give or take a few hundredths."""
 LEARNER_TITLE = "ray::LearnerWorker"
 
 Row = Mapping[str, float]
@@ -95,10 +97,16 @@ def frozen(run: Run) -> tuple[float, float]:
 
 
 def steadiness(rows: Sequence[Row]) -> tuple[float, float]:
-    """The share of rows whose error is inside its band, and the greatest over the least env steps/s between rows."""
+    """The share of rows whose error is inside its band, and the greatest ratio of the env steps/s of two seconds that
+    follow each other. A verdict brings a row of its own, milliseconds after another one: such rows are passed over."""
     inside = [abs(row["limiter_error"]) <= row["limiter_half_band"] for row in rows]
-    rates = [(b["env_steps"] - a["env_steps"]) / (b["wall_s"] - a["wall_s"]) for a, b in itertools.pairwise(rows)]
-    return sum(inside) / len(inside), max(rates) / max(1e-9, min(rates))
+    seconds = [rows[0]]
+    for row in rows[1:]:
+        if row["wall_s"] - seconds[-1]["wall_s"] >= SECOND_S:
+            seconds.append(row)
+    rates = [(b["env_steps"] - a["env_steps"]) / (b["wall_s"] - a["wall_s"]) for a, b in itertools.pairwise(seconds)]
+    ratios = [max(a, b) / max(1e-9, min(a, b)) for a, b in itertools.pairwise(rates)]
+    return sum(inside) / len(inside), max(ratios)
 
 
 def measure(quick: bool) -> list[Result]:
@@ -117,7 +125,7 @@ def measure(quick: bool) -> list[Result]:
                 run.end()
             results += [
                 Result(f"{preset}: rows with the error in its band", "of all", (inside,), target=0.95),
-                Result(f"{preset}: env steps/s, greatest over least", "times", (spread,), target=2.0, at_most=True),
+                Result(f"{preset}: env steps/s, from one second to the next", "times", (spread,), target=2.0, at_most=True),
                 Result(f"{preset}: frozen, chunks beyond the credit", "an actor", (beyond,), target=2.0, at_most=True),
                 Result(f"{preset}: frozen, samples per row", "of the target", (samples,), target=2.0, at_most=True),
             ]

@@ -158,7 +158,7 @@ class LearnerLoop(Breakable):
         while updates < most and self.limiter.may_sample:
             self.limiter.samples += batch
             updates += 1
-        self._lend()
+        self._lend(soon=not updates)
         together = max(1, GATHER_BYTES // (2 * batch * self._input_bytes))
         for done in range(0, updates, together):
             self._learn(min(together, updates - done))
@@ -170,10 +170,10 @@ class LearnerLoop(Breakable):
         for slot, books in self.reader.slots.items():
             self._lender.acknowledge(slot, books.taken.incarnation, books.counters.rows)
 
-    def _lend(self) -> None:
+    def _lend(self, soon: bool) -> None:
         """Let the actors send what the limiter has room for: before the updates, which take longer than a chunk."""
         self._lender.lend(self.limiter.room_rows)
-        self._publisher.set(self._lender.pack())
+        self._publisher.set(self._lender.pack(), soon=soon)
         self.phases.charge("publish")
 
     def _lapse_when_due(self, now: float) -> None:

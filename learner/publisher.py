@@ -12,8 +12,12 @@ from replay.log import ChunkLog, LogError, Unavailable, WeightsHeader, unless_aw
 REFRESH_S = 0.5
 """The credit is refreshed this often; it lapses by itself after 5 s, the fence never."""
 
-CREDIT_EVERY_S = 0.02
-"""Changes of the credit are written no more often than this: each costs the learner some 0.3 ms of a core."""
+CREDIT_EVERY_S = 0.1
+"""Changes of the credit are written no more often than this while the learner has work. Each costs it 1 to 2 ms of a
+core, cold caches included: written in every cycle they were 7 % of its updates (docs/performance.md)."""
+
+CREDIT_SOON_S = 0.02
+"""And no more often than this while it waits for rows."""
 
 STOP_S = 2.0
 """The end waits this long for a server that does not answer: its credit lapses by itself."""
@@ -44,10 +48,12 @@ class Publisher:
         for writer in self._writers:
             writer.start()
 
-    def set(self, credit: bytes, weights: bytes | None = None) -> None:
-        """What is to be published. Raises what made the publisher give up: Fenced or Refused, by whichever server."""
+    def set(self, credit: bytes, weights: bytes | None = None, *, soon: bool = False) -> None:
+        """Sets what is to be published; ``soon``, or with weights, within CREDIT_SOON_S.
+
+        Raises what made the publisher give up: Fenced or Refused, by whichever server."""
         for writer in self._writers:
-            writer.set(credit, weights)
+            writer.set(credit, weights, soon or weights is not None)
 
     def stop(self) -> None:
         """Take the credit back, give the lease up and end the threads; within STOP_S, whatever the servers do."""
@@ -95,7 +101,7 @@ class _Writer:
         self._credit: bytes | None = None  # as an earlier learner left it: the first setting is written in any case
         self._newest: bytes | None = None
         self._sent: bytes | None = None
-        self._changed = self._stopped = False
+        self._changed = self._soon = self._stopped = False
         self._wrote_s = 0.0
         self._failure: LogError | None = None
         self._thread: threading.Thread | None = None
@@ -108,11 +114,13 @@ class _Writer:
         self._thread = threading.Thread(target=self._run, name="qherd-publisher", daemon=True)
         self._thread.start()
 
-    def set(self, credit: bytes, weights: bytes | None) -> None:
+    def set(self, credit: bytes, weights: bytes | None, soon: bool) -> None:
         with self._state:
             if self._failure is not None:
                 raise self._failure
-            if credit == self._credit and weights is None:
+            waits = self._changed and not self._soon
+            self._soon = soon or (self._soon and self._changed)
+            if credit == self._credit and weights is None and not (soon and waits):
                 return
             self._credit = credit
             self._newest = weights or self._newest
@@ -143,8 +151,8 @@ class _Writer:
         while True:
             with self._state:
                 self._state.wait_for(lambda: self._changed or self._stopped, timeout=REFRESH_S)
-                pause_s = self._wrote_s + CREDIT_EVERY_S - time.monotonic()
-                self._state.wait_for(lambda: self._stopped, timeout=max(0.0, pause_s))
+                while not self._stopped and (pause_s := self._pause_s()) > 0:
+                    self._state.wait(pause_s)
                 stopped = self._stopped
             if stopped:
                 self._release()
@@ -155,6 +163,10 @@ class _Writer:
                 with self._state:
                     self._failure = error
                 return
+
+    def _pause_s(self) -> float:
+        """Seconds until the newest state may be written."""
+        return self._wrote_s + (CREDIT_SOON_S if self._soon else CREDIT_EVERY_S) - time.monotonic()
 
     def _write(self) -> None:
         """Publish the newest state; a server that is away is tried again at the next refresh, with the newest then."""

@@ -194,3 +194,20 @@ def test_changes_of_the_credit_are_not_all_written(publisher: Callable[..., Publ
         tested.set(pack_credit({0: Credit(1, 0, rows)}))
     until(lambda: log.status(0).credit == Credit(1, 0, 1_999), "the newest")
     assert log.calls <= 2 + (time.monotonic() - started) / CREDIT_EVERY_S
+
+
+def test_a_learner_that_waits_for_rows_has_its_credit_written_soon(
+    publisher: Callable[..., Publisher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the same credit was set before, as not urgent."""
+    monkeypatch.setattr("learner.publisher.CREDIT_EVERY_S", 1_000.0)
+    log = Scripted()
+    tested = publisher(log)
+    tested.set(pack_credit({0: Credit(1, 0, 1)}))
+    until(lambda: log.status(0).credit == Credit(1, 0, 1), "the first one at once")
+    tested.set(pack_credit({0: Credit(1, 0, 2)}))
+    tested.set(pack_credit({0: Credit(1, 0, 2)}), soon=True)
+    until(lambda: log.status(0).credit == Credit(1, 0, 2), "the waiting one")
+    tested.set(pack_credit({0: Credit(1, 0, 3)}))
+    tested.set(pack_credit({0: Credit(1, 0, 3)}), weights(1))
+    until(lambda: log.status(0).credit == Credit(1, 0, 3), "with weights")
