@@ -125,7 +125,7 @@ def measure(quick: bool) -> list[Result]:
                 run.end()
             results += [
                 Result(f"{preset}: rows with the error in its band", "of all", (inside,), target=0.95),
-                Result(f"{preset}: env steps/s, from one second to the next", "times", (spread,), target=2.0, at_most=True),
+                Result(f"{preset}: env steps/s, second by second", "times", (spread,), target=2.0, at_most=True),
                 Result(f"{preset}: frozen, chunks beyond the credit", "an actor", (beyond,), target=2.0, at_most=True),
                 Result(f"{preset}: frozen, samples per row", "of the target", (samples,), target=2.0, at_most=True),
             ]
