@@ -48,7 +48,7 @@ TOGETHER = 3
 """So many faults come at once, at the most."""
 RECOVER_S = 90.0
 """The longest back-off is 22 s, and a busy machine takes its time to start processes."""
-APPENDS_S = 5.0
+APPENDS_S = 10.0
 """An actor whose appends are not seen for so long is connected past the proxy: its server was restarted just now."""
 OPTIONS = ("--actors.restarts", "1000", "--checkpoint.every-s", "3", "--eval.threshold", "None")
 
@@ -249,19 +249,29 @@ class Chaos:
         self._await_refusal(refused, "foreign")
 
     def _proxy_with_appends(self) -> Proxy:
-        """The proxy, with an actor's appends going through it; an actor that is connected past it is killed, since its
-        next incarnation connects anew."""
-        while True:
-            self._until(lambda: self._proxy is not None, "proxy")
-            proxy = self._proxy
-            assert proxy is not None
+        """The proxy, with an actor's appends going through it; an actor that lives all the while and is connected past
+        it is killed, since its next incarnation connects anew."""
+        appending: list[Proxy] = []
+
+        def there() -> bool:
+            self._put_proxy_between()
+            proxy, living = self._proxy, set(self.run.find(WORKERS["actor"]))
+            if proxy is None or not living:
+                return False
             before, end = proxy.appends, time.monotonic() + APPENDS_S
-            while time.monotonic() < end:
-                if proxy is self._proxy and proxy.appends > before and "actor" in proxy.passwords:
-                    return proxy
+            while time.monotonic() < end and proxy is self._proxy:
+                if proxy.appends > before and "actor" in proxy.passwords:
+                    appending.append(proxy)
+                    return True
                 self._put_proxy_between()
                 time.sleep(0.05)
-            self.kill("actor")
+            if proxy is self._proxy and (lasting := living & set(self.run.find(WORKERS["actor"]))):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._rng.choice(sorted(lasting)), signal.SIGKILL)
+            return False
+
+        self._until(there, "actor whose appends go through the proxy")
+        return appending[0]
 
     def _unreached(self, client: Any) -> tuple[str, str]:
         """The stream of an actor, and an id that it has not reached yet."""
