@@ -31,7 +31,15 @@ from replay.log import (
     WeightsHeader,
     refused_append,
 )
-from replay.server_kind import SMALLEST_BOUND_BYTES, Bounds, bounds, check_kind, refuses_length, who_answers
+from replay.server_kind import (
+    OTHER_WORDS_BYTES,
+    SMALLEST_BOUND_BYTES,
+    Bounds,
+    bounds,
+    check_kind,
+    refuses_length,
+    who_answers,
+)
 
 TIMEOUT_S = 5.0
 """No call goes without progress for longer than this."""
@@ -115,9 +123,14 @@ class RedisLog:
     def check_length(self, nbytes: int) -> None:
         """Raises Refused where the server refuses a value of this length. Asked up to three times, since a network that
         fails closes connections, too."""
-        if nbytes > SMALLEST_BOUND_BYTES and all(refuses_length(self._client, nbytes) for _ in range(3)):
+        bound = ""
+        for _ in range(3 if nbytes + OTHER_WORDS_BYTES > SMALLEST_BOUND_BYTES else 0):
+            bound = refuses_length(self._client, nbytes)
+            if not bound:
+                return
+        if bound:
             raise Refused(
-                f"{self.url} refuses a value of {nbytes:,} bytes for its length: raise its proto-max-bulk-len, or send "
+                f"{self.url} refuses a value of {nbytes:,} bytes for its length: raise its {bound}, or send "
                 "less (chunks: --actors.chunk_steps, --actors.lanes; weights: --learner.network.hidden)"
             )
 

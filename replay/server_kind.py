@@ -17,6 +17,9 @@ SMALLEST_BOUND_BYTES = 1 << 20
 """No server's proto-max-bulk-len can be set lower."""
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _TLS_ALERT = b"\x15"
+_ZEROS = bytes(1 << 16)
+OTHER_WORDS_BYTES = 1 << 10
+"""As long as all of a request but its value may be."""
 
 
 class Bounds(NamedTuple):
@@ -65,29 +68,42 @@ def bounds(client: Any) -> Bounds:
     return Bounds(int(value or known.value), int(request or known.request))
 
 
-def refuses_length(client: Any, nbytes: int) -> bool:
-    """Whether the server refuses a value of this length for its length alone.
+def refuses_length(client: Any, nbytes: int) -> str:
+    """The name of the bound by which the server refuses a value of this length for its length alone; empty where it
+    takes one, or is away.
 
-    A request is begun that announces it, and nothing of it is sent: a server that takes it waits for more, another one
-    answers with an error or hangs up. Every user may do that; where the server is away the answer is False.
+    A request is begun that announces it: a server that takes it waits for more, another one answers with an error or
+    hangs up. Then as many zeros are sent: a server whose bound is that of whole requests hangs up. The request is a
+    PING of two words, which every user may send and which is answered with an error.
     """
     pool = client.connection_pool
     try:
         connection = pool.get_connection()  # with the user's name and password
     except redis.RedisError:
-        return False
+        return ""
     try:
-        connection.send_packed_command([b"*2\r\n$4\r\nPING\r\n$%d\r\n" % nbytes])
-        connection.read_response(timeout=PROBE_S / 4)
-    except redis.TimeoutError:
-        return False
-    except redis.ResponseError as error:
-        return "bulk length" in str(error)
-    except redis.ConnectionError:
-        return True
+        announced = b"*3\r\n$4\r\nPING\r\n$%d\r\n%b\r\n$%d\r\n" % (OTHER_WORDS_BYTES, bytes(OTHER_WORDS_BYTES), nbytes)
+        if _hangs_up(connection, [announced], PROBE_S / 4, "bulk length"):
+            return "proto-max-bulk-len"
+        whole, rest = divmod(nbytes, len(_ZEROS))
+        zeros = [_ZEROS] * whole + [_ZEROS[:rest], b"\r\n"]
+        return "client-query-buffer-limit" if _hangs_up(connection, zeros, PROBE_S) else ""
     finally:
         connection.disconnect()
         pool.release(connection)
+
+
+def _hangs_up(connection: Any, pieces: list[bytes], seconds: float, refusal: str = "") -> bool:
+    """Whether the server answers what is sent by hanging up, or with an error that has ``refusal`` in it."""
+    try:
+        connection.send_packed_command(pieces)
+        connection.read_response(timeout=seconds)
+    except redis.TimeoutError:
+        return False
+    except redis.ResponseError as error:
+        return bool(refusal) and refusal in str(error)
+    except redis.ConnectionError:
+        return True
     return False
 
 

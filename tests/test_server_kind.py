@@ -74,6 +74,31 @@ def test_weights_above_the_servers_bound_are_refused(strict: EmbeddedServer) -> 
             log.publish(1, plenty(), bytes(2 * MIB))
 
 
+@pytest.mark.parametrize("role", ["actor", "learner"])
+def test_a_bound_of_requests_that_somebody_lowers_is_told_and_not_met_for_ever(server_binary: Path, role: str) -> None:
+    """A value that was taken before is cut off in the middle from then on; shorter ones are taken."""
+    roles = {**acl_rules(RUN), "admin": "~* &* +@all"}
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(EmbeddedServer(RUN, 100 * MIB, binary=server_binary, roles=roles))
+        admin = stack.enter_context(redis.Redis.from_url(server.url("admin")))
+        log = stack.enter_context(contextlib.closing(RedisLog(server.url(role), RUN)))
+        sequence = itertools.count(1)
+
+        def send(nbytes: int) -> None:
+            if role == "actor":
+                log.append(0, ChunkId(1, next(sequence)), bytes(nbytes))
+            else:
+                log.publish(1, plenty(), bytes(nbytes))
+
+        send(3 * MIB)
+        admin.config_set("client-query-buffer-limit", MIB)
+        with pytest.raises(Refused, match=r"a value of 3,145,728 bytes .*raise its client-query-buffer-limit"):
+            send(3 * MIB)
+        send(MIB - 4096)
+        admin.config_set("client-query-buffer-limit", 4 * MIB)
+        send(3 * MIB)
+
+
 def test_a_server_that_is_away_refuses_no_length(server_binary: Path) -> None:
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(EmbeddedServer(RUN, 100 * MIB, binary=server_binary))
