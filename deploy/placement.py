@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,8 @@ SEAT = "qherd_learner"
 SEAT_SHARE = {"learner": 0.9, "evaluator": 0.1}
 ROOM_AFTER_S, SAY_AGAIN_S = 8.0, 60.0
 """A process starts within a few seconds where there is room for it."""
+LEARNER, ACTOR = "LearnerWorker", "ActorWorker"
+"""Classes of Ray actors."""
 _SLACK = 1e-6
 """Ray counts in ten-thousandths."""
 
@@ -111,10 +114,15 @@ class RoomWatch:
         self._since_s: float | None = None
         self._said = ("", -math.inf)
 
-    def short(self, learner: bool, actors: int, free: Callable[[], Resources]) -> bool:
+    def short(
+        self, learner: bool, actors: int, free: Callable[[], Resources], queued: Callable[[], Counter[str]]
+    ) -> bool:
         """Whether resources are what keeps the learner, if it is missing, and so many actors from starting; says so
-        after a while, when something else is short, and again every minute. ``free()``: what nobody has taken, over
-        all nodes."""
+        after a while, when something else is short, and again every minute.
+
+        ``free()``: what nobody has taken, over all nodes. ``queued()``: how many of this run's Ray actors have no node
+        yet, by their class; one that has its node has taken its resources, and is starting, however long that takes.
+        """
         now_s = self._clock()
         if not (learner or actors):
             self._since_s = None
@@ -122,8 +130,9 @@ class RoomWatch:
         self._since_s = now_s if self._since_s is None else self._since_s
         if now_s - self._since_s < ROOM_AFTER_S:
             return False
-        left = free()
-        # the others have their room, and are starting
+        without_node, left = queued(), free()
+        learner, actors = learner and without_node[LEARNER] > 0, min(actors, without_node[ACTOR])
+        # there may be room for them that Ray has not given them yet
         no_learner = learner and _times(self.asked.learner, left) < 1
         no_actors = bool(actors) and _times(self.asked.actor, left) < 1
         short = [*(["the learner"] if no_learner else []), *([f"{actors} actor(s)"] if no_actors else [])]
@@ -135,6 +144,11 @@ class RoomWatch:
             named = shown({name: left.get(name, 0) for name in _names(self.asked)})
             self._say(f"waiting for room for {what}: {self.asked}; free in the whole cluster: {named}")
         return True
+
+
+def without_node(actors: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    """How many of the Ray actors that are being created have no node yet, by their class."""
+    return Counter(each["ActorClassName"] for each in actors if not each["Address"]["NodeID"].strip("f"))
 
 
 def shown(resources: Resources) -> str:

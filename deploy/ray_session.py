@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,7 +16,7 @@ from actors.evaluator import Episodes, Verdict
 from actors.restarts import CrashLoopError, NotNowError, Restarts
 from deploy import __version__
 from deploy.config import ConfigError, RunConfig
-from deploy.placement import RoomWatch, alive_nodes, asks, check_room, options
+from deploy.placement import RoomWatch, alive_nodes, asks, check_room, options, without_node
 from deploy.plan import (
     backstop_chunks,
     check_limiter,
@@ -134,7 +135,7 @@ class RaySession:
     def _short_of_room(self, learner: bool, actors: int = 0) -> bool:
         import ray
 
-        return self._room.short(learner, actors, ray.available_resources)
+        return self._room.short(learner, actors, ray.available_resources, _queued)
 
     def _start_server(self) -> dict[str, tuple[str, ...]]:
         """URLs by role, of the embedded server or of the cluster's."""
@@ -479,6 +480,16 @@ def _played(holdout: Any, until_s: float, skip: Callable[[], bool]) -> Episodes 
                 return cast("Episodes | None", ray.get(holdout))
             return None
     return None
+
+
+def _queued() -> Counter[str]:
+    """How many of this run's Ray actors have no node yet, by their class. Ray has no public call for it that needs no
+    dashboard."""
+    import ray
+    from ray._private.state import actors
+
+    job_id = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    return without_node(actors(job_id=job_id, actor_state_name="PENDING_CREATION").values())
 
 
 def _metrics_address(config: RunConfig) -> tuple[str, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import product
 from typing import Any
 
@@ -10,7 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.config import ConfigError, RunConfig
-from deploy.placement import SEAT, Asks, Resources, RoomWatch, alive_nodes, asks, check_room, options, room_for
+from deploy.placement import (
+    SEAT,
+    Asks,
+    Resources,
+    RoomWatch,
+    alive_nodes,
+    asks,
+    check_room,
+    options,
+    room_for,
+    without_node,
+)
 
 
 def config(mode: str = "cluster", **values: Any) -> RunConfig:
@@ -117,7 +129,8 @@ def test_a_run_that_waits_for_room_says_so() -> None:
 
     def at(seconds: float, learner: bool = False, actors: int = 2) -> bool:
         now[0] = seconds
-        return watch.short(learner, actors, lambda: free)
+        queued = Counter({"LearnerWorker": int(learner), "ActorWorker": actors, "Another": 7})
+        return watch.short(learner, actors, lambda: free, lambda: queued)
 
     assert [at(second) for second in (0, 5, 9, 30)] == [False, False, True, True]
     assert said == [
@@ -141,6 +154,29 @@ def test_a_run_that_waits_for_room_says_so() -> None:
     free["CPU"] = 0.0
     assert not at(202), "what is missing now has only begun to start"
     assert len(said) == 4
+
+
+def test_what_has_its_node_is_starting_and_waits_for_no_room() -> None:
+    """What is free is what the run itself has left: the learner has taken the cluster's last CPU, and is starting."""
+    now, said, queued = [0.0], list[str](), Counter[str]()
+    watch = RoomWatch(Asks({"CPU": 1}, {"CPU": 1}, 3), said.append, clock=lambda: now[0])
+
+    def at(seconds: float) -> bool:
+        now[0] = seconds
+        return watch.short(True, 3, lambda: {"CPU": 0.0}, lambda: queued)
+
+    assert [at(second) for second in (0, 9, 60, 200)] == [False] * 4
+    assert said == []
+    queued["ActorWorker"] = 1
+    assert at(201)
+    assert said[0].startswith("waiting for room for 1 actor(s): ")
+
+
+def test_only_what_has_no_node_is_queued() -> None:
+    """Ray has an id of no bytes, or of ff only, for none."""
+    made = [("ActorWorker", "ab" * 28), ("ActorWorker", ""), ("LearnerWorker", "ff" * 28), ("ActorWorker", "")]
+    actors = [{"ActorClassName": name, "Address": {"NodeID": node}} for name, node in made]
+    assert without_node(actors) == {"ActorWorker": 2, "LearnerWorker": 1}
 
 
 def test_dead_nodes_do_not_count() -> None:
