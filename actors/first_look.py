@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import ctypes
 import json
+import math
 import os
 import select
 import signal
@@ -36,7 +37,8 @@ from replay.chunk import Schema
 
 STEPS, SECONDS, FEWEST = 200, 0.2, 3
 """A look ends after so many env steps, or so many seconds and at least twice ``FEWEST`` env steps."""
-TELL_EVERY_S = 4.0
+TELL_AFTER_S, TELL_EVERY_S = 2.0, 10.0
+"""How long something may take before it is told, and how often it is told again."""
 TRIES = 3
 """An environment that raises is made anew, as in training; one that raises in each of so many tries is refused."""
 PR_SET_PDEATHSIG = 1
@@ -107,10 +109,11 @@ class _Watched:
     doing: str = "made"
     since_s: float = field(default_factory=time.monotonic)
     status: int | None = None
+    told: tuple[str, float] = ("", -math.inf)
 
     def wait(self, reading: int) -> dict[str, Any]:
         """What the child has found. Raises EnvError where it ends or hangs before."""
-        unread, told_s = b"", self.since_s
+        unread = b""
         while True:
             if select.select([reading], [], [], 0.1)[0]:
                 read = os.read(reading, 1 << 16)
@@ -123,17 +126,25 @@ class _Watched:
                     continue
             if self._ended():
                 raise EnvError(self._how_it_ended())
-            now_s = time.monotonic()
-            if self.doing == "closed" and now_s - self.since_s > CLOSE_S + 1:
-                raise EnvError(f"{self.env_id} hangs as it is closed: not done within {CLOSE_S:g} s")
-            if self.doing != "made" and now_s - self.since_s > self.step_timeout_s:
+            self._check_time()
+
+    def _check_time(self) -> None:
+        """Tells what takes long. Raises EnvError where it hangs."""
+        now_s = time.monotonic()
+        for_s, given_up = now_s - self.since_s, ""
+        if self.doing == "closed" and for_s > CLOSE_S + 1:
+            raise EnvError(f"{self.env_id} hangs as it is closed: not done within {CLOSE_S:g} s")
+        if self.doing in ("reset", "stepped"):
+            if for_s > self.step_timeout_s:
                 raise EnvError(
                     f"{self.env_id} hangs as it is {self.doing}: not done within {self.step_timeout_s:g} s "
                     "(actors.step_timeout_s); raise that option if it takes that long"
                 )
-            if now_s - max(told_s, self.since_s) > TELL_EVERY_S:
-                told_s = now_s
-                self.tell(f"the environment {self.env_id} is being {self.doing}, for {now_s - self.since_s:.0f} s now")
+            given_up = f"; it is given up after {self.step_timeout_s:g} s (actors.step_timeout_s)"
+        what, told_s = self.told
+        if for_s > TELL_AFTER_S and (what != self.doing or now_s - told_s > TELL_EVERY_S):
+            self.told = self.doing, now_s
+            self.tell(f"the environment {self.env_id} is being {self.doing}, for {for_s:.0f} s now{given_up}")
 
     def _ended(self) -> bool:
         if self.status is None:
@@ -245,7 +256,9 @@ def _play(env: gym.Env[Any, Any], seed: int, doing: Callable[[str], None], seen:
         over = False
         while steps < half * STEPS // 2 and (steps < half * FEWEST or time.monotonic() < until_s):
             if over:
+                doing("reset")
                 obs, infos = _reset(env, None)
+                doing("stepped")
             seen.update(infos)
             action, steps, before_s = int(rng.integers(env.action_space.n)), steps + 1, time.monotonic()
             with _noting(f"in step({action}), env step {steps} of the try"):

@@ -115,11 +115,19 @@ class Resume(BaseModel):
     options: Annotated[RunConfig, tyro.conf.arg(name="")] = RunConfig()
 
 
+class Moved(BaseModel):
+    """What of a run's environment may be elsewhere than it was."""
+
+    path: Path | None = None
+    """The folder to find the environment's module in. The default is the run's own."""
+
+
 class Eval(BaseModel):
     """Play a run's best policy greedily."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's directory."""
+    env: Moved = Moved()
     episodes: int = Field(100, ge=1)
     """Greedy episodes to play."""
     seed: int = Field(PLAYBACK, ge=0, le=MOST)
@@ -133,6 +141,7 @@ class Record(BaseModel):
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's directory."""
+    env: Moved = Moved()
     out: Path | None = None
     """The file to write, .mp4 or .gif. The default is best.mp4 in the run's directory."""
     seed: int = Field(PLAYBACK, ge=0, le=MOST)

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
+from actors.contract import EnvError
 from actors.envs import use_path
 from actors.first_look import Look, first_look
 from actors.rollout import Place
@@ -56,6 +57,7 @@ def probe_env(config: RunConfig) -> Schema:
 
 def look_at_env(config: RunConfig) -> Look:
     """A first look at the run's environment; on stderr what it waits for. Raises EnvError where it cannot be used."""
+    check_env_path(config)
     use_path(env_of(config))  # networks and losses of the user's own are looked for here, after the environment
     (seed, *_), _ = Place("look", config.seed, 0, config.actors.count, 1).seeds(1)
     return first_look(env_of(config), seed or 0, config.actors.step_timeout_s, _tell)
@@ -76,11 +78,17 @@ def check(config: RunConfig) -> None:
             choose_device(config.learner.device)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-    if config.env.path is not None and not config.env.path.is_dir():
-        raise ConfigError(f"--env.path {config.env.path}: there is no such folder")
     check_port(config)
     if config.mode == "cluster":
         _check_cluster(config)
+
+
+def check_env_path(config: RunConfig) -> None:
+    """Raises EnvError where the folder of the environment's module is not there, or is none."""
+    if config.env.path is not None and not config.env.path.is_dir():
+        raise EnvError(
+            f"--env.path {config.env.path}: there is no such folder; give the one that has the environment's module"
+        )
 
 
 def check_process(config: RunConfig) -> None:

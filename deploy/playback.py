@@ -19,17 +19,19 @@ from actors.restarts import cause
 from actors.seeds import MOST
 from deploy.apart import environments_apart
 from deploy.config import ConfigError
+from deploy.launch import check_env_path
 from deploy.run_dir import RunDirectory, env_of
 from deploy.video import Video
 
 
-def evaluate(run: Path, episodes: int, seed: int, *, as_json: bool) -> int:
-    """Play ``episodes`` greedy episodes and print mean, std, min and max of the returns, and the lengths."""
+def evaluate(run: Path, episodes: int, seed: int, *, env_path: Path | None, as_json: bool) -> int:
+    """Play ``episodes`` greedy episodes and print mean, std, min and max of the returns, and the lengths. ``env_path``:
+    the folder of the environment's module, where that is elsewhere than it was."""
     directory = RunDirectory.open(run)
     limit = directory.config.eval.max_episode_steps
     if seed + episodes - 1 > MOST:
         raise ConfigError(f"--seed {seed} and {episodes} episodes go beyond the greatest seed, {MOST}: lower --seed")
-    with _players(directory, min(LANES, episodes)) as players:
+    with _players(directory, min(LANES, episodes), env_path) as players:
         policy, manifest = _best(directory, players.envs[0])
         seeds = range(seed, seed + episodes)
         played = play(players.envs, lambda obs: policy(obs).argmax(1), seeds, limit, players.replace)
@@ -59,8 +61,8 @@ def evaluate(run: Path, episodes: int, seed: int, *, as_json: bool) -> int:
     return 0
 
 
-def record(run: Path, out: Path | None, seed: int) -> int:
-    """Play one greedy episode and write it as MP4 or GIF."""
+def record(run: Path, out: Path | None, seed: int, *, env_path: Path | None) -> int:
+    """Play one greedy episode and write it as MP4 or GIF. ``env_path``: see ``evaluate``."""
     directory = RunDirectory.open(run)
     out = out or directory.path / "best.mp4"
     if out.suffix not in (".mp4", ".gif"):
@@ -74,7 +76,7 @@ def record(run: Path, out: Path | None, seed: int) -> int:
     def fails(_: int, error: Exception) -> Env:
         raise EnvError(f"{directory.config.env.id} raised {cause(error)}; there is no video of it") from error
 
-    with _players(directory, 1, render_mode="rgb_array") as players:
+    with _players(directory, 1, env_path, render_mode="rgb_array") as players:
         (env,) = players.envs
         policy, _ = _best(directory, env)
         with Video(out, name_of(env), float(env.metadata.get("render_fps") or 30)) as video:
@@ -86,9 +88,18 @@ def record(run: Path, out: Path | None, seed: int) -> int:
 
 
 @contextlib.contextmanager
-def _players(directory: RunDirectory, count: int, render_mode: str | None = None) -> Iterator[Players]:
-    """Environments of the run, apart from the results and closed at the end; on stderr what was wrong with that."""
-    with environments_apart(), Players(env_of(directory.config), count, render_mode=render_mode) as players:
+def _players(
+    directory: RunDirectory, count: int, env_path: Path | None, render_mode: str | None = None
+) -> Iterator[Players]:
+    """Environments of the run, apart from the results and closed at the end; on stderr what was wrong with that.
+
+    Raises EnvError where the folder of their module is not there.
+    """
+    config = directory.config
+    if env_path is not None:
+        config = config.model_copy(update={"env": config.env.model_copy(update={"path": env_path})})
+    check_env_path(config)
+    with environments_apart(), Players(env_of(config), count, render_mode=render_mode) as players:
         yield players
         for line in players.close():
             print(f"qherd: {line}", file=sys.stderr)

@@ -25,6 +25,8 @@ class StrangeEnv(gym.Env[Any, Any]):
         if kind == "float nan":
             self.observation_space = gym.spaces.Box(-1, 1, (4,), np.float32)
         self.note("made")
+        if kind == "slowly made":
+            time.sleep(0.1)
         if kind == "exits as it is made":
             sys.exit()
 
@@ -42,6 +44,9 @@ class StrangeEnv(gym.Env[Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         super().reset(seed=seed)
         self.t = 0
+        if self.kind == "reset hangs":
+            self.note("hangs")
+            time.sleep(1000)
         if self.kind == "prints":
             print("a line that the environment prints", flush=True)
             os.write(1, b"and one past Python\n")
@@ -96,6 +101,7 @@ class StrangeEnv(gym.Env[Any, Any]):
         if self.kind == "ends its process":
             os._exit(3)
         if self.kind == "hangs":
+            self.note("hangs")
             time.sleep(1000)
         if self.kind == "raises":
             raise RuntimeError("the bridge is down")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_runs import qherd
+from cli_runs import qherd, running
 from numpy.testing import assert_array_equal
 
 from actors import closing, first_look
@@ -97,6 +98,7 @@ def test_one_that_hangs_is_given_up() -> None:
 
 
 def test_one_that_is_slowly_made_is_waited_for_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_look, "TELL_AFTER_S", 0.1)
     monkeypatch.setattr(first_look, "TELL_EVERY_S", 0.1)
     told: list[str] = []
 
@@ -107,6 +109,60 @@ def test_one_that_is_slowly_made_is_waited_for_aloud(monkeypatch: pytest.MonkeyP
     found = first_look.first_look(config, 5, 0.3, told.append)
     assert found.make_s >= 0.5
     assert re.fullmatch(r"the environment scripted_env:Raising-v0 is being made, for \d+ s now", told[0])
+
+
+def test_what_takes_long_is_told_once_in_a_while_and_what_comes_next_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made, and then reset for too long: the second is not held back since the first was told just before."""
+    monkeypatch.setattr(first_look, "TELL_AFTER_S", 0.1)
+    told: list[str] = []
+
+    def slow(what: str, _: object) -> None:
+        time.sleep(0.3 if what == "make" else 100)
+
+    config = EnvConfig(id="scripted_env:Raising-v0", kwargs={"fault": slow})
+    with pytest.raises(EnvError, match=r"Raising-v0 hangs as it is reset: not done within 0\.8 s"):
+        first_look.first_look(config, 5, 0.8, told.append)
+    assert [re.sub(r"\d+ s now", "N s now", line) for line in told] == [
+        "the environment scripted_env:Raising-v0 is being made, for N s now",
+        "the environment scripted_env:Raising-v0 is being reset, for N s now; it is given up after 0.8 s "
+        "(actors.step_timeout_s)",
+    ]
+
+
+def test_a_reset_that_hangs_after_an_episode_is_told_to_be_one() -> None:
+    resets: list[int] = []
+
+    def third(what: str, _: object) -> None:
+        resets.extend([1] if what == "reset" else [])
+        time.sleep(100 if len(resets) == 3 else 0)
+
+    config = EnvConfig(id="scripted_env:Raising-v0", kwargs={"fault": third})
+    with pytest.raises(EnvError, match="hangs as it is reset"):
+        first_look.first_look(config, 5, 0.3, lambda _: None)
+
+
+@pytest.mark.parametrize(
+    "command", [("train",), ("train", "--mode", "inline"), ("plan",), ("doctor", "--mode", "inline")], ids=" ".join
+)
+@pytest.mark.parametrize(("kind", "doing"), [("reset hangs", "reset"), ("hangs", "stepped")])
+def test_each_command_tells_what_it_waits_for_within_five_seconds(
+    tmp_path: Path, command: tuple[str, ...], kind: str, doing: str
+) -> None:
+    """And gives it up."""
+    book = tmp_path / "book"
+    book.touch()
+    options = ("--env.id", STRANGE, "--env.path", Path(__file__).parent, "--actors.step_timeout_s", "6")
+    kwargs = json.dumps({"kind": kind, "book": str(book)})
+    with running(*command, *options, "--env.kwargs", kwargs, cwd=tmp_path) as run:
+        run.until(lambda: "hangs" in book.read_text(), 60, "hang")
+        run.until(lambda: f"qherd: the environment {STRANGE} is being {doing}, for " in run.err, 5, "message")
+        assert "; it is given up after 6 s (actors.step_timeout_s)" in run.err
+        done = run.finish(60)
+    assert done.code == (1 if command[0] == "doctor" else 2)
+    told = done.out if command[0] == "doctor" else done.err
+    assert f"{STRANGE} hangs as it is {doing}: not done within 6 s" in " ".join(told.split())
+    assert done.leftovers == []
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("kind", ["well", "raises", "row", "exits"])

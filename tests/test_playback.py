@@ -148,14 +148,16 @@ def test_damaged_weights_are_refused(run: Path, tmp_path: Path, command: str) ->
 # -- environments that are unusual
 
 
-def unusual(folder: Path, kind: str, env: str = "Frames-v0", **evaluation: int) -> Path:
+def unusual(
+    folder: Path, kind: str, env: str = "Frames-v0", path: Path = Path(__file__).parent, **evaluation: int
+) -> Path:
     """A run's directory with a policy for ``frames_env``, as if it had been trained."""
     kwargs = {"kind": kind, "book": str(folder / "book")}
     config = RunConfig.model_validate(
         {
             "run": "r",
             "runs_dir": folder,
-            "env": {"id": f"frames_env:{env}", "path": Path(__file__).parent, "kwargs": kwargs},
+            "env": {"id": f"frames_env:{env}", "path": path, "kwargs": kwargs},
             "eval": evaluation,
             "learner": {"network": {"hidden": []}},
         }
@@ -212,6 +214,21 @@ def test_what_an_environment_prints_is_not_among_the_results(tmp_path: Path) -> 
     assert "a line that the environment prints" in done.err
     assert "and one past Python" in done.err
     assert closed_all(tmp_path)
+
+
+def test_an_environment_whose_folder_has_moved_is_found_where_it_is_now(tmp_path: Path) -> None:
+    before, after = tmp_path / "envs", tmp_path / "elsewhere"
+    before.mkdir()
+    shutil.copy(Path(__file__).with_name("frames_env.py"), before)
+    run = unusual(tmp_path, "odd", path=before)
+    before.rename(after)
+    for command in ("eval", "record"):
+        lost = play(run, command=command)
+        assert (lost.code, lost.out, lost.err.count("\n")) == (2, "", 1), lost
+        assert f"--env.path {before}: there is no such folder; give the one" in lost.err
+    assert json.loads(play(run, "--env.path", "../elsewhere", "--episodes", "2", "--json").out)["lengths"] == [20, 20]
+    assert "in 20 env steps" in play(run, "--env.path", after, command="record").out
+    assert (tmp_path / "r" / "best.mp4").exists()
 
 
 def test_one_that_raises_once_is_evaluated_all_the_same(tmp_path: Path) -> None:
