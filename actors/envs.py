@@ -57,6 +57,8 @@ class Where:
         return int(getattr(self, found.group(1))) + int(found.group(2) or 0)
 
 
+TELL_EVERY_S = 30.0
+"""How often it is said who is still making environments."""
 ALONE = Where()
 """An environment that has no others beside it."""
 

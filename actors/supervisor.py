@@ -18,6 +18,7 @@ import ray
 
 from actors.closing import CLOSE_S
 from actors.config import ActorConfig, EvalConfig
+from actors.envs import TELL_EVERY_S
 from actors.evaluator import Verdict
 from actors.restarts import BACKOFF_S, NotNowError, Rebuilt, Restarts, cause, jitter
 from actors.rollout import Heartbeat, Work
@@ -31,8 +32,6 @@ START_S = 300.0
 """Seconds that an actor may take to answer for the first time: a cluster may have to find a node for it first."""
 MAKE_S = 60.0
 """Seconds more for each of its environments, which simulators may take to start."""
-TELL_EVERY_S = 30.0
-"""How often it is said who is still starting."""
 LOG_S = 20.0
 """Seconds that one ``collect`` may spend on the log beyond its own: four calls that time out after 5 s each."""
 LEAVE_S = 20.0

@@ -1,4 +1,4 @@
-"""Environments that are played in the process of a command: apart from its results and from its signals."""
+"""Environments that are played in the process of a command: apart from its output and from its signals."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import IO
 
 from actors.contract import Interrupted
 
@@ -20,24 +21,41 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def environments_apart() -> Iterator[None]:
     """While the block plays environments, what they print goes to stderr, and a signal leaves the block as an exception
     that is not theirs, so that they are closed; afterwards it has its usual effect."""
-    with _output_apart(), _signals_apart():
+    with output_apart(), _signals_apart():
         yield
 
 
 @contextlib.contextmanager
-def _output_apart() -> Iterator[None]:
-    """Have Python's stdout, that of C and that of processes which are started meanwhile be stderr."""
+def output_apart() -> Iterator[IO[str] | None]:
+    """Has Python's stdout, that of C and that of processes which are started meanwhile be stderr; yields a stream to
+    what was stdout before, None where there is none."""
+    if sys.stdout is None:  # as >&- has it
+        yield None
+        return
     sys.stdout.flush()
-    kept = os.dup(1)
+    kept, before = os.dup(1), sys.stdout
+    own = _stream_to(kept, before)
     try:
         os.dup2(2, 1)
         with contextlib.redirect_stdout(sys.stderr):
-            yield
+            yield own
     finally:
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).fflush(None)  # what C has not written yet would come after the results
         os.dup2(kept, 1)
+        if own is not before:
+            with contextlib.suppress(OSError):  # what a full disk has refused
+                own.close()
         os.close(kept)
+
+
+def _stream_to(descriptor: int, stdout: IO[str]) -> IO[str]:
+    """A stream like ``stdout`` to another file descriptor; ``stdout`` itself where it does not write to its own, as in
+    a notebook."""
+    with contextlib.suppress(OSError, AttributeError):
+        if stdout.fileno() == 1:
+            return open(descriptor, "w", encoding=stdout.encoding, errors=stdout.errors, closefd=False)
+    return stdout
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_origin
 
-from deploy.output import GONE, silence
+from deploy.output import GONE, silence, stand_in
 from deploy.stop import deaf, quiet_interrupt
 
 with quiet_interrupt():  # these take a second
@@ -80,6 +80,7 @@ Exit codes:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command; every failure that a user can cause is one message on stderr and exit code 2."""
+    stand_in()
     arithmetic.pin()  # no import above brings numpy
     os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
     os.umask(os.umask(0o077) | stat.S_IWOTH)  # what others could change in a run would be the run's own
@@ -269,14 +270,14 @@ def _eval(arguments: list[str]) -> int:
     call = tyro.cli(Eval, args=arguments, prog="qherd eval", registry=_as_written())
     from deploy.playback import evaluate
 
-    return evaluate(call.run, call.episodes, call.seed, as_json=call.as_json)
+    return evaluate(call.run, call.episodes, call.seed, env_path=call.env.path, as_json=call.as_json)
 
 
 def _record(arguments: list[str]) -> int:
     call = tyro.cli(Record, args=arguments, prog="qherd record", registry=_as_written())
     from deploy.playback import record
 
-    return record(call.run, call.out, call.seed)
+    return record(call.run, call.out, call.seed, env_path=call.env.path)
 
 
 def _replay_stats(arguments: list[str]) -> int:

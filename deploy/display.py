@@ -38,12 +38,14 @@ NEWS: tuple[tuple[str, Callable[[Mapping[str, float]], str]], ...] = (
 
 
 class Display:
-    """Shows a run's figures. A context manager: what it draws ends with it. ``gone()`` is called when nobody can see
-    them any more."""
+    """Shows a run's figures on ``stream``, by default stdout. A context manager: what it draws ends with it. ``gone()``
+    is called when nobody can see them any more."""
 
-    def __init__(self, run: str, config: RunConfig, gone: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, run: str, config: RunConfig, gone: Callable[[], None] = lambda: None, stream: IO[str] | None = None
+    ) -> None:
         self._run, self._config = run, config
-        self._output = Output(gone)
+        self._output = Output(gone, stream)
         self._console = Console(file=cast("IO[str]", self._output))
         self._fancy = self._console.is_terminal and not os.environ.get("CI")
         self._messages: list[str] = []

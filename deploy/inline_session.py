@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from gymnasium.vector import SyncVectorEnv
 
 from actors.closing import close_all
-from actors.envs import make_lanes
+from actors.envs import TELL_EVERY_S, make_lanes
 from actors.evaluator import Evaluator, Verdict
 from actors.lanes import NotReplayable
 from actors.restarts import Rebuilt, Restarts
@@ -100,7 +101,8 @@ class InlineSession(Breakable):
         """Make the actors and the evaluator, from what was ``found``, and the first checkpoint."""
         config, directory = self._config, self._directory
         self._rollouts = [self._rollout(slot, found) for slot in range(config.actors.count)]
-        self._evaluator = Evaluator(env_of(config), config.eval, config.learner.network_spec, config.seed)
+        with _aloud(self._say, "the evaluator is still making its environments"):
+            self._evaluator = Evaluator(env_of(config), config.eval, config.learner.network_spec, config.seed)
         if found is not None:
             with restoring(found):
                 self._evaluator.restore(found.parts["evaluator"])
@@ -121,7 +123,7 @@ class InlineSession(Breakable):
         if found is not None:
             try:
                 rollout = self._make_rollout(slot, found.parts[f"actor-{slot}"].values["incarnation"])
-                with restoring(found):
+                with restoring(found), _aloud(self._say, f"actor {slot} is still playing its episodes again"):
                     rollout.restore(found.parts[f"actor-{slot}"])
             except NotReplayable as error:
                 close_all(self._lanes.pop().envs)
@@ -136,7 +138,8 @@ class InlineSession(Breakable):
 
         config = self._config
         lanes, restarts = config.actors.lanes, config.actors.restarts
-        self._lanes.append(make_lanes(env_of(config), lanes, restarts, recorded=True, slot=slot))
+        with _aloud(self._say, f"actor {slot} is still making its {lanes} environments"):
+            self._lanes.append(make_lanes(env_of(config), lanes, restarts, recorded=True, slot=slot))
         return Rollout(
             Place(self._directory.run, config.seed, slot, config.actors.count, incarnation),
             self._lanes[-1],
@@ -238,7 +241,8 @@ class InlineSession(Breakable):
         if self._setbacks.failing:
             self._not_before_s = time.monotonic() + wait_s
         try:
-            self._evaluator.restart()
+            with _aloud(self._say, "the evaluator is still making its environments"):
+                self._evaluator.restart()
         except Exception as again:  # whatever its constructor raises
             self._not_before_s = time.monotonic() + self._setbacks.failed(again)
 
@@ -262,3 +266,21 @@ class InlineSession(Breakable):
         told = close_all([lane for lanes in self._lanes for lane in lanes.envs])
         for line in told + (self._evaluator.close() if hasattr(self, "_evaluator") else []):
             self._say(line)
+
+
+@contextlib.contextmanager
+def _aloud(say: Say, what: str) -> Iterator[None]:
+    """Says now and then for how long the block has been at work, which holds up this thread."""
+    over, began_s = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not over.wait(TELL_EVERY_S):
+            say(f"{what}, for {time.monotonic() - began_s:.0f} s now")
+
+    telling = threading.Thread(target=tell, name="qherd-aloud", daemon=True)
+    telling.start()
+    try:
+        yield
+    finally:
+        over.set()
+        telling.join()

@@ -22,29 +22,46 @@ def silence(stream: IO[str] | None) -> None:
         os.close(nowhere)
 
 
-class Output:
-    """The present sys.stdout for a run that goes on whatever becomes of it; ``gone()`` is called once, when nobody
-    reads it any more. What a full disk refuses is dropped."""
+def stand_in() -> None:
+    """Opens /dev/null in place of a stdin, stdout or stderr that is closed: the next file would have its number, and
+    get what C, or another program, writes there."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.set_inheritable(number, True)
 
-    def __init__(self, gone: Callable[[], None]) -> None:
-        self._gone = gone
+
+class Output:
+    """A run's stdout, which goes on whatever becomes of it; ``gone()`` is called once, when nobody reads it any more.
+    What a full disk refuses is dropped."""
+
+    def __init__(self, gone: Callable[[], None], stream: IO[str] | None = None) -> None:
+        """``stream``: instead of the present sys.stdout."""
+        self._gone, self._own = gone, stream
+
+    @property
+    def _stream(self) -> IO[str] | None:
+        return self._own or sys.stdout  # which is None where >&- has closed it
 
     def write(self, text: str) -> None:
-        self._safely(lambda: sys.stdout.write(text))
+        self._safely(lambda stream: stream.write(text))
 
     def flush(self) -> None:
-        self._safely(lambda: sys.stdout.flush())  # noqa: PLW0108  it may be None
+        self._safely(lambda stream: stream.flush())
 
-    def _safely(self, call: Callable[[], object]) -> None:
-        if sys.stdout is None:  # as >&- has it
+    def _safely(self, call: Callable[[IO[str]], object]) -> None:
+        stream = self._stream
+        if stream is None:
             return
         try:
-            call()
+            call(stream)
         except OSError as error:
             if error.errno in GONE:
-                silence(sys.stdout)
+                silence(stream)
                 self._gone()
 
     def __getattr__(self, name: str) -> Any:
         """All else (isatty, encoding, fileno) is the stream's own."""
-        return getattr(sys.stdout, name)
+        return getattr(self._stream, name)

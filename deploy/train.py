@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from actors.evaluator import Episodes, Verdict
+from deploy.apart import output_apart
 from deploy.clock import Clock, Rates
 from deploy.config import RunConfig
 from deploy.display import Display
@@ -152,44 +154,62 @@ def _run(
 ) -> int:
     """From a start to an end; a ``new`` run in which nothing has run gives its name back. ``changed``: what computes
     otherwise than before it was resumed."""
-    clock = Clock(outcome.figures)
-    with Display(directory.run, config, stop.ask) as display:
-        display.say(f"run {directory.shown}")
-        display.say(plan(config, schema).told(config))
-        if changed:
-            not_so = ", so it does not go on to the bit" if config.mode == "inline" else ""
-            display.say(f"the run computes otherwise than before{not_so}: {'; '.join(changed)}")
-        try:
-            try:
-                session = start_session(config, directory, schema, display.say, stop)
-            except BaseException:
-                if new:
-                    give_name_back(config, directory)
-                raise
-            # the learner's own figures are its checkpoint's, which may be older than the newest row
-            outcome.figures = {name: outcome.figures[name] for name in _SCREENS if name in outcome.figures}
-            display.say("waiting for the first experience")
-            try:
-                _advance_until_over(config, directory, session, display, outcome, stop, clock)
-            finally:
-                display.say("stopping")
-                _note(outcome, session.stop(STOP_S, _to_hold_out(outcome, directory), lambda: stop.signal is not None))
-        except Interrupted:
-            outcome.reason = "interrupted"
-        except BaseException as error:
-            outcome.reason = f"failed: {error}" if str(error) else f"failed: {type(error).__name__}"
-            _keep_details(error, directory, display.say)
-            raise
-        finally:
-            if not outcome.reason.startswith("failed"):  # a run that failed is to be noticed
-                directory.hide_metrics_address()
-            if new and outcome.reason == "interrupted" and not outcome.figures.get("env_steps"):
-                give_name_back(config, directory)
-            if directory.path.exists():
-                with _DiskAlarm(display.say).writing():
-                    directory.write_summary(outcome.summary(config, directory.run, clock))
-    display.print(_farewell(directory, outcome))
+    # in the mode inline the environments are in this process, and what they print is no part of the run's own words
+    with output_apart() if config.mode == "inline" else contextlib.nullcontext(sys.stdout) as stdout:
+        display = Display(directory.run, config, stop.ask, stdout)
+        with display:
+            _from_start_to_end(config, directory, schema, outcome, stop, display, new=new, changed=changed)
+        display.print(_farewell(directory, outcome))
     return INTERRUPTED if outcome.reason == "interrupted" else 0
+
+
+def _from_start_to_end(
+    config: RunConfig,
+    directory: RunDirectory,
+    schema: Schema,
+    outcome: Outcome,
+    stop: Stop,
+    display: Display,
+    *,
+    new: bool,
+    changed: Sequence[str],
+) -> None:
+    """See ``_run``; ``outcome`` becomes what has come of it."""
+    clock = Clock(outcome.figures)
+    display.say(f"run {directory.shown}")
+    display.say(plan(config, schema).told(config))
+    if changed:
+        not_so = ", so it does not go on to the bit" if config.mode == "inline" else ""
+        display.say(f"the run computes otherwise than before{not_so}: {'; '.join(changed)}")
+    try:
+        try:
+            session = start_session(config, directory, schema, display.say, stop)
+        except BaseException:
+            if new:
+                give_name_back(config, directory)
+            raise
+        # the learner's own figures are its checkpoint's, which may be older than the newest row
+        outcome.figures = {name: outcome.figures[name] for name in _SCREENS if name in outcome.figures}
+        display.say("waiting for the first experience")
+        try:
+            _advance_until_over(config, directory, session, display, outcome, stop, clock)
+        finally:
+            display.say("stopping")
+            _note(outcome, session.stop(STOP_S, _to_hold_out(outcome, directory), lambda: stop.signal is not None))
+    except Interrupted:
+        outcome.reason = "interrupted"
+    except BaseException as error:
+        outcome.reason = f"failed: {error}" if str(error) else f"failed: {type(error).__name__}"
+        _keep_details(error, directory, display.say)
+        raise
+    finally:
+        if not outcome.reason.startswith("failed"):  # a run that failed is to be noticed
+            directory.hide_metrics_address()
+        if new and outcome.reason == "interrupted" and not outcome.figures.get("env_steps"):
+            give_name_back(config, directory)
+        if directory.path.exists():
+            with _DiskAlarm(display.say).writing():
+                directory.write_summary(outcome.summary(config, directory.run, clock))
 
 
 def _keep_details(error: BaseException, directory: RunDirectory, say: Say) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +17,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from cli_runs import qherd, summary
+from cli_runs import QHERD, environment, qherd, summary
 from gymnasium.envs.classic_control import CartPoleEnv
 
 import deploy.train
@@ -22,6 +25,7 @@ from actors import evaluator
 from actors.config import EnvConfig
 from actors.contract import EnvError
 from actors.evaluator import Episodes, Verdict
+from deploy import inline_session
 from deploy.clock import Clock
 from deploy.config import BudgetConfig, ConfigError, RunConfig, compose
 from deploy.inline_session import InlineSession
@@ -372,6 +376,46 @@ def test_every_environment_is_closed_once(tmp_path: Path, how: str, monkeypatch:
         assert train(config(tmp_path, env=env)) == 0
     words = book.read_text().split()
     assert words.count("made") == words.count("closed") > OPTIONS["actors"]["lanes"]
+
+
+def test_what_takes_long_to_make_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inline_session, "TELL_EVERY_S", 0.05)
+    env = {"id": "strange_env:Strange-v0", "kwargs": {"kind": "slowly made"}}
+    evaluation = {**OPTIONS["eval"], "confirm_episodes": 2}
+    assert train(config(tmp_path, env=env, eval=evaluation, budget={"env_steps": 100})) == 0
+    shown = capsys.readouterr().out
+    for who in ("actor 0 is still making its 4", "actor 1 is still making its 4", "the evaluator is still making its"):
+        assert re.search(rf"^ *\d+\.\d s  {who} environments, for \d s now$", shown, re.MULTILINE)
+    assert "qherd-aloud" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_what_an_environment_prints_is_not_among_the_runs_lines(tmp_path: Path) -> None:
+    """Neither what it prints in Python nor what comes past it, on a pipe as on no output at all."""
+    options = ("--mode", "inline", "--budget.env-steps", "400", "--actors.lanes", "2", "--replay.min-rows", "100")
+    mine = ("--env.path", Path(__file__).parent, "--env.kwargs", "{kind: prints}", *options)
+    done = qherd("train", "strange_env:Strange-v0", "--run", "r", *mine, cwd=tmp_path)
+    assert done.code == 0, done
+    for text in ("a line that the environment prints", "and one past Python"):
+        assert text not in done.out
+        assert text in done.err
+    assert "waiting for the first experience" in done.out
+    assert done.out.count("budget of env steps: runs/r") == 1
+
+
+def test_without_an_output_an_environment_may_print(tmp_path: Path) -> None:
+    """What it prints is read by nobody, and not by whoever reads what the first look has found."""
+    command = (
+        f"{QHERD} train strange_env:Strange-v0 --env.path {Path(__file__).parent} --env.kwargs '{{kind: prints}}' "
+        "--mode inline --run r --budget.env-steps 400 >&- 2>&-; echo $?"
+    )
+    done = subprocess.run(
+        command, shell=True, cwd=tmp_path, env=environment(tmp_path, "closed"), capture_output=True, text=True,
+        timeout=90, check=False,
+    )  # fmt: skip
+    assert done.stdout == "0\n"
+    assert summary(tmp_path / "runs" / "r")["exit_reason"] == "budget of env steps"
 
 
 # -- refusals leave nothing
