@@ -21,7 +21,7 @@ from actors.closing import close_all
 from actors.envs import make_lanes
 from actors.policy import make_policy
 from actors.rollout import Place, Rollout
-from deploy.apart import environments_apart
+from deploy.apart import environments_apart, output_apart
 from deploy.config import ConfigError, RunConfig
 from deploy.host import usable_cores
 from deploy.launch import check_unused, probe_env
@@ -170,14 +170,15 @@ def plan_command(
     """Print the plan; the exit code. Raises ConfigError, EnvError or CannotFit for what cannot work."""
     check_limiter(config)
     check_unused(config)
-    schema = probe_env(config)
-    check_network(config, schema)
-    check_windows(config, schema)
-    check_memory(config, schema)
-    if config.mode != "inline":  # nobody is asked: by the bounds that servers have by default
-        check_values(config, schema, Bounds(), "a server")
-    actor = ActorRate(env_steps_per_s) if env_steps_per_s else measure_actor(config, schema)
-    updates = updates_per_s or RUNNING_SHARE * measure_updates(config, schema)
+    with output_apart():  # modules of the user's own may print as they are imported
+        schema = probe_env(config)
+        check_network(config, schema)
+        check_windows(config, schema)
+        check_memory(config, schema)
+        if config.mode != "inline":  # nobody is asked: by the bounds that servers have by default
+            check_values(config, schema, Bounds(), "a server")
+        actor = ActorRate(env_steps_per_s) if env_steps_per_s else measure_actor(config, schema)
+        updates = updates_per_s or RUNNING_SHARE * measure_updates(config, schema)
     outlook = foresee(config, schema, actor, updates, usable_cores())
     _check_processes(config, outlook)
     if as_json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,6 +116,15 @@ def test_the_command_prints_the_plan(capsys: pytest.CaptureFixture[str]) -> None
     shown = json.loads(out)
     assert (code, shown["env_steps_per_s"], shown["learner_env_steps_per_s"]) == (0, 400, 400)
     assert set(asdict(foresee(config(), SCHEMA, ActorRate(1.0), 1.0, 1))) < set(shown)
+
+
+def test_what_a_network_of_ones_own_prints_is_not_in_the_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "chatty.py").write_text("from learner.networks.mlp import MlpEncoder\nprint('chatty is imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    code, out, err = run(capsys, *GIVEN, "--learner.network.encoder", "chatty:MlpEncoder", "--json")
+    assert (code, json.loads(out)["env"], err) == (0, "CartPole-v1", "chatty is imported\n")
 
 
 @pytest.mark.parametrize(
