@@ -19,6 +19,8 @@ def cwd(tmp_path: Path) -> Path:
     """A folder with the page's module."""
     (module,) = re.findall(r"```python file=own_parts.py\n(.*?)```", PAGE, re.DOTALL)
     (tmp_path / "own_parts.py").write_text(module)
+    (tmp_path / "exits.py").write_text("raise SystemExit(3)\n")
+    (tmp_path / "broken.py").write_text("class Sines(:\n")
     return tmp_path
 
 
@@ -49,6 +51,8 @@ def test_the_pages_parts_train_resume_and_play(cwd: Path, mode: str, env_steps: 
     [
         ("--learner.network.encoder", "own_parts:Cosines", "module 'own_parts' has no attribute 'Cosines'"),
         ("--learner.algorithm", "own_parts:log_cosh", "is a function; it has to be a learner.algorithms.Algorithm"),
+        ("--learner.network.encoder", "exits:Sines", "'exits:Sines' cannot be imported: SystemExit: 3"),
+        ("--learner.network.encoder", "broken:Sines", "'broken:Sines' cannot be imported: SyntaxError: "),
         ("--learner.algorithm", "sarsa", "algorithm 'sarsa' is unknown: use dqn"),
         ("--learner.network.encoder", "minatar", "wants pictures, got observations of shape (4,); use mlp"),
     ],

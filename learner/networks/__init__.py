@@ -67,3 +67,5 @@ def load(registry: Mapping[str, str], name: str, what: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{what} {name!r} cannot be imported: {error}; give its folder with --env.path") from error
+    except (Exception, SystemExit) as error:  # a user's module may raise anything, and may call sys.exit()
+        raise ValueError(f"{what} {name!r} cannot be imported: {type(error).__name__}: {error}") from error
