@@ -130,21 +130,19 @@ class _Watched:
 
     def _check_time(self) -> None:
         """Tells what takes long. Raises EnvError where it hangs."""
-        now_s = time.monotonic()
-        for_s, given_up = now_s - self.since_s, ""
-        if self.doing == "closed" and for_s > CLOSE_S + 1:
-            raise EnvError(f"{self.env_id} hangs as it is closed: not done within {CLOSE_S:g} s")
-        if self.doing in ("reset", "stepped"):
-            if for_s > self.step_timeout_s:
-                raise EnvError(
-                    f"{self.env_id} hangs as it is {self.doing}: not done within {self.step_timeout_s:g} s "
-                    "(actors.step_timeout_s); raise that option if it takes that long"
-                )
-            given_up = f"; it is given up after {self.step_timeout_s:g} s (actors.step_timeout_s)"
-        what, told_s = self.told
+        now_s, (what, told_s) = time.monotonic(), self.told
+        for_s, bounded = now_s - self.since_s, self.doing in ("reset", "stepped")
         if for_s > TELL_AFTER_S and (what != self.doing or now_s - told_s > TELL_EVERY_S):
             self.told = self.doing, now_s
-            self.tell(f"the environment {self.env_id} is being {self.doing}, for {for_s:.0f} s now{given_up}")
+            until = f"; it is given up after {self.step_timeout_s:g} s (actors.step_timeout_s)" if bounded else ""
+            self.tell(f"the environment {self.env_id} is being {self.doing}, for {for_s:.0f} s now{until}")
+        if self.doing == "closed" and for_s > CLOSE_S + 1:
+            raise EnvError(f"{self.env_id} hangs as it is closed: not done within {CLOSE_S:g} s")
+        if bounded and for_s > self.step_timeout_s:
+            raise EnvError(
+                f"{self.env_id} hangs as it is {self.doing}: not done within {self.step_timeout_s:g} s "
+                "(actors.step_timeout_s); raise that option if it takes that long"
+            )
 
     def _ended(self) -> bool:
         if self.status is None:

@@ -226,7 +226,7 @@ def test_an_environment_whose_folder_has_moved_is_found_where_it_is_now(tmp_path
         lost = play(run, command=command)
         assert (lost.code, lost.out, lost.err.count("\n")) == (2, "", 1), lost
         assert f"--env.path {before}: there is no such folder; give the one" in lost.err
-    assert json.loads(play(run, "--env.path", "../elsewhere", "--episodes", "2", "--json").out)["lengths"] == [20, 20]
+    assert json.loads(play(run, "--env.path", "elsewhere", "--episodes", "2", "--json").out)["lengths"] == [20, 20]
     assert "in 20 env steps" in play(run, "--env.path", after, command="record").out
     assert (tmp_path / "r" / "best.mp4").exists()
 
