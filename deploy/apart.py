@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import IO
+from typing import TextIO
 
 from actors.contract import Interrupted
 
@@ -26,7 +26,7 @@ def environments_apart() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def output_apart() -> Iterator[IO[str] | None]:
+def output_apart() -> Iterator[TextIO | None]:
     """Has Python's stdout, that of C and that of processes which are started meanwhile be stderr; yields a stream to
     what was stdout before, None where there is none."""
     if sys.stdout is None:  # as >&- has it
@@ -49,7 +49,7 @@ def output_apart() -> Iterator[IO[str] | None]:
         os.close(kept)
 
 
-def _stream_to(descriptor: int, stdout: IO[str]) -> IO[str]:
+def _stream_to(descriptor: int, stdout: TextIO) -> TextIO:
     """A stream like ``stdout`` to another file descriptor; ``stdout`` itself where it does not write to its own, as in
     a notebook."""
     with contextlib.suppress(OSError, AttributeError):

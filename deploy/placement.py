@@ -130,8 +130,8 @@ class RoomWatch:
         self._since_s = now_s if self._since_s is None else self._since_s
         if now_s - self._since_s < ROOM_AFTER_S:
             return False
-        without_node, left = queued(), free()
-        learner, actors = learner and without_node[LEARNER] > 0, min(actors, without_node[ACTOR])
+        waiting, left = queued(), free()
+        learner, actors = learner and waiting[LEARNER] > 0, min(actors, waiting[ACTOR])
         # there may be room for them that Ray has not given them yet
         no_learner = learner and _times(self.asked.learner, left) < 1
         no_actors = bool(actors) and _times(self.asked.actor, left) < 1
