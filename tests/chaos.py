@@ -115,7 +115,7 @@ class Chaos:
         self._stack = contextlib.ExitStack()
         self._network = contextlib.ExitStack()
         self._proxy: Proxy | None = None
-        self._proxied: tuple[int, Path] | None = None
+        self._proxied: tuple[int, int] | None = None  # the proxy's own socket
         self._behind: Path | None = None
         self._sockets = itertools.count()
         self.faults = Faults()
@@ -181,18 +181,16 @@ class Chaos:
 
     def _put_proxy_between(self) -> None:
         """Take the server's socket away and listen there; who connects from now on comes through the proxy. A server
-        that was restarted has made its socket anew."""
-        sockets, servers = list(self.run.tmp.glob("qherd-*/server.sock")), self.run.find(SERVER)
-        if not sockets or not servers or (place := (servers[0], sockets[0])) == self._proxied:
-            return
-        if not _answers(sockets[0]):
+        that was restarted makes its socket anew, some time after its process is there."""
+        sockets = [path for path in self.run.tmp.glob("qherd-*/server.sock") if _answers(path)]
+        if not sockets or _made(sockets[0]) == self._proxied:
             return
         self._network.close()
         behind = sockets[0].with_name(f"s{next(self._sockets)}")
         with contextlib.suppress(OSError):  # the server died just now
             sockets[0].rename(behind)
             self._proxy = self._network.enter_context(Proxy(f"unix://{behind}", sockets[0]))
-            self._proxied, self._behind = place, behind
+            self._proxied, self._behind = _made(sockets[0]), behind
 
     # -- faults
 
@@ -470,6 +468,14 @@ class Chaos:
             with contextlib.suppress(ValueError):  # the driver was killed in it
                 rows.append(json.loads(line))
         return sorted(rows, key=lambda row: float(row["wall_s"]))
+
+
+def _made(path: Path) -> tuple[int, int] | None:
+    """Which file a path is at present; None where there is none."""
+    with contextlib.suppress(OSError):
+        about = path.stat()
+        return about.st_ino, about.st_ctime_ns
+    return None
 
 
 def _answers(path: Path) -> bool:
