@@ -120,8 +120,8 @@ class RoomWatch:
         """Whether resources are what keeps the learner, if it is missing, and so many actors from starting; says so
         after a while, when something else is short, and again every minute.
 
-        ``free()``: what nobody has taken, over all nodes. ``queued()``: how many of this run's Ray actors have no node
-        yet, by their class; one that has its node has taken its resources, and is starting, however long that takes.
+        ``free()``: what nobody has taken, over all nodes. ``queued()``: how many of this run's Ray actors have no
+        worker process yet, by their class; one that has it has its resources, and is starting.
         """
         now_s = self._clock()
         if not (learner or actors):
@@ -146,9 +146,10 @@ class RoomWatch:
         return True
 
 
-def without_node(actors: Iterable[Mapping[str, Any]]) -> Counter[str]:
-    """How many of the Ray actors that are being created have no node yet, by their class."""
-    return Counter(each["ActorClassName"] for each in actors if not each["Address"]["NodeID"].strip("f"))
+def without_worker(actors: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    """How many of the Ray actors that are being created have no worker process yet, by their class: one that queues at
+    a node has that node's id already, and an address only once its resources and a process were given to it."""
+    return Counter(each["ActorClassName"] for each in actors if not each["Address"]["IPAddress"])
 
 
 def shown(resources: Resources) -> str:

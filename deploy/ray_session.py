@@ -16,7 +16,7 @@ from actors.evaluator import Episodes, Verdict
 from actors.restarts import CrashLoopError, NotNowError, Restarts
 from deploy import __version__
 from deploy.config import ConfigError, RunConfig
-from deploy.placement import RoomWatch, alive_nodes, asks, check_room, options, without_node
+from deploy.placement import RoomWatch, alive_nodes, asks, check_room, options, without_worker
 from deploy.plan import (
     backstop_chunks,
     check_limiter,
@@ -483,13 +483,13 @@ def _played(holdout: Any, until_s: float, skip: Callable[[], bool]) -> Episodes 
 
 
 def _queued() -> Counter[str]:
-    """How many of this run's Ray actors have no node yet, by their class. Ray has no public call for it that needs no
-    dashboard."""
+    """How many of this run's Ray actors have no worker process yet, by their class. Ray has no public call for it that
+    needs no dashboard."""
     import ray
     from ray._private.state import actors
 
     job_id = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
-    return without_node(actors(job_id=job_id, actor_state_name="PENDING_CREATION").values())
+    return without_worker(actors(job_id=job_id, actor_state_name="PENDING_CREATION").values())
 
 
 def _metrics_address(config: RunConfig) -> tuple[str, int] | None:

@@ -21,7 +21,7 @@ from deploy.placement import (
     check_room,
     options,
     room_for,
-    without_node,
+    without_worker,
 )
 
 
@@ -156,7 +156,7 @@ def test_a_run_that_waits_for_room_says_so() -> None:
     assert len(said) == 4
 
 
-def test_what_has_its_node_is_starting_and_waits_for_no_room() -> None:
+def test_what_has_its_worker_is_starting_and_waits_for_no_room() -> None:
     """What is free is what the run itself has left: the learner has taken the cluster's last CPU, and is starting."""
     now, said, queued = [0.0], list[str](), Counter[str]()
     watch = RoomWatch(Asks({"CPU": 1}, {"CPU": 1}, 3), said.append, clock=lambda: now[0])
@@ -172,11 +172,11 @@ def test_what_has_its_node_is_starting_and_waits_for_no_room() -> None:
     assert said[0].startswith("waiting for room for 1 actor(s): ")
 
 
-def test_only_what_has_no_node_is_queued() -> None:
-    """Ray has an id of no bytes, or of ff only, for none."""
-    made = [("ActorWorker", "ab" * 28), ("ActorWorker", ""), ("LearnerWorker", "ff" * 28), ("ActorWorker", "")]
-    actors = [{"ActorClassName": name, "Address": {"NodeID": node}} for name, node in made]
-    assert without_node(actors) == {"ActorWorker": 2, "LearnerWorker": 1}
+def test_only_what_has_no_worker_is_queued() -> None:
+    """Where it queues is a node, too."""
+    made = [("ActorWorker", "10.0.0.1"), ("ActorWorker", ""), ("LearnerWorker", ""), ("ActorWorker", "")]
+    actors = [{"ActorClassName": name, "Address": {"NodeID": "ab" * 28, "IPAddress": ip}} for name, ip in made]
+    assert without_worker(actors) == {"ActorWorker": 2, "LearnerWorker": 1}
 
 
 def test_dead_nodes_do_not_count() -> None:
