@@ -110,8 +110,8 @@ def _running_loop(loop: LearnerLoop) -> Callable[[float], int]:
 
 def _bare_loop(config: RunConfig, running: LearnerLoop) -> Callable[[float], int]:
     """Another learner of the same configuration, on a batch of the running one's rows."""
-    learner = Learner(config.learner, running.mirror.schema, running.learner.device, config.seed)
-    batch: Batch = running.mirror.gather(running.sampler.choose(config.learner.batch, 1, 0).rows)
+    learner = Learner(config.learner, running.buffer.mirror.schema, running.learner.device, config.seed)
+    batch: Batch = running.buffer.mirror.gather(running.buffer.sampler.choose(config.learner.batch, 1, 0).rows)
 
     def work(seconds: float) -> int:
         before, end = learner.updates, time.perf_counter() + seconds

@@ -84,7 +84,7 @@ def _costs(loop: LearnerLoop, metrics: RunMetrics, registry: CollectorRegistry) 
     newest = loop._samples._newest
     assert newest is not None
     learner = loop.learner
-    batch, actions = learner.config.batch, loop.mirror.schema.num_actions
+    batch, actions = learner.config.batch, loop.buffer.mirror.schema.num_actions
     loss, error, q = (torch.rand(shape, device=learner.device) for shape in ((), (batch,), (batch, actions)))
 
     def report() -> None:

@@ -15,12 +15,15 @@ from benchmarks.feed import Feed
 from benchmarks.peers import Peer, Timed, medians, seconds_of
 from benchmarks.result import Result
 from learner.config import LearnerConfig
+from replay.assembler import NStepAssembler
+from replay.buffer import ReplayBuffer
 from replay.chunk import Codec, Schema
 from replay.config import ReplayConfig
 from replay.log import MemoryLog
 from replay.mirror import Mirror
 from replay.reader import Reader
-from replay.samplers import PrioritisedSampler, UniformSampler
+from replay.samplers.prioritised import PrioritisedSampler
+from replay.samplers.uniform import UniformSampler
 
 RUN = "replay"
 ROWS, QUICK_ROWS, FLOATS, BATCH = 1_000_000, 20_000, 8, 512
@@ -87,7 +90,9 @@ class Memory:
         self._sampler = PrioritisedSampler(self._mirror, self._rng, self.alpha, self.beta, config.beta_updates)
         self._uniform = UniformSampler(self._mirror, self._rng)
         learner = LearnerConfig()
-        self._reader = Reader(self._log, Codec(SCHEMA, RUN), self._mirror, learner.n_step, learner.gamma)
+        assembler = NStepAssembler(self._mirror, learner.n_step, learner.gamma)
+        self._buffer = ReplayBuffer(self._mirror, assembler, self._sampler)
+        self._reader = Reader(self._log, Codec(SCHEMA, RUN), self._buffer)
         self._reader.follow([0])
         while self._mirror.rows < rows:
             self._take_in()
@@ -101,9 +106,7 @@ class Memory:
         return sample_s, seconds_of(lambda: self._sampler.update(rows, errors))[0]
 
     def _sample(self) -> Any:
-        rows, _ = self._sampler.choose(BATCH, 1, 0)
-        self._mirror.gather(rows)
-        return rows
+        return self._buffer.sample(BATCH).rows
 
     def draw(self) -> tuple[float]:
         """Seconds of one uniform sample."""

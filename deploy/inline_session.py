@@ -179,7 +179,7 @@ class InlineSession(Breakable):
     @breakable
     def _advance(self) -> Progress:
         until = self.loop.learner.updates + 200
-        started, before = time.perf_counter(), (self.loop.learner.updates, self.loop.reader.totals.env_steps)
+        started, before = time.perf_counter(), (self.loop.learner.updates, self.loop.ledger.totals.env_steps)
         for _ in range(200):
             for slot, rollout in enumerate(self._rollouts):
                 try:
@@ -206,7 +206,7 @@ class InlineSession(Breakable):
             "actors_alive": len(self._rollouts),
             "evaluation_failing": float(bool(self._setbacks.failing)),
             "updates_per_second": (self.loop.learner.updates - before[0]) / elapsed,
-            "env_steps_per_second": (self.loop.reader.totals.env_steps - before[1]) / elapsed,
+            "env_steps_per_second": (self.loop.ledger.totals.env_steps - before[1]) / elapsed,
         }
         if verdict is not None:
             figures |= shown(verdict)

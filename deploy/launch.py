@@ -58,7 +58,7 @@ def probe_env(config: RunConfig) -> Schema:
 def look_at_env(config: RunConfig) -> Look:
     """A first look at the run's environment; on stderr what it waits for. Raises EnvError where it cannot be used."""
     check_env_path(config)
-    use_path(env_of(config))  # networks and losses of the user's own are looked for here, after the environment
+    use_path(env_of(config))  # parts of the user's own are looked for here, after the environment
     (seed, *_), _ = Place("look", config.seed, 0, config.actors.count, 1).seeds(1)
     return first_look(env_of(config), seed or 0, config.actors.step_timeout_s, _tell)
 

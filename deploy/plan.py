@@ -12,7 +12,7 @@ from learner.networks import parameter_shapes
 from replay.chunk import HEADER_BYTES, Schema
 from replay.limiter import Limiter
 from replay.mirror import Mirror
-from replay.samplers import tree_bytes
+from replay.samplers import sampler_of
 from replay.server_kind import Bounds
 from replay.storage import CannotFit, available_memory, check_fit, make_storage
 
@@ -43,9 +43,14 @@ class Plan(NamedTuple):
 
 
 def plan(config: RunConfig, schema: Schema) -> Plan:
-    """What this run takes. An inline run has no server, and its log keeps nothing that the mirror has."""
+    """What this run takes. An inline run has no server, and its log keeps nothing that the mirror has.
+
+    Raises ConfigError for a sampler that cannot be imported."""
     capacity = config.replay.capacity_rows
-    tree = tree_bytes(capacity) if config.replay.sampler == "prioritised" else 0
+    try:
+        tree = sampler_of(config.replay.sampler).planned_bytes(capacity)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     server = 0 if config.mode == "inline" else server_bytes(config, schema)
     return Plan(server, Mirror.planned_bytes(schema, capacity), tree)
 

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from learner.phases import PHASES
 from replay.chunk import REFUSALS
-from replay.reader import LOSSES
+from replay.ledger import LOSSES
 
 PREFIX = "qherd_"
 BY_REASON = "reason"

@@ -2,7 +2,7 @@
 
 A learner that goes on from a checkpoint starts to read where the checkpoint did. What its predecessor read after that
 is rolled back; where the log has it no more it is lost, and nothing else would say that it ever was. A journal is not
-synced: it outlives a killed process, and a machine that loses power costs the books, not the run.
+synced: it outlives a killed process, and a machine that loses power costs the ledger, not the run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from replay.chunk import MOST_COUNT
-from replay.reader import Reading
+from replay.ledger import Reading
 
 _NAME = re.compile(r"read-(\d+)\.json")
 MOST_BYTES = 16 << 20

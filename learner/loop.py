@@ -22,7 +22,9 @@ from learner.report import Diverged, Report, Resumed
 from learner.samples import Samples, on_device
 from learner.weights import pack, version, version_count
 from replay.about import About, SlotAbout
+from replay.assembler import NStepAssembler
 from replay.breakable import Breakable, breakable
+from replay.buffer import ReplayBuffer
 from replay.chunk import Codec, Counters, Schema
 from replay.config import ReplayConfig
 from replay.credit import Lender
@@ -77,11 +79,14 @@ class LearnerLoop(Breakable):
         self._input_bytes = schema.obs_bytes * schema.stack
         network_seed, sample_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2, np.uint64) >> 1)
         self.learner = Learner(config, schema, choose_device(config.device), network_seed)
-        self.mirror = self._make_mirror(schema)
-        self.reader = Reader(
-            log, Codec(schema, run), self.mirror, config.n_step, config.gamma, config.reward_scale, quarantine, fence
+        mirror = self._make_mirror(schema)
+        self.buffer = ReplayBuffer(
+            mirror,
+            NStepAssembler(mirror, config.n_step, config.gamma, config.reward_scale),
+            make_sampler(replay, mirror, np.random.default_rng(sample_seed)),
         )
-        self.sampler = make_sampler(replay, self.mirror, np.random.default_rng(sample_seed))
+        self.reader = Reader(log, Codec(schema, run), self.buffer, quarantine, fence)
+        self.ledger = self.reader.ledger
         self.limiter = Limiter(replay.samples_per_insert, replay.min_rows, replay.capacity_rows, config.batch)
         self._lender = Lender()
         self._starved_s = self._env_steps_per_s = self._updates_per_s = 0.0
@@ -132,7 +137,7 @@ class LearnerLoop(Breakable):
     def train(self, seconds: float) -> Report:
         """Work for about ``seconds``; returns a report."""
         started, starved_s = time.perf_counter(), CpuTime.now().starved_s
-        env_steps, updates = self.reader.totals.env_steps, self.learner.updates
+        env_steps, updates = self.ledger.totals.env_steps, self.learner.updates
         while (now := time.perf_counter()) < started + seconds:
             if not self.cycle(self._replay.ingest_budget_s):
                 time.sleep(IDLE_S)
@@ -142,7 +147,7 @@ class LearnerLoop(Breakable):
             self._checkpoint_when_due()
         elapsed = time.perf_counter() - started
         self._starved_s += CpuTime.now().starved_s - starved_s
-        self._env_steps_per_s = (self.reader.totals.env_steps - env_steps) / elapsed
+        self._env_steps_per_s = (self.ledger.totals.env_steps - env_steps) / elapsed
         self._updates_per_s = (self.learner.updates - updates) / elapsed
         return self.report()
 
@@ -154,7 +159,7 @@ class LearnerLoop(Breakable):
             self._book(self.reader.poll(budget_s=ingest_budget_s))
         self.phases.charge("ingest")
         batch, updates = self._config.batch, 0
-        most = self._replay.ingest_every_updates if self.mirror.sampleable_rows else 0
+        most = self._replay.ingest_every_updates if self.buffer.mirror.sampleable_rows else 0
         while updates < most and self.limiter.may_sample:
             self.limiter.samples += batch
             updates += 1
@@ -166,8 +171,8 @@ class LearnerLoop(Breakable):
 
     def _book(self, env_steps: int) -> None:
         """Account for what the reader has taken in."""
-        self.limiter.insert(env_steps, self.mirror.sampleable_rows > 0)
-        for slot, books in self.reader.slots.items():
+        self.limiter.insert(env_steps, self.buffer.mirror.sampleable_rows > 0)
+        for slot, books in self.ledger.slots.items():
             self._lender.acknowledge(slot, books.taken.incarnation, books.counters.rows)
 
     def _lend(self, soon: bool) -> None:
@@ -188,12 +193,11 @@ class LearnerLoop(Breakable):
         """One choice and one gather for all these updates, since the mirror does not change meanwhile; likewise one
         change of the priorities, which thus lag by as many updates (Ape-X's learner prefetches 16 batches)."""
         batch = self._config.batch
-        rows, weights = self.sampler.choose(batch, updates, self.learner.updates)
-        gathered = self.mirror.gather(rows)
+        gathered, rows, weights = self.buffer.sample(batch, updates, self.learner.updates)
         self.phases.charge("sample")
         columns = Batch(*on_device(gathered, self.learner.device))
         factors = None if weights is None else next(on_device((weights,), self.learner.device))
-        self._samples.note(rows, weights, self.mirror.end, columns.r_t, columns.discount_t)
+        self._samples.note(rows, weights, self.buffer.mirror.end, columns.r_t, columns.discount_t)
         self.phases.charge("transfer")
         errors = []
         for part in (slice(start, start + batch) for start in range(0, len(rows), batch)):
@@ -201,7 +205,7 @@ class LearnerLoop(Breakable):
             errors.append(self.learner.update(transitions, None if factors is None else factors[part]))
         self.phases.charge("compute")
         if weights is not None:
-            self.sampler.update(rows, torch.cat(errors).cpu().numpy())
+            self.buffer.update_priorities(rows, torch.cat(errors).cpu().numpy())
             self.phases.charge("priorities")
 
     def _note_unavailable(self, _: LogError) -> None:
@@ -211,21 +215,21 @@ class LearnerLoop(Breakable):
     @breakable
     def drain(self) -> None:
         """Take in all that the log has, without learning from it."""
-        before = self.reader.totals.env_steps
+        before = self.ledger.totals.env_steps
         self.reader.drain()
-        self._book(self.reader.totals.env_steps - before)
+        self._book(self.ledger.totals.env_steps - before)
         self.describe()
 
     def about(self) -> About:
         """The run as those see it who attach to it."""
-        config, slots = self._config, self.reader.slots
+        config, slots = self._config, self.ledger.slots
         return About(
-            row_schema=self.mirror.schema,
+            row_schema=self.buffer.mirror.schema,
             n_step=config.n_step,
             gamma=config.gamma,
             reward_scale=config.reward_scale,
-            capacity_rows=self.mirror.capacity_rows,
-            env_steps=self.reader.totals.env_steps,
+            capacity_rows=self.buffer.mirror.capacity_rows,
+            env_steps=self.ledger.totals.env_steps,
             updates=self.learner.updates,
             slots={slot: SlotAbout.of(books) for slot, books in slots.items()},
         )
@@ -240,13 +244,13 @@ class LearnerLoop(Breakable):
     def _write_journal(self) -> None:
         """For the learner that goes on where this one was killed."""
         if self._journal is not None:
-            self._journal.write(self.reader.readings())
+            self._journal.write(self.ledger.readings())
 
     def publish(self) -> None:
         """Broadcast the online network under the next version."""
         self._published += 1
         self._note_version()
-        header = (version(self._fence, self._published), self.learner.updates, self.reader.totals.env_steps)
+        header = (version(self._fence, self._published), self.learner.updates, self.ledger.totals.env_steps)
         self._publisher.set(self._lender.pack(), pack(*header, host_arrays(self.learner.online)))
         self._published_at_updates = self.learner.updates
 
@@ -257,7 +261,7 @@ class LearnerLoop(Breakable):
     def candidate(self) -> bytes:
         """The averaged policy for the evaluator, packed like published weights."""
         self.check_unbroken()
-        header = (version(self._fence, self._published), self.learner.updates, self.reader.totals.env_steps)
+        header = (version(self._fence, self._published), self.learner.updates, self.ledger.totals.env_steps)
         return pack(*header, host_arrays(self.learner.average))
 
     def publish_if_due(self) -> bool:
@@ -272,9 +276,9 @@ class LearnerLoop(Breakable):
             self._last_publish_s = now
             self.phases.charge("publish")
         chunk_each = self.limiter.window_rows // CHUNKS_EACH  # a short log is not trimmed at every chunk
-        turned = self.mirror.end - self._trimmed_end > max(self._keep_rows // TRIM_SHARE, chunk_each)
+        turned = self.buffer.mirror.end - self._trimmed_end > max(self._keep_rows // TRIM_SHARE, chunk_each)
         if now - self._last_trim_s >= TRIM_EVERY_S or turned:
-            self._last_trim_s, self._trimmed_end = now, self.mirror.end
+            self._last_trim_s, self._trimmed_end = now, self.buffer.mirror.end
             with unless_away(self._note_unavailable):
                 self._trim()
                 self._remove_strays(now)
@@ -291,15 +295,15 @@ class LearnerLoop(Breakable):
         of it."""
         self._memory = memory = self._log.memory()
         if memory is not None:
-            row_bytes = self.mirror.schema.row_bytes
+            row_bytes = self.buffer.mirror.schema.row_bytes
             margin = min(max(memory.bound // 10, 2 * self.limiter.window_rows * row_bytes), memory.bound // 2)
             if memory.used > memory.bound - margin:
                 self._log_full += 1
-                fewer = min(self._keep_rows, self.reader.log_rows) * 3 // 4
+                fewer = min(self._keep_rows, self.buffer.log_rows) * 3 // 4
                 self._keep_rows = min(self._keep_rows, max(fewer, memory.bound // 8 // row_bytes))
             else:
                 room = max(0, memory.bound - 2 * margin - memory.used) // row_bytes
-                more = min(self._replay.rows_in_log, self.reader.log_rows + room // 2)
+                more = min(self._replay.rows_in_log, self.buffer.log_rows + room // 2)
                 self._keep_rows = max(self._keep_rows, more)
         for slot in self.reader.exhausted:
             self._told.append(
@@ -314,13 +318,13 @@ class LearnerLoop(Breakable):
         if now - self._last_strays_s < STRAYS_EVERY_S:
             return
         self._last_strays_s = now
-        found = self._log.strays(self.reader.slots)
+        found = self._log.strays(self.ledger.slots)
         again = self._strays & found.keys()
         self._strays = found.keys() - again
         if again:
             self._log.remove_strays(self._fence, again)
             entries = sum(found[key] for key in again)
-            self.reader.note_strays(entries)
+            self.ledger.note_strays(entries)
             self._told.append(
                 f"{entries} chunks in {len(again)} streams that are no slot's of this run were removed, such as "
                 f"{min(again)[:80]!r}: somebody else has an actor's password (qherd secrets makes new ones)"
@@ -335,29 +339,29 @@ class LearnerLoop(Breakable):
 
     def report(self) -> Report:
         """The figures of the live table and of Prometheus. Raises Diverged where learning has come to nothing.
-        Raises Unbalanced where the reader's books are wrong."""
+        Raises Unbalanced where the ledger does not balance."""
         self.phases.charge("outside")
-        self.reader.check_conservation()
+        self.ledger.check()
         self._newest_figures = self.learner.figures() or self._newest_figures
-        totals, counters = self.reader.totals, self.reader.counters()
+        totals, counters = self.ledger.totals, self.ledger.counters()
         newest = version(self._fence, self._published)
-        slots = [books for slot, books in self.reader.slots.items() if slot in self._expected]
+        slots = [books for slot, books in self.ledger.slots.items() if slot in self._expected]
         acted_with = [version_count(books.weight_version) for books in slots if books.weight_version]
         lags = [max(0, self._published - count) for count in acted_with]
         self._note_exploring_return(counters)
         figures: dict[str, float] = (
-            self.sampler.figures()
+            self.buffer.sampler.figures()
             | self._samples.figures()
             | self._counts(counters)
             | {
                 "actor_returns_sum": counters.return_sum,
                 "weight_version": newest,
-                "log_rows": self.reader.log_rows,
+                "log_rows": self.buffer.log_rows,
                 "servers_down": self._publisher.servers_down,
-                "replay_rows": self.mirror.rows,
-                "replay_capacity_rows": self.mirror.capacity_rows,
-                "replay_sampleable_rows": self.mirror.sampleable_rows,
-                "replay_bytes": Mirror.planned_bytes(self.mirror.schema, self.mirror.capacity_rows),
+                "replay_rows": self.buffer.mirror.rows,
+                "replay_capacity_rows": self.buffer.mirror.capacity_rows,
+                "replay_sampleable_rows": self.buffer.mirror.sampleable_rows,
+                "replay_bytes": Mirror.planned_bytes(self.buffer.mirror.schema, self.buffer.mirror.capacity_rows),
                 "ingest_backlog_chunks": self.reader.backlog_chunks,
                 "samples_per_insert": self.limiter.realised,
                 "samples_per_insert_target": self.limiter.samples_per_insert,
@@ -394,14 +398,14 @@ class LearnerLoop(Breakable):
 
     def begun_with(self) -> Report:
         """What the counters stood at where this learner went on; a report would take the first things to tell."""
-        figures = self._counts(self.reader.counters()) | self.sampler.figures()
+        figures = self._counts(self.ledger.counters()) | self.buffer.sampler.figures()
         if self._newest_figures is not None:
             figures["updates_skipped"] = self._newest_figures.updates_skipped
-        return Report(figures, dict(self.reader.totals.refused), dict(self.reader.totals.rows_lost))
+        return Report(figures, dict(self.ledger.totals.refused), dict(self.ledger.totals.rows_lost))
 
     def _counts(self, counters: Counters) -> dict[str, float]:
         """What only grows, over all learners of the run."""
-        totals, updates = self.reader.totals, self.learner.updates
+        totals, updates = self.ledger.totals, self.learner.updates
         return {
             **self._sums(),
             **self._seconds(),
@@ -422,7 +426,7 @@ class LearnerLoop(Breakable):
         """Write a checkpoint of all parts, and of ``more``. None is written while updates are skipped: the newest one
         then is from before what made them so."""
         if self._checkpointer is not None and not self.learner.last_was_skipped:
-            name = Name(self._fence, self.learner.updates, self.reader.totals.env_steps)
+            name = Name(self._fence, self.learner.updates, self.ledger.totals.env_steps)
             self._checkpointer.save(name, lambda: {**self.state(), **(more or {})}, wait)
 
     def _checkpoint_when_due(self) -> None:
@@ -433,11 +437,13 @@ class LearnerLoop(Breakable):
     def state(self) -> dict[str, State]:
         """All that a learner goes on from, by part; see ``replay.state``."""
         self.check_unbroken()
-        parts = {"loop": State(self._values(), {}), "learner": self.learner.state(), "reader": self.reader.state()}
-        parts["sampler"] = self.sampler.state()
-        if self._checkpointer is not None and self._checkpointer.with_rows:
-            parts["mirror"] = self.mirror.state()
-        return parts
+        with_rows = self._checkpointer is not None and self._checkpointer.with_rows
+        return {
+            "loop": State(self._values(), {}),
+            "learner": self.learner.state(),
+            "reader": self.reader.state(),
+            **self.buffer.state(with_rows),
+        }
 
     def _values(self) -> dict[str, Any]:
         return {
@@ -471,12 +477,10 @@ class LearnerLoop(Breakable):
         """Go on from a checkpoint: with its rows, or with those that the log has."""
         parts = found.parts
         self.learner.restore(parts["learner"])
-        if "mirror" in parts:
-            self.mirror.restore(parts["mirror"])
-        was, now = self.reader.restore(parts["reader"], None if "mirror" in parts else self._log)
+        self.reader.restore(parts["reader"])
+        self.buffer.restore(parts, lambda stored: self.reader.refill(self._log, stored))
         if self._journal is not None:
-            self.reader.know(self._journal.since(found.name.fence))
-        self.sampler.restore(parts["sampler"], was, now)
+            self.ledger.know(self._journal.since(found.name.fence))
         values = parts["loop"].values
         self._published, self._published_at_updates = values["published"], values["published_at_updates"]
         self.limiter.restore(values["limiter"])
@@ -484,25 +488,25 @@ class LearnerLoop(Breakable):
         self._newest_figures = values["figures"] and Figures(*values["figures"])
         self._sums_before, self._seconds_before = values["sums"], values["seconds"]
         self._samples.bound = math.inf if values["q_bound"] is None else values["q_bound"]
-        self._trimmed_end = self.mirror.end
+        self._trimmed_end = self.buffer.mirror.end
         self._tell_resumed(found)
-        cursors = {slot: books.cursor.incarnation for slot, books in self.reader.slots.items()}
-        return Resumed(self.learner.updates, self.reader.totals.env_steps, cursors)
+        cursors = {slot: books.cursor.incarnation for slot, books in self.ledger.slots.items()}
+        return Resumed(self.learner.updates, self.ledger.totals.env_steps, cursors)
 
     def _tell_resumed(self, found: Found) -> None:
         self._told += [f"a newer checkpoint is passed over: {why}" for why in found.skipped]
         source = "its own" if "mirror" in found.parts else "the log's"
         self._told.append(
             f"resumed from checkpoint {found.name}: {self.learner.updates:,} updates, "
-            f"{self.reader.totals.env_steps:,} env steps, {source} {self.mirror.rows:,} rows of replay"
+            f"{self.ledger.totals.env_steps:,} env steps, {source} {self.buffer.mirror.rows:,} rows of replay"
         )
         if self.reader.unread:
             self._told.append(
                 f"the server of slots {', '.join(map(str, sorted(self.reader.unread)))} does not answer: their rows of "
                 "replay are not read again"
             )
-        if self.mirror.rows < self._replay.min_rows <= self.limiter.inserts:
-            self.limiter.inserts, self.limiter.samples, self.limiter.carried = self.mirror.rows, 0, 0.0
+        if self.buffer.mirror.rows < self._replay.min_rows <= self.limiter.inserts:
+            self.limiter.inserts, self.limiter.samples, self.limiter.carried = self.buffer.mirror.rows, 0, 0.0
             self._told.append(
                 f"the replay is lost: learning waits until {self._replay.min_rows:,} rows have come in anew"
             )

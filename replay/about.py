@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from replay.chunk import MOST_COUNT, MOST_VERSION, Schema
 from replay.foreign import parse_json
+from replay.ledger import Slot
 from replay.log import LogError
-from replay.reader import Slot
 
 FORMAT = 1
 """Raised where a field changes its meaning; fields that a reader does not know are passed over."""
@@ -47,7 +47,7 @@ class SlotAbout(BaseModel):
 
     @classmethod
     def of(cls, books: Slot) -> Self:
-        """From the reader's books."""
+        """Returns what the reader's ledger has of a slot."""
         totals = books.totals
         return cls(
             chunks=totals.chunks,

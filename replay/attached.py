@@ -23,13 +23,15 @@ from typing import Self, TypeVar
 import numpy as np
 
 from replay.about import About
+from replay.assembler import NStepAssembler
+from replay.buffer import ReplayBuffer
 from replay.chunk import Codec, Schema
 from replay.log import ChunkId, Entry, LogError, Unavailable
 from replay.mirror import Batch, Mirror
 from replay.reader import Reader
 from replay.redis_log import RedisLog
 from replay.run_keys import RunKeys
-from replay.samplers import UniformSampler
+from replay.samplers.uniform import UniformSampler
 from replay.storage import CannotFit, available_memory
 
 REFRESH_S = 1.0
@@ -123,18 +125,20 @@ class Attached:
         self.schema = about.row_schema
         self.mirror = _mirror(self.schema, about.capacity_rows if capacity_rows is None else capacity_rows)
         self._streams = _Streams(logs)
-        self._reader = Reader(
-            self._streams, Codec(self.schema, run), self.mirror, about.n_step, about.gamma, about.reward_scale
+        self._buffer = ReplayBuffer(
+            self.mirror,
+            NStepAssembler(self.mirror, about.n_step, about.gamma, about.reward_scale),
+            UniformSampler(self.mirror, np.random.default_rng()),
         )
+        self._reader = Reader(self._streams, Codec(self.schema, run), self._buffer)
         self._reader.follow(about.slots)
         self._page_bytes = min(64 << 20, max(1, self.mirror.capacity_rows // PAGES) * self.schema.row_bytes)
-        self._rng = np.random.default_rng()
         self._refreshed_s = time.monotonic()
 
     @property
     def refused(self) -> Mapping[str, int]:
         """Chunks that were not taken, by reason."""
-        return self._reader.totals.refused
+        return self._reader.ledger.totals.refused
 
     @property
     def away(self) -> Mapping[str, LogError]:
@@ -151,16 +155,18 @@ class Attached:
         self._streams.away.clear()
         if time.monotonic() - self._refreshed_s >= REFRESH_S:
             self._refresh()
-        before = self._reader.totals.env_steps
+        before = self._reader.ledger.totals.env_steps
         self._reader.drain(self._page_bytes, self.about.capacity_rows)
         if self.mirror.end == 0 and self.refused.get("size"):
             raise ValueError(f"capacity_rows={self.mirror.capacity_rows} cannot hold one chunk of this run: give more")
-        return self._reader.totals.env_steps - before
+        return self._reader.ledger.totals.env_steps - before
 
     def sample(self, count: int, rng: np.random.Generator | None = None) -> Batch:
         """``count`` transitions, uniformly and with replacement. Raises ValueError where there are none yet."""
         self._reader.check_unbroken()
-        return self.mirror.gather(UniformSampler(self.mirror, rng or self._rng).choose(count).rows)
+        if rng is not None:
+            return self.mirror.gather(UniformSampler(self.mirror, rng).choose(count).rows)
+        return self._buffer.sample(count).batch
 
     def close(self) -> None:
         """Give up the connections; the mirror stays."""

@@ -191,6 +191,11 @@ class Chunk:
         return self.flags.size
 
     @property
+    def lanes(self) -> int:
+        """Lanes of the actor."""
+        return self.flags.shape[1]
+
+    @property
     def env_steps(self) -> int:
         """Rows that an env step left: all but the boundary rows."""
         return int(np.count_nonzero((self.flags & BOUNDARY) == 0))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from replay.samplers import SAMPLERS, sampler_of
 
 
 class ReplayConfig(BaseModel):
@@ -22,8 +24,9 @@ class ReplayConfig(BaseModel):
     run's folder, on a cluster the system's one for temporary files."""
     log_rows: int | None = Field(None, ge=0)
     """Rows that the server keeps of them, the newest. The default is all: a learner that starts again has them back."""
-    sampler: Literal["uniform", "prioritised"] = "uniform"
-    """How rows are chosen: all alike, or in proportion to their TD error (arXiv 1511.05952)."""
+    sampler: str = "uniform"
+    """How rows are chosen. uniform: all alike; prioritised: in proportion to their TD error (arXiv 1511.05952); or
+    module:Name of your own, a class like replay.samplers.base.Sampler."""
     alpha: float = Field(0.6, ge=0, le=1)
     """Exponent of the priorities: 0 is uniform, 1 fully proportional to |TD error|."""
     beta: float = Field(0.4, ge=0, le=1)
@@ -39,7 +42,15 @@ class ReplayConfig(BaseModel):
     ingest_budget_s: float = Field(0.02, gt=0)
     """Seconds that one read may keep the learner from its updates (not in the inline mode)."""
 
+    @field_validator("sampler")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        """A user's own is imported where it is used: its folder may not be on the path yet."""
+        if name not in SAMPLERS and ":" not in name:
+            sampler_of(name)  # raises, with the names that there are
+        return name
+
     @property
     def rows_in_log(self) -> int:
-        """Rows that the server keeps behind the learner: ``log_rows``, and never more than the learner holds."""
+        """Rows that the server keeps for the learner: ``log_rows``, and never more than the learner holds."""
         return self.capacity_rows if self.log_rows is None else min(self.log_rows, self.capacity_rows)

@@ -13,11 +13,11 @@ from __future__ import annotations
 import contextlib
 import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 
-from replay.chunk import MOST_COUNT, MOST_VERSION
+from replay.chunk import MOST_COUNT, MOST_VERSION, Chunk
 from replay.credit import CREDIT_BYTES, Credit
 from replay.state import State
 
@@ -67,6 +67,11 @@ class ChunkId(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.incarnation}-{self.seq}"
+
+    @classmethod
+    def of(cls, chunk: Chunk) -> Self:
+        """Returns the id that a chunk is stored under."""
+        return cls(chunk.incarnation, chunk.seq)
 
 
 MOST_RESTARTS, MOST_CHUNKS = 1 << 20, 1 << 32

@@ -48,7 +48,7 @@ class Watcher(Protocol):
 
 
 class Mirror:
-    """A ring of ``capacity_rows`` rows, preallocated in ``storage``; the books about them stay in host memory."""
+    """A ring of ``capacity_rows`` rows, preallocated in ``storage``; what is known about them stays in host memory."""
 
     def __init__(self, schema: Schema, capacity_rows: int, storage: Storage | None = None) -> None:
         self.schema = schema

@@ -61,25 +61,22 @@ class _Rows(NamedTuple):
     done: Array
 
 
-CARRIED = _Rows._fields
-
-
 class LaneWindows:
     """The open windows of one actor's E lanes: the last n rows of each, carried from chunk to chunk."""
 
     def __init__(self, lanes: int, n: int, gamma: float) -> None:
-        self._lanes, self._n, self._gamma = lanes, n, gamma
+        self.lanes, self._n, self._gamma = lanes, n, gamma
         self._forget()
 
     def _forget(self) -> None:
-        grid = (self._n, self._lanes)
+        grid = (self._n, self.lanes)
         zeros = np.zeros(grid, np.float32)
         row, done = np.full(grid, -1, np.int64), np.ones(grid, np.bool_)
         self._carried = _Rows(zeros, np.full(grid, BOUNDARY, np.uint8), row, zeros, zeros, done)
 
     @property
     def last_row(self) -> Array:
-        """Each lane's newest row <int64>[E] where its episode goes on behind it, else -1."""
+        """Each lane's newest row <int64>[E] where its episode goes on after it, else -1."""
         return np.where(self._carried.flags[-1] & BOUNDARY, -1, self._carried.row[-1])
 
     @property

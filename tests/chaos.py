@@ -37,8 +37,8 @@ from rich.table import Table
 from learner.checkpoint import names, read
 from replay.about import About
 from replay.chunk import REFUSALS
+from replay.ledger import LOSSES
 from replay.log import WEIGHTS_HEADER_BYTES, LogError, WeightsHeader
-from replay.reader import LOSSES
 from replay.redis_log import RedisLog
 
 NAME = "chaos"

@@ -5,12 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from replay.assembler import NStepAssembler
+from replay.buffer import ReplayBuffer
 from replay.chunk import BOUNDARY, FIRST, TERMINATED, TRUNCATED, Chunk, Codec, Counters, Schema, encode
 from replay.log import ChunkId, ChunkLog
+from replay.mirror import Mirror
+from replay.reader import Reader
+from replay.samplers.uniform import UniformSampler
 
 RUN = "a-run"
 SCHEMA = Schema((1,), "float32", 4)
@@ -84,6 +90,21 @@ class FakeActor:
         else:
             self._next_flags[lane] = 0
         return flags
+
+
+def reader_on(
+    log: ChunkLog,
+    codec: Codec,
+    mirror: Mirror,
+    n: int,
+    gamma: float,
+    reward_scale: float = 1.0,
+    quarantine: Path | None = None,
+) -> Reader:
+    """A reader that fills ``mirror`` with n-step transitions."""
+    assembler = NStepAssembler(mirror, n, gamma, reward_scale)
+    buffer = ReplayBuffer(mirror, assembler, UniformSampler(mirror, np.random.default_rng(0)))
+    return Reader(log, codec, buffer, quarantine)
 
 
 def counted(flags: npt.NDArray[np.uint8]) -> Counters:

@@ -149,7 +149,7 @@ class Learner:
 
     def read(self, slot: int) -> tuple[int, int]:
         """The newest chunk of a slot that was taken in."""
-        return self.loop.reader.slots[slot].taken
+        return self.loop.ledger.slots[slot].taken
 
 
 class Herd:
@@ -241,16 +241,16 @@ class Herd:
     def assert_books_balance(self, lost: bool = False) -> None:
         """Every row of each slot's newest incarnation was read once, or is counted as lost (where ``lost`` may be)."""
         reader = self.learner.loop.reader
-        reader.check_conservation()
+        reader.ledger.check()
         for actor in self.actors:
             assert actor.failure is None
             assert actor.flushed
             assert actor.steps_in_doubt == 0
-            books = reader.slots[actor.slot]
+            books = reader.ledger.slots[actor.slot]
             assert books.taken.incarnation == actor.incarnation
             assert books.rows_read + books.rows_lost == actor.rollout.counters.rows > 0
             assert lost or books.rows_lost == 0
-        totals = reader.totals
+        totals = reader.ledger.totals
         assert totals.refused == {}
         assert lost or totals.rows_lost == {}
         assert set(totals.rows_lost) <= {"gap"}

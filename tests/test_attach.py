@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import redis
-from chunk_makers import CODEC, RUN, SCHEMA, FakeActor, append, chunk_id, spoilt
+from chunk_makers import CODEC, RUN, SCHEMA, FakeActor, append, chunk_id, reader_on, spoilt
 from cli_runs import ROOT
 from lending import plenty
 from waiting import until
@@ -33,9 +33,9 @@ from replay.about import FORMAT, About, AboutError, SlotAbout
 from replay.attached import Attached, NotThere, Replaced
 from replay.chunk import Chunk
 from replay.config import ReplayConfig
+from replay.ledger import Slot, Totals
 from replay.log import ChunkId, LogError, MemoryLog, Refused, Unavailable
 from replay.mirror import Batch, Mirror
-from replay.reader import Reader, Slot, Totals
 from replay.redis_log import RedisLog, public_url
 from replay.storage import CannotFit
 
@@ -102,7 +102,7 @@ def test_it_has_the_learners_transitions(own_server: EmbeddedServer, log: RedisL
     actors = [FakeActor(slot, lanes=slot + 1, numbers=numbers) for slot in range(3)]
     log.describe(1, about(3).pack())
     mirror = Mirror(SCHEMA, 1000)
-    learner = Reader(log, CODEC, mirror, N_STEP, GAMMA, REWARD_SCALE)
+    learner = reader_on(log, CODEC, mirror, N_STEP, GAMMA, REWARD_SCALE)
     learner.follow(range(3))
     with attach(own_server) as memory:
         assert memory.poll() == 0
@@ -425,7 +425,7 @@ def test_the_learner_describes_its_run_while_it_trains() -> None:
         (chunk.rows, chunk.env_steps, 1) for chunk in (first, second)
     ]
     assert (said.slots[1].incarnation, said.slots[1].cursor, said.slots[1].weight_version) == (2, "2-2", 1)
-    assert sum(s.bytes for s in said.slots.values()) == loop.reader.totals.bytes
+    assert sum(s.bytes for s in said.slots.values()) == loop.ledger.totals.bytes
 
 
 class NoDescription(MemoryLog):

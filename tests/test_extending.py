@@ -1,4 +1,4 @@
-"""The page for those who bring networks and losses of their own: its example, as printed, trains, resumes and plays."""
+"""The page for those who bring parts of their own: its example, as printed, trains, resumes and plays."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def test_the_pages_parts_train_resume_and_play(cwd: Path, mode: str, env_steps: 
     done = qherd("resume", "runs/own", "--budget.env-steps", str(env_steps[1]), cwd=cwd)
     assert done.code == 0, done
     assert summary(run)["updates"] > first["updates"]
-    newest = read(run / "checkpoints", names(run / "checkpoints")[0])["learner"].arrays
+    parts = read(run / "checkpoints", names(run / "checkpoints")[0])
+    newest = parts["learner"].arrays
     assert newest["online"].shape == (4 * 64 + 64 + 64 * 2 + 2,), "Sines and the head, nothing else"
     done = qherd("eval", "runs/own", "--episodes", "3", cwd=cwd)
     assert done.code == 0, done
@@ -54,6 +55,8 @@ def test_the_pages_parts_train_resume_and_play(cwd: Path, mode: str, env_steps: 
         ("--learner.network.encoder", "exits:Sines", "'exits:Sines' cannot be imported: SystemExit: 3"),
         ("--learner.network.encoder", "broken:Sines", "'broken:Sines' cannot be imported: SyntaxError: "),
         ("--learner.algorithm", "sarsa", "algorithm 'sarsa' is unknown: use dqn"),
+        ("--replay.sampler", "own_parts:Older", "module 'own_parts' has no attribute 'Older'"),
+        ("--replay.sampler", "newest", "sampler 'newest' is unknown: use uniform, prioritised"),
         ("--learner.network.encoder", "minatar", "wants pictures, got observations of shape (4,); use mlp"),
     ],
 )

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from chunk_makers import CODEC, SCHEMA, FakeActor
+from chunk_makers import CODEC, SCHEMA, FakeActor, reader_on
 from conftest import server_roles
 from fenced_learner import FENCED
 from herd import ACTORS, Herd, Learner, Observer
@@ -23,7 +23,6 @@ from waiting import until
 from deploy.valkey import EmbeddedServer, find_server
 from replay.log import FENCE_SHIFT, Fenced, MemoryLog
 from replay.mirror import Mirror
-from replay.reader import Reader
 
 TIMEOUT_S = 0.5
 SCRIPT = Path(__file__).with_name("fenced_learner.py")
@@ -136,7 +135,7 @@ def test_an_actor_that_was_cut_off_while_another_took_its_slot_ends(
 def test_a_zombie_that_is_first_on_an_emptied_server_is_not_read() -> None:
     """The server cannot tell then that it is one; the learner's cursor can, and the successor's chunks go on."""
     log, zombie, successor = MemoryLog(), FakeActor(), FakeActor()
-    reader = Reader(log, CODEC, Mirror(SCHEMA, 1000), n=1, gamma=0.9)
+    reader = reader_on(log, CODEC, Mirror(SCHEMA, 1000), n=1, gamma=0.9)
     reader.follow([0])
     zombie.send(log)
     successor.restart()
@@ -149,7 +148,7 @@ def test_a_zombie_that_is_first_on_an_emptied_server_is_not_read() -> None:
     assert successor.send(emptied).env_steps == reader.poll() > 0
     with pytest.raises(Fenced):
         zombie.send(emptied)
-    reader.check_conservation()
-    assert reader.totals.rows == 12
-    assert not reader.totals.refused
-    assert not reader.totals.rows_lost
+    reader.ledger.check()
+    assert reader.ledger.totals.rows == 12
+    assert not reader.ledger.totals.refused
+    assert not reader.ledger.totals.rows_lost

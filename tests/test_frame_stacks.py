@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import redis
-from chunk_makers import RUN, FakeActor, append, spoilt
+from chunk_makers import RUN, FakeActor, append, reader_on, spoilt
 from gymnasium.wrappers import FrameStackObservation, TimeLimit, TransformObservation
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,9 +29,8 @@ from learner.weights import pack
 from replay.chunk import BOUNDARY, FIRST, TERMINATED, Chunk, Codec, Schema
 from replay.log import MemoryLog
 from replay.mirror import Mirror
-from replay.reader import Reader
 from replay.redis_log import RedisLog
-from replay.samplers import PrioritisedSampler
+from replay.samplers.prioritised import PrioritisedSampler
 from replay.storage import Device, Ram, Storage
 
 
@@ -69,7 +68,7 @@ class Herd:
         self.actors = [FakeActor(slot, lanes, seed, p_end, numbers) for slot in range(2)]
         self.log, self.mirror = MemoryLog(), Mirror(self.schema, capacity, where)
         self.sampler = PrioritisedSampler(self.mirror, np.random.default_rng(seed), 0.6, 0.4, 100)
-        self.reader = Reader(self.log, Codec(self.schema, RUN), self.mirror, n, 0.9)
+        self.reader = reader_on(self.log, Codec(self.schema, RUN), self.mirror, n, 0.9)
         self.reader.follow(range(2))
         self.recorder = Recorder(stack)
         self.names: list[int] = []  # by row: the frame's number
@@ -165,7 +164,7 @@ def test_an_episode_that_goes_on_after_its_end_in_the_next_chunk_is_refused_and_
     for chunk in (ending, actor.chunk(4), actor.chunk(4)):
         append(herd.log, chunk, schema=herd.schema)
     herd.reader.poll()
-    assert herd.reader.totals.refused == {"flags": 1}
+    assert herd.reader.ledger.totals.refused == {"flags": 1}
     rows = np.flatnonzero(herd.mirror.sampleable(np.arange(8)))
     assert rows.tolist() == [0, 1, 2, 6]
     assert herd.mirror.gather(np.array([6])).s_tm1[0, :, 0].tolist() == [8, 9, 10]
@@ -222,7 +221,7 @@ def test_samples_are_what_the_environment_showed() -> None:
     rollout = Rollout(
         place, lanes, schema, make_policy(NetworkSpec(), schema), log, ActorConfig(lanes=2, chunk_steps=5)
     )
-    reader = Reader(log, Codec(schema, RUN), mirror, 3, 0.9)
+    reader = reader_on(log, Codec(schema, RUN), mirror, 3, 0.9)
     reader.follow([0])
     for _ in range(30):
         assert rollout.ready()

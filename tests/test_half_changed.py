@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import scripted_env
-from chunk_makers import RUN, SCHEMA, FakeActor
+from chunk_makers import RUN, SCHEMA, FakeActor, reader_on
 from lending import plenty
 
 from actors.config import ActorConfig, EnvConfig, EvalConfig
@@ -119,10 +119,10 @@ def rollout_of(fault: str, at: int) -> tuple[Rollout, MemoryLog, list[list[Any]]
 def sampled(log: MemoryLog, schema: Any) -> tuple[dict[tuple[float, ...], Transition], Reader]:
     """All that a learner would train on of what has arrived."""
     mirror = Mirror(schema, 500)
-    reader = Reader(log, Codec(schema, RUN), mirror, N, GAMMA)
+    reader = reader_on(log, Codec(schema, RUN), mirror, N, GAMMA)
     reader.follow([0])
     reader.drain()
-    reader.check_conservation()
+    reader.ledger.check()
     ids: npt.NDArray[Any] = np.arange(mirror.start, mirror.end)
     batch = mirror.gather(ids[mirror.sampleable(ids)])
     columns = (batch.s_tm1, batch.a_tm1, batch.r_t, batch.discount_t, batch.s_t)
@@ -149,13 +149,14 @@ def test_an_actors_second_call_does_not_go_on_after_the_first_one_failed(
         assert first.value in (again.value, again.value.__cause__)
     arrived, reader = sampled(log, rollout._schema)
     expected = {s: transition for episode in episodes for s, transition in truth(episode).items()}
-    assert reader.totals.chunks == (at - 1 + sum(at > end for end in (3, 4, 9, 11))) // 4, "boundary rows between"
+    chunks = (at - 1 + sum(at > end for end in (3, 4, 9, 11))) // 4
+    assert reader.ledger.totals.chunks == chunks, "boundary rows between"
     assert len(arrived) >= LANES
     for s_tm1, transition in arrived.items():
         played = expected[s_tm1]
         assert (transition.a_tm1, transition.s_t) == (played.a_tm1, played.s_t)
         assert transition[1:3] == pytest.approx(played[1:3], rel=1e-6)
-    assert not reader.totals.refused
+    assert not reader.ledger.totals.refused
 
 
 def loop_of() -> LearnerLoop:
@@ -201,7 +202,7 @@ def test_a_learners_second_slice_does_not_go_on_after_the_first_one_failed(monke
 def test_a_reader_that_was_interrupted_in_a_chunk_takes_no_further_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its mirror has rows that no window or book has."""
     log = MemoryLog()
-    reader = Reader(log, Codec(SCHEMA, RUN), mirror := Mirror(SCHEMA, 100), N, GAMMA)
+    reader = reader_on(log, Codec(SCHEMA, RUN), mirror := Mirror(SCHEMA, 100), N, GAMMA)
     reader.follow([0])
     actor = FakeActor()
     for _ in range(3):

@@ -83,8 +83,8 @@ def test_the_run_recovers_by_itself_from_maxmemory(server_binary: Path) -> None:
         figures = loop.report().figures
         assert sender.refused > 0, "the bound was never reached: this test shows nothing"
         assert figures["log_full"] > 0
-        assert loop.reader.totals.rows == sender.stored
-        assert not loop.reader.totals.rows_lost
+        assert loop.ledger.totals.rows == sender.stored
+        assert not loop.ledger.totals.rows_lost
         assert client.info("memory")["used_memory"] < 1.1 * SMALL_SERVER
         loop.publish()
         while loop._publisher.published < 2 or not client.exists(f"qherd:{RUN}:credit"):

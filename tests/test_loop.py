@@ -18,10 +18,10 @@ from learner.publisher import Publisher
 from learner.report import Diverged
 from learner.weights import version
 from replay.config import ReplayConfig
+from replay.ledger import Unbalanced
 from replay.log import ChunkId, Memory, MemoryLog
 from replay.mirror import Batch
-from replay.reader import Unbalanced
-from replay.samplers import SMALLEST_ERROR, PrioritisedSampler
+from replay.samplers.prioritised import SMALLEST_ERROR, PrioritisedSampler
 
 
 def make(**replay: Any) -> tuple[LearnerLoop, MemoryLog]:
@@ -37,7 +37,7 @@ def test_the_learners_errors_become_the_priorities() -> None:
     """After one cycle of several updates each sampled row has |TD error| of its last update to the power alpha; no
     other row's priority has moved."""
     loop, log = make()
-    sampler = loop.sampler
+    sampler = loop.buffer.sampler
     assert isinstance(sampler, PrioritisedSampler)
     actor = FakeActor(lanes=2, p_end=0.1)
     for _ in range(10):
@@ -94,13 +94,13 @@ def test_big_observations_are_gathered_in_parts(sampler: str, monkeypatch: pytes
     loop, log = make(sampler=sampler)
     FakeActor(lanes=2, p_end=0.1).send(log, 60)
     monkeypatch.setattr(loop_module, "GATHER_BYTES", 3 * 2 * 8 * 4)  # three batches of 8 observations of 4 bytes
-    gather, sizes = loop.mirror.gather, []
+    gather, sizes = loop.buffer.mirror.gather, []
 
     def gathering(rows: Any) -> Batch:
         sizes.append(len(rows))
         return gather(rows)
 
-    monkeypatch.setattr(loop.mirror, "gather", gathering)
+    monkeypatch.setattr(loop.buffer.mirror, "gather", gathering)
     updates = loop.cycle()
     assert updates > 6
     assert sum(sizes) == 8 * updates
@@ -166,7 +166,7 @@ def test_a_report_checks_the_books() -> None:
     FakeActor().send(log)
     loop.cycle()
     loop.report()
-    loop.reader.slots[0].rows_read -= 1
+    loop.ledger.slots[0].rows_read -= 1
     with pytest.raises(Unbalanced, match="3 rows read"):
         loop.report()
 
@@ -187,7 +187,7 @@ def test_slots_that_leave_are_read_to_their_end_and_trimmed_to_empty() -> None:
         loop.publish()
     append(log, replace(stays.chunk(16), weight_version=version(1, 4)))
     loop.cycle()
-    assert loop.reader.slots[1].rows_read == 32
+    assert loop.ledger.slots[1].rows_read == 32
     assert loop.report().figures["weight_staleness_versions"] == 0
     for _ in range(130):
         stays.send(log, 16)
@@ -203,4 +203,4 @@ def test_slots_that_left_before_this_learner_began_are_read_too() -> None:
     FakeActor(2).send(log, 16)
     loop.expect([0], 16, left=range(3))
     loop.cycle()
-    assert loop.reader.slots[2].rows_read == 16
+    assert loop.ledger.slots[2].rows_read == 16

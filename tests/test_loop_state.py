@@ -23,7 +23,7 @@ from learner.weights import version_count
 from replay.chunk import Chunk
 from replay.config import ReplayConfig
 from replay.log import FENCE_SHIFT, ChunkId, Entry, MemoryLog, Unavailable
-from replay.samplers import PrioritisedSampler
+from replay.samplers.prioritised import PrioritisedSampler
 from replay.sharded_log import ShardedLog
 
 REPLAY = {"capacity_rows": 300, "min_rows": 40, "samples_per_insert": 4.0}
@@ -123,11 +123,11 @@ def test_it_goes_on_to_the_bit(tmp_path: Path, sampler: str, rounds: int, storag
 def transitions(loop: LearnerLoop) -> dict[int, tuple[float, ...]]:
     """Every sampleable row by its observation's number: action, return, discount, the number it bootstraps from and,
     where priorities are kept, its own."""
-    rows = np.arange(loop.mirror.start, loop.mirror.end)
-    rows = rows[loop.mirror.sampleable(rows)]
-    columns = [np.asarray(column).reshape(len(rows)) for column in loop.mirror.gather(rows)]
-    if isinstance(loop.sampler, PrioritisedSampler):
-        columns.append(loop.sampler._tree.weights[rows % loop.mirror.capacity_rows])
+    rows = np.arange(loop.buffer.mirror.start, loop.buffer.mirror.end)
+    rows = rows[loop.buffer.mirror.sampleable(rows)]
+    columns = [np.asarray(column).reshape(len(rows)) for column in loop.buffer.mirror.gather(rows)]
+    if isinstance(loop.buffer.sampler, PrioritisedSampler):
+        columns.append(loop.buffer.sampler._tree.weights[rows % loop.buffer.mirror.capacity_rows])
     return {int(row[0]): tuple(row[1:]) for row in zip(*(column.tolist() for column in columns), strict=True)}
 
 
@@ -146,15 +146,15 @@ def test_the_log_gives_the_rows_back(tmp_path: Path, sampler: str, rounds: int) 
     other = make(tmp_path, log, fence=2, sampler=sampler, rows=False)
     assert transitions(one.loop) == transitions(other.loop)
     assert other.loop.limiter == one.loop.limiter
-    before = other.loop.reader.totals.env_steps
+    before = other.loop.ledger.totals.env_steps
     assert other.loop.cycle() == 0
-    assert other.loop.reader.totals.env_steps == before == one.loop.reader.totals.env_steps
+    assert other.loop.ledger.totals.env_steps == before == one.loop.ledger.totals.env_steps
     for _ in range(3):
         actors.send(one.log, log)
         for loop in (one.loop, other.loop):
             loop.reader.poll()
     assert transitions(other.loop).keys() == transitions(one.loop).keys()
-    assert other.loop.reader.totals == one.loop.reader.totals
+    assert other.loop.ledger.totals == one.loop.ledger.totals
 
 
 class Away(MemoryLog):
@@ -201,7 +201,7 @@ def test_a_server_that_stays_away_is_told_or_ends_the_learner(tmp_path: Path, mo
         actors.send(one.log)
         one.loop.cycle()
     one.loop.checkpoint(wait=True)
-    monkeypatch.setattr("replay.reader.REFILL_WAIT_S", 0.0)
+    monkeypatch.setattr("replay.refill.REFILL_WAIT_S", 0.0)
     log = Away()
     log.restore(one.log.state())
     log.fails = 10**9
@@ -223,9 +223,9 @@ def test_chunks_behind_the_cursors_are_inserts(tmp_path: Path) -> None:
         actors.send(one.log)
         one.loop.cycle()
     other = make(tmp_path, copy_of(one.log), fence=2)
-    assert other.loop.reader.totals.env_steps < one.loop.reader.totals.env_steps
+    assert other.loop.ledger.totals.env_steps < one.loop.ledger.totals.env_steps
     other.loop.cycle()
-    assert other.loop.reader.totals == one.loop.reader.totals
+    assert other.loop.ledger.totals == one.loop.ledger.totals
     assert other.loop.limiter.inserts == one.loop.limiter.inserts
     assert other.loop.report().rows_lost == {}
 
@@ -244,7 +244,7 @@ def test_what_the_log_lost_meanwhile_is_counted_as_lost_to_the_resume(tmp_path: 
     other = make(tmp_path, log, fence=2)
     other.loop.cycle()
     assert other.loop.report().rows_lost == {"resume": 2 * 2 * 8}
-    for books in other.loop.reader.slots.values():
+    for books in other.loop.ledger.slots.values():
         assert books.rows_read + books.rows_lost == books.counters.rows
 
 
@@ -255,7 +255,7 @@ def read_on(loop: LearnerLoop, rows: int, monkeypatch: pytest.MonkeyPatch) -> No
 
     def all_read() -> bool:
         loop.train(0.01)
-        return loop.reader.totals.rows == rows
+        return loop.ledger.totals.rows == rows
 
     until(all_read, f"{rows} rows")
     loop.train(0.01)
@@ -285,8 +285,8 @@ def test_rows_that_a_killed_learner_had_read_and_the_log_has_no_more_are_rolled_
         actors.send(three.log)
         three.loop.cycle()
     assert three.loop.report().rows_lost == {"rollback": 5 * 16}
-    assert [books.totals.rows_lost["rollback"] for books in three.loop.reader.slots.values()] == [40, 40]
-    assert three.loop.reader.totals.rows == (3 + 2) * 16
+    assert [books.totals.rows_lost["rollback"] for books in three.loop.ledger.slots.values()] == [40, 40]
+    assert three.loop.ledger.totals.rows == (3 + 2) * 16
 
 
 def test_what_was_refused_is_not_taken_from_the_log_by_a_refill(tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_what_was_refused_is_not_taken_from_the_log_by_a_refill(tmp_path: Path) 
     one.loop.checkpoint(wait=True)
     other = make(tmp_path, copy_of(one.log), fence=2, rows=False, capacity_rows=100)
     assert transitions(other.loop) == transitions(one.loop)
-    assert other.loop.mirror.rows == one.loop.mirror.rows == 3 * 16
+    assert other.loop.buffer.mirror.rows == one.loop.buffer.mirror.rows == 3 * 16
     assert other.loop.report().refused == {"counters": 1, "size": 1}
 
 
@@ -326,7 +326,7 @@ def test_what_the_log_still_has_of_them_is_read_again_and_not_rolled_back(
     two = make(tmp_path, log, fence=2)
     two.loop.cycle()
     assert two.loop.report().rows_lost == {"rollback": 16}
-    assert two.loop.reader.totals.rows == 3 * 16
+    assert two.loop.ledger.totals.rows == 3 * 16
 
 
 @pytest.mark.parametrize("spoil", ["gone", "empty", "garbage", "a pipe", "too much", "negative"])

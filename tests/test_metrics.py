@@ -20,7 +20,7 @@ from learner.catalogue import catalogue
 from learner.metrics import MetricsServer, RunMetrics
 from learner.report import Report
 from replay.chunk import REFUSALS
-from replay.reader import LOSSES
+from replay.ledger import LOSSES
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from chunk_makers import CODEC, SCHEMA, FakeActor, append, chunk_id, spoilt
+from chunk_makers import CODEC, SCHEMA, FakeActor, append, chunk_id, reader_on, spoilt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +17,6 @@ from replay.chunk import BOUNDARY, FIRST, TERMINATED, TRUNCATED, Chunk
 from replay.log import ChunkLog, MemoryLog
 from replay.mirror import Mirror
 from replay.nstep import Closed, LaneWindows
-from replay.reader import Reader
 
 GAMMA = 0.5
 REWARDS = [1.0, 2.0, 4.0, 8.0, 16.0]
@@ -265,7 +264,7 @@ class Herd:
         self.actors = [FakeActor(slot, lanes, seed, p_end, numbers) for slot in range(2)]
         self.log: ChunkLog = MemoryLog()
         self.mirror = Mirror(SCHEMA, capacity)
-        self.reader = Reader(self.log, CODEC, self.mirror, n, gamma)
+        self.reader = reader_on(self.log, CODEC, self.mirror, n, gamma)
         self.reader.follow(range(2))
         self._closed: list[list[Row]] = []
         self._open = {(slot, lane): list[Row]() for slot in range(2) for lane in range(lanes)}
@@ -351,6 +350,11 @@ def test_long_run_wraps_the_ring_often_and_stays_equal_to_the_oracle() -> None:
 PLAIN_FLAGS = [0, FIRST, TERMINATED, TRUNCATED, FIRST | TERMINATED, BOUNDARY, BOUNDARY | FIRST]
 
 
+def never(stored: Any) -> Any:
+    """In place of a refill, where the state has the rows."""
+    raise AssertionError("rows that are there were read again")
+
+
 def follows(before: int, after: int) -> bool:
     """Whether a row with the flags ``after`` may come after one with ``before``."""
     if bool(before & BOUNDARY) != bool(after & FIRST):
@@ -377,18 +381,18 @@ def test_what_breaks_the_order_of_rows_is_refused_and_counted(
     refused = lost = 0
     for index, (time_steps, p_wrong) in enumerate(chunks):
         if index == resumed:
-            state, mirror_state = herd.reader.state(), herd.mirror.state()
+            state, parts = herd.reader.state(), herd.reader.buffer.state(with_rows=True)
             herd.mirror = Mirror(SCHEMA, 1000)
-            herd.mirror.restore(mirror_state)
-            herd.reader = Reader(herd.log, CODEC, herd.mirror, n, 0.9)
-            herd.reader.restore(state, None)
+            herd.reader = reader_on(herd.log, CODEC, herd.mirror, n, 0.9)
+            herd.reader.restore(state)
+            herd.reader.buffer.restore(parts, never)
         chunk = actor.chunk(time_steps)
         wrong = rng.random(chunk.flags.shape) < p_wrong
         flags = np.where(wrong, rng.choice(PLAIN_FLAGS, chunk.flags.shape), chunk.flags).astype(np.uint8)
         chunk = actor.reflagged(chunk, flags)
         append(herd.log, chunk)
         herd.reader.poll()
-        herd.reader.check_conservation()
+        herd.reader.ledger.check()
         rows = flags if newest is None else np.concatenate((newest[None], flags))
         good = all(follows(*pair) for lane in rows.T.tolist() for pair in itertools.pairwise(lane))
         newest = flags[-1] if good else None
@@ -397,8 +401,8 @@ def test_what_breaks_the_order_of_rows_is_refused_and_counted(
             herd._arrive(chunk)
             lost = chunk.counters.rows - len(herd._arrived)
         refused += not good
-        assert herd.reader.totals.refused == ({"flags": refused} if refused else {})
-        assert herd.reader.totals.rows_lost == ({"refused": lost} if lost else {})
+        assert herd.reader.ledger.totals.refused == ({"flags": refused} if refused else {})
+        assert herd.reader.ledger.totals.rows_lost == ({"refused": lost} if lost else {})
         assert_same(herd.actual(), herd.expected())
 
 
@@ -413,8 +417,8 @@ def test_a_chunk_has_to_follow_the_one_before(before: int, after: int) -> None:
             if lost and not index:
                 actor.chunk(1)
         herd.reader.poll()
-        taken = lost or follows(before, after)
-        assert (herd.reader.totals.chunks, herd.reader.totals.refused["flags"]) == ((2, 0) if taken else (1, 1))
+        taken, totals = lost or follows(before, after), herd.reader.ledger.totals
+        assert (totals.chunks, totals.refused["flags"]) == ((2, 0) if taken else (1, 1))
 
 
 def test_a_refill_does_not_take_what_was_refused() -> None:
@@ -428,11 +432,12 @@ def test_a_refill_does_not_take_what_was_refused() -> None:
             chunk = replace(chunk, counters=chunk.counters._replace(rows=1))
         append(herd.log, chunk)
     herd.reader.poll()
-    assert herd.reader.totals.refused == {"flags": 1, "counters": 1}
+    assert herd.reader.ledger.totals.refused == {"flags": 1, "counters": 1}
     before = herd.actual()
-    state = herd.reader.state()
+    state, parts = herd.reader.state(), herd.reader.buffer.state(with_rows=False)
     herd.mirror = Mirror(SCHEMA, 100)
-    reader = Reader(herd.log, CODEC, herd.mirror, 2, 0.9)
-    reader.restore(state, refill=herd.log)
+    reader = reader_on(herd.log, CODEC, herd.mirror, 2, 0.9)
+    reader.restore(state)
+    reader.buffer.restore(parts, lambda stored: reader.refill(herd.log, stored))
     assert herd.mirror.rows == 12
     assert_same(herd.actual(), before)

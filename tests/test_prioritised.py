@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from chunk_makers import CODEC, SCHEMA, FakeActor, append
+from chunk_makers import CODEC, SCHEMA, FakeActor, append, reader_on
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,8 +17,9 @@ from replay.config import ReplayConfig
 from replay.log import MemoryLog
 from replay.mirror import Mirror
 from replay.nstep import Closed
-from replay.reader import Reader
-from replay.samplers import SMALLEST_ERROR, PrioritisedSampler, UniformSampler, make_sampler
+from replay.samplers import make_sampler
+from replay.samplers.prioritised import SMALLEST_ERROR, PrioritisedSampler
+from replay.samplers.uniform import UniformSampler
 
 Array = npt.NDArray[Any]
 ALPHA, BETA = 0.6, 0.4
@@ -32,7 +33,7 @@ class Replay:
         self.actors = [FakeActor(slot, lanes, seed, 0.2, numbers) for slot in range(2)]
         self.log, self.mirror = MemoryLog(), Mirror(SCHEMA, capacity)
         self.sampler = PrioritisedSampler(self.mirror, np.random.default_rng(seed), ALPHA, BETA, 100)
-        self.reader = Reader(self.log, CODEC, self.mirror, n, gamma)
+        self.reader = reader_on(self.log, CODEC, self.mirror, n, gamma)
         self.reader.follow(range(2))
         self.q_taken: dict[int, float] = {}
         self.q_max: dict[int, float] = {}
@@ -83,7 +84,7 @@ def test_initial_priority_is_the_actors_own_n_step_error_also_across_chunks() ->
     """Hand-worked: n = 2, gamma 0.5, one lane cut into chunks of one row each. Row 0: r 1 + 2/2 + q_max(2)/4 - q(0)."""
     log, mirror = MemoryLog(), Mirror(SCHEMA, 8)
     sampler = PrioritisedSampler(mirror, np.random.default_rng(0), 1.0, BETA, 100)
-    reader = Reader(log, CODEC, mirror, n=2, gamma=0.5)
+    reader = reader_on(log, CODEC, mirror, n=2, gamma=0.5)
     reader.follow([0])
     actor = FakeActor(p_end=0.0)
     for reward, q_taken, q_max in ((1.0, 0.25, 9.0), (2.0, 0.5, 9.0), (4.0, 7.0, 8.0)):

@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chunk_makers import CODEC, RUN, SCHEMA, FakeActor, append, chunk_id, spoilt
+from chunk_makers import CODEC, RUN, SCHEMA, FakeActor, append, chunk_id, reader_on, spoilt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learner.checkpoint import pack
 from replay.chunk import BOUNDARY, FIRST, MOST_VERSION, Chunk, Codec, Counters, encode
+from replay.ledger import Unbalanced
 from replay.log import ChunkId, ChunkLog, Entry, Fenced, MemoryLog, Unavailable
 from replay.mirror import Mirror
-from replay.reader import QUARANTINED, Reader, Unbalanced
+from replay.quarantine import QUARANTINED
+from replay.reader import Reader
 
 
 def make(
@@ -26,7 +28,7 @@ def make(
 ) -> tuple[Reader, Mirror]:
     """A reader of the first ``slots`` slots, n = 1, and its mirror."""
     mirror = Mirror(SCHEMA, capacity)
-    reader = Reader(log, CODEC, mirror, n=1, gamma=0.9, quarantine=quarantine, reward_scale=reward_scale)
+    reader = reader_on(log, CODEC, mirror, n=1, gamma=0.9, quarantine=quarantine, reward_scale=reward_scale)
     reader.follow(range(slots))
     return reader, mirror
 
@@ -57,12 +59,12 @@ def test_all_rows_of_all_slots_arrive_once() -> None:
     chunks = [actor.send(log) for actor in (FakeActor(0), FakeActor(1, lanes=2)) for _ in range(3)]
     inserted = reader.poll()
     rows, env_steps = sum(chunk.rows for chunk in chunks), sum(chunk.env_steps for chunk in chunks)
-    assert mirror.end == reader.totals.rows == rows == 36
-    assert inserted == reader.totals.env_steps == env_steps < rows
-    assert reader.totals.chunks == 6
-    assert reader.totals.bytes == sum(len(encode(chunk, SCHEMA, RUN)) for chunk in chunks)
-    assert not reader.totals.refused
-    assert not reader.totals.rows_lost
+    assert mirror.end == reader.ledger.totals.rows == rows == 36
+    assert inserted == reader.ledger.totals.env_steps == env_steps < rows
+    assert reader.ledger.totals.chunks == 6
+    assert reader.ledger.totals.bytes == sum(len(encode(chunk, SCHEMA, RUN)) for chunk in chunks)
+    assert not reader.ledger.totals.refused
+    assert not reader.ledger.totals.rows_lost
     assert reader.poll() == 0
 
 
@@ -76,8 +78,8 @@ def test_repeated_ids_are_ignored() -> None:
     actor.send(log)
     assert reader.poll() > 0
     assert mirror.end == 8
-    assert reader.totals.refused == {"duplicate": 1}
-    assert reader.slots[0].rows_read == reader.slots[0].counters.rows == 8
+    assert reader.ledger.totals.refused == {"duplicate": 1}
+    assert reader.ledger.slots[0].rows_read == reader.ledger.slots[0].counters.rows == 8
 
 
 def test_gap_is_counted_to_the_row() -> None:
@@ -90,8 +92,8 @@ def test_gap_is_counted_to_the_row() -> None:
     actor.chunk(3)
     actor.send(log, 4)
     reader.poll()
-    assert sum(reader.totals.rows_lost.values()) == 10
-    books = reader.slots[0]
+    assert sum(reader.ledger.totals.rows_lost.values()) == 10
+    books = reader.ledger.slots[0]
     assert (books.rows_read, books.rows_lost, books.counters.rows) == (10, 10, 20)
 
 
@@ -103,7 +105,7 @@ def test_missing_first_chunk_is_a_gap() -> None:
     actor.chunk(3)
     actor.send(log, 2)
     reader.poll()
-    assert sum(reader.totals.rows_lost.values()) == 3
+    assert sum(reader.ledger.totals.rows_lost.values()) == 3
 
 
 FATES = ("arrives", "arrives", "lost", "spoilt", "restart", "repeated", "emptied")
@@ -134,17 +136,17 @@ def test_conservation_law(seed: int, fates: list[str]) -> None:
             log._chunks.clear()
             log._last.clear()
         reader._log = twice if fate == "repeated" else log
-        before = reader.slots[0].cursor
+        before = reader.ledger.slots[0].cursor
         reader.poll()
-        reader.check_conservation()
-        books = reader.slots[0]
+        reader.ledger.check()
+        books = reader.ledger.slots[0]
         assert books.rows_read + books.rows_lost == books.counters.rows
         assert books.cursor >= before
         if fate in ("arrives", "restart", "repeated"):
             arrived += chunk.rows
             taken += chunk.rows
             assert (books.rows_read, books.counters.rows) == (arrived, sent)
-    assert mirror.end == reader.totals.rows == taken, "a chunk was taken twice"
+    assert mirror.end == reader.ledger.totals.rows == taken, "a chunk was taken twice"
 
 
 @pytest.mark.parametrize(
@@ -168,11 +170,11 @@ def test_books_that_are_wrong_are_told(wrong: dict[str, Any], told: str) -> None
     actor.chunk(2)
     actor.send(log)
     reader.poll()
-    reader.check_conservation()
+    reader.ledger.check()
     for name, value in wrong.items():
-        setattr(reader.slots[1], name, value)
+        setattr(reader.ledger.slots[1], name, value)
     with pytest.raises(Unbalanced, match=told):
-        reader.check_conservation()
+        reader.ledger.check()
 
 
 @pytest.mark.parametrize("difference", [-1, 1, 1 << 40])
@@ -185,7 +187,7 @@ def test_count_that_cannot_be_is_refused(difference: int) -> None:
     chunk = actor.chunk()
     append(log, replace(chunk, counters=chunk.counters._replace(rows=chunk.counters.rows + difference)))
     reader.poll()
-    assert reader.totals.refused == {"counters": 1}
+    assert reader.ledger.totals.refused == {"counters": 1}
     assert mirror.end == 4
 
 
@@ -200,9 +202,9 @@ def test_count_too_big_for_its_gap_does_not_poison_the_slot() -> None:
     append(log, replace(liar, counters=liar.counters._replace(rows=1 << 62)))
     honest = actor.send(log)
     reader.poll()
-    assert reader.totals.refused == {"counters": 1}
-    assert reader.slots[0].taken == chunk_id(honest)
-    assert sum(reader.totals.rows_lost.values()) == 8
+    assert reader.ledger.totals.refused == {"counters": 1}
+    assert reader.ledger.slots[0].taken == chunk_id(honest)
+    assert sum(reader.ledger.totals.rows_lost.values()) == 8
 
 
 LIES: list[dict[str, Any]] = [
@@ -227,10 +229,10 @@ def test_counters_that_cannot_follow_those_before_are_refused(lie: dict[str, Any
     append(log, replace(chunk, counters=chunk.counters._replace(**lying)))
     honest = actor.send(log)
     reader.poll()
-    assert reader.totals.refused == {"counters": 1}
-    assert reader.counters() == honest.counters
+    assert reader.ledger.totals.refused == {"counters": 1}
+    assert reader.ledger.counters() == honest.counters
     assert mirror.end == 8
-    reader.check_conservation()
+    reader.ledger.check()
 
 
 def test_a_version_of_the_weights_that_was_never_published_is_refused() -> None:
@@ -242,7 +244,7 @@ def test_a_version_of_the_weights_that_was_never_published_is_refused() -> None:
     for weight_version in (4, 5, MOST_VERSION):
         append(log, replace(actor.chunk(), weight_version=weight_version))
     reader.poll()
-    assert (reader.totals.chunks, dict(reader.totals.refused)) == (1, {"weights": 2})
+    assert (reader.ledger.totals.chunks, dict(reader.ledger.totals.refused)) == (1, {"weights": 2})
 
 
 TOO_FAR = [
@@ -264,9 +266,9 @@ def test_an_id_that_no_actor_can_have_sent_takes_its_stream_and_not_the_slot(far
     for _ in range(3):
         other.send(log)
         reader.poll()
-    assert reader.totals.refused == {"id": 1}
+    assert reader.ledger.totals.refused == {"id": 1}
     assert reader.exhausted == {0}
-    assert reader.slots[0].cursor == ChunkId(1, 1)
+    assert reader.ledger.slots[0].cursor == ChunkId(1, 1)
     assert pack({"reader": reader.state()})
     chunk = actor.chunk()
     if far.seq >= chunk.seq:
@@ -275,10 +277,10 @@ def test_an_id_that_no_actor_can_have_sent_takes_its_stream_and_not_the_slot(far
     reader.trim(1 << 30)
     append(log, chunk)
     reader.poll()
-    assert reader.totals.refused == {"id": 1}
-    assert reader.slots[0].taken == chunk_id(chunk)
+    assert reader.ledger.totals.refused == {"id": 1}
+    assert reader.ledger.slots[0].taken == chunk_id(chunk)
     assert mirror.end == 2 * 4 + 3 * 4
-    reader.check_conservation()
+    reader.ledger.check()
 
 
 def test_a_stranger_that_pushes_the_id_a_little_fences_the_actor_and_the_next_goes_on() -> None:
@@ -294,8 +296,8 @@ def test_a_stranger_that_pushes_the_id_a_little_fences_the_actor_and_the_next_go
     actor.restart()
     actor.send(log)
     reader.poll()
-    assert reader.totals.refused == {"short": 1}
-    assert reader.totals.chunks == 2
+    assert reader.ledger.totals.refused == {"short": 1}
+    assert reader.ledger.totals.chunks == 2
 
 
 def test_bad_chunks_are_counted_by_reason_and_never_sampled() -> None:
@@ -325,11 +327,11 @@ def test_bad_chunks_are_counted_by_reason_and_never_sampled() -> None:
     append(log, huge)
     good.append(actor.send(log))
     reader.poll()
-    assert reader.totals.refused == {
+    assert reader.ledger.totals.refused == {
         "short": 1, "magic": 1, "crc": 1, "value": 1, "action": 1, "counters": 1, "size": 1,
     }  # fmt: skip
-    assert sum(reader.totals.rows_lost.values()) == 6 * 4 + 41
-    assert reader.totals.chunks == len(good)
+    assert sum(reader.ledger.totals.rows_lost.values()) == 6 * 4 + 41
+    assert reader.ledger.totals.chunks == len(good)
     seen = names(mirror)
     assert not seen & set[int]().union(*map(observations, bad))
     assert seen == set[int]().union(*map(observations, good))
@@ -343,7 +345,7 @@ def test_chunk_of_another_run_or_stored_under_another_id_is_refused() -> None:
     log.append(0, ChunkId(1, 1), encode(chunk, SCHEMA, "another-run"))
     log.append(1, ChunkId(1, 1), encode(chunk, SCHEMA, RUN))
     reader.poll()
-    assert reader.totals.refused == {"run": 1, "identity": 1}
+    assert reader.ledger.totals.refused == {"run": 1, "identity": 1}
     assert mirror.end == 0
 
 
@@ -360,7 +362,7 @@ def test_first_few_bad_chunks_are_kept_for_inspection(tmp_path: Path) -> None:
         chunk = actor.chunk()
         append(log, chunk, spoilt(chunk))
     reader.poll()
-    assert reader.totals.refused == {"crc": QUARANTINED + 3}
+    assert reader.ledger.totals.refused == {"crc": QUARANTINED + 3}
     assert sorted(path.name for path in folder.iterdir()) == [f"0-1-{seq}.crc.chunk" for seq in range(2, 7)]
     assert (folder / "0-1-6.crc.chunk").stat().st_size == len(encode(chunk, SCHEMA, RUN))
 
@@ -389,7 +391,7 @@ def test_quarantine_that_cannot_be_written_does_not_stop_the_reader(tmp_path: Pa
     append(log, chunk, spoilt(chunk))
     actor.send(log)
     assert reader.poll() > 0
-    assert reader.totals.refused == {"crc": 1}
+    assert reader.ledger.totals.refused == {"crc": 1}
 
 
 def test_budget_leaves_a_backlog_for_the_next_poll() -> None:
@@ -405,7 +407,7 @@ def test_budget_leaves_a_backlog_for_the_next_poll() -> None:
     assert reader.poll(budget_s=0.0) == 0
     actor.send(log)
     assert reader.poll(budget_s=10.0) > 0
-    assert not reader.totals.refused
+    assert not reader.ledger.totals.refused
 
 
 def test_budget_counts_what_is_taken_not_what_is_left() -> None:
@@ -416,11 +418,11 @@ def test_budget_counts_what_is_taken_not_what_is_left() -> None:
     for _ in range(3):
         actor.send(log)
     reader.poll(budget_s=0.0)
-    assert reader.slots[0].cursor == ChunkId(1, 1)
+    assert reader.ledger.slots[0].cursor == ChunkId(1, 1)
     reader.trim(1 << 30)
     again, _ = make(log)
     assert again.poll() > 0
-    assert again.totals.chunks == 3
+    assert again.ledger.totals.chunks == 3
 
 
 def test_trim_follows_the_mirror() -> None:
@@ -552,7 +554,7 @@ def test_counters_go_on_over_incarnations() -> None:
         actor.restart()
     expected = expected.plus(other.send(log).counters)
     reader.poll()
-    assert reader.counters() == expected
+    assert reader.ledger.counters() == expected
     assert expected.rows == 28
 
 
@@ -582,11 +584,11 @@ def test_reader_uses_the_codecs_bound() -> None:
     """A chunk above max_rows is refused although the mirror could hold it."""
     log = MemoryLog()
     mirror = Mirror(SCHEMA, 1000)
-    reader = Reader(log, Codec(SCHEMA, RUN, max_rows=3), mirror, n=1, gamma=0.9)
+    reader = reader_on(log, Codec(SCHEMA, RUN, max_rows=3), mirror, n=1, gamma=0.9)
     reader.follow([0])
     FakeActor().send(log)
     reader.poll()
-    assert reader.totals.refused == {"size": 1}
+    assert reader.ledger.totals.refused == {"size": 1}
 
 
 def test_the_books_of_evicted_chunks_go_also_without_a_trim() -> None:
@@ -597,7 +599,7 @@ def test_the_books_of_evicted_chunks_go_also_without_a_trim() -> None:
     for _ in range(50):
         actor.send(log)
         reader.poll()
-        assert len(reader._stored) <= 6
+        assert len(reader.buffer._stored) <= 6
     assert mirror.start == 180
 
 
@@ -615,11 +617,11 @@ def test_each_slot_has_totals_of_its_own() -> None:
     actors[2].chunk()
     actors[2].send(log)
     reader.drain()
-    totals = [books.totals for books in reader.slots.values()]
+    totals = [books.totals for books in reader.ledger.slots.values()]
     assert [dict(each.refused) for each in totals] == [{}, {"crc": 2}, {}]
     assert [dict(each.rows_lost) for each in totals] == [{}, {"refused": 8}, {"gap": 4}]
     assert [(each.chunks, each.rows) for each in totals] == [(1, 4), (2, 8), (1, 4)]
     for name in ("chunks", "rows", "env_steps", "bytes"):
-        assert sum(getattr(each, name) for each in totals) == getattr(reader.totals, name)
-    assert reader.totals.refused == {"crc": 2}
-    assert reader.totals.rows_lost == {"refused": 8, "gap": 4}
+        assert sum(getattr(each, name) for each in totals) == getattr(reader.ledger.totals, name)
+    assert reader.ledger.totals.refused == {"crc": 2}
+    assert reader.ledger.totals.rows_lost == {"refused": 8, "gap": 4}

@@ -201,9 +201,9 @@ def test_a_server_that_comes_back_with_less_goes_on(
         herd.learner.train_until(lambda: herd.learner.read(0) >= (3, 3), "the third incarnation's chunks")
 
         old = herd.learner
-        old.loop.reader.check_conservation()
-        assert old.loop.reader.totals.refused == {}
-        assert set(old.loop.reader.totals.rows_lost) <= {"gap"}
+        old.loop.ledger.check()
+        assert old.loop.ledger.totals.refused == {}
+        assert set(old.loop.ledger.totals.rows_lost) <= {"gap"}
         fence = directory.next_fence()
         herd.learner = Learner(server.url("admin"), run_name, fence, herd.timeout_s)
         old.publisher.stop()
@@ -261,7 +261,7 @@ def test_a_full_server_is_emptied_by_the_learner(server_binary: Path, run_name: 
         Observer(server.url("admin"), run_name) as observer,
     ):
         learner = herd.learner
-        learner.train_until(lambda: learner.loop.reader.totals.rows > 1000, "4 MB")
+        learner.train_until(lambda: learner.loop.ledger.totals.rows > 1000, "4 MB")
         client.config_set("maxmemory", client.info("memory")["used_memory"] - (1 << 20))
         client.delete(f"qherd:{run_name}:credit", f"qherd:{run_name}:weights")
 
@@ -300,14 +300,14 @@ def test_ids_beyond_all_take_their_streams_and_not_the_run(
         monkeypatch.setattr(loop, "train", lambda seconds: told.extend(train(seconds).told))
         for slot, last in enumerate(LAST):
             client.xadd(f"qherd:{run_name}:chunks:{slot}", {"c": b"stranger"}, id=last)
-        herd.learner.train_until(lambda: loop.reader.totals.refused["id"] == SLOTS, "the ids are refused")
+        herd.learner.train_until(lambda: loop.ledger.totals.refused["id"] == SLOTS, "the ids are refused")
         herd.works()
         assert not any(actor.ended for actor in herd.actors)
         assert pack(loop.state())
         for slot in range(SLOTS):
             assert sum(f"the stream of slot {slot} has an id that no actor can have sent" in line for line in told) == 1
-        assert loop.reader.totals.refused == {"id": SLOTS}
-        loop.reader.totals.refused.clear()  # no others come, and no row is lost
+        assert loop.ledger.totals.refused == {"id": SLOTS}
+        loop.ledger.totals.refused.clear()  # no others come, and no row is lost
         herd.end()
         herd.assert_books_balance()
 
@@ -326,8 +326,8 @@ def test_chunks_for_slots_that_the_run_does_not_have_are_removed(
             client.xadd(key, {"c": b"x" * 1000}, id="1-1")
             client.xadd(key, {"c": b"x" * 1000}, id="1-2")
         herd.learner.train_until(lambda: not client.exists(*keys), "they are gone")
-        assert loop.reader.totals.refused == {"slot": 8}
-        loop.reader.totals.refused.clear()  # no others come, and no row is lost
+        assert loop.ledger.totals.refused == {"slot": 8}
+        loop.ledger.totals.refused.clear()  # no others come, and no row is lost
         herd.works()
         herd.end()
         herd.assert_books_balance()
@@ -357,8 +357,8 @@ def test_requests_that_are_never_finished_do_not_fill_the_server(server_binary: 
                 begin(nbytes, 0).read_response(timeout=5)
         half_sent = [begin(value, value - 100) for _ in range(40)]  # 160 MB of 64
         assert client.info("memory")["used_memory"] < 40 << 20
-        rows = herd.learner.loop.reader.totals.rows + 500
-        herd.learner.train_until(lambda: herd.learner.loop.reader.totals.rows > rows, "rows come in")
+        rows = herd.learner.loop.ledger.totals.rows + 500
+        herd.learner.train_until(lambda: herd.learner.loop.ledger.totals.rows > rows, "rows come in")
         assert not any(log.errors["Full"] for log in (herd.learner.publisher_log, *(each.log for each in herd.actors)))
         assert client.info("stats")["evicted_clients"] >= 20
         for connection in half_sent:
@@ -428,5 +428,5 @@ def test_a_password_that_was_changed_ends_everybody_who_has_the_old_one(server_b
             herd.end()
             herd.assert_books_balance()
             for actor in herd.past:
-                unknown = actor.rollout.counters.rows - herd.learner.loop.reader.slots[actor.slot].past.rows
+                unknown = actor.rollout.counters.rows - herd.learner.loop.ledger.slots[actor.slot].past.rows
                 assert 0 <= unknown <= CHUNK_ROWS

@@ -30,8 +30,8 @@ from deploy.run_dir import RunDirectory
 from deploy.valkey import EmbeddedServer, acl_rules
 from replay.about import About, SlotAbout
 from replay.chunk import Chunk
+from replay.ledger import Slot, Totals
 from replay.log import FENCE_SHIFT, ChunkId, WeightsHeader
-from replay.reader import Slot, Totals
 from replay.redis_log import RedisLog, public_url
 from replay.run_keys import RunKeys
 

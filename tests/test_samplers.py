@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from chunk_makers import CODEC, SCHEMA, FakeActor
+from chunk_makers import CODEC, SCHEMA, FakeActor, reader_on
 
 from replay.chunk import BOUNDARY
 from replay.log import MemoryLog
 from replay.mirror import Mirror
-from replay.reader import Reader
-from replay.samplers import UniformSampler
+from replay.samplers.uniform import UniformSampler
 
 CAPACITY = 101
 
@@ -18,7 +17,7 @@ CAPACITY = 101
 def filled(rows_at_least: int) -> tuple[Mirror, dict[int, int]]:
     """A mirror that an actor with many episode ends filled through the reader; and all rows' flags by observation."""
     log, mirror, actor = MemoryLog(), Mirror(SCHEMA, CAPACITY), FakeActor(lanes=2, seed=3, p_end=0.25)
-    reader = Reader(log, CODEC, mirror, n=1, gamma=0.9)
+    reader = reader_on(log, CODEC, mirror, n=1, gamma=0.9)
     reader.follow([0])
     flags: dict[int, int] = {}
     while mirror.end < rows_at_least:
@@ -49,7 +48,7 @@ def test_every_sampleable_row_equally_often(rows: int) -> None:
 def test_never_a_boundary_evicted_or_open_row() -> None:
     """Looked at after each chunk, while the ring turns over."""
     log, mirror, actor = MemoryLog(), Mirror(SCHEMA, CAPACITY), FakeActor(lanes=2, seed=4, p_end=0.4)
-    reader = Reader(log, CODEC, mirror, n=3, gamma=0.9)
+    reader = reader_on(log, CODEC, mirror, n=3, gamma=0.9)
     reader.follow([0])
     sampler = UniformSampler(mirror, np.random.default_rng(0))
     flags: dict[int, int] = {}
@@ -72,7 +71,7 @@ def test_one_sampleable_row_among_many_is_found() -> None:
     """Rejection ends also where nearly all is rejected."""
     mirror, actor = Mirror(SCHEMA, CAPACITY), FakeActor(p_end=0.0)
     log = MemoryLog()
-    reader = Reader(log, CODEC, mirror, n=50, gamma=0.9)
+    reader = reader_on(log, CODEC, mirror, n=50, gamma=0.9)
     reader.follow([0])
     actor.send(log, time_steps=51)
     reader.poll()

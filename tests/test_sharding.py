@@ -116,7 +116,7 @@ class Herd:
 
     def read(self, slot: int) -> int:
         """Chunks of a slot that the learner has read."""
-        return self.loop.reader.slots[slot].cursor.seq
+        return self.loop.ledger.slots[slot].cursor.seq
 
     def train_until_read(self, slots: list[int], chunks: int) -> None:
         """Until so many further chunks of each of these slots were read."""
@@ -127,13 +127,13 @@ class Herd:
         """Every row that an actor has written was read once, or is counted as lost."""
         assert self._flushed == dict.fromkeys(range(SLOTS), True)
         for slot, rollout in enumerate(self.rollouts):
-            books = self.loop.reader.slots[slot]
+            books = self.loop.ledger.slots[slot]
             assert books.rows_read + books.rows_lost == books.counters.rows == rollout.counters.rows > 0
             assert books.rows_lost == 0 or slot in may_lose
-        totals = self.loop.reader.totals
+        totals = self.loop.ledger.totals
         assert totals.refused == {}
-        assert sum(totals.rows_lost.values()) == sum(books.rows_lost for books in self.loop.reader.slots.values())
-        assert totals.rows == sum(books.rows_read for books in self.loop.reader.slots.values())
+        assert sum(totals.rows_lost.values()) == sum(books.rows_lost for books in self.loop.ledger.slots.values())
+        assert totals.rows == sum(books.rows_read for books in self.loop.ledger.slots.values())
 
 
 @contextmanager

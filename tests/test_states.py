@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 import redis
 import torch
-from chunk_makers import CODEC, RUN, SCHEMA, FakeActor, append, chunk_id, spoilt
+from chunk_makers import CODEC, RUN, SCHEMA, FakeActor, append, chunk_id, reader_on, spoilt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lending import plenty
@@ -40,22 +41,26 @@ from learner.loop import LearnerLoop
 from learner.networks import NetworkConfig, NetworkSpec, parameter_shapes
 from learner.publisher import Publisher
 from learner.weights import pack as pack_weights
+from replay.assembler import NStepAssembler
+from replay.buffer import ReplayBuffer, Stored
 from replay.chunk import Counters, Schema
 from replay.config import ReplayConfig
+from replay.ledger import Slot, Totals
 from replay.limiter import Limiter
 from replay.log import ChunkId, ChunkLog, MemoryLog
 from replay.mirror import Mirror
 from replay.nstep import LaneWindows
-from replay.reader import Reader, Slot, Totals
+from replay.reader import Reader
 from replay.redis_log import RedisLog
-from replay.samplers import PrioritisedSampler, UniformSampler
+from replay.samplers.prioritised import PrioritisedSampler
+from replay.samplers.uniform import UniformSampler
 from replay.state import State
 
 ROOT = Path(__file__).parents[1]
 TESTED = {
     "Evaluator", "LaneWindows", "Learner", "LearnerLoop", "Limiter", "MemoryLog", "Mirror",
-    "NumpyMlp", "PrioritisedSampler", "Reader", "RecordedLane", "Restarts", "Rollout", "Rows", "TorchPolicy",
-    "UniformSampler",
+    "NStepAssembler", "NumpyMlp", "PrioritisedSampler", "Reader", "RecordedLane", "ReplayBuffer", "Restarts",
+    "Rollout", "Rows", "TorchPolicy", "UniformSampler",
 }  # fmt: skip
 """Classes with a state that the tests below fill; a test compares them with those that there are."""
 
@@ -138,12 +143,12 @@ TOTALS = st.builds(
 )  # fmt: skip
 SLOTS = st.builds(
     Slot, cursor=IDS, taken=IDS, counters=COUNTERS, past=COUNTERS, rows_read=COUNT, rows_lost=COUNT,
-    refused_since=COUNT, weight_version=COUNT, lanes=st.just(2), totals=TOTALS,
+    refused_since=COUNT, weight_version=COUNT, totals=TOTALS,
 )  # fmt: skip
 
 
-def reader_on(log: MemoryLog) -> Reader:
-    return Reader(log, CODEC, Mirror(SCHEMA, 100), n=3, gamma=0.9)
+def reader_of(log: MemoryLog) -> Reader:
+    return reader_on(log, CODEC, Mirror(SCHEMA, 100), n=3, gamma=0.9)
 
 
 @settings(max_examples=20, derandomize=True, deadline=None)
@@ -151,29 +156,24 @@ def reader_on(log: MemoryLog) -> Reader:
 def test_the_readers_books(totals: Totals, slots: dict[int, Slot]) -> None:
     """Whatever they count."""
     log = MemoryLog()
-    one = reader_on(log)
+    one = reader_of(log)
     one.follow([0])
     actor = FakeActor(lanes=2)
     for _ in range(2):
         actor.send(log)
     one.poll()
-    windows = LaneWindows(2, 3, 0.9)
-    windows.restore({name: np.ones_like(column) for name, column in windows.state().items()})
-    one.totals, one.slots, one._quarantined = totals, slots, 3
-    for books in slots.values():
-        books.windows = windows
+    one.ledger.totals, one.ledger.slots, one._quarantine.kept = totals, slots, 3
     state = one.state()
     assert_filled(state)
-    other = reader_on(log)
-    other._mirror.restore(one._mirror.state())
-    other.restore(through_a_checkpoint(state), None)
+    other = reader_of(log)
+    other.restore(through_a_checkpoint(state))
     assert_same(other.state(), state)
-    assert other.totals == one.totals
-    assert other.counters() == one.counters()
+    assert other.ledger.totals == one.ledger.totals
+    assert other.ledger.counters() == one.ledger.counters()
     for slot, books in slots.items():
         for name in vars(books):
-            if name not in ("windows", "resumed", "checked"):  # of this process
-                assert getattr(other.slots[slot], name) == getattr(books, name), name
+            if name not in ("resumed", "checked"):  # of this process
+                assert getattr(other.ledger.slots[slot], name) == getattr(books, name), name
 
 
 def test_what_was_refused_and_lost_is_in_the_next_checkpoint_too(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_what_was_refused_and_lost_is_in_the_next_checkpoint_too(tmp_path: Path)
         loop = learner_loop(log, tmp_path, fence)
         after = loop.report()
         assert (after.refused, after.rows_lost) == (before.refused, before.rows_lost)
-        assert loop.reader.slots[0].totals.refused == before.refused
+        assert loop.ledger.slots[0].totals.refused == before.refused
     log.append(0, ChunkId(1, 6), b"garbage")
     loop.reader.poll()
     assert loop.report().refused == {"crc": 1, "short": 2}
@@ -232,7 +232,7 @@ def test_garbage_and_a_lost_chunk_on_a_server_are_survived(server_url: str, tmp_
             actor.send(log)
             loop.drain()
             assert loop.report().figures["rows"] == 3 * 8
-            assert loop.mirror.rows == 3 * 8
+            assert loop.buffer.mirror.rows == 3 * 8
         finally:
             client.delete(stream, log.credit_key, log.fence_key, log.weights_key, log.about_key)
 
@@ -347,6 +347,58 @@ def test_the_mirrors_and_the_samplers(stack: int) -> None:
     again = LaneWindows(2, 2, 0.9)
     again.restore(through_a_checkpoint(carried).arrays)
     assert_same(State({}, again.state()), carried)
+
+
+@pytest.mark.parametrize("with_rows", [True, False], ids=["with rows", "without"])
+def test_the_buffers(with_rows: bool) -> None:
+    """Two slots of other lanes, windows open, some chunks trimmed; without rows, those that the log gives again."""
+
+    def make() -> ReplayBuffer:
+        mirror = Mirror(SCHEMA, 60)
+        sampler = PrioritisedSampler(mirror, np.random.default_rng(1), 0.6, 0.4, 100)
+        return ReplayBuffer(mirror, NStepAssembler(mirror, 3, 0.9), sampler)
+
+    one, other = make(), make()
+    numbers = itertools.count()
+    actors = [FakeActor(0, 2, p_end=0.0, numbers=numbers), FakeActor(3, 1, p_end=0.0, numbers=numbers)]
+    sent = [actor.chunk() for _ in range(10) for actor in actors]
+    for chunk in sent:
+        one.append(chunk, follows=True)
+    one.trim(40)
+    sample = one.sample(8, 1, 50)
+    one.update_priorities(sample.rows, np.linspace(-1, 1, 8).astype(np.float32))
+    one.update_priorities(np.zeros(1, np.int64), np.ones(1, np.float32))  # evicted
+    parts = one.state(with_rows)
+    for part, state in parts.items():
+        if part != "assembler":  # its windows' rows are checked by themselves
+            assert_filled(state, "has_uint32", "uinteger")
+    assert parts["assembler"].arrays.keys() >= {"0.row", "3.row"}
+    assert ("mirror" in parts) == with_rows
+
+    def refill(stored: list[Stored]) -> tuple[Any, Any]:
+        assert stored == list(one._stored)
+        assert not with_rows
+        before = other.mirror.end
+        for each in stored:
+            (chunk,) = [chunk for chunk in sent if (chunk.slot, chunk_id(chunk)) == (each.slot, each.id)]
+            other.append(chunk, follows=True)
+        return np.arange(stored[0].start, stored[-1].end), np.arange(before, other.mirror.end)
+
+    other.restore({part: through_a_checkpoint(state) for part, state in parts.items()}, refill)
+    assert other.trim(1000) == one.trim(1000)
+    assert other.log_rows == one.log_rows > 0
+    if with_rows:
+        for part, state in other.state(with_rows).items():
+            assert_same(state, parts[part])
+    for buffer in (one, other):
+        for actor in actors:
+            assert buffer.assembler.last_flags(actor.slot) is not None
+    for chunk in [actor.chunk() for _ in range(3) for actor in actors]:
+        for buffer in (one, other):
+            buffer.append(chunk, follows=True)
+    if with_rows:
+        for ours, theirs in zip(one.sample(64).batch, other.sample(64).batch, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 def test_the_memory_logs() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from chunk_makers import CODEC, SCHEMA, FakeActor
+from chunk_makers import CODEC, SCHEMA, FakeActor, reader_on
 
 from deploy.config import ConfigError, RunConfig
 from deploy.plan import check_memory, plan
@@ -25,7 +25,6 @@ from replay import storage as storage_module
 from replay.chunk import Schema
 from replay.log import MemoryLog
 from replay.mirror import Mirror
-from replay.reader import Reader
 from replay.storage import CannotFit, Device, Memmap, Ram, Storage, available_memory, check_fit, make_storage
 
 MAKERS: dict[str, Callable[[Path], Storage]] = {
@@ -38,7 +37,7 @@ MAKERS: dict[str, Callable[[Path], Storage]] = {
 def filled(storage: Storage) -> Mirror:
     """A mirror that has turned over several times."""
     log, mirror, actor = MemoryLog(), Mirror(SCHEMA, 47, storage), FakeActor(lanes=2, seed=3)
-    reader = Reader(log, CODEC, mirror, n=3, gamma=0.9)
+    reader = reader_on(log, CODEC, mirror, n=3, gamma=0.9)
     reader.follow([0])
     for _ in range(40):
         actor.send(log, time_steps=5)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numba.core.dispatcher import Dispatcher
 
 from replay import sum_tree
-from replay.samplers import tree_bytes
+from replay.samplers.prioritised import PrioritisedSampler
 from replay.sum_tree import SumTree
 
 WEIGHTS = st.one_of(st.just(0.0), st.floats(0, 1e12), st.floats(0, 1e-300))
@@ -64,7 +64,7 @@ def test_plan_is_what_is_allocated() -> None:
     """Memory is planned and printed at start."""
     for capacity in (1, 2, 3, 1000, 1024, 1025):
         tree = SumTree(capacity)
-        assert tree_bytes(capacity) == tree._nodes.nbytes
+        assert PrioritisedSampler.planned_bytes(capacity) == tree._nodes.nbytes
         assert len(tree.weights) == capacity
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from learner.networks import load
+from replay.registry import load
 
 if TYPE_CHECKING:
     from learner.algorithms.loss import Loss

@@ -6,12 +6,11 @@ use the rest.
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from learner.networks.config import NetworkConfig, NetworkSpec
 from learner.networks.shapes import encoder_of, parameter_shapes
+from replay.registry import load
 
 if TYPE_CHECKING:
     from learner.networks.q_network import QNetwork
@@ -24,7 +23,6 @@ __all__ = [
     "NetworkSpec",
     "build_network",
     "encoder_of",
-    "load",
     "parameter_shapes",
 ]
 
@@ -52,20 +50,3 @@ def build_network(spec: NetworkSpec, schema: Schema) -> QNetwork:
 
     encoder = load(ENCODERS, encoder_of(spec.config, schema), "encoder")(schema, spec.config)
     return QNetwork(encoder, load(HEADS, spec.head, "head")(encoder.features, schema.num_actions, spec), schema)
-
-
-def load(registry: Mapping[str, str], name: str, what: str) -> Any:
-    """Returns the object that a registry has by this name, or a user's own by ``module:Name``.
-
-    Raises:
-        ValueError: an unknown name, or a module that cannot be imported or has no such name.
-    """
-    module, colon, attribute = registry.get(name, name).partition(":")
-    if not colon:
-        raise ValueError(f"{what} {name!r} is unknown: use {', '.join(registry)}, or module:Name of your own")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{what} {name!r} cannot be imported: {error}; give its folder with --env.path") from error
-    except (Exception, SystemExit) as error:  # a user's module may raise anything, and may call sys.exit()
-        raise ValueError(f"{what} {name!r} cannot be imported: {type(error).__name__}: {error}") from error

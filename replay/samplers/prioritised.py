@@ -1,97 +1,20 @@
-"""Samplers choose rows of the mirror; they neither store nor assemble."""
+"""The prioritised sampler, over a sum tree (replay/sum_tree.py)."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from replay.config import ReplayConfig
 from replay.mirror import Mirror
+from replay.samplers.base import Choice, check_any
 from replay.state import State, restore_rng, rng_state
 
 Array = npt.NDArray[Any]
 SMALLEST_ERROR = 1e-6
 """Added to every |TD error| (Schaul et al. call it epsilon), so that no row is lost for ever."""
-
-
-class Choice(NamedTuple):
-    """K batches of B rows, one behind the other: rows <int64>[K·B] and their importance weights <float32>[K·B], the
-    greatest of each batch 1; None where all are 1."""
-
-    rows: Array
-    weights: Array | None
-
-
-class Sampler(Protocol):
-    """Chooses sampleable rows, with replacement."""
-
-    def choose(self, batch: int, batches: int, updates: int) -> Choice:
-        """Rows for ``batches`` batches. ``updates`` done so far place the schedules.
-
-        Raises ValueError where no row is sampleable.
-        """
-
-    def update(self, rows: Array, td_error: Array) -> None:
-        """The learner's TD errors <float32>[M] of rows <int64>[M] chosen before, in the order of their updates."""
-
-    def figures(self) -> dict[str, float]:
-        """What it reports, by metric name."""
-
-    def state(self) -> State:
-        """See ``replay.state``."""
-
-    def restore(self, state: State, was: Array, now: Array) -> None:
-        """See ``replay.state``; rows ``was`` <int64>[M] of the state's mirror are rows ``now`` of this one."""
-
-
-def make_sampler(config: ReplayConfig, mirror: Mirror, rng: np.random.Generator) -> Sampler:
-    """The sampler that the configuration names. Make it before rows are added: it learns of them as they arrive."""
-    if config.sampler == "prioritised":
-        return PrioritisedSampler(mirror, rng, config.alpha, config.beta, config.beta_updates)
-    return UniformSampler(mirror, rng)
-
-
-class UniformSampler:
-    """Every sampleable row with equal probability."""
-
-    def __init__(self, mirror: Mirror, rng: np.random.Generator) -> None:
-        self._mirror, self._rng = mirror, rng
-
-    def choose(self, batch: int, batches: int = 1, updates: int = 0) -> Choice:
-        """See ``Sampler.choose``.
-
-        Rejection: rows alive are drawn uniformly and kept where sampleable, which leaves the sampleable ones uniform.
-        """
-        mirror = self._mirror
-        _check_any(mirror)
-        drawn = self._rng.integers(mirror.start, mirror.end, batch * batches)
-        missing = np.flatnonzero(~mirror.sampleable(drawn))
-        while len(missing):
-            drawn[missing] = self._rng.integers(mirror.start, mirror.end, len(missing))
-            missing = missing[~mirror.sampleable(drawn[missing])]
-        return Choice(drawn, None)
-
-    def update(self, rows: Array, td_error: Array) -> None:
-        """Nothing depends on TD errors here."""
-
-    def figures(self) -> dict[str, float]:
-        """Nothing beside the mirror's."""
-        return {}
-
-    def state(self) -> State:
-        """See ``Sampler.state``: the random numbers."""
-        return State({"rng": rng_state(self._rng)}, {})
-
-    def restore(self, state: State, was: Array, now: Array) -> None:
-        """See ``Sampler.restore``."""
-        restore_rng(self._rng, state.values["rng"])
-
-
-def tree_bytes(capacity_rows: int) -> int:
-    """Bytes that the prioritised sampler allocates for a mirror of this size."""
-    return 16 << max(1, (capacity_rows - 1).bit_length())
 
 
 class PrioritisedSampler:
@@ -115,6 +38,16 @@ class PrioritisedSampler:
         self._newest_beta = beta
         mirror.watch(self)
 
+    @classmethod
+    def make(cls, config: ReplayConfig, mirror: Mirror, rng: np.random.Generator) -> Self:
+        """See ``Sampler.make``."""
+        return cls(mirror, rng, config.alpha, config.beta, config.beta_updates)
+
+    @staticmethod
+    def planned_bytes(capacity_rows: int) -> int:
+        """See ``Sampler.planned_bytes``: of the sum tree."""
+        return 16 << max(1, (capacity_rows - 1).bit_length())
+
     def closed(self, rows: Array, td_error: Array) -> None:
         """See ``Watcher.closed``."""
         weights = self._weights_of(td_error)
@@ -129,7 +62,7 @@ class PrioritisedSampler:
 
     def choose(self, batch: int, batches: int, updates: int) -> Choice:
         """See ``Sampler.choose``. All K batches see the same priorities."""
-        _check_any(self._mirror)
+        check_any(self._mirror)
         total = self._tree.total
         strata = np.arange(batch) + self._rng.random((batches, batch))
         places = self._tree.find(np.minimum(strata * (total / batch), np.nextafter(total, 0)).reshape(-1))
@@ -182,8 +115,3 @@ class PrioritisedSampler:
         weights = state.arrays["weights"][was % self._mirror.capacity_rows]
         known = self._mirror.sampleable(now) & (weights > 0)
         self._tree.set(now[known] % self._mirror.capacity_rows, weights[known])
-
-
-def _check_any(mirror: Mirror) -> None:
-    if mirror.sampleable_rows == 0:
-        raise ValueError(f"none of the mirror's {mirror.rows} rows can be sampled yet")

@@ -1,0 +1,71 @@
+"""The assembler: what rows become that the learner trains on.
+
+It takes a slot's chunks in their order, puts their rows into the mirror, and tells the mirror which of them can be
+sampled from now on. This one makes n-step transitions (replay/nstep.py has the equations).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from replay.chunk import Chunk
+from replay.mirror import Mirror
+from replay.nstep import LaneWindows
+from replay.state import State
+
+Array = npt.NDArray[Any]
+
+
+class NStepAssembler:
+    """Makes n-step transitions: one set of windows for each slot whose newest chunk may be followed by another."""
+
+    def __init__(self, mirror: Mirror, n: int, gamma: float, reward_scale: float = 1.0) -> None:
+        """``reward_scale``: what rewards are multiplied by for training."""
+        self._mirror, self._n, self._gamma = mirror, n, gamma
+        self._reward_scale = np.float32(reward_scale)
+        self._windows: dict[int, LaneWindows] = {}
+
+    def append(self, chunk: Chunk, follows: bool) -> None:
+        """Put a chunk's rows into the mirror, and make sampleable what it closes. ``follows``: it is the next one of
+        its slot's incarnation. Where it is not, or has other lanes, no window reaches into it."""
+        windows = self._windows.get(chunk.slot)
+        if windows is None or not (follows and windows.lanes == chunk.lanes):
+            self.break_lanes(chunk.slot)
+            windows = self._windows[chunk.slot] = LaneWindows(chunk.lanes, self._n, self._gamma)
+        ids = self._mirror.add(chunk, windows.last_row)
+        with np.errstate(over="ignore"):  # what is infinite then, no window takes
+            reward = chunk.reward * self._reward_scale
+        self._mirror.close(windows.extend(reward, chunk.flags, ids, chunk.q_taken, chunk.q_max))
+
+    def break_lanes(self, slot: int) -> None:
+        """Note that what comes next of a slot does not follow: each lane's last row serves as its boundary row."""
+        windows = self._windows.pop(slot, None)
+        if windows is not None:
+            self._mirror.close(windows.break_lanes())
+
+    def last_flags(self, slot: int) -> Array | None:
+        """Returns the flags <uint8>[E] of each lane's newest row, which the slot's next chunk has to follow; None where
+        any chunk may come."""
+        windows = self._windows.get(slot)
+        return None if windows is None else windows.last_flags
+
+    def state(self) -> State:
+        """See ``replay.state``: the windows' open rows."""
+        arrays: dict[str, Array] = {}
+        for slot, windows in self._windows.items():
+            arrays |= {f"{slot}.{name}": column for name, column in windows.state().items()}
+        return State({}, arrays)
+
+    def restore(self, state: State) -> None:
+        """See ``replay.state``. The mirror has the rows already."""
+        carried: dict[int, dict[str, Array]] = {}
+        for key, column in state.arrays.items():
+            slot, _, name = key.partition(".")
+            carried.setdefault(int(slot), {})[name] = column
+        self._windows = {}
+        for slot, columns in carried.items():
+            windows = self._windows[slot] = LaneWindows(columns["flags"].shape[1], self._n, self._gamma)
+            windows.restore(columns)

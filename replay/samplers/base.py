@@ -1,0 +1,59 @@
+"""What a sampler is: it chooses rows of the mirror; it neither stores nor assembles."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from replay.config import ReplayConfig
+from replay.mirror import Mirror
+from replay.state import State
+
+Array = npt.NDArray[Any]
+
+
+class Choice(NamedTuple):
+    """K batches of B rows, one after the other: rows <int64>[K·B] and their importance weights <float32>[K·B], the
+    greatest of each batch 1; None where all are 1."""
+
+    rows: Array
+    weights: Array | None
+
+
+class Sampler(Protocol):
+    """Chooses sampleable rows, with replacement."""
+
+    @classmethod
+    def make(cls, config: ReplayConfig, mirror: Mirror, rng: np.random.Generator) -> Self:
+        """Makes the sampler that a configuration describes, of a mirror that has no rows yet."""
+
+    @staticmethod
+    def planned_bytes(capacity_rows: int) -> int:
+        """Returns the bytes that it allocates for a mirror of this size."""
+
+    def choose(self, batch: int, batches: int, updates: int) -> Choice:
+        """Chooses rows for ``batches`` batches. ``updates`` done so far place the schedules.
+
+        Raises ValueError where no row is sampleable.
+        """
+
+    def update(self, rows: Array, td_error: Array) -> None:
+        """Takes the learner's TD errors <float32>[M] of rows <int64>[M] chosen before, in the order of their
+        updates."""
+
+    def figures(self) -> dict[str, float]:
+        """Returns what it reports, by metric name."""
+
+    def state(self) -> State:
+        """See ``replay.state``."""
+
+    def restore(self, state: State, was: Array, now: Array) -> None:
+        """See ``replay.state``; rows ``was`` <int64>[M] of the state's mirror are rows ``now`` of this one."""
+
+
+def check_any(mirror: Mirror) -> None:
+    """Raises ValueError where no row of the mirror is sampleable."""
+    if mirror.sampleable_rows == 0:
+        raise ValueError(f"none of the mirror's {mirror.rows} rows can be sampled yet")

@@ -1,0 +1,61 @@
+"""The uniform sampler."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from replay.config import ReplayConfig
+from replay.mirror import Mirror
+from replay.samplers.base import Choice, check_any
+from replay.state import State, restore_rng, rng_state
+
+Array = npt.NDArray[Any]
+
+
+class UniformSampler:
+    """Every sampleable row with equal probability."""
+
+    def __init__(self, mirror: Mirror, rng: np.random.Generator) -> None:
+        self._mirror, self._rng = mirror, rng
+
+    @classmethod
+    def make(cls, config: ReplayConfig, mirror: Mirror, rng: np.random.Generator) -> Self:
+        """See ``Sampler.make``: there is nothing to configure."""
+        return cls(mirror, rng)
+
+    @staticmethod
+    def planned_bytes(capacity_rows: int) -> int:
+        """See ``Sampler.planned_bytes``: none."""
+        return 0
+
+    def choose(self, batch: int, batches: int = 1, updates: int = 0) -> Choice:
+        """See ``Sampler.choose``.
+
+        Rejection: rows alive are drawn uniformly and kept where sampleable, which leaves the sampleable ones uniform.
+        """
+        mirror = self._mirror
+        check_any(mirror)
+        drawn = self._rng.integers(mirror.start, mirror.end, batch * batches)
+        missing = np.flatnonzero(~mirror.sampleable(drawn))
+        while len(missing):
+            drawn[missing] = self._rng.integers(mirror.start, mirror.end, len(missing))
+            missing = missing[~mirror.sampleable(drawn[missing])]
+        return Choice(drawn, None)
+
+    def update(self, rows: Array, td_error: Array) -> None:
+        """Nothing depends on TD errors here."""
+
+    def figures(self) -> dict[str, float]:
+        """Nothing beside the mirror's."""
+        return {}
+
+    def state(self) -> State:
+        """See ``Sampler.state``: the random numbers."""
+        return State({"rng": rng_state(self._rng)}, {})
+
+    def restore(self, state: State, was: Array, now: Array) -> None:
+        """See ``Sampler.restore``."""
+        restore_rng(self._rng, state.values["rng"])
