@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from replay.chunk import DTYPES
+from replay.chunk import DTYPES, Column
 
 Array = npt.NDArray[Any]
 Env = gym.Env[Any, Any]
@@ -23,6 +23,8 @@ NARROWED = {"float64": "float32", "int64": "float32", "uint32": "float32", "uint
 """Dtypes that are narrowed once, here; all others are stored as they are. float32 holds whole numbers to 2^24."""
 NUMBERS = frozenset({float, int, np.float64, np.float32, np.int64})
 """Types of rewards that need no second look."""
+COLUMNS = "qherd_columns"
+"""The key of an environment's metadata under which it declares further columns of its rows: a Box by name."""
 REGISTERED = "where you register it: gymnasium.register(id, lambda **kwargs: FlattenObservation(YourEnv(**kwargs)))"
 _API = {
     "reset": "2 are needed: (observation, info)",
@@ -98,6 +100,7 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
     Discrete observations       one-hot <float32>[n]
     Box of a stored dtype       the same; an observation of another dtype is cast where that changes no value
     Box of a dtype in NARROWED  the dtype that it names
+    columns in its metadata     infos with these names, as declared
     ==========================  ======================================================================================
 
     Whatever plays an environment (training, evaluation, eval, record) plays it through this, so all see the same.
@@ -108,7 +111,7 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
         """``copies``: observations that are kept for later (a stack of frames) may not share the environment's
         memory. Raises EnvError for spaces that qherd does not learn."""
         super().__init__(env)
-        self._name, self._copies = name_of(env), copies
+        self._name, self._copies, self._columns = name_of(env), copies, columns_of(env)
         actions = _check_actions(self._name, _space(env, "action_space"))
         self._start, self.action_space = int(actions.start), spaces.Discrete(int(actions.n))
         self._own = own = _check_observations(self._name, _space(env, "observation_space"))
@@ -135,6 +138,8 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
             raise _wrong_count(self._name, "reset", len(begun) if isinstance(begun, tuple) else 1)
         obs, infos = begun
         self._check_infos("reset", infos)
+        if self._columns:
+            infos = self._with_columns("reset", infos)
         return self._stored("reset", obs), infos
 
     def step(self, action: Any) -> Stepped:
@@ -154,6 +159,8 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
             truncated = self._flag("truncated", truncated)
         if type(infos) is not dict:
             self._check_infos("step", infos)
+        if self._columns:
+            infos = self._with_columns("step", infos)
         return self._stored("step", obs), reward, terminated, truncated, infos
 
     def _stored(self, method: str, obs: Any) -> Any:
@@ -210,6 +217,34 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
     def _check_infos(self, method: str, infos: Any) -> None:
         if not isinstance(infos, Mapping):
             raise ContractError(f"{self._name}: {method}() returned {infos!r} as its info; a dict is needed")
+
+    def _with_columns(self, method: str, infos: Mapping[str, Any]) -> dict[str, Any]:
+        """The infos, those that are columns in the column's dtype and memory of their own."""
+        columns: dict[str, Array] = {}
+        for column in self._columns:
+            value = np.asarray(infos.get(column.name))
+            if value.shape != column.shape or not np.can_cast(value.dtype, column.dtype, "same_kind"):
+                raise ContractError(
+                    f"{self._name}: {method}() returned info[{column.name!r}] = {infos.get(column.name)!r:.80}; its "
+                    f"metadata say {column.dtype}{list(column.shape)}"
+                )
+            columns[column.name] = value.astype(column.dtype)
+        return {**infos, **columns}
+
+
+def columns_of(env: Env) -> tuple[Column, ...]:
+    """Returns the columns that an environment declares, whose values it has in its infos under the same names.
+
+    Raises ContractError where it declares something else than Boxes of dtypes that are stored.
+    """
+    declared = env.metadata.get(COLUMNS, {})
+    for name, box in declared.items():
+        if not isinstance(box, spaces.Box) or np.dtype(box.dtype).name not in DTYPES:
+            raise ContractError(
+                f"{name_of(env)}: {COLUMNS}[{name!r}] in its metadata is {box!r:.80}; a Box of one of the dtypes "
+                f"{', '.join(DTYPES)} is needed"
+            )
+    return tuple(Column(name, np.dtype(box.dtype).name, tuple(box.shape)) for name, box in declared.items())
 
 
 def _again(told: BaseException, error: BaseException) -> BaseException:

@@ -25,7 +25,7 @@ from gymnasium.wrappers import (
 
 from actors.closing import close_all
 from actors.config import EnvConfig
-from actors.contract import Checked, ContractError, EnvError, blamed
+from actors.contract import Checked, ContractError, EnvError, blamed, columns_of, name_of
 from actors.lanes import Lane, RecordedLane
 from replay.chunk import Schema
 
@@ -112,7 +112,8 @@ def _not_made(config: EnvConfig, what: str, error: BaseException, hint: str = ""
 
 
 def schema_of(env: gym.Env[Any, Any]) -> Schema:
-    """The schema of the rows that this environment leaves, which ``make_env`` made."""
+    """The schema of the rows that this environment leaves, which ``make_env`` made. Raises ContractError for columns
+    that cannot be stored."""
     actions, observations, stack = env.action_space, env.observation_space, stack_of(env)
     assert isinstance(actions, gym.spaces.Discrete)
     assert isinstance(observations, gym.spaces.Box)
@@ -120,7 +121,12 @@ def schema_of(env: gym.Env[Any, Any]) -> Schema:
     # by what the space says, never by the dtype alone: MinAtar's bytes are 0 and 1
     divisor = 255 if dtype == "uint8" and bool((observations.high == 255).all()) else 1
     channels_last = not (len(shape) == 3 and shape[0] < min(shape[1:]))
-    return Schema(shape, dtype, int(actions.n), stack, divisor, channels_last)
+    try:
+        return Schema(shape, dtype, int(actions.n), stack, divisor, channels_last, columns_of(env))
+    except ContractError:
+        raise
+    except ValueError as error:
+        raise ContractError(f"{name_of(env)}: {error}") from error
 
 
 def stack_of(env: gym.Env[Any, Any]) -> int:

@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
@@ -33,7 +33,7 @@ from actors.contract import ContractError, EnvError, Interrupted, name_of
 from actors.envs import make_env, schema_of
 from actors.restarts import cause
 from actors.seeds import evaluation_seed
-from replay.chunk import Schema
+from replay.chunk import Column, Schema
 
 STEPS, SECONDS, FEWEST = 200, 0.2, 3
 """A look ends after so many env steps, or so many seconds and at least twice ``FEWEST`` env steps."""
@@ -94,8 +94,15 @@ def first_look(config: EnvConfig, seed: int, step_timeout_s: float, tell: Tell) 
         watched.end()
     if "error" in found:
         raise EnvError(found["error"])
-    schema = Schema(**found["schema"] | {"obs_shape": tuple(found["schema"]["obs_shape"])})
-    return Look(schema, found["spaces"], found["make_s"], Played(*found["played"]), tuple(found["warnings"]))
+    return Look(
+        _schema(found["schema"]), found["spaces"], found["make_s"], Played(*found["played"]), tuple(found["warnings"])
+    )
+
+
+def _schema(values: Mapping[str, Any]) -> Schema:
+    """The schema from its fields as JSON has them."""
+    extras = tuple(Column(**each | {"shape": tuple(each["shape"])}) for each in values["extras"])
+    return Schema(**{**values, "obs_shape": tuple(values["obs_shape"]), "extras": extras})
 
 
 @dataclass

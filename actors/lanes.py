@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.closing import close_all
-from actors.contract import Env, EnvError, Stepped
+from actors.contract import Env, EnvError, Stepped, columns_of
 from actors.restarts import CrashLoopError, Restarts, cause
 from actors.seeds import training_seed
 from replay.state import restore_rng, rng_state
@@ -51,7 +51,8 @@ class NotReplayable(RuntimeError):
 
 
 class Lane(gym.Wrapper[Any, Any, Any, Any]):
-    """An environment that is made anew where it raises. Its infos are dropped, since no row has them.
+    """An environment that is made anew where it raises. Of its infos those that it declares as columns of its rows are
+    kept, as ``extras``; the others are dropped.
 
     Each environment of a lane has a seed of its own, derived from the one that the lane was reset with.
     """
@@ -62,6 +63,9 @@ class Lane(gym.Wrapper[Any, Any, Any, Any]):
         """``restarts`` bounds how often the environment may be made anew within ten minutes."""
         super().__init__(make())
         self._make, self._env_id, self._index = make, env_id, index
+        self._columns = columns_of(self.env)
+        self.extras: dict[str, npt.NDArray[Any]] = {}
+        """By name, as they are at the newest observation."""
         self._restarts = Restarts(f"the environment in lane {index} of {env_id}", restarts, clock)
         self._seed: int | None = None
         self._env_steps = 0
@@ -85,7 +89,8 @@ class Lane(gym.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> Stepped:
         """The environment's step; where it raises, the first observation of a new environment's first episode."""
         try:
-            obs, reward, terminated, truncated, _ = self.env.step(action)
+            obs, reward, terminated, truncated, infos = self.env.step(action)
+            self._keep(infos)
         except Exception as error:  # an environment may raise anything
             obs, infos = self._rebuild(error)
             return obs, 0.0, False, False, infos
@@ -94,7 +99,13 @@ class Lane(gym.Wrapper[Any, Any, Any, Any]):
 
     def _begin(self, seed: int | None) -> Any:
         """The first observation of an episode."""
-        return self.env.reset(seed=seed)[0]
+        obs, infos = self.env.reset(seed=seed)
+        self._keep(infos)
+        return obs
+
+    def _keep(self, infos: Mapping[str, Any]) -> None:
+        if self._columns:
+            self.extras = {column.name: infos[column.name] for column in self._columns}
 
     def _rebuild(self, error: Exception) -> tuple[Any, dict[str, Any]]:
         """The first observation of a new environment, and the infos that say so. Does not wait as other restarts do:
@@ -212,13 +223,14 @@ class RecordedLane(Lane):
 
     def _play_again(self) -> tuple[Any, bool]:
         """The observation at which the newest episode stands in ``self.env``, and whether it is over."""
-        obs, over = self.env.reset(seed=self._played.seed)[0], False
+        (obs, infos), over = self.env.reset(seed=self._played.seed), False
         if self._played.rng is not None:
             restore_rng(self.env.unwrapped.np_random, self._played.rng)
-            obs = self.env.reset()[0]
+            obs, infos = self.env.reset()
         for action in self._played.actions:
-            obs, _, terminated, truncated, _ = self.env.step(np.int64(action))
+            obs, _, terminated, truncated, infos = self.env.step(np.int64(action))
             over = bool(terminated or truncated)
+        self._keep(infos)
         return obs, over
 
 

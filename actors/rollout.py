@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from actors.config import ActorConfig
 from actors.contract import EnvError, name_of
 from actors.epsilon import annealed, ladder
-from actors.lanes import REBUILT, RecordedLane
+from actors.lanes import REBUILT, Lane, RecordedLane
 from actors.policy import Policy, explore
 from actors.rows import Columns, Rows
 from actors.seeds import training_seed
@@ -180,6 +180,9 @@ class Rollout(Breakable):
         q = self._policy(self._obs)
         action = np.where(planned < 0, q.argmax(1), planned)
         rows.obs[t], rows.q[t], rows.action[t] = self._obs[self._newest], q, action
+        if rows.extras:
+            for name, column in self._extras().items():
+                rows.extras[name][t] = column
         started = self._clock()
         self._obs, rows.reward[t], rows.terminated[t], rows.truncated[t], infos = self._envs.step(action)
         stepped = self._clock()
@@ -187,6 +190,11 @@ class Rollout(Breakable):
         if infos:  # a lane has no others
             rows.broken[t] = self._note_rebuilt(infos)
         return stepped
+
+    def _extras(self) -> dict[str, Array]:
+        """The schema's further columns where the lanes stand, <dtype>[E, *shape] by name."""
+        lanes = cast("list[Lane]", self._envs.envs)
+        return {each.name: np.stack([lane.extras[each.name] for lane in lanes]) for each in self._schema.extras}
 
     def _note_rebuilt(self, infos: Mapping[str, Array]) -> Array:
         """Which lanes' environments were made anew, as the lanes say: <bool>[E]."""
@@ -367,7 +375,8 @@ class Rollout(Breakable):
             self._sleep(POLL_MIN_S)
         if self.weight_version == 0 or self.counters.rows == 0:
             return True
-        self._encode(*self._rows.boundary(self._obs[self._newest], self._policy(self._obs), self.counters))
+        q = self._policy(self._obs)
+        self._encode(*self._rows.boundary(self._obs[self._newest], q, self._extras(), self.counters))
         while not self.send():
             if self._clock() > end:
                 return False

@@ -21,7 +21,7 @@ CARRIED = ("ended", "fresh", "returns", "env_steps")
 
 
 class Columns(NamedTuple):
-    """The arrays of a chunk, as ``replay.chunk.Chunk`` has them."""
+    """The columns of a chunk, as ``replay.chunk.Chunk`` has them."""
 
     obs: Array
     action: Array
@@ -29,12 +29,14 @@ class Columns(NamedTuple):
     q_taken: Array
     q_max: Array
     flags: Array
+    extras: Mapping[str, Array]
 
 
 class Rows:
     """What T time steps of E lanes leave, and where each lane stands between two chunks.
 
-    ``obs``, ``q``, ``action``, ``reward``, ``terminated`` and ``truncated`` are [T, E, ...]; the steps write them.
+    ``obs``, ``q``, ``action``, ``reward``, ``terminated`` and ``truncated`` are [T, E, ...]; the steps write them, and
+    ``extras``, the schema's further columns.
     ``broken`` [T, E] is for the steps at which a lane's environment was made anew; it is false where none was.
     """
 
@@ -47,6 +49,7 @@ class Rows:
         self.terminated = np.zeros((steps, lanes), np.bool_)
         self.truncated = np.zeros((steps, lanes), np.bool_)
         self.broken = np.zeros((steps, lanes), np.bool_)
+        self.extras = {each.name: np.zeros((steps, lanes, *each.shape), each.dtype) for each in schema.extras}
         self._ended = np.zeros((1, lanes), np.bool_)
         self._fresh = np.ones((1, lanes), np.bool_)
         self._returns = np.zeros(lanes, np.float64)
@@ -72,8 +75,9 @@ class Rows:
         q, action = self.q[:steps], self.action[:steps]
         q_taken = np.take_along_axis(q, action[..., None], 2)[..., 0]
         q_taken[boundary] = 0
+        extras = {name: column[:steps] for name, column in self.extras.items()}
         columns = Columns(
-            self.obs[:steps], action, self.reward[:steps].astype(np.float32), q_taken, q.max(2), flags
+            self.obs[:steps], action, self.reward[:steps].astype(np.float32), q_taken, q.max(2), flags, extras
         )  # fmt: skip
         episodes, return_sum = self._finish_episodes(self.reward[:steps], ended, broken)
         self._ended, self._fresh = ended[-1:].copy(), boundary[-1:].copy()
@@ -96,12 +100,16 @@ class Rows:
         for name in CARRIED:
             setattr(self, f"_{name}", np.array(carried[name]))
 
-    def boundary(self, obs: Array, q: Array, counters: Counters) -> tuple[Columns, Counters]:
-        """One boundary row per lane at the observations <obs_dtype>[E, ...] where the lanes stand."""
+    def boundary(
+        self, obs: Array, q: Array, extras: Mapping[str, Array], counters: Counters
+    ) -> tuple[Columns, Counters]:
+        """One boundary row per lane at the observations <obs_dtype>[E, ...] and extras [E, ...] where the lanes
+        stand."""
         grid = (1, len(obs))
         zeros = np.zeros(grid, np.float32)
         flags = BOUNDARY | self._fresh * np.uint8(FIRST)
-        columns = Columns(obs[None], np.zeros(grid, np.int32), zeros, zeros, q.max(1)[None], flags)
+        here = {name: column[None] for name, column in extras.items()}
+        columns = Columns(obs[None], np.zeros(grid, np.int32), zeros, zeros, q.max(1)[None], flags, here)
         return columns, counters._replace(rows=counters.rows + len(obs))
 
     def _finish_episodes(self, reward: Array, ended: Array, broken: Array) -> tuple[int, float]:
@@ -124,11 +132,20 @@ class Rows:
         if wrong_reward.any():
             t, lane = np.argwhere(wrong_reward)[0]
             what = f"the reward {self.reward[t, lane]}, which float32 has to hold,"
-        elif self.obs.dtype.kind == "f" and not np.isfinite(self.obs[:steps]).all():
-            wrong = ~np.isfinite(self.obs[:steps]).reshape(*boundary.shape, -1).all(2)
-            t, lane = np.argwhere(wrong)[0]
-            what = "an observation that is not finite"
         else:
-            return
+            found = self._not_finite({"an observation": self.obs, **self.extras}, steps)
+            if found is None:
+                return
+            what, t, lane = found
         env_step = self._env_steps[lane] + np.count_nonzero(~boundary[:t, lane])
         raise EnvError(f"{self._env_name} returned {what} in lane {lane} after env step {env_step} of it")
+
+    @staticmethod
+    def _not_finite(columns: Mapping[str, Array], steps: int) -> tuple[str, int, int] | None:
+        """Returns the first of these columns that is not finite, and where; None where all are."""
+        for name, column in columns.items():
+            if column.dtype.kind == "f" and not np.isfinite(column[:steps]).all():
+                wrong = ~np.isfinite(column[:steps]).reshape(steps, column.shape[1], -1).all(2)
+                t, lane = np.argwhere(wrong)[0].tolist()
+                return f"{name} that is not finite", t, lane
+        return None

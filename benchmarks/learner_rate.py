@@ -111,7 +111,7 @@ def _running_loop(loop: LearnerLoop) -> Callable[[float], int]:
 def _bare_loop(config: RunConfig, running: LearnerLoop) -> Callable[[float], int]:
     """Another learner of the same configuration, on a batch of the running one's rows."""
     learner = Learner(config.learner, running.buffer.mirror.schema, running.learner.device, config.seed)
-    batch: Batch = running.buffer.mirror.gather(running.buffer.sampler.choose(config.learner.batch, 1, 0).rows)
+    batch: Batch = running.buffer.sample(config.learner.batch).batch
 
     def work(seconds: float) -> int:
         before, end = learner.updates, time.perf_counter() + seconds

@@ -246,7 +246,8 @@ def measure_updates(config: RunConfig, schema: Schema, seconds: float = MEASURE_
     dtype = np.dtype(schema.obs_dtype)
     obs = [rng.integers(0, 2, (batch, *schema.input_shape)).astype(dtype) for _ in range(2)]
     reward, discount = (rng.random(batch, np.float32) for _ in range(2))
-    transitions = Batch(obs[0], rng.integers(0, schema.num_actions, batch), reward, discount, obs[1])
+    extras = {column.name: np.ones((batch, *column.shape), column.dtype) for column in schema.extras}
+    transitions = Batch(obs[0], rng.integers(0, schema.num_actions, batch), reward, discount, obs[1], extras, extras)
     learner.update(transitions)  # the first one sets torch up
     learner.figures()
     updates, began, starved_s = 0, time.perf_counter(), CpuTime.now().starved_s
@@ -303,7 +304,8 @@ def _memory_lines(config: RunConfig, schema: Schema, outlook: Outlook) -> Iterat
     yield (
         "row",
         f"{row:,} B",
-        f"observation {schema.obs_bytes:,} B ({schema.obs_dtype}{stack}) + 17 B: action, reward, Qs",
+        f"observation {schema.obs_bytes:,} B ({schema.obs_dtype}{stack}) + {row - schema.obs_bytes} B: "
+        + ", ".join(("action, reward, Qs", *(column.name for column in schema.extras))),
     )
     if outlook.server_bytes:
         in_flight = 4 * config.actors.count * chunk_rows(config)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from deploy.config import ConfigError, RunConfig
 from learner.algorithms import ALGORITHMS, build_loss
 from learner.networks import parameter_shapes
-from replay.chunk import HEADER_BYTES, Schema
+from replay.chunk import Schema
 from replay.limiter import Limiter
 from replay.mirror import Mirror
 from replay.samplers import sampler_of
@@ -159,7 +159,7 @@ def chunk_rows(config: RunConfig) -> int:
 
 def chunk_bytes(config: RunConfig, schema: Schema) -> int:
     """Bytes of a full chunk, which is one value of the server's."""
-    return HEADER_BYTES + chunk_rows(config) * schema.row_bytes
+    return schema.chunk_bytes(chunk_rows(config), config.actors.lanes)
 
 
 def longest_value_bytes(config: RunConfig, schema: Schema) -> int:
@@ -178,7 +178,8 @@ def server_bytes(config: RunConfig, schema: Schema) -> int:
     copies of the weights, and 32 MB for itself and its connections."""
     in_flight = max(4 * config.actors.count * chunk_rows(config), 2 * check_limiter(config).window_rows)
     rows = config.replay.rows_in_log + in_flight
-    log = rows * schema.row_bytes + (rows // config.actors.lanes + 1) * (HEADER_BYTES + 200)
+    lanes = config.actors.lanes
+    log = rows * schema.row_bytes + (rows // lanes + 1) * (schema.chunk_bytes(0, lanes) + 200)
     return int(1.25 * log) + 3 * network_bytes(config, schema) + (32 << 20)
 
 

@@ -37,7 +37,7 @@ from replay.foreign import Unreadable, parse_json, read_file, read_object
 from replay.state import State
 from replay.storage import CannotFit, available_memory
 
-FORMAT = 1
+FORMAT = 2
 """Raised where older code could not read what newer code writes."""
 VALUES, MANIFEST, ARRAYS = "state.json", "manifest.json", ".safetensors"
 MANIFEST_BYTES = 1 << 20
@@ -182,7 +182,10 @@ def _listed(path: Path) -> dict[str, _About]:
     """The manifest's files. Raises CheckpointError where it is damaged, or names what cannot be this run's."""
     manifest = read_object(path / MANIFEST, MANIFEST_BYTES)
     if manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has format {manifest.get('format')!r:.40}, this qherd reads {FORMAT}")
+        raise CheckpointError(
+            f"{path} has format {manifest.get('format')!r:.40}, this qherd reads {FORMAT}: "
+            "resume with the run's own qherd, or start a new run"
+        )
     try:
         listed = {file: _About(about["bytes"], about["sha256"]) for file, about in manifest["files"].items()}
     except (LookupError, TypeError, AttributeError) as error:

@@ -74,7 +74,9 @@ class Learner:
     def update(self, batch: Batch, weights: npt.NDArray[Any] | Tensor | None = None) -> Tensor:
         """Takes one gradient step on a batch of transitions; ``weights`` <float32>[B] are the importance weights of
         their losses (None: all 1). Returns the TD errors <float32>[B], on the device."""
-        out = self._loss(self.online, self.target, Transitions(*(self._to_device(column) for column in batch)))
+        on = batch.map(self._to_device)
+        transitions = Transitions(on.s_tm1, on.a_tm1, on.r_t, on.discount_t, on.s_t, on.extras_tm1, on.extras_t)
+        out = self._loss(self.online, self.target, transitions)
         loss = (out.losses if weights is None else out.losses * self._to_device(weights)).mean()
         self._step(loss)
         self._record(loss.detach(), out.td_error, out.q_tm1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,14 @@ from replay.config import ReplayConfig
 from replay.credit import Lender
 from replay.limiter import CHUNKS_EACH, Limiter
 from replay.log import ChunkLog, LogError, Memory, unless_away
-from replay.mirror import Batch, Mirror
+from replay.mirror import Mirror
 from replay.reader import Reader
 from replay.samplers import make_sampler
 from replay.state import State
 from replay.storage import CannotFit, check_fit, make_storage
 
 GATHER_BYTES = 64 << 20
-"""Observations that are gathered at once, at the most: some batches of pictures, a whole cycle of small rows."""
+"""Bytes of rows that are gathered at once, at the most: some batches of pictures, a whole cycle of small rows."""
 TRIM_EVERY_S, TRIM_SHARE = 1.0, 16
 """The log is trimmed so often, and whenever this part of the capacity has come in anew."""
 DESCRIBE_EVERY_S = 1.0
@@ -76,7 +77,7 @@ class LearnerLoop(Breakable):
         self._log, self._publisher, self._config, self._replay = log, publisher, config, replay
         self._fence, self._published = fence, 0
         self._keep_rows = replay.rows_in_log
-        self._input_bytes = schema.obs_bytes * schema.stack
+        self._input_bytes = schema.obs_bytes * schema.stack + sum(column.nbytes for column in schema.extras)
         network_seed, sample_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2, np.uint64) >> 1)
         self.learner = Learner(config, schema, choose_device(config.device), network_seed)
         mirror = self._make_mirror(schema)
@@ -195,13 +196,13 @@ class LearnerLoop(Breakable):
         batch = self._config.batch
         gathered, rows, weights = self.buffer.sample(batch, updates, self.learner.updates)
         self.phases.charge("sample")
-        columns = Batch(*on_device(gathered, self.learner.device))
-        factors = None if weights is None else next(on_device((weights,), self.learner.device))
+        columns = gathered.map(lambda column: on_device(column, self.learner.device))
+        factors = None if weights is None else on_device(weights, self.learner.device)
         self._samples.note(rows, weights, self.buffer.mirror.end, columns.r_t, columns.discount_t)
         self.phases.charge("transfer")
         errors = []
         for part in (slice(start, start + batch) for start in range(0, len(rows), batch)):
-            transitions = Batch(*(column[part] for column in columns))
+            transitions = columns.map(itemgetter(part))
             errors.append(self.learner.update(transitions, None if factors is None else factors[part]))
         self.phases.charge("compute")
         if weights is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -72,7 +71,6 @@ def q_bound(r_t: Tensor, discount_t: Tensor) -> float:
     return float(bounds.nan_to_num(nan=0.0, posinf=math.inf).amax())
 
 
-def on_device(columns: Iterable[Any], device: torch.device) -> Iterator[Tensor]:
-    """Columns on the device; those of the host's arrays are copied there unless it is the host itself."""
-    for column in columns:
-        yield torch.as_tensor(column).to(device, non_blocking=True)
+def on_device(column: Any, device: torch.device) -> Tensor:
+    """Returns a column on the device; a host's array is copied there unless it is the host itself."""
+    return torch.as_tensor(column).to(device, non_blocking=True)

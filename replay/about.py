@@ -17,7 +17,7 @@ from replay.foreign import parse_json
 from replay.ledger import Slot
 from replay.log import LogError
 
-FORMAT = 1
+FORMAT = 2
 """Raised where a field changes its meaning; fields that a reader does not know are passed over."""
 
 Count = Annotated[int, Field(ge=0, le=MOST_COUNT)]

@@ -66,6 +66,6 @@ class NStepAssembler:
             slot, _, name = key.partition(".")
             carried.setdefault(int(slot), {})[name] = column
         self._windows = {}
-        for slot, columns in carried.items():
-            windows = self._windows[slot] = LaneWindows(columns["flags"].shape[1], self._n, self._gamma)
+        for number, columns in carried.items():
+            windows = self._windows[number] = LaneWindows(columns["flags"].shape[1], self._n, self._gamma)
             windows.restore(columns)

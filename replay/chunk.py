@@ -1,7 +1,7 @@
 """The chunk: up to T time steps of E lanes of one actor, as bytes. The wire format is in docs/wire-format.md.
 
-A chunk is a fixed header and C-contiguous arrays; nothing in it can name code to run. ``decode`` checks everything
-before it allocates anything, and says in one word why it refuses.
+A chunk is a fixed header and the columns of the schema as C-contiguous arrays; nothing in it can name code to run.
+``decode`` checks everything before it allocates anything, and gives one word for why it refuses.
 """
 
 from __future__ import annotations
@@ -10,23 +10,26 @@ import hashlib
 import json
 import math
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from zlib_ng.zlib_ng import crc32  # zlib's, ten times as fast: it bounded chunks of images
 
 MAGIC = b"QHRD"
-VERSION = 1
+VERSION = 2
 
 TERMINATED, TRUNCATED, BOUNDARY, FIRST = 1, 2, 4, 8
 """Flags of a row. TERMINATED and TRUNCATED say how the env step that left this row ended its episode; BOUNDARY: the row
 holds an observation only (its action was ignored); FIRST: the observation is the first of an episode."""
 
 DTYPES = ("uint8", "int8", "uint16", "int16", "int32", "float16", "float32")
-"""Observation dtypes that are stored as they are; an env's float64 and int64 are narrowed once, at the actor."""
+"""Dtypes of columns that are stored as they are; an env's float64 and int64 are narrowed once, at the actor."""
+MOST_EXTRAS, MOST_NAME = 32, 64
+"""Columns beside the standard ones, and letters of a column's name, at the most."""
 
 
 MOST_VERSION = (1 << 63) - 1
@@ -57,12 +60,37 @@ class BadChunk(ValueError):
 
 
 @dataclass(frozen=True)
+class Column:
+    """A named part of rows: an array <dtype>[*shape] for each row, or (``per`` "chunk") for each lane of a chunk, which
+    then holds for all of the lane's rows in it: a recurrent state before the first of them."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...] = ()
+    per: Literal["row", "chunk"] = "row"
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of one value."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def grid(self, time_steps: int, lanes: int) -> tuple[int, ...]:
+        """Returns the shape of the column's array in a chunk: [T, E, *shape], or [E, *shape] per chunk."""
+        return (time_steps, lanes, *self.shape) if self.per == "row" else (lanes, *self.shape)
+
+
+STANDARD = ("action", "reward", "q_taken", "q_max", "obs", "flags")
+"""The columns that every row has, in the order of the wire."""
+
+
+@dataclass(frozen=True)
 class Schema:
-    """What a row looks like: the shape and dtype of one observation, and how many actions there are.
+    """What a row looks like: the shape and dtype of one observation, how many actions there are, and further columns.
 
     ``stack`` newest observations of an episode together are what the network sees; a row has the newest only.
     ``obs_divisor``: what the network divides observations by, 255 where the space says that they are bytes of colour.
     ``channels_last``: of a picture's three axes the last one has its channels, as Gymnasium's pictures have.
+    ``extras``: columns beside the standard ones, such as an action mask: they are sent, stored and sampled as they are.
     """
 
     obs_shape: tuple[int, ...]
@@ -71,6 +99,7 @@ class Schema:
     stack: int = 1
     obs_divisor: int = 1
     channels_last: bool = True
+    extras: tuple[Column, ...] = ()
 
     def __post_init__(self) -> None:
         if self.obs_dtype not in DTYPES:
@@ -81,11 +110,38 @@ class Schema:
             raise ValueError(f"stack is {self.stack}; at least 1 is needed")
         if self.obs_divisor < 1:
             raise ValueError(f"obs_divisor is {self.obs_divisor}; at least 1 is needed")
+        self._check_extras()
+
+    def _check_extras(self) -> None:
+        if len(self.extras) > MOST_EXTRAS:
+            raise ValueError(f"{len(self.extras)} columns beside the standard ones; {MOST_EXTRAS} are the most")
+        names = list(STANDARD)
+        for column in self.extras:
+            if not (column.name.isidentifier() and column.name.isascii() and len(column.name) <= MOST_NAME):
+                raise ValueError(f"{column.name!r:.80} is no column's name: up to {MOST_NAME} letters of Python's are")
+            if column.name in names:
+                raise ValueError(f"two columns are named {column.name!r}; the standard ones are {', '.join(STANDARD)}")
+            if column.dtype not in DTYPES:
+                raise ValueError(
+                    f"column {column.name!r} of dtype {column.dtype!r} cannot be stored; one of {', '.join(DTYPES)} can"
+                )
+            if not all(length >= 1 for length in column.shape):
+                raise ValueError(f"column {column.name!r} has the shape {column.shape}; no length may be below 1")
+            names.append(column.name)
+
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """All columns of a chunk, in the order of the wire: the standard ones, then the others."""
+        dtypes = {"action": "int32", "obs": self.obs_dtype, "flags": "uint8"}
+        shapes = {"obs": self.obs_shape}
+        standard = (Column(name, dtypes.get(name, "float32"), shapes.get(name, ())) for name in STANDARD)
+        return (*standard, *self.extras)
 
     @cached_property
     def digest(self) -> int:
         """64 bits that differ between schemas: a chunk of another environment is refused by it."""
-        return digest64(json.dumps([self.obs_shape, self.obs_dtype, self.num_actions, self.stack]))
+        columns = [[column.name, column.dtype, column.shape, column.per] for column in self.columns]
+        return digest64(json.dumps([columns, self.num_actions, self.stack]))
 
     @cached_property
     def obs_bytes(self) -> int:
@@ -109,10 +165,20 @@ class Schema:
         channels, height, width = (shape[2], *shape[:2]) if self.channels_last else shape
         return self.stack * channels, height, width
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
-        """Bytes of one row in a chunk: action, reward, two Q values (4 each), the observation, flags (1)."""
-        return 4 * 4 + self.obs_bytes + 1
+        """Bytes of one row in a chunk: action, reward, two Q values (4 each), the observation, flags (1), and the other
+        columns that are per row."""
+        return sum(column.nbytes for column in self.columns if column.per == "row")
+
+    @cached_property
+    def lane_bytes(self) -> int:
+        """Bytes of one lane in a chunk beside its rows: the columns that are per chunk."""
+        return sum(column.nbytes for column in self.columns if column.per == "chunk")
+
+    def chunk_bytes(self, rows: int, lanes: int) -> int:
+        """Returns the bytes of a chunk, its header included."""
+        return HEADER_BYTES + rows * self.row_bytes + lanes * self.lane_bytes
 
 
 def digest64(text: str) -> int:
@@ -170,7 +236,8 @@ class Chunk:
     """Rows of one actor, time-major.
 
     obs: <obs_dtype>[T, E, *obs_shape]; action: <int32>[T, E]; reward, q_taken, q_max: <float32>[T, E];
-    flags: <uint8>[T, E]. ``reward`` is the env's own, neither clipped nor scaled.
+    flags: <uint8>[T, E]. ``reward`` is the env's own, neither clipped nor scaled. ``extras``: the schema's further
+    columns by name, <dtype>[T, E, *shape], or <dtype>[E, *shape] of one that is per chunk.
     """
 
     slot: int
@@ -184,6 +251,12 @@ class Chunk:
     q_taken: npt.NDArray[np.float32]
     q_max: npt.NDArray[np.float32]
     flags: npt.NDArray[np.uint8]
+    extras: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """All columns by name."""
+        return {**{name: getattr(self, name) for name in STANDARD}, **self.extras}
 
     @property
     def rows(self) -> int:
@@ -193,7 +266,7 @@ class Chunk:
     @property
     def lanes(self) -> int:
         """Lanes of the actor."""
-        return self.flags.shape[1]
+        return int(self.flags.shape[1])
 
     @property
     def env_steps(self) -> int:
@@ -214,8 +287,8 @@ def encode(chunk: Chunk, schema: Schema, run: str) -> bytes:
         MAGIC, VERSION, 0, schema.digest, digest64(run), chunk.slot, time_steps, lanes, 0,
         chunk.incarnation, chunk.seq, chunk.weight_version, *chunk.counters,
     )  # fmt: skip
-    arrays = (chunk.action, chunk.reward, chunk.q_taken, chunk.q_max, chunk.obs, chunk.flags)
-    payload = [np.ascontiguousarray(array).data for array in arrays]
+    columns = chunk.columns
+    payload = [np.ascontiguousarray(columns[column.name]).data for column in schema.columns]
     crc = crc32(header)
     for data in payload:
         crc = crc32(data, crc)
@@ -229,7 +302,18 @@ class Codec:
         self.schema = schema
         self._run = digest64(run)
         self.max_rows = max_rows
-        self._float_obs = np.dtype(schema.obs_dtype).kind == "f"
+        self._columns = [(column, np.dtype(column.dtype).newbyteorder("<")) for column in schema.columns]
+        self._single = self._runs_of_singles()
+        self._half = [column.name for column in schema.columns if column.dtype == "float16"]
+
+    def _runs_of_singles(self) -> list[tuple[int, int]]:
+        """Returns where float32 columns lie together, as [first, last + 1) of the columns: one pass checks them all."""
+        runs: list[tuple[int, int]] = []
+        for index, (column, _) in enumerate(self._columns):
+            if column.dtype == "float32":
+                first = runs.pop()[0] if runs and runs[-1][1] == index else index
+                runs.append((first, index + 1))
+        return runs
 
     def decode(self, data: bytes, slot: int, incarnation: int, seq: int) -> Chunk:
         """The chunk in ``data``, stored as ``(slot, incarnation, seq)``; its arrays are read-only views of ``data``.
@@ -238,25 +322,16 @@ class Codec:
         counters, value, action or flags.
         """
         time_steps, lanes, weight_version, counters = self._header(data, slot, incarnation, seq)
-        rows = time_steps * lanes
-        offset = HEADER_BYTES
-
-        def take(dtype: str, shape: tuple[int, ...], nbytes: int) -> npt.NDArray[Any]:
-            nonlocal offset
-            array = np.frombuffer(data, dtype, count=math.prod(shape), offset=offset).reshape(shape)
-            offset += nbytes
-            return array
-
-        grid = (time_steps, lanes)
-        action = take("<i4", grid, 4 * rows)
-        reward, q_taken, q_max = (take("<f4", grid, 4 * rows) for _ in range(3))
-        obs_dtype = np.dtype(self.schema.obs_dtype).newbyteorder("<").str
-        obs = take(obs_dtype, (*grid, *self.schema.obs_shape), self.schema.obs_bytes * rows)
-        flags = take("|u1", grid, rows)
-        chunk = Chunk(
-            slot, incarnation, seq, weight_version, counters, obs, action, reward, q_taken, q_max, flags
-        )  # fmt: skip
-        self._check_finite(chunk, data)
+        offsets = [HEADER_BYTES]
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        for column, dtype in self._columns:
+            shape = column.grid(time_steps, lanes)
+            array = np.frombuffer(data, dtype, math.prod(shape), offsets[-1]).reshape(shape)
+            arrays[column.name] = array
+            offsets.append(offsets[-1] + array.nbytes)
+        self._check_finite(data, offsets, arrays)
+        standard = {name: arrays.pop(name) for name in STANDARD}
+        chunk = Chunk(slot, incarnation, seq, weight_version, counters, **standard, extras=arrays)
         self._check_values(chunk)
         return chunk
 
@@ -267,10 +342,14 @@ class Codec:
          weight_version, *numbers) = _HEADER.unpack_from(data)  # fmt: skip
         if magic != MAGIC:
             raise BadChunk("magic", f"{magic!r}, expected {MAGIC!r}")
-        if version != VERSION or reserved or further:
+        if version != VERSION:
             raise BadChunk(
-                "version", f"{version} with {reserved}, {further} in reserved fields; read are {VERSION}, 0, 0"
+                "version",
+                f"the chunk's format is {version}, this qherd reads {VERSION}: run all actors and the learner with the "
+                "same qherd, and begin a new run where an older one has written the log",
             )
+        if reserved or further:
+            raise BadChunk("version", f"{reserved}, {further} in reserved fields, which are 0 in format {VERSION}")
         if schema != self.schema.digest:
             raise BadChunk("schema", f"{schema:016x}, this run has {self.schema.digest:016x} ({self.schema})")
         if run != self._run:
@@ -281,9 +360,9 @@ class Codec:
         rows = time_steps * lanes
         if not 1 <= rows <= self.max_rows:
             raise BadChunk("size", f"{time_steps} x {lanes} rows, the bound is 1..{self.max_rows}")
-        expected = HEADER_BYTES + rows * self.schema.row_bytes
+        expected = self.schema.chunk_bytes(rows, lanes)
         if len(data) != expected:
-            raise BadChunk("length", f"{len(data)} bytes, {rows} rows have {expected}")
+            raise BadChunk("length", f"{len(data)} bytes, {rows} rows of {lanes} lanes have {expected}")
         view = memoryview(data)
         crc = crc32(view[HEADER_BYTES:], crc32(view[: _HEADER.size]))
         if bytes(view[_HEADER.size : HEADER_BYTES]) != _CRC.pack(crc):
@@ -294,13 +373,13 @@ class Codec:
         counters.check()
         return time_steps, lanes, weight_version, counters
 
-    def _check_finite(self, chunk: Chunk, data: bytes) -> None:
-        """Rewards and Q values, and behind them float32 observations, lie together: one pass over all of them."""
-        single = self.schema.obs_dtype == "float32"
-        count = 3 * chunk.rows + (chunk.obs.size if single else 0)
-        finite = np.isfinite(np.frombuffer(data, "<f4", count, HEADER_BYTES + 4 * chunk.rows)).all()
-        if not finite or (self._float_obs and not single and not np.isfinite(chunk.obs).all()):
-            raise BadChunk("value", "a reward, Q value or observation is not finite")
+    def _check_finite(self, data: bytes, offsets: list[int], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        finite = all(
+            np.isfinite(np.frombuffer(data, "<f4", (offsets[end] - offsets[first]) // 4, offsets[first])).all()
+            for first, end in self._single
+        )
+        if not (finite and all(np.isfinite(arrays[name]).all() for name in self._half)):
+            raise BadChunk("value", "a reward, Q value, observation or further column is not finite")
 
     def _check_values(self, chunk: Chunk) -> None:
         if chunk.action.min() < 0 or chunk.action.max() >= self.schema.num_actions:

@@ -136,8 +136,8 @@ def test_td_errors_are_of_expected_values(options: dict[str, object]) -> None:
     r_t, zeros = rng.normal(size=16).astype(np.float32), np.zeros(16, np.float32)
     with torch.no_grad():
         before = tested.online(torch.from_numpy(s_tm1)).q
-    columns = (s_tm1, a_tm1, r_t, zeros, s_tm1)
-    out = build_loss(tested.config)(tested.online, tested.target, Transitions(*map(torch.from_numpy, columns)))
+    s, a, r, zero = map(torch.from_numpy, (s_tm1, a_tm1, r_t, zeros))
+    out = build_loss(tested.config)(tested.online, tested.target, Transitions(s, a, r, zero, s))
     assert_close(out.q_tm1, before)
     assert_close(out.td_error, torch.from_numpy(r_t) - before[torch.arange(16), torch.from_numpy(a_tm1)])
     assert (out.losses.requires_grad, out.td_error.requires_grad, out.q_tm1.requires_grad) == (True, False, False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -194,9 +195,9 @@ def test_pixels_stay_bytes_until_they_are_on_the_device() -> None:
     rest = batch(size=8)
     byte_learner = Learner(SMALL, Schema((4,), "uint8", 3, obs_divisor=255), torch.device("cpu"), 1)
     float_learner = learner()
-    byte_learner.update(rest._replace(s_tm1=pixels[0], s_t=pixels[1]))
+    byte_learner.update(replace(rest, s_tm1=pixels[0], s_t=pixels[1]))
     scaled = (pixels / np.float32(255)).astype(np.float32)
-    float_learner.update(rest._replace(s_tm1=scaled[0], s_t=scaled[1]))
+    float_learner.update(replace(rest, s_tm1=scaled[0], s_t=scaled[1]))
     torch.testing.assert_close(flat(byte_learner.online), flat(float_learner.online))
 
 

@@ -11,6 +11,7 @@ from chunk_makers import SCHEMA, FakeActor
 from replay.chunk import Chunk, Schema
 from replay.mirror import Mirror
 from replay.nstep import Closed
+from replay.samplers.prioritised import PrioritisedSampler
 
 
 def closed(*rows: tuple[int, float, float, int]) -> Closed:
@@ -121,5 +122,14 @@ def test_plan_is_what_is_allocated() -> None:
     """Memory is planned and printed at start: the figure has to be true."""
     schema = Schema((4, 5), "uint8", 3)
     mirror = Mirror(schema, 1000)
-    allocated = sum(value.nbytes for value in vars(mirror).values() if isinstance(value, np.ndarray))
+    held = [*vars(mirror).values(), *mirror._columns.values()]
+    allocated = sum(value.nbytes for value in held if isinstance(value, np.ndarray))
     assert Mirror.planned_bytes(schema, 1000) == allocated
+
+
+def test_a_second_watcher_is_refused() -> None:
+    """Put in the first one's place it would leave a sampler that never hears of a row."""
+    mirror, rng = Mirror(SCHEMA, 8), np.random.default_rng(0)
+    PrioritisedSampler(mirror, rng, 0.6, 0.4, 100)
+    with pytest.raises(ValueError, match="has a watcher already, a PrioritisedSampler"):
+        PrioritisedSampler(mirror, rng, 0.6, 0.4, 100)

@@ -91,7 +91,7 @@ def test_a_device_batch_is_never_on_the_host(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_memmap_leaves_no_file(tmp_path: Path) -> None:
     """Its files have no name from the start: nothing is left even by kill -9."""
     mirror = filled(Memmap(tmp_path))
-    assert isinstance(mirror._obs, np.memmap)
+    assert isinstance(mirror._columns["obs"], np.memmap)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -13,6 +15,7 @@ class Transitions(NamedTuple):
     """A batch on the device: s_tm1, s_t <obs_dtype>[B, *input_shape], a_tm1 <int64>[B], r_t, discount_t <float32>[B].
 
     ``r_t`` is the window's discounted sum of rewards, ``discount_t`` what its bootstrap is multiplied by.
+    ``extras_tm1`` and ``extras_t`` are the schema's further columns at s_tm1 and at s_t, <dtype>[B, *shape] by name.
     """
 
     s_tm1: Tensor
@@ -20,6 +23,8 @@ class Transitions(NamedTuple):
     r_t: Tensor
     discount_t: Tensor
     s_t: Tensor
+    extras_tm1: Mapping[str, Tensor] = MappingProxyType({})
+    extras_t: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class LossOutput(NamedTuple):
