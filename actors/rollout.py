@@ -79,12 +79,14 @@ class Work(NamedTuple):
 
 
 class Heartbeat(NamedTuple):
-    """What an actor answers: its incarnation's counters, and a line for each environment made anew since it last did:
-    ``lane 3: RuntimeError: the bridge is down, after env step 812 of it``; and where its time went."""
+    """What an actor answers: its incarnation and that one's counters, a chunk in hand included; a line for each
+    environment made anew since it last did: ``lane 3: RuntimeError: the bridge is down, after env step 812 of it``; and
+    where its time went."""
 
     counters: Counters
     rebuilt: tuple[str, ...]
     work: Work = Work()
+    incarnation: int = 0
 
 
 class Rollout(Breakable):
@@ -148,7 +150,7 @@ class Rollout(Breakable):
         now = CpuTime.now()
         self._work["cpu_seconds"] += now.on_core_s - cpu.on_core_s
         self._work["starved_seconds"] += now.starved_s - cpu.starved_s
-        return Heartbeat(self.counters, self.take_rebuilt(), Work(**self._work))
+        return Heartbeat(self.counters, self.take_rebuilt(), Work(**self._work), self._place.incarnation)
 
     def take_rebuilt(self) -> tuple[str, ...]:
         """A line for each environment that was made anew since the last call."""

@@ -24,6 +24,7 @@ from actors.restarts import BACKOFF_S, NotNowError, Rebuilt, Restarts, cause, ji
 from actors.rollout import Heartbeat, Work
 from actors.setbacks import EvaluationHangs, Setbacks
 from actors.verdicts import Spent
+from replay.chunk import Counters
 
 COLLECT_S = 0.5
 """Seconds of one call. The flush at the end waits for those in flight; the driver may be late by as much."""
@@ -36,6 +37,8 @@ LOG_S = 20.0
 """Seconds that one ``collect`` may spend on the log beyond its own: four calls that time out after 5 s each."""
 LEAVE_S = 20.0
 """Seconds that an actor whose slot is no more may take to end its calls in flight and to flush."""
+KEPT_DEAD = 8
+"""Dead incarnations of a slot whose rows are known: a learner that comes back later than these books none of them."""
 TICK_S = 2.0
 """The most that one pause between two ticks counts as an actor's silence. Where the pause was longer this process was
 the one that did not run (a stopped or a frozen machine), and the actors may be well."""
@@ -49,7 +52,8 @@ class _Slot:
     restart_at_s: float | None = None
     heard_s: float | None = None
     silent_s: float = 0.0
-    env_steps: int = 0
+    counters: Counters = field(default_factory=Counters)
+    incarnation: int = 0
     death: str | None = None
     work: Work = field(default_factory=Work)
     placed: Any = None  # the call that moves it to its place on another ladder
@@ -75,6 +79,7 @@ class _Leaving:
     flush: Any
     close: Any
     until_s: float
+    slot: _Slot
 
 
 class HangError(RuntimeError):
@@ -95,6 +100,8 @@ class Supervisor:
         self._start, self._config, self._env_id, self._say = start, config, env_id, say
         self._rebuilt = Rebuilt(say)
         self._past_work, self._past_deaths, self._past_restarts = Work(), Counter[str](), 0
+        self.died: dict[int, dict[int, int]] = {}
+        """By slot and incarnation: the rows that the newest of those that died had made, as they last told."""
         self._leaving: list[_Leaving] = []
         self._closing: dict[str, Any] = {}
         self._starting_s = self._told_starting_s = 0.0
@@ -182,7 +189,7 @@ class Supervisor:
         self._past_deaths += slot.restarts.reasons
         if slot.restart_at_s is None:
             flush, close = slot.handle.flush.remote(LEAVE_S / 2), slot.handle.close.remote()
-            self._leaving.append(_Leaving(index, slot.handle, flush, close, time.monotonic() + LEAVE_S))
+            self._leaving.append(_Leaving(index, slot.handle, flush, close, time.monotonic() + LEAVE_S, slot))
 
     def _see_off(self) -> None:
         """End those who have flushed and closed, or had the time for it."""
@@ -197,6 +204,7 @@ class Supervisor:
             with contextlib.suppress(ray.exceptions.RayError):
                 flushed = bool(ray.wait([each.flush], timeout=0)[0] and ray.get(each.flush))
             self._say(f"actor {each.index} has left" + ("" if flushed else "; what it had in hand is lost"))
+            self._note_died(each.index, each.slot)
         self._say_closed({f"actor {each.index}": each.close})
         ray.kill(each.handle)
 
@@ -273,7 +281,7 @@ class Supervisor:
             slot.calls.remove(call)
             heartbeat: Heartbeat = ray.get(call)
             slot.heard_s, slot.silent_s = time.monotonic(), 0.0
-            slot.env_steps, slot.work = heartbeat.counters.env_steps, heartbeat.work
+            slot.counters, slot.incarnation, slot.work = heartbeat.counters, heartbeat.incarnation, heartbeat.work
             self._rebuilt.note(f"actor {index}", heartbeat.rebuilt)
 
     def _check_silence(self, slot: _Slot) -> None:
@@ -282,7 +290,7 @@ class Supervisor:
         limit_s = COLLECT_S + self._config.flush_s + LOG_S + self._config.step_timeout_s
         start_s = START_S + MAKE_S * self._config.lanes if slot.heard_s is None else 0.0
         if slot.silent_s > limit_s + start_s:
-            last = "never heard of" if slot.heard_s is None else f"last heard of at env step {slot.env_steps}"
+            last = "never heard of" if slot.heard_s is None else f"last heard of at env step {slot.counters.env_steps}"
             raise HangError(
                 f"no answer for {slot.silent_s:.0f} s: {self._env_id} hangs in a step or computes for longer than "
                 f"actors.step_timeout_s ({self._config.step_timeout_s:g} s); raise that option if its steps take that "
@@ -300,20 +308,29 @@ class Supervisor:
             slot.restart_at_s = time.monotonic() + BACKOFF_S
             return
         self._past_work, slot.work = self._past_work.plus(slot.work), Work()
-        slot.calls, slot.restart_at_s, slot.silent_s, slot.env_steps, slot.placed = [], None, 0.0, 0, None
+        slot.calls, slot.restart_at_s, slot.silent_s, slot.placed = [], None, 0.0, None
+        slot.counters, slot.incarnation = Counters(), 0
         self._refill(slot)
 
     def _bury(self, index: int, slot: _Slot, error: Exception) -> None:
+        self._note_died(index, slot)
         slot.heard_s, slot.death = None, cause(error)
         if isinstance(error, ray.exceptions.RayTaskError):  # its process lives, and can close its environments
             until_s = time.monotonic() + LEAVE_S
-            self._leaving.append(_Leaving(index, slot.handle, None, slot.handle.close.remote(), until_s))
+            self._leaving.append(_Leaving(index, slot.handle, None, slot.handle.close.remote(), until_s, slot))
         else:
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.kill(slot.handle)
         wait_s = slot.restarts.died(error)
         slot.restart_at_s = time.monotonic() + wait_s
         self._say(f"actor {index} died ({slot.death}); it restarts in {wait_s:.1f} s")
+
+    def _note_died(self, index: int, slot: _Slot) -> None:
+        if slot.incarnation:  # it has answered
+            told = self.died.setdefault(index, {})
+            told[slot.incarnation] = slot.counters.rows
+            for old in sorted(told)[:-KEPT_DEAD]:
+                del told[old]
 
 
 class Silence:

@@ -34,6 +34,7 @@ class LearnerSeat:
         self._slices: deque[Any] = deque()
         self._restart_at_s: float | None = None
         self._figures: Mapping[str, float] = {}
+        self._died: Mapping[int, Mapping[int, int]] = {}
         self._sit_down()
 
     def _sit_down(self) -> None:
@@ -44,7 +45,7 @@ class LearnerSeat:
 
     def _ask(self) -> None:
         while len(self._slices) < 2:  # so that the learner never waits for the driver
-            self._slices.append(self.handle.train.remote(SLICE_S, self._figures))
+            self._slices.append(self.handle.train.remote(SLICE_S, self._figures, self._died))
         self._heard_s = time.monotonic()
 
     @property
@@ -78,13 +79,15 @@ class LearnerSeat:
         self._resumed = None
         return resumed
 
-    def tick(self, figures: Mapping[str, float]) -> tuple[Report, Resumed | None] | None:
+    def tick(
+        self, figures: Mapping[str, float], died: Mapping[int, Mapping[int, int]]
+    ) -> tuple[Report, Resumed | None] | None:
         """Wait up to a slice for a report; with the first one of a learner that was started anew comes where it went on
-        from. ``figures`` are the driver's, for /metrics.
+        from. ``figures`` are the driver's, for /metrics; ``died``: see ``Ledger.note_died``.
 
         Raises RunFailedError for what another learner would meet, too, and CrashLoopError beyond the budget.
         """
-        self._figures = figures
+        self._figures, self._died = figures, died
         if self._restart_at_s is not None:
             self._restart_when_due(self._restart_at_s)
             return None

@@ -293,7 +293,7 @@ class RaySession:
     def _take_report(self) -> bool:
         """Wait up to a slice for what the learner has to report, and whether it had; one that was started anew has its
         curves go on from where it went on."""
-        found = self._seat.tick(self._driver_figures)
+        found = self._seat.tick(self._driver_figures, self._supervisor.died)
         if found is None:
             return False
         report, resumed = found
@@ -458,7 +458,8 @@ class RaySession:
                 self._supervisor.stop(flushed - time.monotonic())
             if self._seat.works:
                 with away:
-                    self._take(ray.get(self._seat.handle.finish.remote(), timeout=end - time.monotonic()))
+                    finished = self._seat.handle.finish.remote(self._supervisor.died)
+                    self._take(ray.get(finished, timeout=end - time.monotonic()))
             held = _played(holdout, min(end, held_until), skip)
             with away:
                 self._screening.stop()

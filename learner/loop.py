@@ -215,10 +215,12 @@ class LearnerLoop(Breakable):
 
     @breakable
     def drain(self) -> None:
-        """Take in all that the log has, without learning from it."""
+        """Take in all that the log has, without learning from it, and end the books of the actors that died."""
         before = self.ledger.totals.env_steps
         self.reader.drain()
         self._book(self.ledger.totals.env_steps - before)
+        with unless_away(self._note_unavailable):
+            self.ledger.end_dead(self._log.last_id)
         self.describe()
 
     def about(self) -> About:

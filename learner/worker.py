@@ -97,8 +97,12 @@ class LearnerWorker:
         """Where this learner went on from; None for one that began anew."""
         return self._loop.resumed
 
-    def train(self, seconds: float, driver_figures: Mapping[str, float]) -> Report:
-        """See ``LearnerLoop.train``. ``driver_figures`` are shown on /metrics beside the learner's own."""
+    def train(
+        self, seconds: float, driver_figures: Mapping[str, float], died: Mapping[int, Mapping[int, int]]
+    ) -> Report:
+        """See ``LearnerLoop.train``. ``driver_figures`` are shown on /metrics beside the learner's own; ``died``: see
+        ``Ledger.note_died``."""
+        self._loop.ledger.note_died(died)
         report = self._loop.train(seconds)
         self._metrics.show(report, driver_figures)
         return report
@@ -119,8 +123,9 @@ class LearnerWorker:
         """Have the actors stop inserting: no more updates follow."""
         self._publisher.stop()
 
-    def finish(self) -> Report:
-        """Take in what the actors have flushed, and write a checkpoint; the last report."""
+    def finish(self, died: Mapping[int, Mapping[int, int]]) -> Report:
+        """Take in what the actors have flushed, and write a checkpoint; the last report. ``died``: as in ``train``."""
+        self._loop.ledger.note_died(died)
         self._loop.drain()
         self._loop.checkpoint(wait=True)
         return self._loop.report()

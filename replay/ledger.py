@@ -5,16 +5,15 @@ It follows each slot's cursor, which only moves forward, and holds every chunk t
     rows read + rows lost, by reason = rows sent, as far as they are known
 
 of each slot's newest incarnation, and of each slot over all its incarnations. Known are the rows that the header of a
-chunk counts which this reader took, or an earlier reader that took more than this one's checkpoint has (``Reading``).
-What nobody has read is not known: the chunks that an incarnation sent after the last one that was taken of it, where
-the next good chunk is of a newer incarnation (its actor died and its server forgot, or those chunks were refused).
-``LOSSES`` has the reasons; a chunk that was refused is counted by ``REFUSALS`` in any case.
+chunk counts which this reader took, or an earlier reader that took more than this one's checkpoint has (``Reading``),
+and those that the last heartbeat of an incarnation counted which has died since (``note_died``). What it did after that
+is not known. ``LOSSES`` has the reasons; a chunk that was refused is counted by ``REFUSALS`` in any case.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
@@ -23,12 +22,14 @@ from replay.log import ChunkId
 
 FIRST_ID, NOTHING = ChunkId(), Counters()
 
-LOSSES = ("gap", "refused", "resume", "rollback")
+LOSSES = ("gap", "refused", "resume", "rollback", "tail")
 """Why rows that were sent are not in the mirror: the closed set, which /metrics shows at 0 from the start.
 
 gap: chunks before the present one never came, or not all of them were refused; refused: all of them came and were
 refused; resume: as a gap, the first one after a resume, so the log had lost or dropped them meanwhile; rollback: an
-earlier learner of this run had read them after the checkpoint that this one goes on from, and the log has them no more.
+earlier learner of this run had read them after the checkpoint that this one goes on from, and the log has them no
+more; tail: the last heartbeat of an actor that died counted them, and no chunk that was taken does: they were never
+stored, or a server forgot them.
 """
 
 
@@ -93,6 +94,10 @@ class Slot:
     checked: ChunkId = FIRST_ID
     before: Reading = UNREAD
     """How far an earlier reader of this run had come."""
+    died: dict[int, int] = field(default_factory=dict)
+    """Rows of incarnations that died and are not ended in these books yet, as their last heartbeats counted them."""
+    ended: Reading = UNREAD
+    """The incarnation that was ended last, and its rows as they are booked."""
 
     @property
     def reading(self) -> Reading:
@@ -149,6 +154,27 @@ class Ledger:
             books = self.slots[slot]
             books.before = max(books.before, reading)
 
+    def note_died(self, died: Mapping[int, Mapping[int, int]]) -> None:
+        """Note the rows that incarnations which have died since had made, by slot and incarnation, as their last
+        heartbeats counted them. To be told again does no harm; what is missing is booked as the incarnation ends."""
+        for slot, made in died.items():
+            if (books := self.slots.get(slot)) is None:
+                continue
+            oldest = max(books.taken.incarnation, books.ended.incarnation + 1)
+            books.died = {incarnation: rows for incarnation, rows in made.items() if incarnation >= oldest}
+            late = made.get(books.ended.incarnation, 0) - books.ended.sent
+            if late > 0:  # the next incarnation's first chunk was taken before this was told
+                books.ended = books.ended._replace(sent=books.ended.sent + late)
+                self._book_missing(books, "tail", late)
+
+    def end_dead(self, last_id: Callable[[int], ChunkId]) -> None:
+        """End the newest incarnations of slots where they have died, at a run's end: where the log, whose last ids
+        these are, has no more of theirs than was taken."""
+        for slot, books in self.slots.items():
+            newest = max(books.died, default=0)
+            if newest >= books.taken.incarnation and books.died and last_id(slot) <= books.cursor:
+                self._end_incarnation(books, newest + 1)
+
     def counters(self) -> Counters:
         """Returns what all actors have done, over all slots and incarnations, as far as their chunks arrived."""
         total = Counters()
@@ -200,13 +226,24 @@ class Ledger:
 
     def _end_incarnation(self, books: Slot, next_one: int) -> None:
         """Book what is known to have been sent before ``next_one`` and did not come again: nothing of it can now."""
+        earlier, last = books.past.rows, books.taken.incarnation
+        made = {incarnation: rows for incarnation, rows in books.died.items() if last <= incarnation < next_one}
+        made[last] = max(made.get(last, 0), books.counters.rows)
         books.past = books.past.plus(books.counters)
-        books.counters, books.rows_read, books.rows_lost = NOTHING, 0, 0
-        missing = books.before.sent - books.past.rows
-        if books.before.incarnation < next_one and missing > 0:
-            books.past = books.past._replace(rows=books.past.rows + missing)
+        books.counters, books.rows_read, books.rows_lost, books.died = NOTHING, 0, 0, {}
+        if books.before.incarnation < next_one:
+            self._book_missing(books, "rollback", books.before.sent - books.past.rows)
+        self._book_missing(books, "tail", earlier + sum(made.values()) - books.past.rows)
+        if next_one - 1 > books.ended.incarnation:  # what is known of no single incarnation counts as the newest one's
+            others = earlier + sum(made.values()) - made.get(next_one - 1, 0)
+            books.ended = Reading(next_one - 1, books.past.rows - others)
+
+    def _book_missing(self, books: Slot, why: str, rows: int) -> None:
+        """Book rows of incarnations that have ended, where there are any."""
+        if rows > 0:
+            books.past = books.past._replace(rows=books.past.rows + rows)
             for totals in (self.totals, books.totals):
-                totals.rows_lost["rollback"] += missing
+                totals.rows_lost[why] += rows
 
     def check(self) -> None:
         """Raises Unbalanced unless the law holds for each slot's newest incarnation and for each slot over all of

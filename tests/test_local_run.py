@@ -310,11 +310,16 @@ def test_a_hanging_env_fails_the_run_and_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(180)
 def test_a_server_that_was_killed_ends_or_mends_the_run(tmp_path: Path) -> None:
-    """Either is an answer; sitting there is none."""
+    """Either is an answer; sitting there is none. The actor dies with it, and had told of a chunk that the server,
+    which was frozen before, had not stored: its rows are counted."""
     with cartpole(tmp_path, "--budget.env-steps", "200000") as run:
         under_way(run)
-        (server,) = run.find(SERVER)
+        (server,), (actor,) = run.find(SERVER), run.find(ACTOR)
+        os.kill(server, signal.SIGSTOP)
+        waited_s = run.figure("r", "actor_log_seconds")
+        run.until(lambda: run.figure("r", "actor_log_seconds") > waited_s + 3, 30, "heartbeat with a chunk in doubt")
         os.kill(server, signal.SIGKILL)
+        os.kill(actor, signal.SIGKILL)
         before = run.figure("r", "env_steps")
 
         def answered() -> bool:
@@ -332,4 +337,8 @@ def test_a_server_that_was_killed_ends_or_mends_the_run(tmp_path: Path) -> None:
     assert "server" in done.out + done.err
     assert "Traceback" not in done.out + done.err
     assert done.leftovers == []
-    assert summary(tmp_path / "runs" / "r")["exit_reason"].startswith(("failed", "interrupted"))
+    ended = summary(tmp_path / "runs" / "r")
+    assert ended["exit_reason"].startswith(("failed", "interrupted"))
+    if done.code == 75:
+        assert set(ended["rows_lost"]) == {"tail"}
+        assert ended["rows_lost"]["tail"] > 0

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from learner.checkpoint import pack
 from replay.chunk import BOUNDARY, FIRST, MOST_VERSION, Chunk, Codec, Counters, encode
-from replay.ledger import Unbalanced
+from replay.ledger import Reading, Unbalanced
 from replay.log import ChunkId, ChunkLog, Entry, Fenced, MemoryLog, Unavailable
 from replay.mirror import Mirror
 from replay.quarantine import QUARANTINED
@@ -625,3 +625,140 @@ def test_each_slot_has_totals_of_its_own() -> None:
         assert sum(getattr(each, name) for each in totals) == getattr(reader.ledger.totals, name)
     assert reader.ledger.totals.refused == {"crc": 2}
     assert reader.ledger.totals.rows_lost == {"refused": 8, "gap": 4}
+
+
+# -- what actors that died had made
+
+
+def died_of(actor: FakeActor) -> dict[int, dict[int, int]]:
+    """What a supervisor tells of an actor whose last heartbeat was after its newest chunk."""
+    return {actor.slot: {actor._incarnation: actor._counters.rows}}
+
+
+@pytest.mark.parametrize(
+    ("told", "lost"),
+    [({1: 14}, {"tail": 6}), ({1: 8}, {}), ({1: 4}, {}), ({}, {}), ({1: 14, 2: 3}, {"tail": 9}), ({2: 3}, {"tail": 3})],
+    ids=[
+        "two chunks more",
+        "all stored",
+        "older than the death",
+        "never heard of",
+        "two died",
+        "the second of two",
+    ],
+)
+def test_what_a_dead_actor_had_told_and_nobody_stored_is_a_tail(told: dict[int, int], lost: dict[str, int]) -> None:
+    """Incarnation 1 sent 8 rows; it is booked when the next one's first chunk is taken, and once."""
+    log = MemoryLog()
+    reader, _ = make(log)
+    actor = FakeActor()
+    actor.send(log)
+    actor.send(log)
+    reader.poll()
+    actor.restart()
+    actor.restart()
+    for _ in range(2):
+        reader.ledger.note_died({0: told})
+        reader.ledger.check()
+    assert reader.ledger.totals.rows_lost == {}
+    for _ in range(2):
+        actor.send(log)
+        reader.ledger.note_died({0: told})
+        reader.poll()
+        reader.ledger.check()
+        assert reader.ledger.totals.rows_lost == reader.ledger.slots[0].totals.rows_lost == lost
+    assert reader.ledger.totals.rows == 16
+
+
+def test_a_tail_that_is_told_late_is_booked_all_the_same() -> None:
+    """The learner was frozen and found the next incarnation's chunk before it was told; then of slots that it has."""
+    log = MemoryLog()
+    reader, _ = make(log)
+    actor = FakeActor()
+    actor.send(log)
+    actor.chunk(5)
+    died = died_of(actor)
+    actor.restart()
+    actor.send(log)
+    reader.poll()
+    assert reader.ledger.totals.rows_lost == {}
+    for _ in range(2):
+        reader.ledger.note_died({**died, 7: {1: 1000}})
+        reader.ledger.check()
+        assert reader.ledger.totals.rows_lost == {"tail": 5}
+    assert reader.ledger.readings() == {0: (2, 4 + 5 + 4)}
+
+
+def test_what_an_earlier_learner_had_read_of_a_dead_actor_is_not_counted_twice() -> None:
+    """It read 20 rows of two incarnations, of which the checkpoint has 4; 24 were made."""
+    log = MemoryLog()
+    reader, _ = make(log)
+    actor = FakeActor()
+    actor.send(log)
+    reader.poll()
+    reader.ledger.know({0: Reading(2, 20)})
+    reader.ledger.note_died({0: {1: 12, 2: 12}})
+    actor.restart()
+    actor.restart()
+    actor.send(log)
+    reader.poll()
+    reader.ledger.note_died({0: {1: 12, 2: 12}})
+    reader.ledger.check()
+    assert reader.ledger.totals.rows_lost == {"rollback": 16, "tail": 4}
+
+
+@pytest.mark.parametrize("unread", [False, True], ids=["all was read", "the log has more"])
+def test_the_books_of_an_actor_that_died_last_are_ended_with_the_run(unread: bool) -> None:
+    """Nobody comes after it; where the log has more of it than was read, it may yet be."""
+    log = MemoryLog()
+    reader, _ = make(log, slots=2)
+    actor, other = FakeActor(0), FakeActor(1)
+    actor.send(log)
+    other.send(log)
+    reader.poll()
+    if unread:
+        actor.send(log)
+    actor.chunk(3)
+    reader.ledger.note_died(died_of(actor))
+    for _ in range(2):
+        reader.ledger.end_dead(log.last_id)
+        reader.ledger.note_died(died_of(actor))
+        reader.ledger.check()
+        assert reader.ledger.totals.rows_lost == ({} if unread else {"tail": 3})
+    actor.restart()
+    actor.send(log)
+    other.send(log)
+    reader.poll()
+    reader.ledger.check()
+    assert reader.ledger.totals.rows_lost == {"tail": 3}
+
+
+@settings(max_examples=200, derandomize=True, deadline=None)
+@given(fates=st.lists(st.sampled_from(FATES), max_size=25), delays=st.lists(st.integers(0, 2), min_size=25))
+def test_all_that_dead_actors_had_told_is_read_or_lost(fates: list[str], delays: list[int]) -> None:
+    """Whenever each is told of before the next one dies: the law is exact over all incarnations but the newest, to the
+    row."""
+    log = MemoryLog()
+    reader, _ = make(log)
+    actor, died = FakeActor(), dict[int, int]()
+    made = wait = 0
+    for fate, delay in zip(fates, delays, strict=False):
+        if fate == "restart":
+            reader.ledger.note_died({0: died})
+            died[actor._incarnation] = actor._counters.rows
+            wait = delay
+            made += actor._counters.rows
+            actor.restart()
+        chunk = actor.chunk(3)
+        if fate != "lost":
+            append(log, chunk, spoilt(chunk) if fate == "spoilt" else None)
+        if wait == 0:
+            reader.ledger.note_died({0: died})
+        wait = max(0, wait - 1)
+        reader.poll()
+        reader.ledger.check()
+    reader.ledger.note_died({0: died})
+    actor.send(log)
+    reader.poll()
+    assert reader.ledger.slots[0].past.rows == made
+    assert reader.ledger.totals.rows + reader.ledger.totals.rows_lost.total() == made + actor._counters.rows

@@ -151,6 +151,32 @@ def test_a_dead_actor_restarts_after_a_pause(fake: FakeRay) -> None:
     assert herd.supervisor.alive == 2
 
 
+def heartbeat(incarnation: int, rows: int) -> Heartbeat:
+    return Heartbeat(Counters(rows=rows), (), Work(), incarnation)
+
+
+def test_what_a_dead_actor_had_made_is_told_by_incarnation(fake: FakeRay) -> None:
+    """As its last heartbeat counted it; of one that never answered nothing is known; the newest few are kept."""
+    herd = Herd(restarts=1000)
+    herd.started[0][1].collect.calls[0].finish(heartbeat(1, 96))
+    herd.supervisor.tick()
+    herd.started[0][1].collect.calls[-1].finish(heartbeat(1, 128))
+    herd.supervisor.tick()
+    assert herd.supervisor.died == {}
+    for _, handle in herd.started[:2]:
+        handle.collect.calls[-1].finish(DIED)
+    herd.supervisor.tick()
+    assert herd.supervisor.died == {0: {1: 128}}
+    for incarnation in range(2, 20):
+        quiet(herd, fake, 60, tick_s=20)
+        newest = next(handle for slot, handle in reversed(herd.started) if slot == 0)
+        newest.collect.calls[0].finish(heartbeat(incarnation, 10 * incarnation))
+        herd.supervisor.tick()
+        newest.collect.calls[-1].finish(DIED)
+        herd.supervisor.tick()
+    assert herd.supervisor.died == {0: {incarnation: 10 * incarnation for incarnation in range(12, 20)}}
+
+
 def test_both_calls_of_a_dead_actor_are_one_death(fake: FakeRay) -> None:
     herd = Herd(slots=1)
     for call in herd.started[0][1].collect.calls:
@@ -709,7 +735,10 @@ def test_slots_that_are_no_more_flush_and_end(fake: FakeRay) -> None:
 
 
 def test_one_that_does_not_flush_is_ended_all_the_same(fake: FakeRay) -> None:
+    """And what it had made is told, since it may not have been stored."""
     herd = Herd(slots=2)
+    herd.started[1][1].collect.calls[0].finish(heartbeat(3, 64))
+    herd.supervisor.tick()
     herd.supervisor.scale(1)
     leaves = herd.started[1][1]
     fake.now += 19
@@ -722,6 +751,7 @@ def test_one_that_does_not_flush_is_ended_all_the_same(fake: FakeRay) -> None:
         "actor 1 has left; what it had in hand is lost",
         "actor 1 had no time to close its environments",
     ]
+    assert herd.supervisor.died == {1: {3: 64}}
 
 
 def test_one_that_dies_meanwhile_is_placed_when_it_is_back(fake: FakeRay) -> None:
