@@ -21,7 +21,7 @@ from actors.verdicts import Spent, episodes_of, error_of, lower_bound, skewed_bo
 from learner.networks import NetworkSpec
 from learner.weights import unpack
 from replay.breakable import Breakable, breakable
-from replay.state import State
+from replay.state import State, count
 
 Array = npt.NDArray[Any]
 LANES = 20
@@ -191,7 +191,7 @@ class Evaluator(Breakable):
 
     def restore(self, state: State) -> None:
         """See ``replay.state``."""
-        self._next_seed = state.values["next_seed"]
+        self._next_seed = count(state.values["next_seed"], "next_seed")
 
     @breakable
     def screen(self, candidate: bytes, spent: Spent = Spent()) -> Verdict:  # noqa: B008

@@ -33,7 +33,7 @@ from actors.closing import close_all
 from actors.contract import Env, EnvError, Stepped, columns_of
 from actors.restarts import CrashLoopError, Restarts, cause
 from actors.seeds import training_seed
-from replay.state import restore_rng, rng_state
+from replay.state import count, restore_rng, rng_state
 
 REBUILT = "rebuilt"
 """The one key that the infos of a lane may have: the line that says which environment was made anew, and why."""
@@ -195,7 +195,8 @@ class RecordedLane(Lane):
         if len(actions) >= RECORDED_MOST:
             reason = f"its episode has {RECORDED_MOST} env steps or more, which are not recorded"
         if reason is None:
-            self._seed, self._env_steps, self._owes_reset = values["seed"], values["env_steps"], ended
+            self._seed, self._owes_reset = values["seed"], ended
+            self._env_steps = count(values["env_steps"], "env_steps")
             self._restarts.restore(values["restarts"])
             self._played = _Played(values["played_seed"], values["played_rng"], array("i", actions.tolist()))
             reason = self._replay(values["rng"], obs, ended)

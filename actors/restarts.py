@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from replay.state import count, counts, number
+
 BUDGET_WINDOW_S = 600.0
 BACKOFF_S, MOST_BACKOFF_S = 0.5, 15.0
 _GUESSES = " Some common causes include"
@@ -75,8 +77,8 @@ class Restarts:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on with what another has spent."""
         now = self.clock()
-        self.deaths = deque(now - age for age in state["ages_s"])
-        self.total, self.reasons = state["total"], Counter(state["reasons"])
+        self.deaths = deque(now - number(age, "ages_s", 0) for age in state["ages_s"])
+        self.total, self.reasons = count(state["total"], "total"), Counter(counts(state["reasons"], "reasons"))
 
 
 class Rebuilt:

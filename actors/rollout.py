@@ -25,7 +25,7 @@ from replay.breakable import Breakable, breakable
 from replay.chunk import Chunk, Counters, Schema, encode
 from replay.credit import Credit
 from replay.log import ChunkId, ChunkLog, Fenced, Full, Status, Unavailable, WeightsHeader
-from replay.state import State, restore_rng, rng_state
+from replay.state import State, array_in, count, restore_rng, rng_state
 
 POLL_MIN_S, POLL_MAX_S = 0.02, 0.5
 Array = npt.NDArray[Any]
@@ -247,15 +247,18 @@ class Rollout(Breakable):
         told, own = (values["slot"], values["incarnation"]), (self._place.slot, self._place.incarnation)
         if told != own or len(values["lanes"]) != len(lanes):
             raise ValueError(f"the state of slot and incarnation {told} with {len(ended)} lanes is not {own}'s")
+        obs = array_in(state, "obs", self._obs.shape, self._obs.dtype)
         for i, lane in enumerate(lanes):
-            lane.restore(values["lanes"][i], arrays[f"actions.{i}"], arrays["obs"][i], bool(ended[i]))
+            lane.restore(values["lanes"][i], arrays[f"actions.{i}"], obs[i], bool(ended[i]))
         credit, header = values["credit"], values["newest_weights"]
         self._status = Status(credit and Credit(*credit), header and WeightsHeader(*header))
-        self._obs, self._epsilon = np.array(arrays["obs"]), np.array(arrays["epsilon"])
+        self._obs = np.array(obs)
+        self._epsilon = np.array(array_in(state, "epsilon", self._floor.shape, self._floor.dtype))
         self._rows.restore(_named("rows.", arrays))
         self._policy.load(_named("policy.", arrays))
-        self._seq, self.counters = values["seq"], Counters(*values["counters"])
-        self.weight_version, self._run_env_steps = values["weight_version"], values.get("run_env_steps", 0)
+        self._seq, self.counters = count(values["seq"], "seq"), Counters.of(values["counters"], "counters")
+        self.weight_version = count(values["weight_version"], "weight_version")
+        self._run_env_steps = count(values.get("run_env_steps", 0), "run_env_steps")
         restore_rng(self._rng, values["rng"])
 
     def _recorded(self) -> list[RecordedLane]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from actors.contract import EnvError
 from replay.chunk import BOUNDARY, FIRST, TERMINATED, TRUNCATED, Counters, Schema
+from replay.state import State, array_in
 
 Array = npt.NDArray[Any]
 CARRIED = ("ended", "fresh", "returns", "env_steps")
@@ -97,8 +98,8 @@ class Rows:
 
     def restore(self, carried: Mapping[str, Array]) -> None:
         """Go on from there."""
-        for name in CARRIED:
-            setattr(self, f"_{name}", np.array(carried[name]))
+        for name, like in self.state().items():
+            setattr(self, f"_{name}", np.array(array_in(State({}, carried), name, like.shape, like.dtype)))
 
     def boundary(
         self, obs: Array, q: Array, extras: Mapping[str, Array], counters: Counters

@@ -7,8 +7,8 @@ import math
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from gymnasium.vector import SyncVectorEnv
 
@@ -29,7 +29,7 @@ from learner.report import Diverged
 from replay.breakable import Breakable, breakable
 from replay.chunk import Schema
 from replay.log import MemoryLog
-from replay.state import State
+from replay.state import State, count, number
 
 if TYPE_CHECKING:
     from actors.rollout import Rollout
@@ -41,9 +41,7 @@ class InlineSession(Breakable):
     def __init__(self, config: RunConfig, directory: RunDirectory, schema: Schema, say: Say) -> None:
         import torch
 
-        from learner.loop import LearnerLoop
         from learner.metrics import MetricsServer
-        from learner.publisher import Publisher
 
         if (threads := arithmetic.blas_threads()) > 1:  # not in the command qherd, which pins them
             say(
@@ -53,78 +51,95 @@ class InlineSession(Breakable):
         torch.set_num_threads(config.learner.threads)
         torch.use_deterministic_algorithms(True)
         self._config, self._directory, self._schema, self._say = config, directory, schema, say
-        run, count = directory.run, config.actors.count
         address = None if config.metrics.port is None else (config.metrics.host, config.metrics.port)
-        self._metrics = MetricsServer(run, __version__, address)
+        self._metrics = MetricsServer(directory.run, __version__, address)
         if self._metrics.address:
             directory.show_metrics_address(*self._metrics.address)
-        self._log, fence = MemoryLog(backstop_chunks(config)), directory.next_fence()
+        self._fence = directory.next_fence()
         self._checkpointer = make_checkpointer(config, directory, schema)
         if not self._checkpointer.with_rows:
             say(
                 f"the replay memory is bigger than checkpoint.rows_max_bytes = {config.checkpoint.rows_max_bytes:,}: a "
                 "resumed run begins with an empty one, not to the bit"
             )
-        found = self._checkpointer.newest() if fence > 1 else None
+        self._lanes = list[SyncVectorEnv]()
+        try:
+            if self._fence > 1:
+                self._checkpointer.go_on(self._build)
+            else:
+                self._build(None)
+            self._begin()
+        except BaseException:
+            self._close_envs()
+            raise
+
+    def _build(self, found: Found | None) -> None:
+        """Make the learner, the actors and the evaluator, from what was ``found``. Raises CheckpointError where it
+        holds nothing to go on from."""
+        from learner.loop import LearnerLoop
+        from learner.publisher import Publisher
+
+        config, directory = self._config, self._directory
+        self._close_envs()  # of a newer checkpoint that was of no use
+        self._log = MemoryLog(backstop_chunks(config))
         if found is not None:
-            with restoring(found):
+            with restoring(found, "log"):
                 self._log.restore(found.parts["log"])
         self.loop = LearnerLoop(
-            run,
+            directory.run,
             self._log,
-            Publisher(self._log, fence),
-            schema,
+            Publisher(self._log, self._fence),
+            self._schema,
             replay_of(config, directory),
             config.learner,
-            fence=fence,
+            fence=self._fence,
             seed=config.seed,
             quarantine=directory.quarantine,
             checkpointer=self._checkpointer,
             found=found,
             republish=found is None,
         )
-        self._metrics.begin(self.loop.begun_with())
-        self.loop.expect(range(count), chunk_rows(config))
+        self.loop.expect(range(config.actors.count), chunk_rows(config))
         self._evaluator_restarts = Restarts("the evaluator", config.actors.restarts)
-        self._setbacks, self._not_before_s = Setbacks(self._evaluator_restarts, say), 0.0
+        self._setbacks, self._not_before_s = Setbacks(self._evaluator_restarts, self._say), 0.0
         self._screened_at, self._spent = 0, Spent()
-        self._rebuilt = Rebuilt(say)
-        self._checkpointed_at = self.loop.learner.updates
-        self._lanes = list[SyncVectorEnv]()
-        try:
-            self._begin(found)
-        except BaseException:
-            self._close_envs()
-            raise
-
-    def _begin(self, found: Found | None) -> None:
-        """Make the actors and the evaluator, from what was ``found``, and the first checkpoint."""
-        config, directory = self._config, self._directory
+        self._rebuilt = Rebuilt(self._say)
         self._rollouts = [self._rollout(slot, found) for slot in range(config.actors.count)]
         with _aloud(self._say, "the evaluator is still making its environments"):
             self._evaluator = Evaluator(env_of(config), config.eval, config.learner.network_spec, config.seed)
         if found is not None:
-            with restoring(found):
+            with restoring(found, "evaluator"):
                 self._evaluator.restore(found.parts["evaluator"])
-                self._screened_at = found.parts["session"].values["screened_at"]
-                confirmations, worst = found.parts["session"].values.get("spent", (0, None))
-                self._spent = Spent(confirmations, math.inf if worst is None else worst)
-                self._rebuilt.total = found.parts["session"].values["env_rebuilds"]
-                self._evaluator_restarts.total = found.parts["session"].values["evaluator_restarts"]
+            with restoring(found, "session"):
+                self._restore_session(found.parts["session"].values)
+
+    def _restore_session(self, values: Mapping[str, Any]) -> None:
+        self._screened_at = count(values["screened_at"], "screened_at")
+        confirmations, worst = values.get("spent", (0, None))
+        self._spent = Spent(count(confirmations, "spent"), math.inf if worst is None else number(worst, "spent"))
+        self._rebuilt.total = count(values["env_rebuilds"], "env_rebuilds")
+        self._evaluator_restarts.total = count(values["evaluator_restarts"], "evaluator_restarts")
+
+    def _begin(self) -> None:
+        """Have the curves go on from there, and write the first checkpoint."""
+        self._metrics.begin(self.loop.begun_with())
         if self.loop.resumed is not None:
-            directory.rewind(self.loop.resumed)
+            self._directory.rewind(self.loop.resumed)
         self._checkpoint()
-        if found is None:
+        if self.loop.resumed is None:
             self._checkpointer.check()
 
     def _rollout(self, slot: int, found: Found | None) -> Rollout:
         """The slot's actor: as it was in the checkpoint, or, where its environment cannot be played again to the bit,
         a new incarnation."""
         if found is not None:
+            part = f"actor-{slot}"
             try:
-                rollout = self._make_rollout(slot, found.parts[f"actor-{slot}"].values["incarnation"])
-                with restoring(found), _aloud(self._say, f"actor {slot} is still playing its episodes again"):
-                    rollout.restore(found.parts[f"actor-{slot}"])
+                with restoring(found, part):
+                    incarnation = count(found.parts[part].values["incarnation"], "incarnation")
+                rollout = self._make_rollout(slot, incarnation)
+                with restoring(found, part), _aloud(self._say, f"actor {slot} is still playing its episodes again"):
+                    rollout.restore(found.parts[part])
             except NotReplayable as error:
                 close_all(self._lanes.pop().envs)
                 self._say(f"actor {slot} begins anew, so the run does not go on to the bit: {error}")
@@ -263,8 +278,12 @@ class InlineSession(Breakable):
         return Progress({}, {}, {}, None, None, unevaluated=self._setbacks.failing, holdout=holdout)
 
     def _close_envs(self) -> None:
-        told = close_all([lane for lanes in self._lanes for lane in lanes.envs])
-        for line in told + (self._evaluator.close() if hasattr(self, "_evaluator") else []):
+        lanes, self._lanes = self._lanes, []
+        told = close_all([lane for each in lanes for lane in each.envs])
+        if hasattr(self, "_evaluator"):
+            told += self._evaluator.close()
+            del self._evaluator
+        for line in told:
             self._say(line)
 
 

@@ -15,6 +15,7 @@ update). See docs/survive.md.
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import json
 import math
@@ -25,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError
@@ -34,6 +35,7 @@ from safetensors.numpy import save as save_arrays
 
 from learner.config import CheckpointConfig
 from replay.foreign import Unreadable, parse_json, read_file, read_object
+from replay.ledger import Unbalanced
 from replay.state import State
 from replay.storage import CannotFit, available_memory
 
@@ -46,6 +48,7 @@ _NAME = re.compile(r"(\d+)-(\d+)-(\d+)")
 _WRITING = ".writing-"
 
 Files = Mapping[str, bytes]
+Built = TypeVar("Built")
 
 
 class CheckpointError(ValueError):
@@ -203,36 +206,44 @@ def _listed(path: Path) -> dict[str, _About]:
     return listed
 
 
-def newest(folder: Path) -> Found | None:
-    """The newest checkpoint that is whole; None where none was ever written.
+def go_on(folder: Path, build: Callable[[Found | None], Built]) -> Built:
+    """Returns what ``build`` makes of the newest checkpoint that is whole and that it can go on from; of None where
+    none was ever written. ``build`` raises CheckpointError where it cannot (see ``restoring``); the one before is
+    tried then.
 
-    Raises CheckpointError where there are some and none is whole: to begin anew is then not ours to decide.
+    Raises CheckpointError where there are some and none is of use: to begin anew is then not ours to decide.
     """
     skipped: list[str] = []
     for name in names(folder):
         try:
-            return Found(name, read(folder, name), tuple(skipped))
+            return build(Found(name, read(folder, name), tuple(skipped)))
         except CheckpointError as error:
             skipped.append(str(error))
+        gc.collect()  # what was built half holds a replay memory, in a circle
     if skipped:
         raise CheckpointError(
             "none of the run's checkpoints can be used; they are left as they are:\n  " + "\n  ".join(skipped)
         )
-    return None
+    return build(None)
+
+
+def newest(folder: Path) -> Found | None:
+    """Returns the newest checkpoint that is whole, whatever it holds; see ``go_on``."""
+    return go_on(folder, lambda found: found)
 
 
 @contextlib.contextmanager
-def restoring(found: Found | None) -> Iterator[None]:
-    """Goes on from a checkpoint in the block. Raises CheckpointError where its values are none that qherd writes, whole
-    as its files are."""
+def restoring(found: Found, part: str) -> Iterator[None]:
+    """Goes on from a part of a checkpoint in the block. Raises CheckpointError where it holds what qherd does not
+    write, whole as its files are."""
     try:
         yield
-    except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
-        if found is None or isinstance(error, CheckpointError | CannotFit):
+    except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError, Unbalanced) as error:
+        if isinstance(error, CannotFit):
             raise
+        what = f"there is no {error}" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(
-            f"checkpoint {found.name} holds what this run cannot go on from: {type(error).__name__}: {error}; move its "
-            "folder away to go on from the one before"
+            f"checkpoint {found.name} has a part {part} ({VALUES}, {part}{ARRAYS}) that no learner wrote: {what}"
         ) from error
 
 
@@ -278,9 +289,9 @@ class Checkpointer:
         """Seconds since the newest was whole, or since the start."""
         return self._clock() - self._written_s
 
-    def newest(self) -> Found | None:
-        """See ``newest``."""
-        return newest(self.folder)
+    def go_on(self, build: Callable[[Found | None], Built]) -> Built:
+        """See ``go_on``."""
+        return go_on(self.folder, build)
 
     def check(self) -> None:
         """Raises CheckpointError where the last one could not be written: a run does not begin on a full disk."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, NamedTuple
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from learner.networks import build_network
 from learner.networks.q_network import QNetwork, flatten_parameters
 from replay.chunk import Schema
 from replay.mirror import Batch
-from replay.state import State
+from replay.state import State, count, number
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 ERRORS_KEPT = 16
@@ -161,13 +162,15 @@ class Learner:
     def restore(self, state: State) -> None:
         """See ``replay.state``. Raises ValueError where the state is of another network."""
         for name, vector in self._vectors().items():
-            saved = torch.from_numpy(state.arrays[name])
+            saved = state.arrays[name]
             if saved.shape != vector.shape:
-                raise ValueError(f"a network of {vector.numel()} parameters, the checkpoint's has {saved.numel()}")
-            vector.detach().copy_(saved)
+                raise ValueError(f"a network of {vector.numel()} parameters, the checkpoint's has {saved.size}")
+            if saved.dtype != np.float32 or not np.isfinite(saved).all():
+                raise ValueError(f"{name} has parameters that are no finite <float32>")
+            vector.detach().copy_(torch.from_numpy(saved))
         for name, scalar in self._scalars().items():
-            scalar.fill_(state.values[name])
-        self.updates = state.values["updates"]
+            scalar.fill_(number(state.values[name], name, 0))
+        self.updates = count(state.values["updates"], "updates")
 
     @property
     def last_was_skipped(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from replay.log import ChunkLog, LogError, Memory, unless_away
 from replay.mirror import Mirror
 from replay.reader import Reader
 from replay.samplers import make_sampler
-from replay.state import State
+from replay.state import State, count, number
 from replay.storage import CannotFit, check_fit, make_storage
 
 GATHER_BYTES = 64 << 20
@@ -72,7 +73,7 @@ class LearnerLoop(Breakable):
         """``seed`` starts the network's and the sampler's random numbers; ``fence`` comes from the run directory.
 
         ``found``: the checkpoint to go on from; ``republish``: also where the log may still have the weights published
-        last. Raises ValueError where the checkpoint is of another network.
+        last. Raises CheckpointError where the checkpoint holds nothing that this run can go on from.
         """
         self._log, self._publisher, self._config, self._replay = log, publisher, config, replay
         self._fence, self._published = fence, 0
@@ -104,8 +105,7 @@ class LearnerLoop(Breakable):
         self._journal = None if checkpointer is None else Journal(checkpointer.folder, fence)
         self._sums_before: Mapping[str, float] = {}
         self._seconds_before: Mapping[str, float] = {}
-        with restoring(found):
-            self.resumed = None if found is None else self._restore(found)
+        self.resumed = None if found is None else self._restore(found)
         self._note_version()
         if republish:
             self.publish()
@@ -479,22 +479,36 @@ class LearnerLoop(Breakable):
     def _restore(self, found: Found) -> Resumed:
         """Go on from a checkpoint: with its rows, or with those that the log has."""
         parts = found.parts
-        self.learner.restore(parts["learner"])
-        self.reader.restore(parts["reader"])
-        self.buffer.restore(parts, lambda stored: self.reader.refill(self._log, stored))
-        if self._journal is not None:
+        with restoring(found, "learner"):
+            self.learner.restore(parts["learner"])
+        with restoring(found, "reader"):
+            self.reader.restore(parts["reader"])
+            self.ledger.check()
+        refill = partial(self.reader.refill, self._log)
+        self.buffer.restore(parts, refill, lambda part: restoring(found, part))
+        with restoring(found, "loop"):
+            self._restore_values(parts["loop"].values)
+        if self._journal is not None:  # which forgets what is older than the checkpoint that is gone on from
             self.ledger.know(self._journal.since(found.name.fence))
-        values = parts["loop"].values
-        self._published, self._published_at_updates = values["published"], values["published_at_updates"]
-        self.limiter.restore(values["limiter"])
-        self._noted, self._exploring_return = Counters(*values["noted"]), values["exploring_return"]
-        self._newest_figures = values["figures"] and Figures(*values["figures"])
-        self._sums_before, self._seconds_before = values["sums"], values["seconds"]
-        self._samples.bound = math.inf if values["q_bound"] is None else values["q_bound"]
         self._trimmed_end = self.buffer.mirror.end
         self._tell_resumed(found)
         cursors = {slot: books.cursor.incarnation for slot, books in self.ledger.slots.items()}
         return Resumed(self.learner.updates, self.ledger.totals.env_steps, cursors)
+
+    def _restore_values(self, values: Mapping[str, Any]) -> None:
+        self._published = count(values["published"], "published")
+        self._published_at_updates = count(values["published_at_updates"], "published_at_updates")
+        self.limiter.restore(values["limiter"])
+        self._noted = Counters.of(values["noted"], "noted")
+        if (mean := values["exploring_return"]) is not None:
+            self._exploring_return = number(mean, "exploring_return")
+        if (figures := values["figures"]) is not None:
+            self._newest_figures = Figures(*(number(each, "figures") for each in figures))
+        self._sums_before, self._seconds_before = (
+            {name: number(each, f"{what}.{name}", 0) for name, each in values[what].items()}
+            for what in ("sums", "seconds")
+        )
+        self._samples.bound = math.inf if (bound := values["q_bound"]) is None else number(bound, "q_bound", 0)
 
     def _tell_resumed(self, found: Found) -> None:
         self._told += [f"a newer checkpoint is passed over: {why}" for why in found.skipped]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import ray
 
-from learner.checkpoint import Checkpointer, CheckpointError
+from learner.checkpoint import Checkpointer, CheckpointError, Found
 from learner.config import LearnerConfig
 from learner.report import Report, Resumed
 from replay.chunk import Schema
@@ -68,29 +68,32 @@ class LearnerWorker:
         publisher.start()
         self._publisher = publisher
         log = ShardedLog([RedisLog(url, run, timeout_s=READ_TIMEOUT_S, keep=True) for url in urls], publisher)
-        found = checkpointer.newest() if fence > 1 else None
-        if found is None and must_resume:
-            raise CheckpointError(
-                f"none of the run's checkpoints is in {checkpointer.folder} on {socket.gethostname()}: give a "
-                "--checkpoint.dir that every node sees on which the learner may run"
+
+        def build(found: Found | None) -> LearnerLoop:
+            if found is None and must_resume:
+                raise CheckpointError(
+                    f"none of the run's checkpoints is in {checkpointer.folder} on {socket.gethostname()}: give a "
+                    "--checkpoint.dir that every node sees on which the learner may run"
+                )
+            return LearnerLoop(
+                run,
+                log,
+                publisher,
+                schema,
+                replay,
+                config,
+                fence=fence,
+                seed=seed,
+                quarantine=quarantine,
+                checkpointer=checkpointer,
+                found=found,
             )
-        self._loop = LearnerLoop(
-            run,
-            log,
-            publisher,
-            schema,
-            replay,
-            config,
-            fence=fence,
-            seed=seed,
-            quarantine=quarantine,
-            checkpointer=checkpointer,
-            found=found,
-        )
+
+        self._loop = checkpointer.go_on(build) if fence > 1 else build(None)
         self._metrics.begin(self._loop.begun_with())
         self._loop.expect(range(slots), chunk_rows, range(slots_ever))
-        self._loop.checkpoint(wait=found is None)
-        if found is None:
+        self._loop.checkpoint(wait=self._loop.resumed is None)
+        if self._loop.resumed is None:
             checkpointer.check()
 
     def resumed(self) -> Resumed | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from replay.chunk import Chunk
 from replay.log import ChunkId
 from replay.mirror import Batch, Mirror
 from replay.samplers.base import Sampler
-from replay.state import State
+from replay.state import State, array_in
 
 Array = npt.NDArray[Any]
 
@@ -96,18 +97,36 @@ class ReplayBuffer:
         }
         return {**parts, "mirror": self.mirror.state()} if with_rows else parts
 
-    def restore(self, parts: Mapping[str, State], refill: Callable[[list[Stored]], tuple[Array, Array]]) -> None:
+    def restore(
+        self,
+        parts: Mapping[str, State],
+        refill: Callable[[list[Stored]], tuple[Array, Array]],
+        reading: Callable[[str], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
         """Go on from a state. Where it has no rows, ``refill`` appends again what can be had of the chunks that it is
-        given, and returns which rows <int64>[M] of then are which <int64>[M] of now."""
-        stored = [
-            Stored(slot, ChunkId(incarnation, seq), start, end)
-            for slot, incarnation, seq, start, end in parts["buffer"].arrays["stored"].tolist()
-        ]
+        given, and returns which rows <int64>[M] of then are which <int64>[M] of now. Each part is read within the
+        context that ``reading`` gives for its name."""
+        with reading("buffer"):
+            stored = _stored(parts["buffer"])
         if "mirror" in parts:
-            self.mirror.restore(parts["mirror"])
-            self.assembler.restore(parts["assembler"])
+            with reading("mirror"):
+                self.mirror.restore(parts["mirror"])
+            with reading("assembler"):
+                self.assembler.restore(parts["assembler"])
             self._stored = deque(stored)
             was = now = np.arange(self.mirror.start, self.mirror.end)
         else:
             was, now = refill(stored)
-        self.sampler.restore(parts["sampler"], was, now)
+        with reading("sampler"):
+            self.sampler.restore(parts["sampler"], was, now)
+
+
+def _stored(state: State) -> list[Stored]:
+    """Raises ValueError where rows cannot be."""
+    places = array_in(state, "stored", (len(state.arrays["stored"]), 5), np.int64)
+    stored = [
+        Stored(slot, ChunkId(incarnation, seq), start, end) for slot, incarnation, seq, start, end in places.tolist()
+    ]
+    if not all(0 <= each.start <= each.end for each in stored):
+        raise ValueError("stored has rows that no chunk can have")
+    return stored

@@ -10,14 +10,16 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 from zlib_ng.zlib_ng import crc32  # zlib's, ten times as fast: it bounded chunks of images
+
+from replay.state import count, number
 
 MAGIC = b"QHRD"
 VERSION = 2
@@ -198,6 +200,19 @@ class Counters(NamedTuple):
     refusals: int = 0
     return_sum: float = 0.0
     credit_wait_s: float = 0.0
+
+    @classmethod
+    def of(cls, values: Sequence[Any], what: str) -> Self:
+        """Returns counters of a state. Raises ValueError where they are none."""
+        env_steps, rows, episodes, refusals, return_sum, credit_wait_s = values
+        return cls(
+            count(env_steps, what),
+            count(rows, what),
+            count(episodes, what),
+            count(refusals, what),
+            number(return_sum, what),
+            number(credit_wait_s, what, 0),
+        )
 
     def check(self) -> None:
         """Raises BadChunk where no actor can have done this. A reward is a float32, which bounds the sum of returns."""

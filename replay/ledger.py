@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Self
 
 from replay.chunk import BadChunk, Chunk, Counters
 from replay.log import ChunkId
+from replay.state import count, counts
 
 FIRST_ID, NOTHING = ChunkId(), Counters()
 
@@ -72,8 +73,9 @@ class Totals:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
         """Returns totals from what ``values`` gave."""
-        counts = {name: Counter(values[name]) for name in ("refused", "rows_lost")}
-        return cls(**{**values, **counts})
+        chunks, rows, env_steps, size = (count(values[name], name) for name in ("chunks", "rows", "env_steps", "bytes"))
+        refused, rows_lost = (Counter(counts(values[name], name)) for name in ("refused", "rows_lost"))
+        return cls(chunks, rows, env_steps, size, refused, rows_lost)
 
 
 @dataclass
@@ -114,14 +116,16 @@ class Slot:
     def of(cls, values: Mapping[str, Any]) -> Self:
         """Returns books from what ``values`` gave. What this slot sent meanwhile and the log has no more is lost to
         the resume."""
+        plain: dict[str, Any] = {name: count(values[name], name) for name in _PLAIN}
+        cursor, taken, before = ([count(each, name) for each in values[name]] for name in ("cursor", "taken", "before"))
         return cls(
-            ChunkId(*values["cursor"]),
-            ChunkId(*values["taken"]),
-            Counters(*values["counters"]),
-            Counters(*values["past"]),
-            **{name: values[name] for name in _PLAIN},
+            ChunkId._make(cursor),
+            ChunkId._make(taken),
+            Counters.of(values["counters"], "counters"),
+            Counters.of(values["past"], "past"),
+            **plain,
             totals=Totals.of(values["totals"]),
-            before=Reading(*values["before"]),
+            before=Reading._make(before),
             resumed=True,
         )
 

@@ -27,6 +27,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from replay.state import count, number
+
 CHUNKS_EACH = 8
 """Chunks that each actor may have on their way and the learner not yet taken in: they cover the time of an update cycle
 and of the way back of the credit."""
@@ -113,9 +115,13 @@ class Limiter:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on. Another ratio, or another min_rows, holds from here on and not for the past, for which the learner
         would else train on and on, or wait."""
-        self.inserts, self.samples, self.carried = state["inserts"], state["samples"], state["carried"]
-        if (self.samples_per_insert, self.min_rows) != (state["samples_per_insert"], state["min_rows"]):
-            error = _error(**state) if self.inserts >= state["min_rows"] else 0.0
+        self.inserts, self.samples = (count(state[name], name) for name in ("inserts", "samples"))
+        self.carried = number(state["carried"], "carried")
+        ratio = number(state["samples_per_insert"], "samples_per_insert", 0)
+        min_rows = count(state["min_rows"], "min_rows")
+        if (self.samples_per_insert, self.min_rows) != (ratio, min_rows):
+            begun = self.inserts >= min_rows
+            error = _error(ratio, min_rows, self.inserts, self.samples, self.carried) if begun else 0.0
             past = self.samples_per_insert * max(0, self.inserts - self.min_rows)
             self.carried = error + self.samples - past
 

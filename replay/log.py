@@ -19,7 +19,7 @@ import numpy as np
 
 from replay.chunk import MOST_COUNT, MOST_VERSION, Chunk
 from replay.credit import CREDIT_BYTES, Credit
-from replay.state import State
+from replay.state import State, count
 
 
 class LogError(Exception):
@@ -251,8 +251,9 @@ class MemoryLog:
         stored = {name: array.tobytes() for name, array in arrays.items()}
         self._weights, self._description = stored.pop("weights", None), stored.pop("description", None)
         self._credit = stored.pop("credit", b"")
-        self._last = {slot: ChunkId(incarnation, seq) for slot, incarnation, seq in values["last"]}
-        self._nonce, self._fence = values["nonce"], values["fence"]
+        last = [[count(each, "last") for each in row] for row in values["last"]]
+        self._last = {slot: ChunkId(incarnation, seq) for slot, incarnation, seq in last}
+        self._nonce, self._fence = values["nonce"], count(values["fence"], "fence")
         self._chunks = {}
         names = (name.split(".") for name in stored)
         ids = sorted((int(slot), ChunkId(*map(int, each.split("-")))) for _, slot, each in names)

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from replay.chunk import FIRST, Chunk, Column, Schema
 from replay.nstep import Closed
-from replay.state import State
+from replay.state import State, array_in, count
 from replay.storage import Ram, Storage
 
 Array = npt.NDArray[Any]
@@ -246,11 +246,16 @@ class Mirror:
 
     def restore(self, state: State) -> None:
         """See ``replay.state``. The watcher is not told: it has a state of its own."""
-        for name, column in self._stored_columns().items():
-            self._storage.put(column, slice(0, len(state.arrays[name])), state.arrays[name])
-        for name, column in self._book_columns().items():
-            column[: len(state.arrays[name])] = state.arrays[name]
-        self.end, self.sampleable_rows = state.values["end"], state.values["sampleable_rows"]
+        self.end = count(state.values["end"], "end")
+        filled = min(self.end, self.capacity_rows)
+        for name, stored in self._stored_columns().items():
+            like = self._storage.host(stored, 1)
+            self._storage.put(stored, slice(0, filled), array_in(state, name, (filled, *like.shape[1:]), like.dtype))
+        for name, book in self._book_columns().items():
+            book[:filled] = array_in(state, name, (filled, *book.shape[1:]), book.dtype)
+        self.sampleable_rows = count(state.values["sampleable_rows"], "sampleable_rows")
+        if (really := int(np.count_nonzero(self._sampleable[:filled]))) != self.sampleable_rows:
+            raise ValueError(f"sampleable_rows is {self.sampleable_rows}, and {really} rows can be sampled")
 
     def _stored_columns(self) -> dict[str, Any]:
         columns = {f"column.{name}": stored for name, stored in self._columns.items()}

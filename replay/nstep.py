@@ -35,6 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from replay.chunk import BOUNDARY, TERMINATED
+from replay.state import State, array_in
 
 Array = npt.NDArray[Any]
 
@@ -91,7 +92,8 @@ class LaneWindows:
 
     def restore(self, carried: Mapping[str, Array]) -> None:
         """Go on from there."""
-        self._carried = _Rows(**{name: np.array(column) for name, column in carried.items()})
+        grid = {name: array_in(State({}, carried), name, like.shape, like.dtype) for name, like in self.state().items()}
+        self._carried = _Rows(**{name: np.array(each) for name, each in grid.items()})
 
     def extend(self, reward: Array, flags: Array, row: Array, q_taken: Array, q_max: Array) -> Closed:
         """Add T rows per lane, [T, E] each: reward, q_taken, q_max <float32>, flags <uint8>, row <int64>.

@@ -19,7 +19,7 @@ from replay.ledger import Gap, Ledger
 from replay.log import ChunkId, ChunkLog, Entry, may_follow
 from replay.quarantine import Quarantine
 from replay.refill import refill
-from replay.state import State
+from replay.state import State, count
 
 Array = npt.NDArray[Any]
 PAGE_BYTES = 64 << 20
@@ -170,7 +170,7 @@ class Reader(Breakable):
     def restore(self, state: State) -> None:
         """See ``replay.state``. The rows are the buffer's, which may ``refill``."""
         self.ledger.restore(state.values)
-        self._quarantine.kept = state.values["quarantined"]
+        self._quarantine.kept = count(state.values["quarantined"], "quarantined")
 
     def refill(self, log: ChunkLog, stored: Sequence[Stored]) -> tuple[Array, Array]:
         """See ``replay.refill``: returns which rows of then are which of now."""

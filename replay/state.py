@@ -2,11 +2,13 @@
 
 Each part that has a state has two methods: ``state()``, which neither copies large arrays nor changes anything, and
 ``restore(state)``, after which the part goes on as the one that gave it would have. ``learner/checkpoint.py`` puts them
-on disk.
+on disk. What comes from there may be anything: ``restore`` raises ValueError, LookupError or TypeError where it is no
+state of the part's, which is of no use then.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +21,43 @@ class State(NamedTuple):
 
     values: Mapping[str, Any]
     arrays: Mapping[str, npt.NDArray[Any]]
+
+
+MOST_COUNT = (1 << 63) - 1
+"""No count of a state is greater: what an int64 holds."""
+
+
+def count(value: Any, what: str) -> int:
+    """Returns a value of a state that counts something. Raises ValueError where it counts nothing."""
+    if type(value) is not int or not 0 <= value <= MOST_COUNT:
+        raise ValueError(f"{what} is {value!r:.60}, and has to be a whole number from 0 to {MOST_COUNT}")
+    return value
+
+
+def counts(values: Any, what: str) -> dict[str, int]:
+    """Returns counts by name, see ``count``."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{what} is {values!r:.60}, and has to be counts by name")
+    return {name: count(value, f"{what}.{name}") for name, value in values.items()}
+
+
+def number(value: Any, what: str, least: float = -math.inf) -> float:
+    """Returns a finite number of a state. Raises ValueError where it is none, or below ``least``."""
+    if type(value) not in (int, float) or not math.isfinite(value) or value < least:
+        bound = "" if least == -math.inf else f" of at least {least:g}"
+        raise ValueError(f"{what} is {value!r:.60}, and has to be a finite number{bound}")
+    return value  # type: ignore[no-any-return]
+
+
+def array_in(state: State, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Returns an array of a state. Raises ValueError where it has another shape or dtype, KeyError where there is
+    none."""
+    found = state.arrays[name]
+    if found.shape != shape or found.dtype != np.dtype(dtype):
+        raise ValueError(
+            f"{name} is <{found.dtype}>{list(found.shape)}, and has to be <{np.dtype(dtype)}>{list(shape)}"
+        )
+    return found
 
 
 def rng_state(rng: np.random.Generator) -> dict[str, Any]:

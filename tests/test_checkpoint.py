@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,19 @@ from hypothesis import strategies as st
 from waiting import until
 
 from learner import checkpoint
-from learner.checkpoint import Checkpointer, CheckpointError, Found, Name, names, newest, pack, prune, read, write
+from learner.checkpoint import (
+    Checkpointer,
+    CheckpointError,
+    Found,
+    Name,
+    go_on,
+    names,
+    newest,
+    pack,
+    prune,
+    read,
+    write,
+)
 from learner.config import CheckpointConfig, LearnerConfig
 from learner.loop import LearnerLoop
 from learner.publisher import Publisher
@@ -170,6 +183,30 @@ def test_retention_keeps_the_newest_and_never_removes_the_only_good_one(folder: 
     assert names(folder) == [fourth]
 
 
+def test_what_was_built_half_is_let_go_before_the_next_is_built(folder: Path) -> None:
+    """A replay memory may be too big to be there twice."""
+    built: list[weakref.ref[Half]] = []
+
+    def build(found: Found | None) -> Name:
+        assert found is not None
+        assert not [half for half in built if half() is not None]
+        half = Half()
+        built.append(weakref.ref(half))
+        if found.name == SECOND:
+            raise CheckpointError("of no use")
+        return found.name
+
+    assert go_on(folder, build) == FIRST
+    assert len(built) == 2
+
+
+class Half:
+    """In a circle, as a mirror and its sampler are."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
 def test_a_second_one_of_the_same_name_changes_nothing(folder: Path) -> None:
     write(folder, SECOND, pack(parts(1)))
     assert number_of(read(folder, SECOND)) == 200
@@ -229,7 +266,8 @@ def test_a_checkpoint_that_is_a_link_is_passed_over_and_never_removed(folder: Pa
 def test_values_that_nothing_can_go_on_from_are_named(tmp_path: Path) -> None:
     """They are whole by every digest: whoever wrote them is not qherd, or a much older one."""
     with pytest.raises(
-        CheckpointError, match=rf"{FIRST} holds what this run cannot go on from: KeyError.*away to go on"
+        CheckpointError,
+        match=rf"{FIRST} has a part learner \(state.json, learner.safetensors\) .*: there is no 'online'",
     ):
         LearnerLoop(
             "r",

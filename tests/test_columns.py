@@ -34,7 +34,7 @@ from deploy.plan import chunk_bytes, server_bytes
 from learner.algorithms import Algorithm
 from learner.algorithms.dqn import scalar_loss
 from learner.algorithms.loss import LossOutput, Transitions
-from learner.checkpoint import Checkpointer
+from learner.checkpoint import Checkpointer, newest
 from learner.config import CheckpointConfig, LearnerConfig
 from learner.learner import Learner
 from learner.loop import LearnerLoop
@@ -328,7 +328,7 @@ def make_loop(log: ChunkLog, folder: Path, fence: int, with_rows: bool, storage:
     replay = ReplayConfig(capacity_rows=101, min_rows=16, samples_per_insert=2, **kind)
     return LearnerLoop(
         RUN, log, Publisher(log, fence), SCHEMA, replay, config, fence=fence, seed=0, checkpointer=checkpointer,
-        found=checkpointer.newest() if fence > 1 else None,
+        found=newest(folder) if fence > 1 else None,
     )  # fmt: skip
 
 

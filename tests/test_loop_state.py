@@ -4,6 +4,7 @@ are its own, and with the same rows where the log gives them back."""
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from chunk_makers import RUN, SCHEMA, FakeActor, append
+from spoilt_checkpoints import array, put, rewrite, value, without
 from waiting import until
 
-from learner.checkpoint import Checkpointer, Found
+from learner.checkpoint import Checkpointer, CheckpointError, Found, names, newest
 from learner.config import CheckpointConfig, LearnerConfig
 from learner.loop import LearnerLoop
 from learner.networks import NetworkConfig
@@ -45,12 +47,15 @@ def make(
         target_period_updates=3, publish_every_updates=7,
     )  # fmt: skip
     checkpointer = Checkpointer(folder, CheckpointConfig(), with_rows=rows)
-    found = checkpointer.newest() if fence > 1 else None
     config = ReplayConfig(**{**REPLAY, **replay})
-    loop = LearnerLoop(
-        RUN, ShardedLog([log]) if sharded else log, Publisher(log, fence), SCHEMA, config, learner, fence=fence, seed=0,
-        checkpointer=checkpointer, found=found,
-    )  # fmt: skip
+
+    def build(found: Found | None) -> LearnerLoop:
+        return LearnerLoop(
+            RUN, ShardedLog([log]) if sharded else log, Publisher(log, fence), SCHEMA, config, learner, fence=fence,
+            seed=0, checkpointer=checkpointer, found=found,
+        )  # fmt: skip
+
+    loop = checkpointer.go_on(build) if fence > 1 else build(None)
     loop.expect([0, 1], 8)
     return Made(loop, log)
 
@@ -86,8 +91,8 @@ def assert_equal(one: LearnerLoop, other: LearnerLoop) -> None:
         values = [{name: each for name, each in state[part].values.items() if name != "seconds"} for state in states]
         assert values[0] == values[1], part
         assert states[0][part].arrays.keys() == states[1][part].arrays.keys()
-        for name, array in states[0][part].arrays.items():
-            np.testing.assert_array_equal(array, states[1][part].arrays[name], f"{part}.{name}")
+        for name, column in states[0][part].arrays.items():
+            np.testing.assert_array_equal(column, states[1][part].arrays[name], f"{part}.{name}")
 
 
 @pytest.mark.parametrize("sampler", ["uniform", "prioritised"])
@@ -406,7 +411,7 @@ def test_no_checkpoint_is_written_of_what_is_not_finite(tmp_path: Path) -> None:
     assert one.loop.cycle() > 0
     one.loop.checkpoint(wait=True)
     assert one.loop.report().figures["checkpoints"] == 1
-    found = one.loop._checkpointer.newest() if one.loop._checkpointer else None
+    found = newest(tmp_path)
     assert found is not None
     assert np.isfinite(found.parts["learner"].arrays["online"]).all()
 
@@ -414,8 +419,81 @@ def test_no_checkpoint_is_written_of_what_is_not_finite(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     one = make(tmp_path, MemoryLog())
     one.loop.checkpoint(wait=True)
-    found = Checkpointer(tmp_path, CheckpointConfig(), with_rows=True).newest()
+    found = newest(tmp_path)
     assert isinstance(found, Found)
     log, config = MemoryLog(), LearnerConfig(network=NetworkConfig(hidden=(5,)), device="cpu")
-    with pytest.raises(ValueError, match="a network of 34 parameters, the checkpoint's has 28"):
+    with pytest.raises(CheckpointError, match="a network of 34 parameters, the checkpoint's has 28"):
         LearnerLoop(RUN, log, Publisher(log, 2), SCHEMA, ReplayConfig(**REPLAY), config, fence=2, seed=0, found=found)
+
+
+# -- checkpoints that are whole by their digests, and hold what no learner wrote
+
+
+CHANGES = {
+    "updates": (value("learner", "updates", to=-1), "updates is -1, and has to be a whole number from 0"),
+    "updates of another type": (value("learner", "updates", to="7"), "updates is '7'"),
+    "Adam's steps": (value("learner", "adam_steps", to=[]), r"adam_steps is \[\]"),
+    "weights of another shape": (array("learner", "online", lambda old: old[:-1]), "the checkpoint's has 27"),
+    "weights of another dtype": (array("learner", "target", lambda old: old.astype("f8")), "target has parameters"),
+    "weights that are not finite": (array("learner", "adam_v", put(0, np.nan)), "adam_v has parameters"),
+    "no moments": (without("learner", "adam_m"), "there is no 'adam_m'"),
+    "no learner": (without("learner"), "there is no 'learner'"),
+    "rows": (value("reader", "totals", "rows", to=-5), "rows is -5"),
+    "refused": (value("reader", "totals", "refused", to={"crc": 1.5}), "refused.crc is 1.5"),
+    "a cursor": (value("reader", "slots", "0", "cursor", to=[1, 1 << 64]), "cursor is 18446744073709551616"),
+    "a short cursor": (value("reader", "slots", "1", "taken", to=[1]), "Expected 2 arguments, got 1"),
+    "counters": (value("reader", "slots", "0", "counters", to=[1, 2]), "not enough values"),
+    "lanes without an end": (value("reader", "slots", "0", "lanes", to=1 << 60), "lanes is 1152921504606846976"),
+    "a sum of returns": (value("reader", "slots", "0", "past", to=[0, 0, 0, 0, 1e400, 0]), "past is inf"),
+    "books": (value("reader", "slots", "0", "rows_read", to=7), "7 rows read"),
+    "slots": (value("reader", "slots", to=[]), "no attribute 'items'"),
+    "open windows": (array("reader", "1.flags", lambda old: old[:, :1]), r"lanes is 2, and flags is \[3, 1\]"),
+    "where chunks lie": (array("reader", "stored", put((0, 3), -9)), "stored has rows that no chunk can have"),
+    "the mirror's end": (value("mirror", "end", to=-1), "end is -1"),
+    "more rows than there are": (value("mirror", "end", to=299), r"obs is <float32>\[\d+, 1\], and has to be"),
+    "no returns": (without("mirror", "r_t"), "there is no 'r_t'"),
+    "what can be sampled": (array("mirror", "sampleable", put(slice(None), False)), "0 rows can be sampled"),
+    "random numbers": (value("sampler", "rng", "state", to={}), r"\(state.json, sampler.safetensors\)"),
+    "other random numbers": (value("sampler", "rng", to=7), r"\(state.json, sampler.safetensors\)"),
+    "priorities": (array("sampler", "weights", put(0, -1.0)), "weights has values that are no priority"),
+    "samples": (value("loop", "limiter", "samples", to=-8), "samples is -8"),
+    "the ratio": (value("loop", "limiter", "samples_per_insert", to=None), "samples_per_insert is None"),
+    "the newest figures": (value("loop", "figures", to=[1.0]), "missing"),
+    "sums": (value("loop", "sums", to={"log_full": -1}), "sums.log_full is -1, .* at least 0"),
+    "versions": (value("loop", "published", to=True), "published is True"),
+    "no loop": (without("loop"), "there is no 'loop'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_checkpoint_that_no_learner_wrote_has_the_one_before_loaded(tmp_path: Path, what: str) -> None:
+    """Whatever is wrong in whichever part: all is as the older one has it, and the reason is told."""
+    change, told = CHANGES[what]
+    actors, one = Actors(), make(tmp_path, MemoryLog(), sampler="prioritised")
+    for _ in range(2):
+        for _ in range(6):
+            actors.send(one.log)
+            while one.loop.cycle():
+                pass
+        one.loop.report()
+        one.loop.checkpoint(wait=True)
+    older = names(tmp_path)[1]
+    bad = rewrite(tmp_path, change)
+    log = copy_of(one.log)
+    other = make(tmp_path, log, fence=2, sampler="prioritised")
+    assert other.loop.resumed is not None
+    assert (other.loop.resumed.updates, other.loop.resumed.env_steps) == older[1:]
+    passed, resumed = other.loop.report().told[:2]
+    assert re.search(rf"^a newer checkpoint is passed over: checkpoint {bad} has a part \w+ .*{told}", passed), passed
+    assert resumed.startswith(f"resumed from checkpoint {older}: ")
+    other.loop.drain()
+    assert other.loop.ledger.totals == one.loop.ledger.totals
+
+
+def test_where_no_checkpoint_can_be_gone_on_from_each_is_named_and_stays(tmp_path: Path) -> None:
+    one = make(tmp_path, MemoryLog())
+    one.loop.checkpoint(wait=True)
+    bad = rewrite(tmp_path, value("learner", "updates", to=None))
+    with pytest.raises(CheckpointError, match=rf"left as they are:\n  checkpoint {bad} has a part learner"):
+        make(tmp_path, MemoryLog(), fence=2)
+    assert names(tmp_path) == [bad]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from cli_runs import Finished, qherd, summary
+from spoilt_checkpoints import array, rewrite, value, without
 
 from learner.checkpoint import VALUES, names, newest
 
@@ -162,6 +163,33 @@ def test_a_replay_too_big_for_checkpoints_is_said_to_be_lost(over: Path, tmp_pat
     assert "the replay is lost: learning waits until 50 rows have come in anew" in done.out
     assert summary(tmp_path / "runs/r")["env_steps"] >= 3000
     assert summary(tmp_path / "runs/r")["rows_lost"] == {}
+
+
+def test_a_checkpoint_that_no_run_wrote_is_passed_over_for_the_one_before(folder: Path) -> None:
+    """Whole by their digests, wrong in any part of an inline run's own: each is named with the value, and the run goes
+    on from the newest that is right."""
+    checkpoints = folder / "runs/r/checkpoints"
+    whole = names(checkpoints)[0]
+    changes = {
+        "session": (value("session", "screened_at", to="x"), "screened_at is 'x'"),
+        "evaluator": (without("evaluator"), "there is no 'evaluator'"),
+        "actor-0": (value("actor-0", "counters", to=[-1, 0, 0, 0, 0.0, 0.0]), "counters is -1"),
+        "actor-0's lanes": (array("actor-0", "obs", lambda old: old[:1]), "obs is <float32>[1, 4]"),
+        "log": (value("log", "last", to=[[0, 1]]), "not enough values"),
+        "learner": (value("learner", "updates", to=-3), "updates is -3"),
+    }  # fmt: skip
+    written = [
+        (rewrite(checkpoints, change, whole, whole._replace(updates=whole.updates + newer)), told)
+        for newer, (change, told) in enumerate(changes.values(), start=1)
+    ]
+    done = qherd("resume", "runs/r", "--budget.env-steps", "800", cwd=folder)
+    assert done.code == 0, done
+    said = " ".join(done.out.split())
+    for name, told in written:
+        assert f"a newer checkpoint is passed over: checkpoint {name} has a part" in said
+        assert told in said
+    assert f"resumed from checkpoint {whole}: {whole.updates:,} updates" in said
+    assert summary(folder / "runs/r")["env_steps"] >= 800
 
 
 ENVS = """

@@ -34,7 +34,7 @@ from actors.lanes import RecordedLane
 from actors.policy import make_policy
 from actors.restarts import Restarts
 from actors.rollout import Place, Rollout
-from learner.checkpoint import ARRAYS, VALUES, Checkpointer, pack
+from learner.checkpoint import ARRAYS, VALUES, Checkpointer, newest, pack
 from learner.config import CheckpointConfig, LearnerConfig
 from learner.learner import Learner
 from learner.loop import LearnerLoop
@@ -246,9 +246,10 @@ def learner_loop(
     config = LearnerConfig(network=NetworkConfig(hidden=(4,)), batch=8, device="cpu", average_tau=0.1)
     checkpointer = Checkpointer(folder, CheckpointConfig(), with_rows)
     replay = ReplayConfig(capacity_rows=200, min_rows=16, samples_per_insert=2, sampler="prioritised")
+    found = newest(folder) if fence > 1 else None
     return LearnerLoop(
         RUN, log, Publisher(log, fence), SCHEMA, replay, config, fence=fence, seed=0, checkpointer=checkpointer,
-        found=checkpointer.newest() if fence > 1 else None, republish=republish,
+        found=found, republish=republish,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from replay.config import ReplayConfig
 from replay.mirror import Mirror
 from replay.samplers.base import Choice, check_any
-from replay.state import State, restore_rng, rng_state
+from replay.state import State, array_in, count, number, restore_rng, rng_state
 
 Array = npt.NDArray[Any]
 SMALLEST_ERROR = 1e-6
@@ -111,7 +111,11 @@ class PrioritisedSampler:
     def restore(self, state: State, was: Array, now: Array) -> None:
         """See ``Sampler.restore``. Rows that could not be sampled then keep what the actor's TD error gave them."""
         restore_rng(self._rng, state.values["rng"])
-        self._missed, self._newest_beta = state.values["missed"], state.values["beta"]
-        weights = state.arrays["weights"][was % self._mirror.capacity_rows]
+        self._missed = count(state.values["missed"], "missed")
+        self._newest_beta = number(state.values["beta"], "beta", 0)
+        weights = array_in(state, "weights", (len(state.arrays["weights"]),), np.float64)
+        if not (np.isfinite(weights).all() and (weights >= 0).all()):
+            raise ValueError("weights has values that are no priority: each has to be a finite number of at least 0")
+        weights = weights[was % self._mirror.capacity_rows]
         known = self._mirror.sampleable(now) & (weights > 0)
         self._tree.set(now[known] % self._mirror.capacity_rows, weights[known])
