@@ -153,6 +153,32 @@ class Verdict(NamedTuple):
         """The most thorough evaluation: the confirming episodes where there are any."""
         return self.confirmed or self.screen
 
+    def unconfirmed(self, threshold: float) -> str:
+        """Returns why a confirmation has failed, and what to do where no policy could do better; empty where none has
+        failed."""
+        if self.confirmed is None or self.solved:
+            return ""
+        returns, which = self.confirmed.returns, f"confirmation {self.spent.confirmations}, of update {self.updates:,}"
+        told = f"{which}, failed: mean {self.confirmed.mean:.4g} over {len(returns)} episodes"
+        if self.lower is None:
+            return f"{told}, below eval.threshold {threshold:g}"
+        told += f", its lower bound {self.lower:.4g} is below eval.threshold {threshold:g}"
+        if returns.min() < returns.max():
+            return told
+        more = "more episodes (eval.confirm_episodes) raise the bound, and never as far as that"
+        if returns[0] > threshold:
+            more = "or more episodes, by a greater eval.confirm_episodes"
+        return (
+            f"{told}; all of them returned {returns[0]:g}, and so many without a worse one prove no more: resume with "
+            f"--eval.threshold {_rounded_down(self.lower):g} or lower; {more}"
+        )
+
+
+def _rounded_down(value: float) -> float:
+    """Returns the greatest number of three digits that is not above the value."""
+    unit = 10.0 ** (math.floor(math.log10(abs(value))) - 2) if value else 1.0
+    return math.floor(value / unit) * unit
+
 
 class TimeUp(Exception):
     """A hold-out that has to end."""

@@ -61,6 +61,8 @@ BEST: Mapping[str, Any] = {
     **dict.fromkeys(("mean", "std", "lower", "rank_bound"), int | float),
 }
 """What best.json has at the least, and of which kinds."""
+HELD: Mapping[str, Any] = {"holdout_mean": int | float, "holdout_std": int | float, "holdout_episodes": int}
+"""What best.json has of the policy's hold-out, where one was played."""
 _CONFIG = re.compile(r"config-(\d+)\.yaml$")
 
 
@@ -405,6 +407,11 @@ class RunDirectory:
             if older.name != name:
                 older.unlink()
 
+    def note_holdout(self, shown: Mapping[str, Any]) -> None:
+        """Write what the best policy's hold-out has shown (``HELD``) beside it; the next best policy has none yet."""
+        if (manifest := self.best()) is not None:
+            self._write("checkpoints/best.json", json.dumps({**manifest, **shown}, indent=2).encode())
+
     def best(self) -> dict[str, Any] | None:
         """The best policy's manifest; None where no evaluation was finished. Raises RunDirError where it is damaged."""
         return self._manifest(BEST)
@@ -417,7 +424,7 @@ class RunDirectory:
             return None
         except Unreadable as error:
             raise RunDirError(str(error)) from error
-        for name, kinds in needed.items():
+        for name, kinds in {**needed, **{name: HELD[name] for name in HELD if name in manifest}}.items():
             if not isinstance(manifest.get(name), kinds):
                 raise RunDirError(f"{path} is damaged: {name} is {manifest.get(name)!r:.80}")
         if Path(manifest["file"]).name != manifest["file"]:
@@ -427,8 +434,8 @@ class RunDirectory:
     def best_policy(self) -> bytes | None:
         """The best policy, packed; None where none was saved, or it is damaged."""
         try:
-            return (self.checkpoints / str((self.best() or {})["file"])).read_bytes()
-        except (KeyError, OSError, RunDirError):
+            return self._read_policy(str((self.best() or {})["file"]))
+        except (KeyError, RunDirError):
             return None
 
     def load_best(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
@@ -437,18 +444,22 @@ class RunDirectory:
         if manifest is None:
             raise RunDirError(f"{self.path} has no best policy yet: no evaluation was finished")
         path = self.checkpoints / manifest["file"]
-        try:
-            policy = read_file(path, available_memory() or MEMORY_BYTES)
-        except FileNotFoundError as error:
-            raise RunDirError(f"{path}, which best.json names, is missing") from error
-        except Unreadable as error:
-            raise RunDirError(str(error)) from error
+        policy = self._read_policy(manifest["file"])
         if hashlib.sha256(policy).hexdigest() != manifest["sha256"]:
             raise RunDirError(f"{path} does not match the sha256 in best.json: it is damaged")
         try:
             return unpack(policy)[1], manifest
         except (ValueError, LookupError, SafetensorError) as error:
             raise RunDirError(f"{path} is damaged: {error}") from error
+
+    def _read_policy(self, file: str) -> bytes:
+        path = self.checkpoints / file
+        try:
+            return read_file(path, available_memory() or MEMORY_BYTES)
+        except FileNotFoundError as error:
+            raise RunDirError(f"{path}, which best.json names, is missing") from error
+        except Unreadable as error:
+            raise RunDirError(str(error)) from error
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json."""

@@ -76,9 +76,9 @@ class Outcome:
             "eval_episodes": self.best.get("episodes"),
             "eval_lower": self.best.get("lower"),
             "best_updates": self.best.get("updates"),
-            "holdout_mean": self.holdout and self.holdout.mean,
-            "holdout_std": self.holdout and self.holdout.std,
-            "holdout_episodes": len(self.holdout.returns) if self.holdout else 0,
+            "holdout_mean": self.best.get("holdout_mean"),
+            "holdout_std": self.best.get("holdout_std"),
+            "holdout_episodes": self.best.get("holdout_episodes", 0),
             "final_updates": self.final.get("updates"),
             "final_mean": self.final.get("mean"),
             "confirmations": int(figures.get("confirmations", 0)),
@@ -196,6 +196,8 @@ def _from_start_to_end(
         finally:
             display.say("stopping")
             _note(outcome, session.stop(STOP_S, _to_hold_out(outcome, directory), lambda: stop.signal is not None))
+            with _DiskAlarm(display.say).writing():
+                _keep_holdout(outcome, directory)
     except Interrupted:
         outcome.reason = "interrupted"
     except BaseException as error:
@@ -240,6 +242,7 @@ def _advance_until_over(
         if progress.verdict is not None and progress.policy is not None:
             with disk.writing():
                 _judge(config, directory, outcome, progress.verdict, progress.policy, elapsed)
+            _tell_unconfirmed(config, progress.verdict, display.say)
         times = {"wall_s": elapsed, "start_s": clock.start_s}
         figures = times | outcome.figures | rates.note(elapsed, outcome.figures) | {"write_failures": disk.failures}
         display.update(figures)
@@ -313,6 +316,22 @@ def _judge(
         outcome.best = best
     if verdict.solved:
         outcome.solve(elapsed)
+
+
+def _tell_unconfirmed(config: RunConfig, verdict: Verdict, say: Say) -> None:
+    """Says why a confirmation failed: of the first, second, fourth, eighth, and so on."""
+    confirmations, threshold = verdict.spent.confirmations, config.eval.threshold
+    if threshold is not None and confirmations & (confirmations - 1) == 0 and (told := verdict.unconfirmed(threshold)):
+        say(told)
+
+
+def _keep_holdout(outcome: Outcome, directory: RunDirectory) -> None:
+    """Writes what the hold-out has shown beside the policy that was played. Raises RunDirError where the disk refuses
+    it."""
+    if (held := outcome.holdout) is not None:
+        shown = {"holdout_mean": held.mean, "holdout_std": held.std, "holdout_episodes": len(held.returns)}
+        outcome.best = {**outcome.best, **shown}
+        directory.note_holdout(shown)
 
 
 def _to_hold_out(outcome: Outcome, directory: RunDirectory) -> bytes | None:

@@ -224,6 +224,33 @@ def test_a_confirmation_that_goes_badly_is_given_up_after_half(scripted: Scripte
     assert (verdict.solved, verdict.lower, verdict.spent) == (False, None, (1, 150.0))
 
 
+def test_a_threshold_that_no_policy_can_prove_is_told_with_what_can_be(scripted: Scripted) -> None:
+    """FrozenLake's best return is 1: a hundred of those prove 0.025^(1/100) and no more."""
+    best, _ = scripted([[1.0]] * 3, 1.0)
+    assert best.lower == pytest.approx(0.025 ** (1 / 100), rel=1e-6)
+    assert best.unconfirmed(1.0) == (
+        "confirmation 1, of update 77, failed: mean 1 over 100 episodes, its lower bound 0.9638 is below "
+        "eval.threshold 1; all of them returned 1, and so many without a worse one prove no more: resume with "
+        "--eval.threshold 0.963 or lower; more episodes (eval.confirm_episodes) raise the bound, and never as far as "
+        "that"
+    )
+    assert scripted([[1.0]] * 3, 0.963)[0].solved
+    above = scripted([[-1.0]] * 3, -1.01)[0].unconfirmed(-1.01)
+    assert above.endswith("--eval.threshold -1.04 or lower; or more episodes, by a greater eval.confirm_episodes")
+    assert scripted([[-1.0]] * 3, -1.04)[0].solved
+
+
+def test_other_failed_confirmations_are_told_shortly(scripted: Scripted) -> None:
+    lucky, given_up = scripted([[250.0], [165.0, 245.0], [165.0, 245.0]], 200)[0], scripted([[250.0], [150.0]], 200)[0]
+    failed = "confirmation 1, of update 77, failed: mean"
+    assert (
+        lucky.unconfirmed(200) == f"{failed} 205 over 100 episodes, its lower bound 196.9 is below eval.threshold 200"
+    )
+    assert given_up.unconfirmed(200) == f"{failed} 150 over 50 episodes, below eval.threshold 200"
+    for passed in (scripted([[199.0]], 200)[0], scripted([[200.0], [190.0, 230.0], [190.0, 230.0]], 200)[0]):
+        assert passed.unconfirmed(200) == ""
+
+
 def test_a_later_confirmation_plays_more_and_needs_more(scripted: Scripted) -> None:
     """The tenth one has twice as many episodes, and its bound is about as far from the mean."""
     verdict, seeds = scripted([[200.0], [190.0, 230.0], [190.0, 230.0]], 200, Spent(9, 100.0))

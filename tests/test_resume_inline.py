@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from cli_runs import Run, qherd, running, summary
 
+from deploy.run_dir import HELD
 from learner.checkpoint import names, read
 from learner.phases import Phases
 from learner.weights import unpack
@@ -38,7 +39,7 @@ def started(tmp_path: Path, run: str, *more: str) -> list[str]:
 
 
 def ended(folder: Path) -> dict[str, Any]:
-    """All that a run leaves, but for times and the fence."""
+    """All that a run leaves, but for times and the fence, and the hold-out, which has what time allows."""
     name = names(folder / "checkpoints")[0]
     parts = read(folder / "checkpoints", name)
     arrays = {f"{part}.{key}": array for part, state in parts.items() for key, array in state.arrays.items()}
@@ -54,7 +55,7 @@ def ended(folder: Path) -> dict[str, Any]:
         "learner": parts["learner"].values,
         "sampler": parts["sampler"].values,
         "curve": curve,
-        "best": {key: best[key] for key in best if key not in ("version", "file", "sha256")},
+        "best": {key: best[key] for key in best if key not in ("version", "file", "sha256") and key not in HELD},
         "weights": weights,
         "rngs": [parts[f"actor-{slot}"].values["rng"] for slot in (0, 1)],
     }

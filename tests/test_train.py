@@ -25,16 +25,17 @@ from actors import evaluator
 from actors.config import EnvConfig
 from actors.contract import EnvError
 from actors.evaluator import Episodes, Verdict
+from actors.verdicts import Spent
 from deploy import inline_session
 from deploy.clock import Clock
 from deploy.config import BudgetConfig, ConfigError, RunConfig, compose
 from deploy.inline_session import InlineSession
 from deploy.launch import probe_env
 from deploy.resume import resume
-from deploy.run_dir import RunDirectory
+from deploy.run_dir import RunDirectory, RunDirError
 from deploy.session import Progress, RunFailedError
 from deploy.stop import Interrupted
-from deploy.train import Outcome, train
+from deploy.train import Outcome, earlier, train
 from learner.checkpoint import names
 from learner.learner import host_arrays
 from learner.phases import Phases
@@ -194,6 +195,7 @@ class Script:
 
     def __init__(self, *verdicts: Verdict | Exception) -> None:
         self.verdicts, self.stopped = list(verdicts), 0
+        self.holdout: Episodes | None = None
 
     def advance(self) -> Progress:
         following = self.verdicts.pop(0)
@@ -209,7 +211,44 @@ class Script:
     def stop(self, deadline_s: float, policy: bytes | None = None, skip: Any = None) -> Progress | None:
         self.stopped += 1
         self.held_out = policy
-        return None
+        return Progress({}, {}, {}, None, None, holdout=self.holdout)
+
+
+def test_the_hold_out_stays_with_the_policy_that_was_played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In best.json and in the summary, also of the next driver where that has found no better one; a better one has
+    none until it is played."""
+    script = Script(verdict([1, 2]), verdict([30, 31]))
+    script.holdout = Episodes(np.array([20.0, 22.0]), np.ones(2, np.int64))
+    directory = played(tmp_path, monkeypatch, script, budget=BudgetConfig(env_steps=300))
+    expected = {"holdout_mean": 21.0, "holdout_std": 2**0.5, "holdout_episodes": 2}
+    manifest = directory.load_best()[1]
+    assert {name: manifest[name] for name in expected} == expected
+    assert manifest["mean"] == 30.5
+    assert summary(tmp_path / "r").items() >= expected.items()
+    assert script.held_out == directory.best_policy()
+    unchanged = earlier(config(tmp_path), directory).summary(config(tmp_path), "r", Clock({}))
+    assert unchanged.items() >= expected.items()
+    directory.save_best(b"better", {name: manifest[name] for name in manifest if not name.startswith("holdout")})
+    changed = earlier(config(tmp_path), directory).summary(config(tmp_path), "r", Clock({}))
+    assert [changed[name] for name in expected] == [None, None, 0]
+    damaged = {**json.loads((tmp_path / "r/checkpoints/best.json").read_text()), "holdout_mean": "x"}
+    (tmp_path / "r/checkpoints/best.json").write_text(json.dumps(damaged))
+    with pytest.raises(RunDirError, match=r"best\.json is damaged: holdout_mean is 'x'"):
+        directory.best()
+
+
+def test_a_failed_confirmation_is_told_more_and_more_seldom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first, second and fourth of five."""
+    verdicts = [verdict([1, 1], [1, 1])._replace(lower=0.9, spent=Spent(number, 1.0)) for number in range(1, 6)]
+    more = {"budget": BudgetConfig(env_steps=300), "eval": {"threshold": 1}}
+    played(tmp_path, monkeypatch, Script(*verdicts), **more)
+    said = " ".join(capsys.readouterr().out.split())
+    assert [f"confirmation {number}, of update 10, failed" in said for number in range(1, 6)] == [
+        True, True, False, True, False,
+    ]  # fmt: skip
+    assert "all of them returned 1, and so many without a worse one prove no more" in said
 
 
 def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: Script, **more: Any) -> RunDirectory:
