@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -23,9 +26,13 @@ def move(state: int, action: int) -> tuple[int, float, bool]:
 
 
 class GridEnv(gym.Env[np.int64, np.int64]):
-    """Starts anywhere but at the goal. Terminates at the goal; the ``TimeLimit`` around it truncates."""
+    """Starts anywhere but at the goal. Terminates at the goal; the ``TimeLimit`` around it truncates.
 
-    def __init__(self) -> None:
+    Where ``spoilt`` is a folder, the rewards in a process with a file there that has its number are no numbers.
+    """
+
+    def __init__(self, spoilt: str = "") -> None:
+        self._spoilt = Path(spoilt, str(os.getpid())) if spoilt else None
         self.observation_space = gym.spaces.Discrete(STATES)
         self.action_space = gym.spaces.Discrete(ACTIONS)
         self._state = 0
@@ -39,6 +46,8 @@ class GridEnv(gym.Env[np.int64, np.int64]):
 
     def step(self, action: np.int64) -> tuple[np.int64, float, bool, bool, dict[str, Any]]:
         self._state, reward, terminated = move(self._state, int(action))
+        if self._spoilt is not None and self._spoilt.exists():
+            reward = math.nan
         return np.int64(self._state), reward, terminated, False, {}
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from deploy.run_dir import RunDirectory
 from deploy.session import Progress
 from deploy.stop import Stop
 from learner.weights import unpack
+from replay.log import ChunkId
+from replay.redis_log import RedisLog
 
 Array = npt.NDArray[Any]
 GAMMA = 0.9
@@ -134,9 +137,13 @@ def test_local_reaches_value_iteration_though_an_actor_is_killed(tmp_path: Path)
 
 
 def local_run(folder: Path) -> None:
-    """A new incarnation goes on, nothing that was sent is lost, and the policy that comes with the evaluator's verdict
-    is the optimal table, also where truncations abound."""
-    run = config(folder, mode="local", env__max_episode_steps=3, eval__cpu_share=1.0, actors__fetch_every_s=0.05)
+    """A new incarnation goes on, nothing that was sent is lost, nothing of an actor's that failed in a chunk is sent,
+    and the policy that comes with the evaluator's verdict is the optimal table, also where truncations abound."""
+    (folder / "spoilt").mkdir()
+    run = config(
+        folder, mode="local", env__max_episode_steps=3, env__kwargs={"spoilt": str(folder / "spoilt")},
+        eval__cpu_share=1.0, actors__fetch_every_s=0.05,
+    )  # fmt: skip
     directory = RunDirectory.create(run)
     said: list[str] = []
     session = RaySession(run, directory, probe_env(run), said.append, Stop())
@@ -147,18 +154,47 @@ def local_run(folder: Path) -> None:
         assert progress.figures["actors_alive"] == 2
         os.kill(ray.get(session._supervisor._slots[0].handle.pid.remote()), signal.SIGKILL)
         advance_until(session, lambda p: p.figures["actor_restarts"] == 1 and p.figures["actors_alive"] == 2)
+        assert_the_calls_after_a_failed_one_fail_too(session, folder / "spoilt")
+        advance_until(session, lambda p: p.figures["actor_restarts"] == 2 and p.figures["actors_alive"] == 2)
         progress = advance_until(session, lambda p: p.verdict is not None and p.verdict.updates > 4000)
     finally:
         last = session.stop(20.0)
     assert progress.policy is not None
     np.testing.assert_allclose(learned(progress.policy), value_iteration(), rtol=0, atol=TOLERANCE)
     assert any("actor 0 died" in line for line in said)
-    assert directory.next_incarnation(0) == 3
+    assert any("actor 1 died (EnvError" in line for line in said)
+    assert [directory.next_incarnation(slot) for slot in (0, 1)] == [3, 3]
     assert last is not None
     assert not last.refused
     assert not last.rows_lost
     assert last.figures["env_steps"] == last.figures["actor_env_steps"] > 1000
     assert not ray.is_initialized()
+
+
+def assert_the_calls_after_a_failed_one_fail_too(session: RaySession, spoilt: Path) -> None:
+    """Of actor 1, whose environment returns what is no number in the middle of a chunk: two further calls were queued
+    as that one failed, and none of the three stores anything."""
+    import ray
+
+    def learn_until_answered(calls: list[Any]) -> None:
+        """The learner goes on, so that there is credit; the supervisor does not."""
+        end = time.monotonic() + 60
+        while len(ray.wait(calls, num_returns=len(calls), timeout=0)[0]) < len(calls):
+            session._take_report()
+            assert time.monotonic() < end
+
+    assert session._server is not None
+    slot = session._supervisor._slots[1]
+    learn_until_answered(slot.calls)
+    with closing(RedisLog(session._server.url("learner"), "grid")) as log:
+        before = log.last_id(1)
+        (spoilt / str(ray.get(slot.handle.pid.remote()))).touch()
+        calls = [slot.handle.collect.remote(20.0) for _ in range(3)]
+        learn_until_answered(calls)
+        for call in calls:
+            with pytest.raises(ray.exceptions.RayTaskError, match=r"EnvError.*the reward nan"):
+                ray.get(call)
+        assert log.last_id(1) == before > ChunkId()
 
 
 def advance_until(session: RaySession, over: Callable[[Progress], bool]) -> Progress:
