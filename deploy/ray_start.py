@@ -7,6 +7,7 @@ import os
 import secrets
 import sys
 import sysconfig
+import traceback
 from pathlib import Path
 
 from deploy import arithmetic
@@ -31,7 +32,7 @@ def start_ray(config: RunConfig, cleanup: contextlib.ExitStack) -> None:
 
     Raises:
         ConfigError: the cluster cannot be used, or no folder for Ray's sockets.
-        RunFailedError: Ray was imported before.
+        RunFailedError: Ray was imported before, or this machine's own has not started.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     arithmetic.pin()  # this machine's workers inherit it
@@ -62,16 +63,27 @@ def _start_own(cleanup: contextlib.ExitStack) -> None:
     home = PrivateDir()
     cleanup.callback(home.remove)
     cleanup.callback(ray.shutdown)  # before its folder goes
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        object_store_memory=256 << 20,
-        log_to_driver=False,
-        configure_logging=False,
-        _temp_dir=str(home.path / "ray"),  # Ray opens it, and all that it makes below, to everybody
-        _node_ip_address="127.0.0.1",
-    )
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=256 << 20,
+            log_to_driver=False,
+            configure_logging=False,
+            _temp_dir=str(home.path / "ray"),  # Ray opens it, and all that it makes below, to everybody
+            _node_ip_address="127.0.0.1",
+        )
+    except Exception as error:  # Ray raises Exception itself where a part of it does not answer in time
+        raise RunFailedError(
+            f"Ray has not started on this machine: {_first_line(error)}; is it very busy, or short of memory, of "
+            f"processes (ulimit -u) or of room in {home.path.parent}? Try again; qherd doctor looks at the machine",
+            traceback.format_exc(),
+        ) from error
     home.check()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _make_paths_absolute() -> None:
@@ -89,8 +101,7 @@ def _join_cluster(address: str, cleanup: contextlib.ExitStack) -> None:
     try:
         ray.init(address=address, log_to_driver=False, configure_logging=False)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"the Ray cluster at {address} cannot be used: {reason}; is the address right, and are RAY_AUTH_MODE and "
-            "RAY_AUTH_TOKEN the cluster's?"
+            f"the Ray cluster at {address} cannot be used: {_first_line(error)}; is the address right, and are "
+            "RAY_AUTH_MODE and RAY_AUTH_TOKEN the cluster's?"
         ) from None

@@ -31,6 +31,7 @@ from deploy.clock import Clock
 from deploy.config import BudgetConfig, ConfigError, RunConfig, compose
 from deploy.inline_session import InlineSession
 from deploy.launch import probe_env
+from deploy.ray_start import _start_own
 from deploy.resume import resume
 from deploy.run_dir import RunDirectory, RunDirError
 from deploy.session import Progress, RunFailedError
@@ -515,6 +516,25 @@ def test_a_start_that_ends_for_any_reason_gives_its_name_back(
         with pytest.raises(type(error)):
             train(config(tmp_path / "runs"))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("error", [Exception, TimeoutError, RuntimeError])
+def test_a_ray_that_does_not_start_is_one_message_and_gives_the_name_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """Ray raises a bare Exception where a part of it has not answered after 30 s."""
+
+    def init(**_: Any) -> None:
+        raise error("The current node timed out during startup.\nThis could happen because of anything.")
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr(deploy.train, "check_process", lambda _: None)  # which refuses where ray was imported before
+    monkeypatch.setattr("deploy.ray_running.start_ray", lambda _, cleanup: _start_own(cleanup))
+    told = r"^Ray has not started on this machine: The current node timed out during startup; is it .* qherd doctor"
+    with pytest.raises(RunFailedError, match=told) as failed:
+        train(config(tmp_path, mode="local"))
+    assert "\n" not in str(failed.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_so_does_a_run_that_is_interrupted_before_anything_has_run(
