@@ -150,7 +150,9 @@ class RunDirectory:
         """Lock the directory for as long as this process lives: two drivers would both count fences."""
         self._check_written()
         with self._disk(self.path / "lock"):
-            self._lock_fd = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR, 0o644)
+            self._lock_fd = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+        with contextlib.suppress(OSError):  # somebody else's, in a folder that is shared
+            os.fchmod(self._lock_fd, 0o600)  # who may open it may hold it, and the run could not be resumed
         try:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

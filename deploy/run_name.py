@@ -7,7 +7,6 @@ shared, in mode cluster, under a name of its own. Where the server goes with the
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 import time
@@ -16,6 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from deploy.config import RUN_NAME, RunConfig
+from replay.foreign import read_object
+
+COUNTS_BYTES = 1 << 20
+"""No fences.json is bigger."""
 
 
 def unique_name(env_id: str) -> str:
@@ -46,7 +49,7 @@ def _original(counts: Mapping[str, Any], path: Path) -> Path | None:
     """The folder that ``path`` is a copy of; None where it is none, or where its original is not to be seen."""
     original = Path(str(counts.get("path") or path))
     try:
-        theirs = json.loads((original / "fences.json").read_text())
+        theirs = read_object(original / "fences.json", COUNTS_BYTES)
         same = theirs["nonce"] == counts["nonce"] and not original.samefile(path)
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from hostile import HOSTILE
 
 from actors.config import EnvConfig
 from actors.verdicts import Spent
@@ -242,6 +244,18 @@ def test_a_copy_whose_original_is_gone_is_the_run(directory: RunDirectory) -> No
         assert (back.run, back.nonce) == ("mine", nonce)
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("hostile", HOSTILE, ids=lambda hostile: hostile.__name__)
+def test_so_is_one_whose_original_is_none(directory: RunDirectory, hostile: Callable[[Path], None]) -> None:
+    """The original's fences.json is somebody else's file by then: it is neither waited for nor read without an end."""
+    nonce = directory.nonce
+    directory.close()
+    shutil.copytree(directory.path, directory.path.with_name("copy"))
+    hostile(directory.path / "fences.json")
+    with closing(RunDirectory.reopen(directory.path.with_name("copy"))) as copy:
+        assert (copy.run, copy.nonce) == ("mine", nonce)
+
+
 def test_a_run_of_an_older_qherd_is_named_as_its_folder_was(directory: RunDirectory) -> None:
     directory.close()
     counts = json.loads((directory.path / "fences.json").read_text())
@@ -384,6 +398,16 @@ def test_a_run_has_one_driver_at_a_time(directory: RunDirectory) -> None:
     assert RunDirectory.open(directory.path).config.seed == 5
     directory.close()
     RunDirectory.reopen(directory.path).close()
+
+
+def test_nobody_else_can_hold_the_lock(directory: RunDirectory) -> None:
+    """Whoever may open it may hold it, and the run could not be resumed; one of an older qherd is closed, too."""
+    lock = directory.path / "lock"
+    assert stat.S_IMODE(lock.stat().st_mode) == 0o600
+    directory.close()
+    lock.chmod(0o644)
+    RunDirectory.reopen(directory.path).close()
+    assert stat.S_IMODE(lock.stat().st_mode) == 0o600
 
 
 def test_a_lock_that_names_nobody_is_one_all_the_same(directory: RunDirectory) -> None:
