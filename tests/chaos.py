@@ -186,10 +186,12 @@ class Chaos:
         if not sockets or _made(sockets[0]) == self._proxied:
             return
         self._network.close()
-        behind = sockets[0].with_name(f"s{next(self._sockets)}")
+        number = next(self._sockets)
+        behind, before = (sockets[0].with_name(f"{letter}{number}") for letter in "sp")
         with contextlib.suppress(OSError):  # the server died just now
-            sockets[0].rename(behind)
-            self._proxy = self._network.enter_context(Proxy(f"unix://{behind}", sockets[0]))
+            os.link(sockets[0], behind)
+            self._proxy = self._network.enter_context(Proxy(f"unix://{behind}", before))
+            before.rename(sockets[0])  # at no moment is there none that answers: a driver that starts asks once
             self._proxied, self._behind = _made(sockets[0]), behind
 
     # -- faults
