@@ -21,6 +21,7 @@ Stepped = tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]
 
 NARROWED = {"float64": "float32", "int64": "float32", "uint32": "float32", "uint64": "float32", "bool": "int8"}
 """Dtypes that are narrowed once, here; all others are stored as they are. float32 holds whole numbers to 2^24."""
+BYTE_MOST = 255
 NUMBERS = frozenset({float, int, np.float64, np.float32, np.int64})
 """Types of rewards that need no second look."""
 COLUMNS = "qherd_columns"
@@ -98,7 +99,8 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
     ==========================  ======================================================================================
     Discrete actions from k     Discrete actions from 0; the environment gets numpy's int64, from k
     Discrete observations       one-hot <float32>[n]
-    Box of a stored dtype       the same; an observation of another dtype is cast where that changes no value
+    Box of a stored dtype       the same; an observation of another dtype is cast where that changes no value, but
+                                booleans are refused where the network divides by 255, to 0 and 0.004
     Box of a dtype in NARROWED  the dtype that it names
     columns in its metadata     infos with these names, as declared
     ==========================  ======================================================================================
@@ -179,16 +181,18 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
             raise self._wrong(method, f"shape {given.shape}")
         if given.dtype.kind not in "biuf":
             raise self._wrong(method, f"dtype {given.dtype}")
+        if given.dtype.kind == "b" and divisor_of(self.observation_space) > 1:
+            raise self._wrong(method, "dtype bool", "; say Box(0, 1, dtype=bool), or return 0 and 255")
         with np.errstate(all="ignore"):
             cast = given.astype(self._dtype)
         if self._dtype.kind != "f" and not np.array_equal(cast, given):
             raise self._wrong(method, f"dtype {given.dtype}, with values that {self._dtype} cannot hold")
         return cast
 
-    def _wrong(self, method: str, what: str) -> ContractError:
+    def _wrong(self, method: str, what: str, remedy: str = "") -> ContractError:
         return ContractError(
             f"{self._name}: {method}() returned an observation of {what}; its space {_short(self._own)} says shape "
-            f"{self._shape} and dtype {self._dtype}"
+            f"{self._shape} and dtype {self._dtype}{remedy}"
         )
 
     def _one_hot(self, state: Array) -> Array:
@@ -298,6 +302,15 @@ def _check_observations(name: str, space: spaces.Space[Any]) -> spaces.Box | spa
             "number at the least"
         )
     return space
+
+
+def divisor_of(space: spaces.Space[Any]) -> int:
+    """What a network divides the observations of this space by: 255 for bytes of the whole range, 1 for all others.
+
+    By what the space says, never by the dtype alone: MinAtar's bytes are 0 and 1.
+    """
+    whole = isinstance(space, spaces.Box) and space.dtype == np.uint8 and bool((space.high == BYTE_MOST).all())
+    return BYTE_MOST if whole else 1
 
 
 def _narrowed(space: spaces.Box) -> spaces.Box:

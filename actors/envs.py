@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -25,7 +26,7 @@ from gymnasium.wrappers import (
 
 from actors.closing import close_all
 from actors.config import EnvConfig
-from actors.contract import Checked, ContractError, EnvError, blamed, columns_of, name_of
+from actors.contract import Checked, ContractError, EnvError, blamed, columns_of, divisor_of, name_of
 from actors.lanes import Lane, RecordedLane
 from replay.chunk import Schema
 
@@ -106,6 +107,9 @@ def _import_module(config: EnvConfig) -> None:
 
 def _not_made(config: EnvConfig, what: str, error: BaseException, hint: str = "") -> BaseException:
     told = blamed(config.id, what, error)
+    file = error.filename if isinstance(error, FileNotFoundError) else None
+    if isinstance(file, str) and not Path(file).is_absolute():
+        hint += f"; relative paths begin in the folder that it works in, {Path.cwd()}"
     if isinstance(told, Exception) and not isinstance(told, EnvError):
         return EnvError(f"environment {config.id!r} cannot be made: {what}: {type(error).__name__}: {error}{hint}")
     return told
@@ -118,11 +122,9 @@ def schema_of(env: gym.Env[Any, Any]) -> Schema:
     assert isinstance(actions, gym.spaces.Discrete)
     assert isinstance(observations, gym.spaces.Box)
     dtype, shape = np.dtype(observations.dtype).name, tuple(observations.shape)[1 if stack > 1 else 0 :]
-    # by what the space says, never by the dtype alone: MinAtar's bytes are 0 and 1
-    divisor = 255 if dtype == "uint8" and bool((observations.high == 255).all()) else 1
     channels_last = not (len(shape) == 3 and shape[0] < min(shape[1:]))
     try:
-        return Schema(shape, dtype, int(actions.n), stack, divisor, channels_last, columns_of(env))
+        return Schema(shape, dtype, int(actions.n), stack, divisor_of(observations), channels_last, columns_of(env))
     except ContractError:
         raise
     except ValueError as error:

@@ -127,7 +127,8 @@ def _finite(env: Env, obs: Any, reward: float) -> Any:
     if not math.isfinite(reward):
         raise ContractError(f"{name_of(env)} returned the reward {reward} in an evaluation")
     if obs.dtype.kind == "f" and not np.isfinite(obs).all():
-        raise ContractError(f"{name_of(env)} returned an observation that is not finite in an evaluation")
+        what = f"an observation that is not finite as {obs.dtype}, in an evaluation"
+        raise ContractError(f"{name_of(env)} returned {what}")
     return obs
 
 

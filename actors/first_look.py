@@ -296,7 +296,8 @@ def _noting(where: str) -> Iterator[None]:
 
 def _check_finite(env: gym.Env[Any, Any], method: str, obs: Any, reward: float) -> None:
     if not np.isfinite(obs).all():
-        raise ContractError(f"{name_of(env)}: {method}() returned an observation that is not finite: {_few(obs)}")
+        what = f"an observation that is not finite as {obs.dtype}: {_few(obs)}"
+        raise ContractError(f"{name_of(env)}: {method}() returned {what}")
     if not abs(reward) <= float(np.finfo(np.float32).max):
         raise ContractError(f"{name_of(env)}: step() returned the reward {reward}, which float32 has to hold")
 

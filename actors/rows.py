@@ -148,5 +148,5 @@ class Rows:
             if column.dtype.kind == "f" and not np.isfinite(column[:steps]).all():
                 wrong = ~np.isfinite(column[:steps]).reshape(steps, column.shape[1], -1).all(2)
                 t, lane = np.argwhere(wrong)[0].tolist()
-                return f"{name} that is not finite", t, lane
+                return f"{name} that is not finite as {column.dtype}", t, lane
         return None

@@ -74,7 +74,7 @@ def bad(tmp_path: Path) -> Path:
     [
         ("raises", "problem", "RuntimeError: the bridge is down"),
         ("shape", "problem", r"returned an observation of shape \(3,\); its space Box.* says shape \(2,\)"),
-        ("nan", "problem", r"step\(\) returned an observation that is not finite: \[nan nan\]"),
+        ("nan", "problem", r"step\(\) returned an observation that is not finite as float32: \[nan nan\]"),
         ("seed", "warning", "the same seed gives another first observation"),
         ("well", "ok", "seeds reproduce, values are finite"),
     ],

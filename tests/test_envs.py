@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,22 @@ def test_float64_becomes_float32_once() -> None:
     schema, obs = first(spaces(Box(-np.inf, np.inf, (2,), np.float64), state=np.array([1 / 3, 1e-3])))
     assert schema == Schema((2,), "float32", 2)
     assert_array_equal(obs, np.array([1 / 3, 1e-3], np.float32))
+
+
+def test_a_missing_file_is_told_with_the_folder_that_its_relative_path_begins_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "opens_a_level.py").write_text(
+        "import gymnasium\n"
+        "def opened(path='levels/one.txt'):\n    return open(path)\n"
+        "gymnasium.register('Level-v0', entry_point=opened)\n"
+    )
+    with pytest.raises(EnvError, match=f"'levels/one.txt'; relative paths begin in .*, {re.escape(str(tmp_path))}$"):
+        make_env(EnvConfig(id="opens_a_level:Level-v0"), training=True)
+    with pytest.raises(EnvError, match=r"'/none/one\.txt'$"):
+        make_env(EnvConfig(id="opens_a_level:Level-v0", kwargs={"path": "/none/one.txt"}), training=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

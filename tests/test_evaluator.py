@@ -138,7 +138,7 @@ def test_what_is_not_finite_is_no_return() -> None:
     with pytest.raises(EnvError, match="returned the reward nan in an evaluation"):
         play([env], zeros, [1])
     env = scripted_env.ScriptedEnv(lengths=(5,), bad_obs=math.inf)
-    with pytest.raises(EnvError, match="an observation that is not finite in an evaluation"):
+    with pytest.raises(EnvError, match="an observation that is not finite as float32, in an evaluation"):
         play([env], zeros, [1])
 
 

@@ -31,8 +31,9 @@ FAULTS = {
     "none": r"returned an observation of shape \(\)",
     "fractions": "dtype float64, with values that uint8 cannot hold; its space .* dtype uint8",
     "negative": "dtype int64, with values that uint8 cannot hold",
+    "bool": r"of dtype bool; its space Box\(0, 255, .* dtype uint8; say Box\(0, 1, dtype=bool\), or return 0 and 255",
     "state": r"returned the observation 4; its space Discrete\(4\) has 0 to 3",
-    "float nan": r"step\(\) returned an observation that is not finite: \[nan nan",
+    "float nan": r"step\(\) returned an observation that is not finite as float32: \[nan nan",
     "reward nan": "returned the reward nan, which float32",
     "no reward": "returned the reward None; a number is needed",
     "reward array": r"returned the reward array\(\[1\.\]\); a number is needed",
@@ -60,7 +61,7 @@ def test_a_fault_is_told_with_environment_value_and_expectation(kind: str) -> No
     assert time.monotonic() - began < 5
 
 
-@pytest.mark.parametrize("kind", ["well", "int64", "float64", "list", "bool"])
+@pytest.mark.parametrize("kind", ["well", "int64", "float64", "list"])
 def test_what_keeps_its_values_is_taken(kind: str) -> None:
     found = look(kind)
     assert found.schema == Schema((4,), "uint8", 2, obs_divisor=255)
