@@ -42,6 +42,8 @@ KEPT_DEAD = 8
 TICK_S = 2.0
 """The most that one pause between two ticks counts as an actor's silence. Where the pause was longer this process was
 the one that did not run (a stopped or a frozen machine), and the actors may be well."""
+POLICY_S, SENT_S = 1.0, 0.25
+"""Seconds that a policy may take to come at the end of a run, and that Ray may then take to send the call it is for."""
 
 
 @dataclass
@@ -448,10 +450,22 @@ class Screening:
         """A reference to the hold-out of a packed policy; None where there is no evaluator."""
         if self._handle is None:
             return None
-        if self._screening is not None:  # what is being played would have it wait
-            ray.cancel(self._screening[0])
-            self._screening = None
+        self._stop_playing()  # which would have it wait
         return self._handle.holdout.remote(policy, seconds)
+
+    def _stop_playing(self) -> None:
+        """Have the evaluator stop what it plays.
+
+        Ray sends a call to its actor some time after its arguments are there. Where one is cancelled before that, the
+        actor waits for it for ever, and none of its later calls is run. So a call whose policy the learner still owes
+        is left alone, and any other is given the time to be sent.
+        """
+        if self._screening is None:
+            return
+        call, policy = self._screening
+        self._screening = None
+        if ray.wait([policy], timeout=POLICY_S)[0] and not ray.wait([call], timeout=SENT_S)[0]:
+            ray.cancel(call)
 
     def _bury(self, error: Exception) -> None:
         self._screening = None
@@ -475,8 +489,7 @@ class Screening:
     def stop(self) -> None:
         """Have the evaluator stop what it plays and close its environments; ``end`` waits for that."""
         if self._handle is not None:
-            if self._screening is not None:
-                ray.cancel(self._screening[0])
+            self._stop_playing()
             self._close = self._handle.close.remote()
 
     def end(self, seconds: float) -> None:

@@ -51,7 +51,7 @@ class Handle:
     """An actor's handle, for any of the methods that are called."""
 
     def __init__(self) -> None:
-        self.collect, self.flush, self.screen, self.place, self.close = (Method() for _ in range(5))
+        self.collect, self.flush, self.screen, self.place, self.close, self.holdout = (Method() for _ in range(6))
 
 
 class FakeRay:
@@ -584,6 +584,34 @@ def test_the_evaluator_stops_what_it_plays_and_closes(fake: FakeRay) -> None:
     tested.screening.end(1.0)
     assert fake.killed == tested.started
     assert tested.said == ["the evaluator had no time to close its environments"]
+
+
+@pytest.mark.parametrize("end", ["holdout", "stop"])
+@pytest.mark.parametrize("owed", [True, False])
+def test_no_call_is_cancelled_before_ray_has_sent_it(fake: FakeRay, end: str, owed: bool) -> None:
+    """Its actor would run nothing that comes after it: neither the hold-out nor close()."""
+    tested = Screens()
+    policy = Call("policy")
+    tested.screening._candidate = lambda: policy
+    tested.screening.tick(learning=True)
+    (call,) = tested.calls
+    if not owed:
+        policy.finish("policy")
+    fake.waits.clear()
+    if end == "holdout":
+        assert tested.screening.holdout(b"best", 8.0) is tested.started[0].holdout.calls[0]
+    tested.screening.stop()
+    assert fake.waits == ([supervisor.POLICY_S] if owed else [supervisor.POLICY_S, supervisor.SENT_S])
+    assert fake.cancelled == ([] if owed else [call])
+    assert len(tested.started[0].close.calls) == 1
+
+
+def test_a_screen_that_is_over_is_not_cancelled(fake: FakeRay) -> None:
+    tested = Screens()
+    tested.screening.tick(learning=True)
+    tested.calls[0].finish(verdict(1.0))
+    tested.screening.stop()
+    assert fake.cancelled == []
 
 
 def test_a_policy_that_a_dead_learner_owes_is_not_the_evaluators_death(fake: FakeRay) -> None:
