@@ -483,7 +483,8 @@ def test_infos_that_are_not_as_declared_are_told(infos: dict[str, Any], why: str
 def test_an_infinite_info_is_told_with_its_lane() -> None:
     rollout, _ = masked(numbers=itertools.count(1), wind=np.float32("inf"))
     assert rollout.ready()
-    with pytest.raises(ValueError, match="Masked-v0 returned wind that is not finite as float32 in lane 0 after env step 0 of it"):
+    told = "Masked-v0 returned wind that is not finite as float32 in lane 0 after env step 0 of it"
+    with pytest.raises(ValueError, match=told):
         rollout.fill()
 
 
