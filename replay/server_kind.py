@@ -97,7 +97,7 @@ def _hangs_up(connection: Any, pieces: list[bytes], seconds: float, refusal: str
     """Whether the server answers what is sent by hanging up, or with an error that has ``refusal`` in it."""
     try:
         connection.send_packed_command(pieces)
-        connection.read_response(timeout=seconds)
+        connection.read_response(disconnect_on_error=False, timeout=seconds)
     except redis.TimeoutError:
         return False
     except redis.ResponseError as error:
