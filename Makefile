@@ -18,8 +18,8 @@ DEV_STAMP := $(VENV)/.stamp-dev
 INPUTS := pyproject.toml constraints.txt deploy/__init__.py
 
 NOT_HERE := long or root
-# Most tests wait for processes: two at a time, each file's own in one place and in their order.
-TOGETHER := -n 2 --dist loadfile --no-loadscope-reorder
+# Most tests wait for processes: three at a time, each file's own in one place and in their order.
+TOGETHER := -n 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-all chaos lint format bench

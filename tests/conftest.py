@@ -20,6 +20,8 @@ MEMORY_BYTES = 512 * 2**20
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # so a shell starts what runs in the background (make test &): all processes below would be deaf to Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # and nohup, to SIGHUP
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _valkey() -> Path:

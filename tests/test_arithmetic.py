@@ -133,6 +133,7 @@ def a_step_more(run: Path) -> str:
     return str(summary(run)["env_steps"] + 1)
 
 
+@pytest.mark.long
 def test_a_run_that_is_resumed_with_other_kernels_says_so_and_keeps_both_records(tmp_path: Path) -> None:
     """Once: the resumed run's own record is the newest then."""
     options = ("--mode", "inline", "--replay.min-rows", "100", "--run", "r")

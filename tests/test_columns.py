@@ -572,7 +572,8 @@ MASKED = Algorithm("own:masked", head="values")
 """
 
 
-@pytest.mark.parametrize("mode", ["inline", pytest.param("local", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("mode", ["inline", "local"])
 def test_a_run_has_an_environments_columns_in_its_loss(mode: str, tmp_path: Path) -> None:
     """From the first look to the update, and after a resume: the loss itself compares each with its observation."""
     (tmp_path / "own.py").write_text(OWN)

@@ -146,6 +146,7 @@ def test_a_server_is_looked_at(server_binary: Path) -> None:
     assert "s3cr3t" not in gone.found
 
 
+@pytest.mark.long
 def test_the_command_checks_everything_and_its_exit_code_says_so(tmp_path: Path) -> None:
     """A real start of server and Ray; a metrics port that is taken is the one problem."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -126,6 +126,7 @@ def test_signals_all_through_the_end_of_a_local_run(tmp_path: Path) -> None:
     assert summary(tmp_path / "runs" / "r")["exit_reason"] == "budget of env steps"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("moment", ["starting Ray", "starting the learner"])
 def test_a_signal_while_a_local_run_starts_leaves_nothing(tmp_path: Path, moment: str) -> None:
@@ -253,6 +254,7 @@ run("local")
 """
 
 
+@pytest.mark.long
 def test_a_thread_of_another_program_trains_inline_and_is_refused_local(folder: Path) -> None:
     """Signals are that program's own matter; nothing is made before the refusal."""
     done = subprocess.run(

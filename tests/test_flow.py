@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import redis
 from herd import ACTORS, CARTPOLE, SLOTS, Actor
 from waiting import until
@@ -39,6 +40,7 @@ def credit_on(client: redis.Redis, run: str) -> list[Credit]:
     return [part for part in parts if part is not None]
 
 
+@pytest.mark.long
 def test_a_frozen_learner_is_sent_what_it_gave_credit_for(server_url: str, run_name: str) -> None:
     """SIGSTOP at work, until its credit has lapsed and for longer: no actor has sent more than the credit that it could
     read. Thawed it takes that in, and all go on."""

@@ -232,6 +232,7 @@ def test_ctrl_c_reaches_the_whole_group_and_ends_in_order(tmp_path: Path) -> Non
     assert "interrupted" in done.out
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("moment", ["while it starts", "while it runs"])
 def test_a_second_signal_ends_at_once(tmp_path: Path, moment: str) -> None:
@@ -292,6 +293,7 @@ def test_an_env_that_always_raises_fails_the_run_with_its_own_words(tmp_path: Pa
     assert json.loads((folder / "fences.json").read_text())["incarnations"] == {"0": 2}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_a_hanging_env_fails_the_run_and_leaves_nothing(tmp_path: Path) -> None:
     """The message says what each actor was last known to do, and the option that bounds the wait."""

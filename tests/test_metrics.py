@@ -219,6 +219,7 @@ def test_all_of_a_machines_addresses_are_told_as_one_that_others_can_ask() -> No
     assert MetricsServer("a-run", "1.2.3", None).address is None
 
 
+@pytest.mark.long
 def test_a_real_run_is_scraped(tmp_path: Path) -> None:
     """Local mode: the learner's figures and the actors' rise between two scrapes and agree with one another."""
     port = free_port()

@@ -73,7 +73,7 @@ def _read(path: Path) -> str:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("mode", ["inline", "local"])
+@pytest.mark.parametrize("mode", ["inline", pytest.param("local", marks=pytest.mark.long)])
 def test_nothing_is_open_to_others(mode: str, public: Path) -> None:
     with at_work(mode, public) as run:
         ports = listeners([*run.others(), run.process.pid])

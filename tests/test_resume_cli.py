@@ -90,6 +90,7 @@ def test_a_run_that_is_over_is_left_alone(folder: Path) -> None:
     assert {name for name, data in files(folder).items() if data != before.get(name)} <= {str(folder / "runs/r/lock")}
 
 
+@pytest.mark.long
 def test_with_a_higher_budget_it_goes_on(folder: Path) -> None:
     """And a second time, from the configuration that it had last."""
     kept = names(folder / "runs/r/checkpoints")[0]
@@ -135,6 +136,7 @@ def test_the_same_command_begins_a_run_and_goes_on_with_it(over: Path, tmp_path:
     assert (other.code, "learner.gamma is 0.99 in this run, and 0.5 was asked for" in other.err) == (2, True)
 
 
+@pytest.mark.long
 def test_a_run_that_diverged_is_resumed_with_a_smaller_learning_rate(over: Path, tmp_path: Path) -> None:
     """Its checkpoints are from before: what it is resumed from is finite, and what comes then stays so."""
     shutil.copy(over / "preset.yaml", tmp_path)
@@ -151,6 +153,7 @@ def test_a_run_that_diverged_is_resumed_with_a_smaller_learning_rate(over: Path,
     assert summary(tmp_path / "runs/r")["exit_reason"] == "budget of env steps"
 
 
+@pytest.mark.long
 def test_a_replay_too_big_for_checkpoints_is_said_to_be_lost(over: Path, tmp_path: Path) -> None:
     """At the start, and when it is resumed; learning waits until there is something to learn from."""
     shutil.copy(over / "preset.yaml", tmp_path)

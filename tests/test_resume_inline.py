@@ -121,6 +121,7 @@ def test_other_environments_and_samplers_do_too(tmp_path: Path, env: str, option
     assert_same(ended(tmp_path / "runs" / "whole"), killed(tmp_path, (600,), env, *options))
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path: Path, whole: dict[str, Any]) -> None:
     """SIGTERM: exit 75, a checkpoint of where it stands, and nothing superseded."""
@@ -157,6 +158,7 @@ gym.register("Hidden-v0", Hidden, max_episode_steps=200)
 """
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_what_cannot_be_played_again_begins_anew_and_is_said(tmp_path: Path) -> None:
     """An environment whose observations depend on all that came before in its process."""

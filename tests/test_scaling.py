@@ -210,6 +210,7 @@ def scaled(tmp_path_factory: pytest.TempPathFactory) -> Scaled:
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.long
 def test_each_lane_moves_to_its_place_on_the_ladder(scaled: Scaled) -> None:
     """epsilon_i = 0.4^(1 + 7 i / (N - 1)) over the lanes, as the actors themselves say, to the last bit."""
     for actors, answer in scaled.answers.items():
@@ -219,6 +220,7 @@ def test_each_lane_moves_to_its_place_on_the_ladder(scaled: Scaled) -> None:
         assert said == pytest.approx([0.4 ** (1 + 7 * lane / (lanes - 1)) for lane in range(lanes)], rel=1e-15)
 
 
+@pytest.mark.long
 def test_what_the_mirror_cannot_hold_is_refused_and_changes_nothing(scaled: Scaled) -> None:
     assert scaled.refused.code == 2
     assert f"a replay of 3,000 rows holds 7 time steps of each of 100 x {LANES} lanes" in scaled.refused.err
@@ -226,6 +228,7 @@ def test_what_the_mirror_cannot_hold_is_refused_and_changes_nothing(scaled: Scal
     assert scaled.answers[3]["told"] == "3 actor(s) from now on, were 1"
 
 
+@pytest.mark.long
 def test_nothing_is_lost_or_restarted(scaled: Scaled) -> None:
     """The reader holds every incarnation to the conservation law at each report; the actor that left has flushed."""
     assert scaled.done.code == 75, scaled.done
@@ -237,17 +240,20 @@ def test_nothing_is_lost_or_restarted(scaled: Scaled) -> None:
     assert json.loads((scaled.folder / "fences.json").read_text())["incarnations"] == {"0": 1, "1": 1, "2": 1}
 
 
+@pytest.mark.long
 def test_the_stream_of_the_slot_that_left_is_empty_once_the_mirror_has_turned(scaled: Scaled) -> None:
     rows = {line["slot"]: line["rows"] for line in scaled.doctor["stats"]["slots"]}
     assert rows[2] == 0
     assert rows[0] + rows[1] > 0, "which of them gets how much credit is up to chance"
 
 
+@pytest.mark.long
 def test_the_number_is_there_when_the_run_is_resumed(scaled: Scaled) -> None:
     assert yaml.safe_load((scaled.folder / "config.yaml").read_text())["config"]["actors"]["count"] == 1
     assert config_of(scaled.folder).actors.count == 2
 
 
+@pytest.mark.long
 def test_the_doctor_names_a_bottleneck(scaled: Scaled) -> None:
     """Of the run at work, from shares that make sense; which one depends on what else this machine does."""
     seen = scaled.doctor
@@ -263,6 +269,7 @@ def test_the_doctor_names_a_bottleneck(scaled: Scaled) -> None:
     assert 0 <= seen["window"]["learner"]["wait"] <= 1
 
 
+@pytest.mark.long
 def test_the_doctor_knows_how_a_run_ended(scaled: Scaled) -> None:
     looked = qherd("doctor", str(scaled.folder), cwd=scaled.folder)
     assert looked.code == 0

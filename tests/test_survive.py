@@ -231,6 +231,7 @@ def test_an_embedded_server_that_stays_frozen_is_replaced(folder: Path) -> None:
     books(folder)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_a_learner_that_dies_again_and_again_ends_the_run_loudly(folder: Path) -> None:
     """With its last error; the checkpoints stay, and the run can be resumed."""

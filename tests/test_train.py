@@ -110,6 +110,7 @@ def test_a_seed_gives_the_same_weights_and_figures_to_the_bit_and_another_seed_o
     assert not any((first[name] == other[name]).all() for name in first if name.endswith("weight"))
 
 
+@pytest.mark.long
 def test_the_command_in_another_process_gives_the_same_run(tmp_path: Path) -> None:
     """Twice the command and once from here: other processes, other hash seeds, other start times."""
     folders: list[Path] = []
