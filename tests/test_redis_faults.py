@@ -21,7 +21,7 @@ import pytest
 import redis
 from conftest import server_roles
 from herd import ACTORS, SLOTS, Herd, Learner, Observer
-from lending import plenty
+from lending import PLENTY, plenty
 from proxy import Proxy
 from waiting import frozen, until
 
@@ -262,19 +262,22 @@ def test_a_full_server_is_emptied_by_the_learner(server_binary: Path, run_name: 
     ):
         learner = herd.learner
         learner.train_until(lambda: learner.loop.ledger.totals.rows > 1000, "4 MB")
+        learner.publisher.set(plenty())
+        until(lambda: observer.seen[-1].credit == PLENTY, "everybody has to send")
         client.config_set("maxmemory", client.info("memory")["used_memory"] - (1 << 20))
-        client.delete(f"qherd:{run_name}:credit", f"qherd:{run_name}:weights")
 
         def all_refused() -> bool:
             learner.publisher.set(plenty())  # the learner lives, and neither reads nor trims
             return all(log.errors["Full"] for log in (learner.publisher_log, *(each.log for each in herd.actors)))
 
         until(all_refused, "everybody is refused")
+        client.delete(f"qherd:{run_name}:credit", f"qherd:{run_name}:weights")
+        until(lambda: observer.seen[-1] == (None, None), "credit and weights are gone")
         steps = [actor.steps for actor in herd.actors]
         until(lambda: all(actor.log.errors["Full"] > 5 for actor in herd.actors), "they ask again")
         assert steps == [actor.steps for actor in herd.actors]
         gone: Status = observer.seen[-1]
-        assert gone == (None, None)
+        assert gone == (None, None), "and nobody can set them"
         herd.works()
         learner.train_until(lambda: observer.seen[-1].credit, "there is credit again")
         until(lambda: observer.seen[-1].weights, "the weights are there again")
