@@ -312,8 +312,8 @@ def test_a_hanging_env_fails_the_run_and_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(180)
 def test_a_server_that_was_killed_ends_or_mends_the_run(tmp_path: Path) -> None:
-    """Either is an answer; sitting there is none. The actor dies with it, and had told of a chunk that the server,
-    which was frozen before, had not stored: its rows are counted."""
+    """Either is an answer; sitting there is none. The actor dies with it: where it had told of a chunk that the server,
+    which was frozen before, had not stored, its rows are counted, and nothing else is lost."""
     with cartpole(tmp_path, "--budget.env-steps", "200000") as run:
         under_way(run)
         (server,), (actor,) = run.find(SERVER), run.find(ACTOR)
@@ -342,5 +342,4 @@ def test_a_server_that_was_killed_ends_or_mends_the_run(tmp_path: Path) -> None:
     ended = summary(tmp_path / "runs" / "r")
     assert ended["exit_reason"].startswith(("failed", "interrupted"))
     if done.code == 75:
-        assert set(ended["rows_lost"]) == {"tail"}
-        assert ended["rows_lost"]["tail"] > 0
+        assert set(ended["rows_lost"]) <= {"tail"}
