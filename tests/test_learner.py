@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -24,13 +23,7 @@ SCHEMA = Schema((4,), "float32", 3)
 SMALL = LearnerConfig(network=NetworkConfig(hidden=(16,)), lr=1e-2, device="cpu")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As the learner's process has it; more are slower for small networks, by far on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def learner(seed: int = 1, **changes: object) -> Learner:
