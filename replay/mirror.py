@@ -250,9 +250,15 @@ class Mirror:
         filled = min(self.end, self.capacity_rows)
         for name, stored in self._stored_columns().items():
             like = self._storage.host(stored, 1)
-            self._storage.put(stored, slice(0, filled), array_in(state, name, (filled, *like.shape[1:]), like.dtype))
+            found = array_in(state, name, (filled, *like.shape[1:]), like.dtype)
+            if found.dtype.kind == "f" and not np.isfinite(found).all():
+                raise ValueError(f"{name} has values that are not finite")
+            self._storage.put(stored, slice(0, filled), found)
+        _check_within(state.arrays["column.action"], 0, self.schema.num_actions, "column.action")
         for name, book in self._book_columns().items():
             book[:filled] = array_in(state, name, (filled, *book.shape[1:]), book.dtype)
+            if book.dtype == np.int64:  # ids of rows; chunk_end has those after the last ones
+                _check_within(book[:filled], -1, self.end + 1, name)
         self.sampleable_rows = count(state.values["sampleable_rows"], "sampleable_rows")
         if (really := int(np.count_nonzero(self._sampleable[:filled]))) != self.sampleable_rows:
             raise ValueError(f"sampleable_rows is {self.sampleable_rows}, and {really} rows can be sampled")
@@ -265,6 +271,12 @@ class Mirror:
         links = {"before": self._before, "after": self._after} if self.schema.stack > 1 else {}
         heads = {"head": self._head, "chunk_end": self._chunk_end} if self.schema.lane_bytes else {}
         return {"boot": self._boot, "sampleable": self._sampleable, **links, **heads}
+
+
+def _check_within(values: Array, least: int, beyond: int, name: str) -> None:
+    """Raises ValueError unless all values are from ``least`` to below ``beyond``."""
+    if values.size and not (least <= values.min() and values.max() < beyond):
+        raise ValueError(f"{name} has values outside {least}..{beyond - 1}")
 
 
 def _kept(schema: Schema) -> tuple[Column, ...]:

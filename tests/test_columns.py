@@ -48,6 +48,7 @@ from replay.config import ReplayConfig
 from replay.log import ChunkLog, MemoryLog
 from replay.mirror import Batch, Mirror
 from replay.redis_log import RedisLog
+from replay.state import State
 from replay.storage import Device, Memmap, Ram, Storage
 
 Array = npt.NDArray[Any]
@@ -585,3 +586,13 @@ def test_a_run_has_an_environments_columns_in_its_loss(mode: str, tmp_path: Path
     done = qherd("resume", "runs/own", "--budget.env-steps", "6000", cwd=tmp_path)
     assert done.code == 0, done
     assert summary(tmp_path / "runs" / "own")["updates"] > first["updates"]
+
+
+def test_a_chunks_end_that_was_never_there_is_refused() -> None:
+    """It is counted up to when the chunk's first row is evicted: one at 2^60 took all memory then."""
+    mirror = Mirror(SCHEMA, 32)
+    rows = {name: np.zeros((4, *each.shape[1:]), each.dtype) for name, each in mirror.state().arrays.items()}
+    mirror.restore(State({"end": 4, "sampleable_rows": 0}, rows))
+    rows["chunk_end"][2] = 1 << 60
+    with pytest.raises(ValueError, match=r"chunk_end has values outside -1\.\.4"):
+        mirror.restore(State({"end": 4, "sampleable_rows": 0}, rows))
