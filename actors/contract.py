@@ -226,14 +226,29 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
         """The infos, those that are columns in the column's dtype and memory of their own."""
         columns: dict[str, Array] = {}
         for column in self._columns:
-            value = np.asarray(infos.get(column.name))
-            if value.shape != column.shape or not np.can_cast(value.dtype, column.dtype, "same_kind"):
+            given = infos.get(column.name)
+            value = _as_declared(given, column)
+            if value is None:
                 raise ContractError(
-                    f"{self._name}: {method}() returned info[{column.name!r}] = {infos.get(column.name)!r:.80}; its "
+                    f"{self._name}: {method}() returned info[{column.name!r}] = {given!r:.80}; its "
                     f"metadata say {column.dtype}{list(column.shape)}"
                 )
-            columns[column.name] = value.astype(column.dtype)
+            columns[column.name] = value
         return {**infos, **columns}
+
+
+def _as_declared(given: Any, column: Column) -> Array | None:
+    """Returns a column's value in its shape and dtype, in memory of its own; None where it has another shape or kind,
+    or is a whole number that the dtype does not hold."""
+    try:
+        value = np.asarray(given)
+    except ValueError:  # lists of several lengths
+        return None
+    if value.shape != column.shape or not np.can_cast(value.dtype, column.dtype, "same_kind"):
+        return None
+    with np.errstate(all="ignore"):
+        cast = value.astype(column.dtype)
+    return cast if cast.dtype.kind == "f" or np.array_equal(cast, value) else None
 
 
 def columns_of(env: Env) -> tuple[Column, ...]:
@@ -241,7 +256,9 @@ def columns_of(env: Env) -> tuple[Column, ...]:
 
     Raises ContractError where it declares something else than Boxes of dtypes that are stored.
     """
-    declared = env.metadata.get(COLUMNS, {})
+    declared = (env.metadata or {}).get(COLUMNS, {})  # None where an older environment has no metadata
+    if not isinstance(declared, Mapping):
+        raise ContractError(f"{name_of(env)}: {COLUMNS} in its metadata is {declared!r:.80}; Boxes by name are needed")
     for name, box in declared.items():
         if not isinstance(box, spaces.Box) or np.dtype(box.dtype).name not in DTYPES:
             raise ContractError(

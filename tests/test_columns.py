@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from lending import plenty
 
 from actors.config import ActorConfig, EnvConfig
-from actors.contract import ContractError
+from actors.contract import ContractError, columns_of
 from actors.envs import make_lanes, schema_of
 from actors.lanes import LaneError, RecordedLane
 from actors.policy import make_policy
@@ -474,6 +474,8 @@ def test_a_lane_that_is_played_again_has_its_columns_back() -> None:
         ({"mask": None}, r"info\['mask'\] = None; its metadata say uint8\[4\]"),
         ({"mask": np.zeros(3, np.uint8)}, r"info\['mask'\] = array.*say uint8\[4\]"),
         ({"mask": np.full(4, 0.5)}, r"info\['mask'\] = array.*say uint8\[4\]"),
+        ({"mask": np.full(4, 300, np.uint16)}, r"info\['mask'\] = array.*say uint8\[4\]"),
+        ({"mask": [[1], [1, 0]]}, r"info\['mask'\] = \[\[1\], \[1, 0\]\]; its metadata say uint8\[4\]"),
     ],
 )
 def test_infos_that_are_not_as_declared_are_told(infos: dict[str, Any], why: str) -> None:
@@ -492,6 +494,7 @@ def test_an_infinite_info_is_told_with_its_lane() -> None:
 @pytest.mark.parametrize(
     ("columns", "why"),
     [
+        (["mask"], r"qherd_columns in its metadata is \['mask'\]; Boxes by name are needed"),
         (
             {"mask": gym.spaces.Discrete(2)},
             r"\['mask'\] in its metadata is Discrete\(2\); a Box of one of",
@@ -500,9 +503,7 @@ def test_an_infinite_info_is_told_with_its_lane() -> None:
         ({"obs": gym.spaces.Box(0, 1, (4,), np.float32)}, "two columns are named 'obs'"),
     ],
 )
-def test_metadata_that_cannot_be_columns_are_refused(
-    columns: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_metadata_that_cannot_be_columns_are_refused(columns: Any, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MaskedEnv.metadata, "qherd_columns", columns)
     with pytest.raises(ContractError, match=why):
         masked(numbers=itertools.count(1))
@@ -596,3 +597,9 @@ def test_a_chunks_end_that_was_never_there_is_refused() -> None:
     rows["chunk_end"][2] = 1 << 60
     with pytest.raises(ValueError, match=r"chunk_end has values outside -1\.\.4"):
         mirror.restore(State({"end": 4, "sampleable_rows": 0}, rows))
+
+
+def test_an_environment_without_metadata_declares_nothing() -> None:
+    env = MaskedEnv(itertools.count(1))
+    env.metadata = None  # type: ignore[assignment]
+    assert columns_of(env) == ()
