@@ -13,8 +13,7 @@ from types import FrameType
 from typing import TextIO
 
 from actors.contract import Interrupted
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from deploy.stop import SIGNALS
 
 
 @contextlib.contextmanager
