@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def load(registry: Mapping[str, str], name: str, what: str) -> Any:
@@ -22,3 +24,17 @@ def load(registry: Mapping[str, str], name: str, what: str) -> Any:
         raise ValueError(f"{what} {name!r} cannot be imported: {error}; give its folder with --env.path") from error
     except (Exception, SystemExit) as error:  # a user's module may raise anything, and may call sys.exit()
         raise ValueError(f"{what} {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def make(name: str, what: str, build: Callable[[], T]) -> T:
+    """Returns what ``build`` makes of the part of this name.
+
+    Raises:
+        ValueError: whatever a user's own part (``module:Name``) raises.
+    """
+    if ":" not in name:
+        return build()
+    try:
+        return build()
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{what} {name!r} cannot be made: {type(error).__name__}: {error}") from error

@@ -13,6 +13,17 @@ from learner.checkpoint import names, read
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "extending.md").read_text()
 SHORT = ("--eval.every-updates", "300", "--eval.screen-episodes", "2", "--eval.threshold", "None")
 
+BROKEN_LOSS = """
+from learner.algorithms import Algorithm
+
+
+def build(config):
+    return {}["kappa"]
+
+
+BROKEN = Algorithm("broken_loss:build", head="values")
+"""
+
 
 @pytest.fixture
 def cwd(tmp_path: Path) -> Path:
@@ -21,6 +32,7 @@ def cwd(tmp_path: Path) -> Path:
     (tmp_path / "own_parts.py").write_text(module)
     (tmp_path / "exits.py").write_text("raise SystemExit(3)\n")
     (tmp_path / "broken.py").write_text("class Sines(:\n")
+    (tmp_path / "broken_loss.py").write_text(BROKEN_LOSS)
     return tmp_path
 
 
@@ -57,6 +69,11 @@ def test_the_pages_parts_train_resume_and_play(cwd: Path, mode: str, env_steps: 
         ("--learner.algorithm", "sarsa", "algorithm 'sarsa' is unknown: use dqn"),
         ("--replay.sampler", "own_parts:Older", "module 'own_parts' has no attribute 'Older'"),
         ("--replay.sampler", "newest", "sampler 'newest' is unknown: use uniform, prioritised"),
+        ("--replay.sampler", "math:sqrt", "sampler 'math:sqrt' is no class with make, planned_bytes, choose, update, "),
+        ("--learner.network.encoder", "math:sqrt", "encoder 'math:sqrt' cannot be made: TypeError: math.sqrt() takes "),
+        ("--learner.network.encoder", "types:SimpleNamespace", "cannot be made: TypeError: "),
+        ("--learner.network.encoder", "unittest.mock:Mock", "is a Mock; it has to be a torch.nn.Module with features"),
+        ("--learner.algorithm", "broken_loss:BROKEN", "loss 'broken_loss:build' cannot be made: KeyError: 'kappa'"),
         ("--learner.network.encoder", "minatar", "wants pictures, got observations of shape (4,); use mlp"),
     ],
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from replay.registry import load
+from replay.registry import load, make
 
 if TYPE_CHECKING:
     from learner.algorithms.loss import Loss
@@ -52,5 +52,7 @@ def algorithm_of(name: str) -> Algorithm:
 
 def build_loss(config: LearnerConfig) -> Loss:
     """Builds the loss that a configuration asks for."""
-    loss: Loss = load({}, algorithm_of(config.algorithm).loss, "loss")(config)
+    name = algorithm_of(config.algorithm).loss
+    build = load({}, name, "loss")
+    loss: Loss = make(name, "loss", lambda: build(config))
     return loss

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from learner.networks.config import NetworkConfig, NetworkSpec
 from learner.networks.shapes import encoder_of, parameter_shapes
-from replay.registry import load
+from replay.registry import load, make
 
 if TYPE_CHECKING:
     from learner.networks.q_network import QNetwork
@@ -46,7 +46,15 @@ def build_network(spec: NetworkSpec, schema: Schema) -> QNetwork:
     Raises:
         ValueError: an encoder or head that is neither registered nor importable, or that refuses the schema.
     """
+    from torch.nn import Module
+
     from learner.networks.q_network import QNetwork
 
-    encoder = load(ENCODERS, encoder_of(spec.config, schema), "encoder")(schema, spec.config)
+    name = encoder_of(spec.config, schema)
+    kind = load(ENCODERS, name, "encoder")
+    encoder = make(name, "encoder", lambda: kind(schema, spec.config))
+    if not isinstance(encoder, Module) or not isinstance(getattr(encoder, "features", None), int):
+        raise ValueError(
+            f"encoder {name!r} is a {type(encoder).__name__}; it has to be a torch.nn.Module with features, an int"
+        )
     return QNetwork(encoder, load(HEADS, spec.head, "head")(encoder.features, schema.num_actions, spec), schema)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from replay.registry import load
+from replay.registry import load, make
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,19 +23,23 @@ SAMPLERS: dict[str, str] = {
     "prioritised": "replay.samplers.prioritised:PrioritisedSampler",
 }
 """Sampler classes by name: see ``replay.samplers.base.Sampler``."""
+METHODS = ("make", "planned_bytes", "choose", "update", "figures", "state", "restore")
 
 
 def sampler_of(name: str) -> type[Sampler]:
     """Returns the class of this name, or a user's own by ``module:Name``.
 
     Raises:
-        ValueError: an unknown name, or a module that cannot be imported or has no such class.
+        ValueError: an unknown name, a module that cannot be imported, or nothing there that is a sampler's class.
     """
     found: type[Sampler] = load(SAMPLERS, name, "sampler")
+    if not all(callable(getattr(found, method, None)) for method in METHODS):
+        raise ValueError(f"sampler {name!r} is no class with {', '.join(METHODS)}: see replay.samplers.base.Sampler")
     return found
 
 
 def make_sampler(config: ReplayConfig, mirror: Mirror, rng: np.random.Generator) -> Sampler:
     """Makes the sampler that the configuration names. Make it before rows are added: it learns of them as they
     arrive."""
-    return sampler_of(config.sampler).make(config, mirror, rng)
+    kind = sampler_of(config.sampler)
+    return make(config.sampler, "sampler", lambda: kind.make(config, mirror, rng))
