@@ -74,7 +74,7 @@ class EvalConfig(BaseModel):
     confirm_episodes: int = Field(100, ge=2)
     """Further greedy episodes, with unused seeds, that decide on the first candidate that passed the screen. Later
     confirmations play more, since each may err less (docs/data-path.md)."""
-    holdout_episodes: int = Field(100, ge=1)
+    holdout_episodes: int = Field(50, ge=1)
     """Greedy episodes of the best policy at the run's end, reported whatever they show; as many as 8 s allow."""
     threshold: float | None = None
     """Return that the lower bound of the confirmed mean has to reach. None: the run does not end by it."""
