@@ -14,6 +14,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from replay.chunk import DTYPES, Column
+from replay.errors import QherdError
 
 Array = npt.NDArray[Any]
 Env = gym.Env[Any, Any]
@@ -33,7 +34,7 @@ _API = {
 }
 
 
-class EnvError(ValueError):
+class EnvError(QherdError, ValueError):
     """An environment that cannot be used, or that misbehaved; the text says what to do."""
 
 

@@ -33,6 +33,7 @@ from actors.closing import close_all
 from actors.contract import Env, EnvError, Stepped, columns_of
 from actors.restarts import CrashLoopError, Restarts, cause
 from actors.seeds import training_seed
+from replay.errors import QherdError
 from replay.state import count, restore_rng, rng_state
 
 REBUILT = "rebuilt"
@@ -46,7 +47,7 @@ class LaneError(EnvError):
     """An environment that raises again and again; the text has its last error's own words."""
 
 
-class NotReplayable(RuntimeError):
+class NotReplayable(QherdError, RuntimeError):
     """A lane that cannot be brought back to where it was; the text has its environment, its number and the reason."""
 
 

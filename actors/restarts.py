@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from replay.errors import QherdError
 from replay.state import count, counts, number
 
 BUDGET_WINDOW_S = 600.0
@@ -20,8 +21,10 @@ _GUESSES = " Some common causes include"
 """What follows in Ray's word of a dead worker is a page of what else might have been."""
 
 
-class CrashLoopError(RuntimeError):
+class CrashLoopError(QherdError, RuntimeError):
     """Something died more often than its budget allows; the text has its last error, ``details`` its traceback."""
+
+    exit_code = 1
 
     def __init__(self, message: str, details: str) -> None:
         super().__init__(message)

@@ -6,13 +6,16 @@ import math
 from collections.abc import Callable
 
 from actors.restarts import BUDGET_WINDOW_S, CrashLoopError, Restarts, cause
+from replay.errors import QherdError
 
 HANGS = 2
 """Evaluations in a row that take longer than ``eval.timeout_s``, after which no further one is tried."""
 
 
-class EvaluationHangs(RuntimeError):
+class EvaluationHangs(QherdError, RuntimeError):
     """An evaluation that has taken longer than it may."""
+
+    exit_code = 1
 
 
 class Setbacks:

@@ -25,6 +25,7 @@ from actors.rollout import Heartbeat, Work
 from actors.setbacks import EvaluationHangs, Setbacks
 from actors.verdicts import Spent
 from replay.chunk import Counters
+from replay.errors import QherdError
 
 COLLECT_S = 0.5
 """Seconds of one call. The flush at the end waits for those in flight; the driver may be late by as much."""
@@ -84,8 +85,10 @@ class _Leaving:
     slot: _Slot
 
 
-class HangError(RuntimeError):
+class HangError(QherdError, RuntimeError):
     """An actor that does not answer."""
+
+    exit_code = 1
 
 
 class Supervisor:

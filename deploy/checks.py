@@ -20,17 +20,17 @@ from packaging.requirements import Requirement
 from actors.contract import EnvError
 from actors.first_look import Look, Played
 from deploy.arithmetic import changes
-from deploy.config import SERVER_OPTIONS, ConfigError, RunConfig
+from deploy.config import SERVER_OPTIONS, RunConfig
 from deploy.host import host_and_port, usable_cores
 from deploy.launch import check_port, check_unused, check_values, look_at_env
 from deploy.outlook import measure_actor
 from deploy.placement import Resources, alive_nodes, asks, check_room, shown
 from deploy.plan import check_limiter, check_memory, check_windows, chunk_bytes, megabytes, network_bytes, plan
 from deploy.ray_running import ray_running
-from deploy.valkey import EmbeddedServer, ServerError, find_server
+from deploy.valkey import EmbeddedServer, find_server
 from replay.chunk import Schema
+from replay.errors import QherdError
 from replay.identity import Identity
-from replay.log import LogError
 from replay.run_keys import RunKeys
 
 State = Literal["ok", "warning", "problem"]
@@ -83,7 +83,7 @@ def guarded(name: str, look: Callable[[], Iterator[Check]]) -> Iterator[Check]:
     """What ``look`` finds; what it raises for a user becomes a problem."""
     try:
         yield from look()
-    except (ConfigError, EnvError, LogError, ServerError, OSError, ValueError) as error:
+    except (QherdError, OSError, ValueError) as error:
         yield Check(name, "problem", str(error))
 
 

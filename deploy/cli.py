@@ -44,6 +44,7 @@ with quiet_interrupt():  # these take a second
     )
     from deploy.config import ConfigError, RunConfig, check_bounds, compose, dump, explain
     from deploy.numbers import read_yaml, whole, write_yaml
+    from replay.errors import QherdError
 
 USAGE = """qherd: a herd of actors, one learner, deep Q-learning.
 
@@ -335,30 +336,21 @@ def _guarded(run: Callable[[], int]) -> int:
 
 
 def _explained(run: Callable[[], int]) -> int:
-    with quiet_interrupt():
-        from actors.contract import EnvError
-        from deploy.run_dir import RunDirError
-        from deploy.session import RunFailedError
-        from deploy.valkey import ServerError
-        from learner.checkpoint import CheckpointError
-        from replay.log import LogError
-        from replay.storage import CannotFit
+    with quiet_interrupt():  # most commands need these, which take a second
+        import deploy.session  # noqa: F401
 
     try:
         return run()
     except ValidationError as error:
-        message = explain(error, "command line")
-    except (ConfigError, EnvError, RunDirError, ServerError, LogError, CannotFit, CheckpointError) as error:
-        message = str(error)
+        code, message = 2, explain(error, "command line")
+    except QherdError as error:
+        code, message = error.exit_code, str(error)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
             raise
-        message = f"{error.filename or 'a file'}: {error.strerror}"
-    except RunFailedError as error:
-        _tell(f"qherd: {error}")
-        return 1
+        code, message = 2, f"{error.filename or 'a file'}: {error.strerror}"
     _tell(f"qherd: {message}")
-    return 2
+    return code
 
 
 def _tell(message: str) -> None:

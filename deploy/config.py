@@ -23,6 +23,7 @@ from actors.config import ActorConfig, EnvConfig, EvalConfig
 from deploy.numbers import read_yaml
 from learner.config import CheckpointConfig, LearnerConfig
 from replay.config import ReplayConfig
+from replay.errors import QherdError
 
 PRESETS = Path(__file__).parent / "presets"
 PREFIX = "QHERD_"
@@ -43,7 +44,7 @@ SERVER_OPTIONS = (
 """Where a server's URL can be given, for messages that miss one."""
 
 
-class ConfigError(ValueError):
+class ConfigError(QherdError, ValueError):
     """A configuration that cannot be used; the text names the value and the remedy."""
 
 

@@ -40,6 +40,7 @@ from deploy.numbers import read_yaml, write_yaml
 from deploy.run_name import new_nonce, recognised, unique_name
 from learner.report import Resumed
 from learner.weights import unpack
+from replay.errors import QherdError
 from replay.foreign import Unreadable, parse_json, read_file, read_object
 from replay.storage import available_memory
 
@@ -66,7 +67,7 @@ HELD: Mapping[str, Any] = {"holdout_mean": int | float, "holdout_std": int | flo
 _CONFIG = re.compile(r"config-(\d+)\.yaml$")
 
 
-class RunDirError(ValueError):
+class RunDirError(QherdError, ValueError):
     """A run directory that is there already, is not there, or is damaged; the text says which and what to do."""
 
 

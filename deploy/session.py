@@ -14,6 +14,7 @@ from deploy.run_dir import RunDirectory
 from learner.checkpoint import Checkpointer
 from replay.chunk import Schema
 from replay.config import ReplayConfig
+from replay.errors import QherdError
 
 Say = Callable[[str], None]
 RESTARTS = ("actor_restarts", "evaluator_restarts", "learner_restarts", "server_restarts", "env_rebuilds")
@@ -33,8 +34,10 @@ WORK = {
 """Figures of ``actors.rollout.Work``, over all actors and the whole run, by its name."""
 
 
-class RunFailedError(RuntimeError):
+class RunFailedError(QherdError, RuntimeError):
     """A run that cannot go on; the text says which part failed of what. ``details`` is that part's own traceback."""
+
+    exit_code = 1
 
     def __init__(self, message: str, details: str = "") -> None:
         super().__init__(message)

@@ -31,6 +31,7 @@ from redis.retry import Retry
 
 from deploy.config import RUN_NAME
 from deploy.private_dir import PrivateDir, remove_stale_dirs
+from replay.errors import QherdError
 
 MIN_VERSION = (7, 0)
 """Oldest server whose streams, ACL selectors and commands qherd relies on."""
@@ -63,7 +64,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-class ServerError(RuntimeError):
+class ServerError(QherdError, RuntimeError):
     """The embedded server cannot do what was asked; the message says why and what to do."""
 
 

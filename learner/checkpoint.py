@@ -34,6 +34,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from learner.config import CheckpointConfig
+from replay.errors import QherdError
 from replay.foreign import Unreadable, parse_json, read_file, read_object
 from replay.ledger import Unbalanced
 from replay.state import State
@@ -51,7 +52,7 @@ Files = Mapping[str, bytes]
 Built = TypeVar("Built")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(QherdError, ValueError):
     """A checkpoint that cannot be used; the text says which and why."""
 
 

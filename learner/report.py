@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from replay.errors import QherdError
 
-class Diverged(RuntimeError):
+
+class Diverged(QherdError, RuntimeError):
     """Update after update has a loss or a gradient that is not finite."""
+
+    exit_code = 1
 
 
 class Report(NamedTuple):

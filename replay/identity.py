@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from replay.errors import QherdError
+
 PACKAGES = ("actors", "deploy", "learner", "replay")
 
 
-class WrongCodeError(RuntimeError):
+class WrongCodeError(QherdError, RuntimeError):
     """This process has imported other code than the driver."""
 
 

@@ -19,10 +19,11 @@ import numpy as np
 
 from replay.chunk import MOST_COUNT, MOST_VERSION, Chunk
 from replay.credit import CREDIT_BYTES, Credit
+from replay.errors import QherdError
 from replay.state import State, count
 
 
-class LogError(Exception):
+class LogError(QherdError):
     """What a log may raise. ``temporary``: the same call may succeed later."""
 
     temporary = False

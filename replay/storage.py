@@ -17,12 +17,14 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from replay.errors import QherdError
+
 Array = npt.NDArray[Any]
 Kind = Literal["ram", "memmap", "device"]
 CGROUP = Path("/sys/fs/cgroup")
 
 
-class CannotFit(ValueError):
+class CannotFit(QherdError, ValueError):
     """A mirror that is bigger than what there is for it; the text has both numbers."""
 
 
