@@ -20,6 +20,7 @@ episode is played again, and compared with what it showed.
 
 from __future__ import annotations
 
+import logging
 from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ from actors.seeds import training_seed
 from replay.errors import QherdError
 from replay.state import count, restore_rng, rng_state
 
+LOG = logging.getLogger("qherd.actor")
 REBUILT = "rebuilt"
 """The one key that the infos of a lane may have: the line that says which environment was made anew, and why."""
 
@@ -115,6 +117,7 @@ class Lane(gym.Wrapper[Any, Any, Any, Any]):
             self._restarts.died(error)
         except CrashLoopError as crash_loop:
             raise LaneError(str(crash_loop)) from error
+        LOG.warning("lane %d: its environment raised and is made anew", self._index, exc_info=error)
         told = "".join(f"; {line}" for line in close_all([self]))
         try:
             self.env, self._closed = self._make(), False

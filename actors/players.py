@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from actors.closing import close_all
@@ -11,6 +12,7 @@ from actors.envs import Where, make_env
 from actors.lanes import LaneError
 from actors.restarts import CrashLoopError, Restarts, cause
 
+LOG = logging.getLogger("qherd.evaluator")
 RESTARTS = 5
 """How often the environment of one player may raise and be made anew within ten minutes."""
 
@@ -42,6 +44,7 @@ class Players:
             self._budgets[index].died(error)
         except CrashLoopError as crash_loop:
             raise LaneError(str(crash_loop)) from error
+        LOG.warning("environment %d raised and is made anew", index, exc_info=error)
         close_all([self.envs[index]])
         try:
             self.envs[index] = self._make(index)

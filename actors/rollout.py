@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from replay.credit import Credit
 from replay.log import ChunkId, ChunkLog, Fenced, Full, Status, Unavailable, WeightsHeader
 from replay.state import State, array_in, count, restore_rng, rng_state
 
+LOG = logging.getLogger("qherd.actor")
 POLL_MIN_S, POLL_MAX_S = 0.02, 0.5
 Array = npt.NDArray[Any]
 
@@ -291,8 +293,12 @@ class Rollout(Breakable):
             with self._charging("log_seconds"):
                 self._note(call())
             self._take_weights()
+            if self._away:
+                LOG.info("the server takes and answers calls again")
             self._away = False
-        except (Unavailable, Full):
+        except (Unavailable, Full) as error:
+            if not self._away:
+                LOG.warning("waits for the server: %s", error)
             self.counters = self.counters._replace(refusals=self.counters.refusals + 1)
             self._away = True
             self._note(Status(None, None))
@@ -348,6 +354,7 @@ class Rollout(Breakable):
         self._work["fetched_bytes"] += len(value)
         self.weight_version, self._fetched_s = fetched.version, now
         self._run_env_steps = fetched.env_steps
+        LOG.debug("took the weights of update %d, %d bytes", fetched.updates, len(value))
         self._anneal()
 
     def place(self, slots: int) -> tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -10,22 +11,28 @@ import ray
 from actors.closing import close_all
 from actors.config import ActorConfig, EnvConfig, EvalConfig
 from actors.envs import make_lanes, schema_of
-from actors.evaluator import Episodes, Evaluator, Verdict
+from actors.evaluator import Episodes, EvaluationStopped, Evaluator, Verdict
 from actors.policy import make_policy
 from actors.rollout import Heartbeat, Place, Rollout
 from actors.verdicts import Spent
 from learner.networks import NetworkSpec
 from replay.identity import Identity
+from replay.logs import LogFile, failures_logged
 from replay.redis_log import RedisLog
+
+ACTOR = logging.getLogger("qherd.actor")
+EVALUATOR = logging.getLogger("qherd.evaluator")
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
 class ActorWorker:
     """One slot's actor. The supervisor calls ``collect`` again and again: its return is its heartbeat."""
 
+    @failures_logged(ACTOR)
     def __init__(
         self,
         identity: Identity,
+        log_file: LogFile,
         url: str,
         place: Place,
         env: EnvConfig,
@@ -37,6 +44,8 @@ class ActorWorker:
         """``url`` has the actor's own password: it comes as an argument since Ray logs a runtime_env in clear.
         ``folder``: the working directory that environments find; None leaves it as this node's Ray has it."""
         identity.check()
+        log_file.start(stderr=True)
+        ACTOR.info("incarnation %d of slot %d, %d lanes of %s", place.incarnation, place.slot, config.lanes, env.id)
         if folder is not None:
             os.chdir(folder)
         self._lanes = make_lanes(env, config.lanes, config.restarts, slot=place.slot)
@@ -52,30 +61,39 @@ class ActorWorker:
         """This worker's process id."""
         return os.getpid()
 
+    @failures_logged(ACTOR)
     def collect(self, seconds: float) -> Heartbeat:
         """See ``Rollout.collect``."""
         return self._rollout.collect(seconds)
 
     def place(self, slots: int) -> tuple[float, ...]:
         """See ``Rollout.place``."""
+        ACTOR.info("one of %d slots from now on", slots)
         return self._rollout.place(slots)
 
+    @failures_logged(ACTOR)
     def flush(self, deadline_s: float) -> bool:
         """See ``Rollout.flush``."""
-        return self._rollout.flush(deadline_s)
+        flushed = self._rollout.flush(deadline_s)
+        ACTOR.info("flushed" if flushed else "not flushed: no answer in time")
+        return flushed
 
     def close(self) -> list[str]:
         """Close the environments; a line for each that did not let itself be closed."""
-        return close_all(self._lanes.envs)
+        unclosed = close_all(self._lanes.envs)
+        ACTOR.info("closed its environments%s", "".join(f"; {line}" for line in unclosed))
+        return unclosed
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
 class EvaluatorWorker:
     """The greedy evaluator in a process of its own."""
 
+    @failures_logged(EVALUATOR)
     def __init__(
         self,
         identity: Identity,
+        log_file: LogFile,
         env: EnvConfig,
         config: EvalConfig,
         network: NetworkSpec,
@@ -85,15 +103,23 @@ class EvaluatorWorker:
     ) -> None:
         """``folder``: see ``ActorWorker``."""
         identity.check()
+        log_file.start(stderr=True)
+        EVALUATOR.info("evaluator %d of the run", restart + 1)
         if folder is not None:
             os.chdir(folder)
         stopped = ray.get_runtime_context().is_canceled
         self._evaluator = Evaluator(env, config, network, seed, restart, stopped)
 
+    @failures_logged(EVALUATOR, EvaluationStopped)
     def screen(self, candidate: bytes, spent: Spent) -> Verdict:
         """See ``Evaluator.screen``."""
-        return self._evaluator.screen(candidate, spent)
+        verdict = self._evaluator.screen(candidate, spent)
+        solved = ", solved" if verdict.solved else ""
+        played = len(verdict.episodes.returns)
+        EVALUATOR.info("update %d: mean %.4g of %d episodes%s", verdict.updates, verdict.episodes.mean, played, solved)
+        return verdict
 
+    @failures_logged(EVALUATOR, EvaluationStopped)
     def holdout(self, candidate: bytes, seconds: float) -> Episodes | None:
         """See ``Evaluator.holdout``."""
         return self._evaluator.holdout(candidate, seconds)

@@ -24,6 +24,7 @@ from deploy.numbers import read_yaml
 from learner.config import CheckpointConfig, LearnerConfig
 from replay.config import ReplayConfig
 from replay.errors import QherdError
+from replay.logs import Level
 
 PRESETS = Path(__file__).parent / "presets"
 PREFIX = "QHERD_"
@@ -150,6 +151,8 @@ class RunConfig(BaseModel):
     """Seed of everything random: networks, sampling, exploration, environments, evaluation."""
     mode: Literal["inline", "local", "cluster"] = "local"
     """inline: one process, reproducible to the bit; local: Ray and Valkey on this machine; cluster: existing ones."""
+    log_level: Level = "info"
+    """What the run's folder logs/ has at the least; debug: also each version of the weights that an actor takes."""
     env: EnvConfig = EnvConfig()
     actors: ActorConfig = ActorConfig()
     replay: ReplayConfig = ReplayConfig()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ from rich.text import Text
 from deploy.config import RunConfig
 from deploy.output import Output
 
+LOG = logging.getLogger("qherd.driver")
 LINE_EVERY_S = 5.0
 ROWS: tuple[tuple[str, Callable[[Mapping[str, float]], str]], ...] = (
     ("greedy return", lambda f: f"{f['greedy_return']:.1f}" if "greedy_return" in f else "not yet"),
@@ -73,7 +75,8 @@ class Display:
             self._live.__exit__(kind, error, at)
 
     def say(self, message: str) -> None:
-        """A message: what the run waits for, or what went wrong and is being mended."""
+        """Shows and logs a message: what the run waits for, or what went wrong and is being mended."""
+        LOG.info("%s", message)
         if self._live is None:
             self._print(message)
         else:

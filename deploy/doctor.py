@@ -176,7 +176,7 @@ COUNTS = (
     ("actor_restarts", "actors were restarted {:,.0f} times", "the run's own messages say of what they died"),
     ("learner_restarts", "the learner was restarted {:,.0f} times", "the run's own messages say of what it died"),
     ("server_restarts", "the server was restarted {:,.0f} times", "see its memory"),
-    ("env_rebuilds", "environments raised {:,.0f} times", "the run's own messages have what they raised"),
+    ("env_rebuilds", "environments raised {:,.0f} times", "logs/ in the run's folder has what they raised"),
     ("updates_skipped", "{:,.0f} updates were not finite", "lower learner.lr or learner.reward_scale"),
     ("checkpoint_failures", "{:,.0f} checkpoints could not be written", "make room on the disk"),
     ("write_failures", "{:,.0f} rows could not be written", "make room on the disk"),

@@ -31,7 +31,18 @@ from deploy.private_dir import temporary_folder
 from deploy.ray_running import ray_running
 from deploy.run_dir import RunDirectory, RunDirError, env_of
 from deploy.scaling import SETTLE_S, Request, ScaleDesk
-from deploy.session import HOLDOUT_S, RESTARTS, WORK, Progress, RunFailedError, Say, make_checkpointer, replay_of, shown
+from deploy.session import (
+    HOLDOUT_S,
+    RESTARTS,
+    WORK,
+    Progress,
+    RunFailedError,
+    Say,
+    log_file,
+    make_checkpointer,
+    replay_of,
+    shown,
+)
 from deploy.stop import Stop
 from deploy.valkey import EmbeddedServer
 from learner.report import Report, Resumed
@@ -183,6 +194,7 @@ class RaySession:
             fence = self._directory.next_fence()
         return LearnerWorker.options(**options(self._room.asked.learner)).remote(  # type: ignore[attr-defined]
             identity,
+            log_file(config, self._directory, "learner"),
             urls,
             self._directory.run,
             self._schema,
@@ -224,7 +236,15 @@ class RaySession:
             url = urls["actor"][shard_of(slot, len(urls["actor"]))]
             placed = options(self._room.asked.actor) | {"scheduling_strategy": "SPREAD"}
             return ActorWorker.options(**placed).remote(  # type: ignore[attr-defined]
-                identity, url, place, env, config.actors, network, backstop_chunks(config), self._folder
+                identity,
+                log_file(config, self._directory, f"actor-{slot}"),
+                url,
+                place,
+                env,
+                config.actors,
+                network,
+                backstop_chunks(config),
+                self._folder,
             )
 
         return start
@@ -239,7 +259,14 @@ class RaySession:
             with _later_if_away():
                 number = self._directory.next_evaluator()
             return EvaluatorWorker.options(**options(self._room.asked.evaluator)).remote(  # type: ignore[attr-defined]
-                identity, env, config.eval, network, config.seed, number, self._folder
+                identity,
+                log_file(config, self._directory, "evaluator"),
+                env,
+                config.eval,
+                network,
+                config.seed,
+                number,
+                self._folder,
             )
 
         return start

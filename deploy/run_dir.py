@@ -4,6 +4,7 @@ runs/<run>/config.yaml (config-N.yaml: as the N-th learner was resumed, where th
            metrics.jsonl (metrics.superseded.jsonl: rows behind the checkpoint that was resumed from)  tb/
            checkpoints/best*   checkpoints/<fence>-<updates>-<env steps>/  summary.json  fences.json  quarantine/
            scale.json (the newest qherd scale and its answer)  ray.log (what Ray itself writes)
+           logs/ (what each process did, see replay/logs.py)
            lock (held while a driver has the run)  replay.url (while the run's own server is there)
            scrape.json (where /metrics is, until the run ends in order)
 """
@@ -45,7 +46,7 @@ from replay.foreign import Unreadable, parse_json, read_file, read_object
 from replay.storage import available_memory
 
 SUPERSEDED = "metrics.superseded.jsonl"
-WRITTEN = ("*.json", "*.jsonl", "*.yaml", "lock", "replay.url", "failure.txt", "checkpoints/*.json")
+WRITTEN = ("*.json", "*.jsonl", "*.yaml", "lock", "replay.url", "failure.txt", "checkpoints/*.json", "logs/*")
 """What a run writes in place, or puts in the place of."""
 CONFIG_BYTES = 1 << 20
 """No file of options or counts is bigger."""
@@ -251,6 +252,11 @@ class RunDirectory:
     def ray_log(self) -> Path:
         """Where what Ray itself has to say goes: the terminal is the run's."""
         return self.path / "ray.log"
+
+    @property
+    def logs(self) -> Path:
+        """Where the run's processes log."""
+        return self.path / "logs"
 
     @property
     def quarantine(self) -> Path:

@@ -15,6 +15,7 @@ from learner.checkpoint import Checkpointer
 from replay.chunk import Schema
 from replay.config import ReplayConfig
 from replay.errors import QherdError
+from replay.logs import LogFile
 
 Say = Callable[[str], None]
 RESTARTS = ("actor_restarts", "evaluator_restarts", "learner_restarts", "server_restarts", "env_rebuilds")
@@ -101,6 +102,11 @@ def checkpoint_folder(config: RunConfig, directory: RunDirectory) -> Path:
 def make_checkpointer(config: RunConfig, directory: RunDirectory, schema: Schema) -> Checkpointer:
     """The writer of this run's checkpoints."""
     return Checkpointer(checkpoint_folder(config, directory), config.checkpoint, rows_in_checkpoint(config, schema))
+
+
+def log_file(config: RunConfig, directory: RunDirectory, name: str) -> LogFile:
+    """The log of one of the run's processes."""
+    return LogFile(directory.logs, name, config.log_level)
 
 
 def replay_of(config: RunConfig, directory: RunDirectory) -> ReplayConfig:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +18,13 @@ from deploy.display import Display
 from deploy.launch import check, check_process, check_values, give_name_back, probe_env, start_session
 from deploy.plan import check_memory, check_network, check_windows, plan
 from deploy.run_dir import RunDirectory, RunDirError
-from deploy.session import HOLDOUT_S, RESTARTS, Progress, RunFailedError, Say, Session, checkpoint_folder
+from deploy.session import HOLDOUT_S, RESTARTS, Progress, RunFailedError, Say, Session, checkpoint_folder, log_file
 from deploy.stop import Interrupted, Stop
 from learner.checkpoint import names
 from replay.chunk import Schema
+from replay.logs import failures_logged
 
+LOG = logging.getLogger("qherd.driver")
 STOP_S = 17.0
 LOG_EVERY_S = 1.0
 INTERRUPTED = 75
@@ -155,9 +159,13 @@ def _run(
     """From a start to an end; a ``new`` run in which nothing has run gives its name back. ``changed``: what computes
     otherwise than before it was resumed."""
     # in the mode inline the environments are in this process, and what they print is no part of the run's own words
-    with output_apart() if config.mode == "inline" else contextlib.nullcontext(sys.stdout) as stdout:
+    with (
+        output_apart() if config.mode == "inline" else contextlib.nullcontext(sys.stdout) as stdout,
+        contextlib.ExitStack() as logging_ends,
+    ):
+        logging_ends.callback(log_file(config, directory, "driver").start())
         display = Display(directory.run, config, stop.ask, stdout)
-        with display:
+        with display, failures_logged(LOG):
             _from_start_to_end(config, directory, schema, outcome, stop, display, new=new, changed=changed)
         display.print(_farewell(directory, outcome))
     return INTERRUPTED if outcome.reason == "interrupted" else 0
@@ -194,6 +202,8 @@ def _from_start_to_end(
         try:
             _advance_until_over(config, directory, session, display, outcome, stop, clock)
         finally:
+            if stop.signal is not None:
+                LOG.info("asked to stop by %s", signal.Signals(stop.signal).name)
             display.say("stopping")
             _note(outcome, session.stop(STOP_S, _to_hold_out(outcome, directory), lambda: stop.signal is not None))
             with _DiskAlarm(display.say).writing():

@@ -18,6 +18,7 @@ import contextlib
 import gc
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -40,6 +41,7 @@ from replay.ledger import Unbalanced
 from replay.state import State
 from replay.storage import CannotFit, available_memory
 
+LOG = logging.getLogger("qherd.learner")
 FORMAT = 2
 """Raised where older code could not read what newer code writes."""
 VALUES, MANIFEST, ARRAYS = "state.json", "manifest.json", ".safetensors"
@@ -322,12 +324,14 @@ class Checkpointer:
             prune(self.folder, self._config.keep)
         except OSError as error:
             self.failures += 1
+            LOG.warning("checkpoint %s is not written: %s", name, error)
             self._tell_failure(error)
         else:
             if self._failing:
                 self._told.append("checkpoints can be written again")
             self._failing, self._written_s = False, self._clock()
             self.written, self.newest_bytes = self.written + 1, sum(map(len, files.values()))
+            LOG.info("checkpoint %s, %d bytes", name, self.newest_bytes)
 
     def _tell_failure(self, error: OSError) -> None:
         """Once per spell: it is tried again all the time."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Sequence
 
 from replay.log import ChunkLog, LogError, Unavailable, WeightsHeader, unless_away
 
+LOG = logging.getLogger("qherd.learner")
 REFRESH_S = 0.5
 """The credit is refreshed this often; it lapses by itself after 5 s, the fence never."""
 
@@ -144,8 +146,11 @@ class _Writer:
     def note(self, error: LogError) -> None:
         """Count a call that failed for now. A full server answers: it has to be read and trimmed."""
         with self._state:
+            away = isinstance(error, Unavailable)
+            if away and not self.away:
+                LOG.warning("a server does not answer: %s", error)
             self.unavailable += 1
-            self.away = isinstance(error, Unavailable)
+            self.away = away
 
     def _run(self) -> None:
         while True:
@@ -177,11 +182,14 @@ class _Writer:
             due = None if self._holds(newest) else newest
             self._log.publish(self._fence, credit, due)
             with self._state:
+                if self.away:
+                    LOG.info("a server answers again")
                 self.away = False
             if due is not None:
                 self.published += due is not self._sent
                 self.published_bytes += len(due)
                 self._sent = due
+                LOG.debug("published weights, %d bytes", len(due))
 
     def _holds(self, weights: bytes | None) -> bool:
         """Whether the server has these weights still: one that restarted has none, or older ones from its file, and

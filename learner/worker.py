@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,17 +16,22 @@ from learner.report import Report, Resumed
 from replay.chunk import Schema
 from replay.config import ReplayConfig
 from replay.identity import Identity
+from replay.logs import LogFile, failures_logged
 from replay.redis_log import RedisLog
 from replay.sharded_log import READ_TIMEOUT_S, ShardedLog
+
+LOG = logging.getLogger("qherd.learner")
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
 class LearnerWorker:
     """One run's learner. The driver calls ``train`` again and again: its return is heartbeat and report."""
 
+    @failures_logged(LOG)
     def __init__(
         self,
         identity: Identity,
+        log_file: LogFile,
         urls: Sequence[str],
         run: str,
         schema: Schema,
@@ -52,6 +58,8 @@ class LearnerWorker:
         Raises CheckpointError where there is none to go on from but should be, or where the first cannot be written.
         """
         identity.check()
+        log_file.start(stderr=True)
+        LOG.info("learner with fence %d", fence)
         if path is not None:
             sys.path.append(str(path))
         import torch
@@ -100,6 +108,7 @@ class LearnerWorker:
         """Where this learner went on from; None for one that began anew."""
         return self._loop.resumed
 
+    @failures_logged(LOG)
     def train(
         self, seconds: float, driver_figures: Mapping[str, float], died: Mapping[int, Mapping[int, int]]
     ) -> Report:
@@ -107,6 +116,8 @@ class LearnerWorker:
         ``Ledger.note_died``."""
         self._loop.ledger.note_died(died)
         report = self._loop.train(seconds)
+        for text in report.told:
+            LOG.info("%s", text)
         self._metrics.show(report, driver_figures)
         return report
 
@@ -124,11 +135,15 @@ class LearnerWorker:
 
     def take_credit_back(self) -> None:
         """Have the actors stop inserting: no more updates follow."""
+        LOG.info("takes the actors' credit back")
         self._publisher.stop()
 
+    @failures_logged(LOG)
     def finish(self, died: Mapping[int, Mapping[int, int]]) -> Report:
         """Take in what the actors have flushed, and write a checkpoint; the last report. ``died``: as in ``train``."""
         self._loop.ledger.note_died(died)
         self._loop.drain()
         self._loop.checkpoint(wait=True)
-        return self._loop.report()
+        report = self._loop.report()
+        LOG.info("finished after %d updates", report.figures["updates"])
+        return report

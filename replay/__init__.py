@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
+
+logging.getLogger("qherd").addHandler(logging.NullHandler())  # without one Python prints warnings on stderr
 
 __all__ = ["attach"]
 

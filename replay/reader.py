@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import deque
@@ -21,6 +22,7 @@ from replay.quarantine import Quarantine
 from replay.refill import refill
 from replay.state import State, count
 
+LOG = logging.getLogger("qherd.replay")
 Array = npt.NDArray[Any]
 PAGE_BYTES = 64 << 20
 
@@ -161,6 +163,9 @@ class Reader(Breakable):
 
     def _refuse(self, entry: Entry, error: BadChunk) -> None:
         self.ledger.refuse(entry.slot, error.reason)
+        times = self.ledger.totals.refused[error.reason]
+        if times & (times - 1) == 0:  # the first, second, fourth, ...: a stranger with a password may send thousands
+            LOG.warning("chunk %s of slot %d is refused: %s; %d for this reason", entry.id, entry.slot, error, times)
         self._quarantine.keep(entry, error.reason)
 
     def state(self) -> State:

@@ -152,8 +152,9 @@ def returns(reward: npt.NDArray[Any], flags: npt.NDArray[Any]) -> float:
     return total
 
 
-def test_a_raising_step_is_a_boundary_row_of_its_lane_alone() -> None:
-    """Lane 0, whose first episode has 3 env steps, raises in the third; the chunk has 4 rows per lane."""
+def test_a_raising_step_is_a_boundary_row_of_its_lane_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """Lane 0, whose first episode has 3 env steps, raises in the third; the chunk has 4 rows per lane. Logged with the
+    traceback."""
     places = {0: {("step", 0, 0, 2)}}
     tested = Actor(Faults(2, places))
     chunks = tested.work(3)
@@ -164,6 +165,9 @@ def test_a_raising_step_is_a_boundary_row_of_its_lane_alone() -> None:
     assert chunks[0].flags[:, 1].tolist() == [FIRST, 0, TERMINATED, BOUNDARY]
     assert (chunks[0].counters.rows, chunks[0].counters.env_steps, chunks[0].counters.episodes) == (8, 6, 1)
     check(chunks, places)
+    assert [record.getMessage() for record in caplog.records] == ["lane 0: its environment raised and is made anew"]
+    assert "in __call__" in caplog.text
+    assert "RuntimeError: the bridge is down" in caplog.text
 
 
 @pytest.mark.parametrize("at", [0, 1, 2], ids=["first row", "middle", "last"])

@@ -40,6 +40,15 @@ class Broken(CartPoleEnv):
             raise RuntimeError("the bridge is [/out]")
         return super().step(action)
 
+class Mine(CartPoleEnv):
+    steps = 0
+
+    def step(self, action):
+        Mine.steps += 1
+        if Mine.steps == 3000:
+            raise ConnectionError("the simulator is \x1b[31mout")
+        return super().step(action)
+
 class Hangs(CartPoleEnv):
     steps = 0
 
@@ -50,7 +59,7 @@ class Hangs(CartPoleEnv):
         return super().step(action)
 
 gym.register("Hangs-v0", Hangs, max_episode_steps=500)
-gym.register("Mine-v0", CartPoleEnv, max_episode_steps=500)
+gym.register("Mine-v0", Mine, max_episode_steps=500)
 gym.register("Broken-v0", Broken, max_episode_steps=500)
 """
 PRESET = """
@@ -177,6 +186,27 @@ def test_metrics_were_served_while_it_ran(learned: Learned) -> None:
         assert learned.scraped[f"qherd_{name}"] > 0, name
     assert learned.scraped["qherd_actors_alive"] == 1
     assert learned.scraped["qherd_actor_env_steps_total"] >= learned.scraped["qherd_env_steps_total"]
+
+
+def test_each_process_has_a_log_and_an_env_that_raised_is_in_its_actors(learned: Learned) -> None:
+    """With the time and the traceback; the terminal has the notice alone."""
+    logs = {path.name: path.read_text() for path in (learned.folder / "logs").iterdir()}
+    assert logs.keys() == {"actor-0.log", "driver.log", "evaluator.log", "learner.log"}
+    for name, text in logs.items():
+        assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d INFO qherd: process \d+ on ", text), name
+    record = r"^\S+ WARNING qherd\.actor: lane \d: its environment raised and is made anew\n    Traceback "
+    (raised,) = re.findall(rf"{record}(?:.*\n    )+?ConnectionError: .*$", logs["actor-0.log"], re.M)
+    assert "userenvs.py" in raised
+    assert "the simulator is \\x1b[31mout" in raised
+    assert "its environment was made anew: lane " in learned.done.out
+    assert "its environment was made anew: lane " in logs["driver.log"]
+    assert "Traceback" not in learned.done.out
+    assert re.search(r" INFO qherd\.learner: checkpoint \S+, \d+ bytes$", logs["learner.log"], re.M)
+    assert re.search(r" INFO qherd\.evaluator: update \d+: mean ", logs["evaluator.log"])
+    assert " INFO qherd.actor: flushed\n" in logs["actor-0.log"]
+    assert "password" not in " ".join(logs.values())
+    modes = {path.stat().st_mode & 0o777 for path in (learned.folder / "logs").iterdir()}
+    assert modes == {0o600}
 
 
 def test_nothing_is_left_of_it(learned: Learned) -> None:

@@ -141,8 +141,12 @@ def test_a_refusal_ends_the_thread_and_is_raised(publisher: Callable[..., Publis
         keep_setting(tested, plenty())
 
 
-def test_a_failed_write_keeps_the_weights(publisher: Callable[..., Publisher]) -> None:
-    """Also when only the credit is set meanwhile; nothing is counted as published that was not."""
+def test_a_failed_write_keeps_the_weights(
+    publisher: Callable[..., Publisher], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also when only the credit is set meanwhile; nothing is counted as published that was not. The log has when the
+    server was away."""
+    caplog.set_level("INFO", "qherd")
     log = Scripted(Unavailable("away"), Unavailable("away"))
     tested = publisher(log)
     tested.set(NONE, weights(1))
@@ -151,6 +155,8 @@ def test_a_failed_write_keeps_the_weights(publisher: Callable[..., Publisher]) -
     until(lambda: version_on(log) == 1, "the weights arrive")
     assert log.status(0).credit
     assert (tested.unavailable, tested.published) == (2, 1)
+    logged = [record.getMessage() for record in caplog.records]
+    assert logged == ["a server does not answer: away", "a server answers again"]
 
 
 def test_weights_set_while_an_older_write_fails_win(publisher: Callable[..., Publisher]) -> None:

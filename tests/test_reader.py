@@ -349,7 +349,7 @@ def test_chunk_of_another_run_or_stored_under_another_id_is_refused() -> None:
     assert mirror.end == 0
 
 
-def test_first_few_bad_chunks_are_kept_for_inspection(tmp_path: Path) -> None:
+def test_first_few_bad_chunks_are_kept_for_inspection(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As they came, named by slot, id and reason; not more, so that the disk does not fill."""
     folder = tmp_path / "made" / "when needed"
     log = MemoryLog()
@@ -363,6 +363,9 @@ def test_first_few_bad_chunks_are_kept_for_inspection(tmp_path: Path) -> None:
         append(log, chunk, spoilt(chunk))
     reader.poll()
     assert reader.ledger.totals.refused == {"crc": QUARANTINED + 3}
+    logged = [record.getMessage() for record in caplog.records]
+    assert [text.rpartition("; ")[2] for text in logged] == [f"{n} for this reason" for n in (1, 2, 4, 8)], "no flood"
+    assert logged[0].startswith("chunk 1-2 of slot 0 is refused: ")
     assert sorted(path.name for path in folder.iterdir()) == [f"0-1-{seq}.crc.chunk" for seq in range(2, 7)]
     assert (folder / "0-1-6.crc.chunk").stat().st_size == len(encode(chunk, SCHEMA, RUN))
 

@@ -316,8 +316,12 @@ def test_nobody_acts_before_the_first_weights() -> None:
     [(Unavailable("away"), False), (Unavailable("away"), True), (Full("maxmemory"), False)],
     ids=["not stored", "stored", "full"],
 )
-def test_a_chunk_in_doubt_is_sent_again_under_its_id(error: LogError, stored: bool) -> None:
-    """Nothing is stepped meanwhile, nothing dropped, nothing doubled, whether the chunk was stored or not."""
+def test_a_chunk_in_doubt_is_sent_again_under_its_id(
+    error: LogError, stored: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is stepped meanwhile, nothing dropped, nothing doubled, whether the chunk was stored or not; the log has
+    beginning and end."""
+    caplog.set_level("INFO", "qherd")
     tested = Actor()
     assert tested.chunk()
     tested.log.failures = [(error, stored)] * 3
@@ -334,6 +338,8 @@ def test_a_chunk_in_doubt_is_sent_again_under_its_id(error: LogError, stored: bo
     assert obs[:, 0].tolist() == [row for row, *_ in itertools.islice(scripted(obs[0, 0, 0]), 12)]
     assert chunks[-1].counters.rows == 24
     assert chunks[-1].counters.refusals == 3
+    logged = [record.getMessage() for record in caplog.records]
+    assert logged == [f"waits for the server: {error}", "the server takes and answers calls again"]
 
 
 def test_a_lost_reply_to_a_fetch_keeps_the_chunk_once() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -148,6 +149,10 @@ def test_a_killed_driver_is_resumed_without_its_server(folder: Path) -> None:
     ended = summary(folder / "runs" / "r")
     assert (ended["exit_reason"], ended["actor_restarts"]) == ("budget of env steps", 1)
     assert ended["wall_s"] > before[-1]["wall_s"]
+    logs = {path.stem: path.read_text() for path in (folder / "runs" / "r" / "logs").iterdir()}
+    assert re.findall(r"learner with fence (\d+)$", logs["learner"], re.M) == ["1", "2"], "the resumed run appends"
+    assert "resumed from checkpoint" in logs["learner"]
+    assert re.search(r"actor \d died .* it restarts", logs["driver"])
     assert not set(ended["rows_lost"]) - {"resume", "gap", "rollback"}
     read = max(row["env_steps"] for row in before if row["wall_s"] <= before[-1]["wall_s"] - 4)
     assert ended["rows_lost"].get("rollback", 0) >= read - kept.env_steps, "read, rolled back, and in no count"
@@ -284,6 +289,11 @@ def test_an_env_that_raises_is_made_anew_and_one_that_hangs_is_found(folder: Pat
     assert "its environment was made anew: lane " in done.out
     assert "ConnectionError: the bridge is out" in done.out
     assert "flaky:Flaky-v0 hangs in a step" in done.out
+    raised = [
+        text.partition("its environment raised and is made anew")[2]
+        for text in ((folder / "runs" / "r" / "logs" / f"actor-{slot}.log").read_text() for slot in range(2))
+    ]
+    assert all("ConnectionError: the bridge is out" in text and "flaky.py" in text for text in raised)
     deaths = summary(folder / "runs" / "r")["deaths"]
     assert deaths.pop("actor: HangError") == 1
     assert not set(deaths) - {"evaluator: ConnectionError"}, "which plays the same environment"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -41,6 +42,7 @@ from learner.checkpoint import names
 from learner.learner import host_arrays
 from learner.phases import Phases
 from learner.weights import pack
+from replay import logs
 from replay.log import Unavailable
 
 ENV_STEPS = 2500
@@ -357,6 +359,24 @@ def test_an_environment_that_raises_now_and_then_costs_its_episodes_only(
     assert "its environment was made anew: lane" in out
     assert "RuntimeError: the bridge is down, after env step" in out
     assert (written["env_rebuilds"], written["evaluator_restarts"]) == (out.count("was made anew"), 0)
+    (log,) = (tmp_path / "r" / "logs").iterdir()
+    assert log.name == "driver.log"
+    assert log.read_text().count("\n    RuntimeError: the bridge is down") == written["env_rebuilds"] > 0
+    assert "test_train.py" in log.read_text()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_a_log_that_cannot_be_written_ends_nothing(
+    code: int, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: str, flags: int) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(logs, "_private", refused)
+    fragile(monkeypatch, 900, [NEVER])
+    assert train(config(tmp_path, env=FRAGILE)) == 0
+    assert list((tmp_path / "r" / "logs").iterdir()) == []
+    assert capfd.readouterr().err == ""
 
 
 def test_so_does_one_that_raises_where_it_is_evaluated(
