@@ -81,13 +81,13 @@ class Memory:
     either kind."""
 
     def __init__(self, rows: int, chunks: int) -> None:
-        config = ReplayConfig()
+        options = ReplayConfig().prioritised
         self._chunks = chunks
-        self.alpha, self.beta = config.alpha, config.beta
+        self.alpha, self.beta = options.alpha, options.beta
         self._rng = np.random.default_rng(0)
         self._log, self._feed = MemoryLog(), Feed(SCHEMA, RUN)
         self._mirror = Mirror(SCHEMA, rows)
-        self._sampler = PrioritisedSampler(self._mirror, self._rng, self.alpha, self.beta, config.beta_updates)
+        self._sampler = PrioritisedSampler(self._mirror, self._rng, self.alpha, self.beta, options.beta_updates)
         self._uniform = UniformSampler(self._mirror, self._rng)
         learner = LearnerConfig()
         assembler = NStepAssembler(self._mirror, learner.n_step, learner.gamma)

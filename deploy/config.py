@@ -32,6 +32,8 @@ MOST_BYTES = 1 << 20
 """No file of options is bigger."""
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 """What a run may be called: a folder, a part of keys, and nothing that a pattern or a rule could be read into."""
+RENAMED = {f"replay.{name}": f"replay.prioritised.{name}" for name in ("alpha", "beta", "beta_updates")}
+"""Options by names that they had once."""
 _KUBERNETES = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT|_PORT(_\d+_\w+)?$")
 """Variables that Kubernetes sets in every pod beside a service called qherd-something."""
 _SECRET = tyro.conf.arg(help_behavior_hint=lambda value: "(set; not shown)" if "://" in value else "(default: none)")
@@ -217,6 +219,10 @@ def check_bounds(arguments: Sequence[str]) -> None:
     """
     known = set(option_paths())
     values: dict[str, Any] = {}
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if name.startswith("--") and (now := RENAMED.get(name.removeprefix("--").replace("-", "_"))):
+            raise ConfigError(f"{name}: the option is called --{now.replace('_', '-')} now")
     for name, text in pairwise(arguments):
         path = name.removeprefix("--").replace("-", "_")
         if name.startswith("--") and path in known:
@@ -252,7 +258,7 @@ def explain(error: ValidationError, where: str) -> str:
     for finding in error.errors(include_url=False):
         path = ".".join(map(str, finding["loc"]))
         if finding["type"] == "extra_forbidden":
-            lines.append(f"{path}: there is no such option{_nearest(path)}")
+            lines.append(f"{path}: {_unknown(path)}")
         else:
             shown = "" if path.startswith("redis") else f", got {finding['input']!r}"  # it may hold a password
             lines.append(f"{path}: {finding['msg']}{shown}")
@@ -297,12 +303,14 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     """QHERD_LEARNER_LR=5e-4 is learner.lr; values are read as YAML. QHERD_REDIS_URL_FILE names a file that holds the
     value of QHERD_REDIS_URL, as containers get their secrets."""
     environ = _with_files(environ)
-    known = {PREFIX + path.upper().replace(".", "_"): path for path in option_paths()}
+    known = {_variable(path): path for path in option_paths()}
     values: dict[str, Any] = {}
     for variable, text in environ.items():
         if not variable.startswith(PREFIX) or (variable not in known and _KUBERNETES.search(variable)):
             continue
         if variable not in known:
+            if now := {_variable(old): new for old, new in RENAMED.items()}.get(variable):
+                raise ConfigError(f"environment variable {variable}: it is called {_variable(now)} now")
             near = difflib.get_close_matches(variable, known, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(f"environment variable {variable}: there is no such option{hint}")
@@ -313,6 +321,11 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             shown = "" if known[variable].startswith("redis") else f": {text!r}"  # it may hold a password
             raise ConfigError(f"environment variable {variable} is no YAML value{shown}") from None
     return values
+
+
+def _variable(path: str) -> str:
+    """Returns the environment's variable for an option."""
+    return PREFIX + path.upper().replace(".", "_")
 
 
 def _with_files(environ: Mapping[str, str]) -> dict[str, str]:
@@ -368,6 +381,9 @@ def _get(values: Mapping[str, Any], path: str) -> Any:
     return values
 
 
-def _nearest(path: str) -> str:
+def _unknown(path: str) -> str:
+    """Returns what is wrong with an option that there is not, and its name of now, or the nearest one."""
+    if path in RENAMED:
+        return f"the option is called {RENAMED[path]} now"
     near = difflib.get_close_matches(path, list(option_paths()), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f"there is no such option{f'; did you mean {near[0]}?' if near else ''}"

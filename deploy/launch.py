@@ -20,10 +20,12 @@ from deploy.ray_session import RaySession
 from deploy.run_dir import RunDirectory, env_of
 from deploy.session import Say, Session
 from deploy.stop import Stop
+from learner.algorithms import ALGORITHMS
 from replay.chunk import Schema
 from replay.log import LogError, Unavailable
 from replay.redis_log import TIMEOUT_S, RedisLog
 from replay.run_keys import RunKeys
+from replay.samplers import SAMPLERS, sampler_of
 from replay.server_kind import Bounds
 
 
@@ -122,7 +124,9 @@ def check_values(config: RunConfig, schema: Schema) -> None:
 
 
 def check_unused(config: RunConfig) -> None:
-    """Raises ConfigError for an address of a cluster in a mode that has none: the run would not be there."""
+    """Raises ConfigError for an address of a cluster in a mode that has none: the run would not be there. Likewise for
+    an option of a sampler or an algorithm that is not the chosen one: it would do nothing."""
+    _check_sections(config)
     if config.mode == "cluster":
         return
     given = {f"redis.{name}": getattr(config.redis, name) for name in type(config.redis).model_fields}
@@ -132,6 +136,26 @@ def check_unused(config: RunConfig) -> None:
             f"the mode {config.mode} uses no {', '.join(unused)} (or QHERD_... of that name): give --mode cluster, or "
             "leave it out"
         )
+
+
+def _check_sections(config: RunConfig) -> None:
+    samplers = {name: sampler_of(name).section for name in SAMPLERS}
+    algorithms = {name: algorithm.section for name, algorithm in ALGORITHMS.items()}
+    variants = (("replay", "sampler", samplers), ("learner", "algorithm", algorithms))
+    for part, what, sections in variants:
+        options = getattr(config, part)
+        chosen = getattr(options, what)
+        if ":" in chosen:  # a user's own may use any
+            continue
+        for name, section in sections.items():
+            if section is None or section == sections[chosen]:
+                continue
+            for option, value in getattr(options, section):
+                if value != type(getattr(options, section)).model_fields[option].default:
+                    raise ConfigError(
+                        f"{part}.{section}.{option} is {value!r}, and {part}.{what} is {chosen}, which has no such "
+                        f"option: choose --{part}.{what} {name}, or leave it out"
+                    )
 
 
 def _check_cluster(config: RunConfig) -> None:

@@ -20,7 +20,7 @@ KEPT = (
     "env.max_episode_steps",
     "replay.capacity_rows",
     "replay.sampler",
-    "replay.alpha",
+    "replay.prioritised.alpha",
     "learner.network",
     "learner.algorithm",
     "learner.qr_dqn.quantiles",

@@ -10,6 +10,19 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from replay.samplers import SAMPLERS, sampler_of
 
 
+class PrioritisedConfig(BaseModel):
+    """Prioritised sampling (arXiv 1511.05952)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    alpha: float = Field(0.6, ge=0, le=1)
+    """Exponent of the priorities: 0 is uniform, 1 fully proportional to |TD error|."""
+    beta: float = Field(0.4, ge=0, le=1)
+    """Exponent of the importance weights at the start; it rises to 1 linearly."""
+    beta_updates: int = Field(100_000, ge=1)
+    """Updates after which it is 1."""
+
+
 class ReplayConfig(BaseModel):
     """Replay memory and back-pressure."""
 
@@ -27,12 +40,7 @@ class ReplayConfig(BaseModel):
     sampler: str = "uniform"
     """How rows are chosen. uniform: all alike; prioritised: in proportion to their TD error (arXiv 1511.05952); or
     module:Name of your own, a class like replay.samplers.base.Sampler."""
-    alpha: float = Field(0.6, ge=0, le=1)
-    """Exponent of the priorities: 0 is uniform, 1 fully proportional to |TD error|."""
-    beta: float = Field(0.4, ge=0, le=1)
-    """Exponent of the importance weights at the start; it rises to 1 linearly."""
-    beta_updates: int = Field(100_000, ge=1)
-    """Updates after which it is 1."""
+    prioritised: PrioritisedConfig = PrioritisedConfig()
     min_rows: int = Field(1_000, ge=1)
     """Env steps to collect before the first update."""
     samples_per_insert: float = Field(64.0, gt=0)

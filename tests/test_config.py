@@ -14,6 +14,7 @@ from deploy.config import (
     ConfigError,
     RedisConfig,
     RunConfig,
+    check_bounds,
     compose,
     dump,
     option_paths,
@@ -161,6 +162,20 @@ def test_every_option_has_an_environment_variable_of_its_own() -> None:
 def test_an_unknown_option_names_the_nearest(tmp_path: Path, values: dict[str, Any], wrong: str, nearest: str) -> None:
     with pytest.raises(ConfigError, match=rf"{wrong}: .*did you mean {nearest}\?"):
         compose(ENV, None, written(tmp_path / "c.yaml", values), {})
+
+
+@pytest.mark.parametrize("option", ["alpha", "beta", "beta_updates"])
+def test_an_option_by_its_former_name_is_refused_with_the_name_of_now(tmp_path: Path, option: str) -> None:
+    (tmp_path / "c.yaml").write_text(f"replay: {{{option}: 1}}")
+    dashed, upper = option.replace("_", "-"), option.upper()
+    with pytest.raises(ConfigError, match=rf"replay\.{option}: the option is called replay\.prioritised\.{option} now"):
+        compose(ENV, None, tmp_path / "c.yaml", {})
+    with pytest.raises(ConfigError, match=rf"QHERD_REPLAY_{upper}: it is called QHERD_REPLAY_PRIORITISED_{upper} now"):
+        compose(ENV, None, None, {f"QHERD_REPLAY_{upper}": "1"})
+    for arguments in ([f"--replay.{option}", "1"], [f"--replay.{dashed}=1"]):
+        with pytest.raises(ConfigError, match=rf"^--replay\.\S+: .* called --replay\.prioritised\.{dashed} now$"):
+            check_bounds(arguments)
+    check_bounds(["--run", f"replay.{option}", f"--replay.prioritised.{dashed}", "1"])
 
 
 def test_a_variable_that_is_no_option_names_the_nearest() -> None:

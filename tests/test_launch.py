@@ -44,6 +44,24 @@ def test_a_capacity_that_the_actors_would_overrun_is_refused_with_numbers(replay
         check(config(replay=replay))
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"replay": {"prioritised": {"beta": 0.5}}}, "replay.prioritised.beta is 0.5, and replay.sampler is uniform"),
+        ({"learner": {"qr_dqn": {"quantiles": 7}}}, "learner.qr_dqn.quantiles is 7, and learner.algorithm is dqn"),
+    ],
+)
+def test_an_option_of_what_is_not_chosen_is_refused_with_a_remedy(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{said}, which has no such option: choose --\S+ (prioritised|qr_dqn), or"):
+        check(config(**values))
+
+
+def test_options_of_what_is_chosen_or_ones_own_are_taken() -> None:
+    check(config(replay={"sampler": "prioritised", "prioritised": {"beta": 0.5}}))
+    check(config(learner={"algorithm": "qr_dqn", "qr_dqn": {"quantiles": 7}}))
+    check(config(replay={"sampler": "mine:Mine", "prioritised": {"beta": 0.5}}))
+
+
 def test_more_actors_need_more_capacity() -> None:
     """Credit bounds what is on its way, however many they are; each lane's share of the ring has to hold a window."""
     replay = {"capacity_rows": 4000, "min_rows": 1000}

@@ -70,7 +70,7 @@ def test_the_learners_errors_become_the_priorities() -> None:
 
 def test_beta_goes_by_the_learners_updates() -> None:
     """Not by batches or calls: it lives in the checkpoint with them."""
-    loop, log = make(beta=0.2, beta_updates=1000)
+    loop, log = make(prioritised={"beta": 0.2, "beta_updates": 1000})
     FakeActor(lanes=2, p_end=0.1).send(log, 40)
     loop.learner.updates = 500
     assert loop.cycle() > 0

@@ -13,7 +13,7 @@ from chunk_makers import CODEC, SCHEMA, FakeActor, append, reader_on
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay.config import ReplayConfig
+from replay.config import PrioritisedConfig, ReplayConfig
 from replay.log import MemoryLog
 from replay.mirror import Mirror
 from replay.nstep import Closed
@@ -232,7 +232,7 @@ def test_the_configuration_chooses() -> None:
     """And hands its numbers on."""
     mirror, rng = Mirror(SCHEMA, 8), np.random.default_rng(0)
     assert isinstance(make_sampler(ReplayConfig(), mirror, rng), UniformSampler)
-    config = ReplayConfig(sampler="prioritised", alpha=0.5, beta=0.2, beta_updates=10)
+    config = ReplayConfig(sampler="prioritised", prioritised=PrioritisedConfig(alpha=0.5, beta=0.2, beta_updates=10))
     sampler = make_sampler(config, mirror, rng)
     assert isinstance(sampler, PrioritisedSampler)
     assert sampler.beta(5) == pytest.approx(0.6)

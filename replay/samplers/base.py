@@ -25,6 +25,9 @@ class Choice(NamedTuple):
 class Sampler(Protocol):
     """Chooses sampleable rows, with replacement."""
 
+    section: str | None
+    """The field of ``ReplayConfig`` with its options."""
+
     @classmethod
     def make(cls, config: ReplayConfig, mirror: Mirror, rng: np.random.Generator) -> Self:
         """Makes the sampler that a configuration describes, of a mirror that has no rows yet."""

@@ -28,6 +28,8 @@ class PrioritisedSampler:
     (Ape-X, arXiv 1803.00933); where that is not finite, the greatest priority of the rows sampleable now.
     """
 
+    section: str | None = "prioritised"
+
     def __init__(self, mirror: Mirror, rng: np.random.Generator, alpha: float, beta: float, beta_updates: int) -> None:
         from replay.sum_tree import SumTree  # numba takes a third of a second to import
 
@@ -41,7 +43,8 @@ class PrioritisedSampler:
     @classmethod
     def make(cls, config: ReplayConfig, mirror: Mirror, rng: np.random.Generator) -> Self:
         """See ``Sampler.make``."""
-        return cls(mirror, rng, config.alpha, config.beta, config.beta_updates)
+        options = config.prioritised
+        return cls(mirror, rng, options.alpha, options.beta, options.beta_updates)
 
     @staticmethod
     def planned_bytes(capacity_rows: int) -> int:

@@ -18,6 +18,8 @@ Array = npt.NDArray[Any]
 class UniformSampler:
     """Every sampleable row with equal probability."""
 
+    section: str | None = None
+
     def __init__(self, mirror: Mirror, rng: np.random.Generator) -> None:
         self._mirror, self._rng = mirror, rng
 
