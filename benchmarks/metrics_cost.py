@@ -81,7 +81,7 @@ def _learner(loop: LearnerLoop, slices: int, repetitions: int) -> tuple[tuple[fl
 
 def _costs(loop: LearnerLoop, metrics: RunMetrics, registry: CollectorRegistry) -> dict[str, float]:
     """CPU seconds of each kind of metric update, on the running loop's own objects."""
-    newest = loop._samples._newest
+    newest = loop.samples._newest
     assert newest is not None
     learner = loop.learner
     batch, actions = learner.config.batch, loop.buffer.mirror.schema.num_actions
@@ -94,7 +94,7 @@ def _costs(loop: LearnerLoop, metrics: RunMetrics, registry: CollectorRegistry) 
 
     return {
         "phase": _cost(lambda: loop.phases.charge("outside")),
-        "samples": _cost(lambda: loop._samples.note(*newest)),
+        "samples": _cost(lambda: loop.samples.note(*newest)),
         "record": _cost(lambda: learner._record(loss, error, q)),
         "report": _cost(report),
         "scrape": _cost(lambda: generate_latest(registry), CALLS // 10),
@@ -117,7 +117,7 @@ def _counted(loop: LearnerLoop, counts: Counter[str]) -> Iterator[None]:
     """Count the metric updates of each kind."""
     targets = {
         "phase": (loop.phases, "charge"),
-        "samples": (loop._samples, "note"),
+        "samples": (loop.samples, "note"),
         "record": (loop.learner, "_record"),
         "report": (loop, "report"),
     }
@@ -146,7 +146,7 @@ def _on_and_off(loop: LearnerLoop, slices: int, repetitions: int) -> tuple[tuple
     def without(seconds: float) -> int:
         with (
             patch.object(loop.phases, "charge", lambda phase: None),
-            patch.object(loop._samples, "note", lambda *arguments: None),
+            patch.object(loop.samples, "note", lambda *arguments: None),
             patch.object(loop.learner, "_record", lambda *arguments: None),
             patch.object(loop, "report", lambda: Report({}, {}, {})),
         ):

@@ -122,7 +122,7 @@ class InlineSession(Breakable):
 
     def _begin(self) -> None:
         """Have the curves go on from there, and write the first checkpoint."""
-        self._metrics.begin(self.loop.begun_with())
+        self._metrics.begin(self.loop.progress.initial_counters())
         if self.loop.resumed is not None:
             self._directory.rewind(self.loop.resumed)
         self._checkpoint()
@@ -206,10 +206,10 @@ class InlineSession(Breakable):
                     message = f"actor {slot} failed: {type(error).__name__}: {error}"
                     raise RunFailedError(message, traceback.format_exc()) from error
             while self.loop.cycle():
-                self.loop.publish_if_due()
+                self.loop.broadcaster.publish_if_due()
             if self.loop.learner.updates >= until:
                 break
-        self.loop.reader.trim(0)  # nobody else reads this log
+        self.loop.ingest.reader.trim(0)  # nobody else reads this log
         elapsed = time.perf_counter() - started
         verdict, policy = self._screen()
         try:

@@ -98,7 +98,7 @@ class LearnerWorker:
             )
 
         self._loop = checkpointer.go_on(build) if fence > 1 else build(None)
-        self._metrics.begin(self._loop.begun_with())
+        self._metrics.begin(self._loop.progress.initial_counters())
         self._loop.expect(range(slots), chunk_rows, range(slots_ever))
         self._loop.checkpoint(wait=self._loop.resumed is None)
         if self._loop.resumed is None:

@@ -156,6 +156,11 @@ class Schema:
         return (self.stack, *self.obs_shape) if self.stack > 1 else self.obs_shape
 
     @cached_property
+    def input_bytes(self) -> int:
+        """Bytes of what the network sees of one row, and of the row's further columns."""
+        return self.obs_bytes * self.stack + sum(column.nbytes for column in self.extras)
+
+    @cached_property
     def picture_shape(self) -> tuple[int, int, int] | None:
         """Channels, height and width of what the network sees, its stack as channels; None where that is no picture:
         three axes, or two of bytes."""

@@ -240,7 +240,7 @@ class Herd:
 
     def assert_books_balance(self, lost: bool = False) -> None:
         """Every row of each slot's newest incarnation was read once, or is counted as lost (where ``lost`` may be)."""
-        reader = self.learner.loop.reader
+        reader = self.learner.loop.ingest.reader
         reader.ledger.check()
         for actor in self.actors:
             assert actor.failure is None

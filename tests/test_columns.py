@@ -346,7 +346,7 @@ def test_columns_reach_the_loss_and_come_back_from_a_checkpoint(
         append(log, heads.note(extended(actor.chunk(5))), schema=SCHEMA)
         while one.cycle():
             pass
-        one.reader.trim(1 << 30)
+        one.ingest.reader.trim(1 << 30)
     one.checkpoint(wait=True)
     other = make_loop(log, tmp_path, 2, with_rows, storage, sampler)
     rows = [all_rows(loop.buffer.mirror) for loop in (one, other)]

@@ -190,13 +190,13 @@ def test_a_learners_second_slice_does_not_go_on_after_the_first_one_failed(monke
     monkeypatch.setattr(loop.learner, "update", fail_once(3, calls, error, loop.learner.update))
     with pytest.raises(ArithmeticError) as first:
         loop.train(60.0)
-    updates, samples = loop.learner.updates, loop.limiter.samples
+    updates, samples = loop.learner.updates, loop.ingest.limiter.samples
     assert (len(calls), updates) == (3, 2)
     for call in (lambda: loop.train(0.25), loop.cycle, loop.drain, loop.candidate, loop.state):
         with pytest.raises(ArithmeticError) as again:
             call()
         assert again.value is first.value
-    assert (len(calls), loop.learner.updates, loop.limiter.samples) == (3, updates, samples)
+    assert (len(calls), loop.learner.updates, loop.ingest.limiter.samples) == (3, updates, samples)
 
 
 def test_a_reader_that_was_interrupted_in_a_chunk_takes_no_further_one(monkeypatch: pytest.MonkeyPatch) -> None:

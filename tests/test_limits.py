@@ -86,8 +86,8 @@ def test_the_run_recovers_by_itself_from_maxmemory(server_binary: Path) -> None:
         assert loop.ledger.totals.rows == sender.stored
         assert not loop.ledger.totals.rows_lost
         assert client.info("memory")["used_memory"] < 1.1 * SMALL_SERVER
-        loop.publish()
-        while loop._publisher.published < 2 or not client.exists(f"qherd:{RUN}:credit"):
+        loop.broadcaster.publish()
+        while loop.broadcaster.publisher.published < 2 or not client.exists(f"qherd:{RUN}:credit"):
             assert time.monotonic() < deadline, "weights and credit were not written again"
             loop.train(0.05)
 
@@ -131,12 +131,12 @@ def test_samples_per_insert_hold_whichever_side_is_slow(server_binary: Path, slo
                     break
                 sender.send()
             loop.train(0.05)
-            if loop.limiter.inserts > 256:
-                errors.append(loop.limiter.error)
-        band = loop.limiter.half_band
+            if loop.ingest.limiter.inserts > 256:
+                errors.append(loop.ingest.limiter.error)
+        band = loop.ingest.limiter.half_band
         assert -band <= min(errors)
         assert max(errors) <= band
-        assert band < loop.limiter.inserts / 3, "a band so wide would hold anything"
+        assert band < loop.ingest.limiter.inserts / 3, "a band so wide would hold anything"
         if slow == "learner":
             assert waited > 0, "there was credit all the time: the learner was not slow"
         else:

@@ -124,9 +124,9 @@ def test_the_logs_bound_rises_again_when_what_filled_the_server_is_gone(monkeypa
         kept = []
         for _ in range(times):
             actor.send(log, 8)
-            loop.reader.poll()
-            loop._trim()
-            kept.append(loop._keep_rows)
+            loop.ingest.reader.poll()
+            loop.upkeep._trim()
+            kept.append(loop.upkeep._keep_rows)
         return kept
 
     trims(5)
@@ -134,11 +134,11 @@ def test_the_logs_bound_rises_again_when_what_filled_the_server_is_gone(monkeypa
     low = trims(20)
     assert low[-1] == min(low) < 200
     others = 0
-    before = loop._log_full
+    before = loop.upkeep.log_full
     risen = trims(100)
     assert risen == sorted(risen)
     assert 300 < risen[-1] <= 1000
-    assert loop._log_full == before
+    assert loop.upkeep.log_full == before
 
 
 def test_a_run_whose_loss_stays_no_number_stops_and_says_why() -> None:
@@ -177,14 +177,14 @@ def test_slots_that_leave_are_read_to_their_end_and_trimmed_to_empty() -> None:
     loop, log = make(capacity_rows=2_000, min_rows=16)
     stays, leaves = FakeActor(0), FakeActor(1)
     loop.expect([0, 1], 16)
-    assert loop.limiter.window_rows == 2 * 8 * 16
+    assert loop.ingest.limiter.window_rows == 2 * 8 * 16
     leaves.send(log, 16)
     loop.cycle()
     loop.expect([0], 16)
-    assert loop.limiter.window_rows == 8 * 16
+    assert loop.ingest.limiter.window_rows == 8 * 16
     leaves.send(log, 16)
     for _ in range(3):
-        loop.publish()
+        loop.broadcaster.publish()
     append(log, replace(stays.chunk(16), weight_version=version(1, 4)))
     loop.cycle()
     assert loop.ledger.slots[1].rows_read == 32
@@ -192,7 +192,7 @@ def test_slots_that_leave_are_read_to_their_end_and_trimmed_to_empty() -> None:
     for _ in range(130):
         stays.send(log, 16)
         loop.cycle()
-    loop.reader.trim(2_000)
+    loop.ingest.reader.trim(2_000)
     assert log.read({1: ChunkId()}, 1 << 30) == []
     assert len(log.read({0: ChunkId()}, 1 << 30)) == 125
 

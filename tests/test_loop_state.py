@@ -104,17 +104,17 @@ def test_it_goes_on_to_the_bit(tmp_path: Path, sampler: str, rounds: int, storag
     for _ in range(rounds):
         actors.send(one.log)
         while one.loop.cycle():
-            one.loop.publish_if_due()
+            one.loop.broadcaster.publish_if_due()
     one.loop.checkpoint(wait=True)
     log = copy_of(one.log)
     other = make(tmp_path, log, fence=2, sampler=sampler, storage=storage)
-    one.loop.publish()  # as the other did at its start
+    one.loop.broadcaster.publish()  # as the other did at its start
     assert_equal(one.loop, other.loop)
     for _ in range(20):
         actors.send(one.log, log)
         for loop in (one.loop, other.loop):
             while loop.cycle():
-                loop.publish_if_due()
+                loop.broadcaster.publish_if_due()
     assert one.loop.learner.updates > 100
     assert_equal(one.loop, other.loop)
     headers = [each.status(0).weights for each in (one.log, log)]
@@ -150,14 +150,14 @@ def test_the_log_gives_the_rows_back(tmp_path: Path, sampler: str, rounds: int) 
     log = copy_of(one.log)
     other = make(tmp_path, log, fence=2, sampler=sampler, rows=False)
     assert transitions(one.loop) == transitions(other.loop)
-    assert other.loop.limiter == one.loop.limiter
+    assert other.loop.ingest.limiter == one.loop.ingest.limiter
     before = other.loop.ledger.totals.env_steps
     assert other.loop.cycle() == 0
     assert other.loop.ledger.totals.env_steps == before == one.loop.ledger.totals.env_steps
     for _ in range(3):
         actors.send(one.log, log)
         for loop in (one.loop, other.loop):
-            loop.reader.poll()
+            loop.ingest.reader.poll()
     assert transitions(other.loop).keys() == transitions(one.loop).keys()
     assert other.loop.ledger.totals == one.loop.ledger.totals
 
@@ -231,7 +231,7 @@ def test_chunks_behind_the_cursors_are_inserts(tmp_path: Path) -> None:
     assert other.loop.ledger.totals.env_steps < one.loop.ledger.totals.env_steps
     other.loop.cycle()
     assert other.loop.ledger.totals == one.loop.ledger.totals
-    assert other.loop.limiter.inserts == one.loop.limiter.inserts
+    assert other.loop.ingest.limiter.inserts == one.loop.ingest.limiter.inserts
     assert other.loop.report().rows_lost == {}
 
 
@@ -256,7 +256,7 @@ def test_what_the_log_lost_meanwhile_is_counted_as_lost_to_the_resume(tmp_path: 
 def read_on(loop: LearnerLoop, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work as a run's learner does until so many rows were read, and are in the journal."""
     for name in ("TRIM_EVERY_S", "DESCRIBE_EVERY_S"):
-        monkeypatch.setattr(f"learner.loop.{name}", 0.0)
+        monkeypatch.setattr(f"learner.log_upkeep.{name}", 0.0)
 
     def all_read() -> bool:
         loop.train(0.01)
@@ -303,9 +303,9 @@ def test_what_was_refused_is_not_taken_from_the_log_by_a_refill(tmp_path: Path) 
     append(one.log, replace(liar, counters=liar.counters._replace(rows=liar.counters.rows + 1)))
     append(one.log, big)
     actors.send(one.log)
-    one.loop.reader.drain()
+    one.loop.ingest.reader.drain()
     assert one.loop.report().refused == {"counters": 1, "size": 1}
-    one.loop.reader.trim(1 << 30)
+    one.loop.ingest.reader.trim(1 << 30)
     one.loop.checkpoint(wait=True)
     other = make(tmp_path, copy_of(one.log), fence=2, rows=False, capacity_rows=100)
     assert transitions(other.loop) == transitions(one.loop)
@@ -388,7 +388,7 @@ def test_counters_go_on(tmp_path: Path) -> None:
     for _ in range(10):
         actors.send(one.log)
         while one.loop.cycle():
-            one.loop.publish_if_due()
+            one.loop.broadcaster.publish_if_due()
     before = one.loop.report().figures
     one.loop.checkpoint(wait=True)
     after = make(tmp_path, copy_of(one.log), fence=2).loop.report().figures

@@ -320,7 +320,7 @@ def test_chunks_for_slots_that_the_run_does_not_have_are_removed(
 ) -> None:
     """An actor's user may name any slot, and no trim would ever reach it: the server would fill up for good. They are
     counted; a slot that has just begun has one look's time to be known."""
-    monkeypatch.setattr("learner.loop.STRAYS_EVERY_S", 0.2)
+    monkeypatch.setattr("learner.log_upkeep.STRAYS_EVERY_S", 0.2)
     with own_server(server_binary) as server, admin(server) as client, Herd(server.url("admin"), run_name) as herd:
         herd.works()
         loop = herd.learner.loop

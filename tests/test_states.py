@@ -200,7 +200,7 @@ def test_what_was_refused_and_lost_is_in_the_next_checkpoint_too(tmp_path: Path)
         assert (after.refused, after.rows_lost) == (before.refused, before.rows_lost)
         assert loop.ledger.slots[0].totals.refused == before.refused
     log.append(0, ChunkId(1, 6), b"garbage")
-    loop.reader.poll()
+    loop.ingest.reader.poll()
     assert loop.report().refused == {"crc": 1, "short": 2}
 
 
@@ -263,16 +263,19 @@ def test_the_loops(tmp_path: Path) -> None:
         chunk = actor.chunk()
         append(log, chunk)
     while one.cycle():
-        one.publish()
-    one._noted, one._exploring_return = Counters(1, 2, 3, 4, 5.5, 6.5), 21.5
-    one._log_full = one._log_unavailable = 7
-    one._starved_s = 0.25
+        one.broadcaster.publish()
+    progress = one.progress
+    progress._reported, progress._exploring_return = Counters(1, 2, 3, 4, 5.5, 6.5), 21.5
+    one.upkeep.log_full = one.ingest.outages = 7
+    progress._starved_s = 0.25
     one.report()
-    assert one._newest_figures is not None
-    one._newest_figures = type(one._newest_figures)(*(0.5 + i for i in range(len(one._newest_figures))))
+    assert progress._newest_figures is not None
+    figures = progress._newest_figures
+    progress._newest_figures = type(figures)(*(0.5 + i for i in range(len(figures))))
     one.phases.seconds = dict.fromkeys(one.phases.seconds, 1.5)
-    one._sums_before, one._seconds_before = dict.fromkeys(one._sums(), 2.0), dict.fromkeys(one._seconds(), 3.0)
-    one.limiter.carried = 1.25
+    progress._sums_before = dict.fromkeys(progress._sums(), 2.0)
+    progress._seconds_before = dict.fromkeys(progress._seconds(), 3.0)
+    one.ingest.limiter.carried = 1.25
     state = one.state()["loop"]
     assert_filled(state)
     one.checkpoint(wait=True)
