@@ -21,9 +21,9 @@ from benchmarks.learner_rate import QUICK_UPDATES, WARM_UP_UPDATES, Side, runnin
 from benchmarks.result import Result
 from deploy.config import compose
 from deploy.learner_seat import SLICE_S
-from learner.learner import ERRORS_KEPT
 from learner.loop import LearnerLoop
 from learner.metrics import RunMetrics
+from learner.recent_updates import ERRORS_KEPT
 from learner.report import Report
 
 RUN = "metrics-cost"
@@ -88,14 +88,14 @@ def _costs(loop: LearnerLoop, metrics: RunMetrics, registry: CollectorRegistry) 
     loss, error, q = (torch.rand(shape, device=learner.device) for shape in ((), (batch,), (batch, actions)))
 
     def report() -> None:
-        learner._errors.extend([error] * ERRORS_KEPT)  # each report begins them anew
-        learner._record(loss, error, q)
+        learner.recent._errors.extend([error] * ERRORS_KEPT)  # each report begins them anew
+        learner.recent.record(loss, error, q, loss)
         metrics.update(loop.report().figures, {})
 
     return {
         "phase": _cost(lambda: loop.phases.charge("outside")),
         "samples": _cost(lambda: loop.samples.note(*newest)),
-        "record": _cost(lambda: learner._record(loss, error, q)),
+        "record": _cost(lambda: learner.recent.record(loss, error, q, loss)),
         "report": _cost(report),
         "scrape": _cost(lambda: generate_latest(registry), CALLS // 10),
     }
@@ -118,7 +118,7 @@ def _counted(loop: LearnerLoop, counts: Counter[str]) -> Iterator[None]:
     targets = {
         "phase": (loop.phases, "charge"),
         "samples": (loop.samples, "note"),
-        "record": (loop.learner, "_record"),
+        "record": (loop.learner.recent, "record"),
         "report": (loop, "report"),
     }
     with contextlib.ExitStack() as stack:
@@ -147,7 +147,7 @@ def _on_and_off(loop: LearnerLoop, slices: int, repetitions: int) -> tuple[tuple
         with (
             patch.object(loop.phases, "charge", lambda phase: None),
             patch.object(loop.samples, "note", lambda *arguments: None),
-            patch.object(loop.learner, "_record", lambda *arguments: None),
+            patch.object(loop.learner.recent, "record", lambda *arguments: None),
             patch.object(loop, "report", lambda: Report({}, {}, {})),
         ):
             return work(seconds)

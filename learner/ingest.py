@@ -77,14 +77,13 @@ class Ingest:
         """Counts a call that a server did not answer: the learner trains on what the mirror has meanwhile."""
         self.outages += 1
 
-    def take_updates(self, most: int) -> int:
-        """Returns how many updates the limiter allows now, at most ``most``, and counts their samples as taken."""
-        updates = 0
-        if self.buffer.mirror.sampleable_rows:
-            while updates < most and self.limiter.may_sample:
-                self.limiter.samples += self._batch
-                updates += 1
-        return updates
+    def allowed_updates(self, most: int) -> int:
+        """Returns how many updates the limiter allows now, at most ``most``."""
+        return self.limiter.allowed_batches(most) if self.buffer.mirror.sampleable_rows else 0
+
+    def count_updates(self, updates: int) -> None:
+        """Counts the samples of so many updates as taken."""
+        self.limiter.samples += updates * self._batch
 
     def lend(self, soon: bool) -> None:
         """Lends the actors what the limiter has room for, and publishes it; ``soon``: see ``Publisher.set``."""

@@ -128,7 +128,8 @@ class LearnerLoop(Breakable):
         self.phases.charge("outside")
         self.ingest.poll(ingest_budget_s)
         self.phases.charge("ingest")
-        updates = self.ingest.take_updates(self._replay.ingest_every_updates)
+        updates = self.learner.collective.agree(self.ingest.allowed_updates(self._replay.ingest_every_updates))
+        self.ingest.count_updates(updates)
         self.ingest.lend(soon=not updates)  # before the updates, which take longer than a chunk
         self.phases.charge("publish")
         together = max(1, GATHER_BYTES // (2 * self._config.batch * self.buffer.mirror.schema.input_bytes))

@@ -11,9 +11,10 @@ from learner.broadcaster import Broadcaster
 from learner.checkpoint import Checkpointer
 from learner.cpu_time import CpuTime
 from learner.ingest import Ingest
-from learner.learner import Figures, Learner
+from learner.learner import Learner
 from learner.log_upkeep import LogUpkeep
 from learner.phases import Phases
+from learner.recent_updates import Figures
 from learner.report import Diverged, Report
 from learner.samples import Samples
 from learner.weights import version_count

@@ -105,7 +105,20 @@ class Limiter:
     @property
     def may_sample(self) -> bool:
         """Whether the learner may take a batch."""
-        return self.inserts >= self.min_rows and self.error - self.batch >= -self.half_band
+        return self._may_sample_after(self.samples)
+
+    def allowed_batches(self, most: int) -> int:
+        """Returns how many batches the learner may take one after the other, at most ``most``."""
+        batches = 0
+        while batches < most and self._may_sample_after(self.samples + batches * self.batch):
+            batches += 1
+        return batches
+
+    def _may_sample_after(self, samples: int) -> bool:
+        if self.inserts < self.min_rows:
+            return False
+        error = _error(self.samples_per_insert, self.min_rows, self.inserts, samples, self.carried)
+        return error - self.batch >= -self.half_band
 
     def state(self) -> dict[str, float]:
         """What ``restore`` goes on from."""

@@ -225,10 +225,10 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(value: float) -> No
         twin.update(one)
     poisoned = batch(3)
     poisoned.r_t[5] = value
-    before = [flat(tested.online), flat(tested.average), tested._adam_m.clone(), tested._adam_v.clone()]
+    before = [flat(tested.online), flat(tested.average), tested._adam.m.clone(), tested._adam.v.clone()]
     for _ in range(2):
         tested.update(poisoned)
-    after = [flat(tested.online), flat(tested.average), tested._adam_m, tested._adam_v]
+    after = [flat(tested.online), flat(tested.average), tested._adam.m, tested._adam.v]
     figures = tested.figures()
     assert figures is not None
     assert (figures.updates_skipped, figures.skipped_in_a_row) == (2, 2)

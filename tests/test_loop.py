@@ -11,6 +11,7 @@ import torch
 from chunk_makers import RUN, SCHEMA, FakeActor, append
 
 from learner import loop as loop_module
+from learner.collective import Alone
 from learner.config import LearnerConfig
 from learner.loop import LearnerLoop
 from learner.networks import NetworkConfig
@@ -105,6 +106,21 @@ def test_big_observations_are_gathered_in_parts(sampler: str, monkeypatch: pytes
     assert updates > 6
     assert sum(sizes) == 8 * updates
     assert max(sizes) == 24
+
+
+def test_a_cycle_has_as_many_updates_as_the_learners_agree_on() -> None:
+    """Not as many as this one's own limiter allows; so many samples are counted as taken."""
+
+    class Agreed(Alone):
+        def agree(self, count: int) -> int:
+            assert count > 3
+            return 3
+
+    loop, log = make()
+    loop.learner.collective = Agreed()
+    FakeActor(lanes=2, p_end=0.1).send(log, 60)
+    assert loop.cycle() == loop.learner.updates == 3
+    assert loop.ingest.limiter.samples == 3 * 8
 
 
 def test_the_logs_bound_rises_again_when_what_filled_the_server_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
