@@ -12,6 +12,7 @@ import ray
 
 from learner.checkpoint import Checkpointer, CheckpointError, Found
 from learner.config import LearnerConfig
+from learner.publisher import Publisher
 from learner.report import Report, Resumed
 from replay.chunk import Schema
 from replay.config import ReplayConfig
@@ -62,19 +63,12 @@ class LearnerWorker:
         LOG.info("learner with fence %d", fence)
         if path is not None:
             sys.path.append(str(path))
-        import torch
-
+        _prepare_torch(config.threads)
         from learner.loop import LearnerLoop
         from learner.metrics import MetricsServer
-        from learner.publisher import Publisher
 
-        torch.set_num_threads(config.threads)
-        torch.set_flush_denormal(True)
         self._metrics = MetricsServer(run, version, metrics_address)
-        first, *others = (RedisLog(url, run, keep=True) for url in urls)
-        publisher = Publisher(first, fence, others)
-        publisher.start()
-        self._publisher = publisher
+        self._publisher = publisher = _start_publisher(urls, run, fence)
         log = ShardedLog([RedisLog(url, run, timeout_s=READ_TIMEOUT_S, keep=True) for url in urls], publisher)
 
         def build(found: Found | None) -> LearnerLoop:
@@ -147,3 +141,17 @@ class LearnerWorker:
         report = self._loop.report()
         LOG.info("finished after %d updates", report.figures["updates"])
         return report
+
+
+def _prepare_torch(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+
+
+def _start_publisher(urls: Sequence[str], run: str, fence: int) -> Publisher:
+    first, *others = (RedisLog(url, run, keep=True) for url in urls)
+    publisher = Publisher(first, fence, others)
+    publisher.start()
+    return publisher
