@@ -24,8 +24,8 @@ from learner.cpu_time import CpuTime
 from learner.weights import unpack
 from replay.breakable import Breakable, breakable
 from replay.chunk import Chunk, Counters, Schema, encode
+from replay.chunk_log.protocol import ChunkId, ChunkLog, Fenced, Full, Status, Unavailable, WeightsHeader
 from replay.credit import Credit
-from replay.log import ChunkId, ChunkLog, Fenced, Full, Status, Unavailable, WeightsHeader
 from replay.state import State, array_in, count, restore_rng, rng_state
 
 LOG = logging.getLogger("qherd.actor")

@@ -16,9 +16,9 @@ from actors.policy import make_policy
 from actors.rollout import Heartbeat, Place, Rollout
 from actors.verdicts import Spent
 from learner.networks import NetworkSpec
+from replay.chunk_log import open_log
 from replay.identity import Identity
 from replay.logs import LogFile, failures_logged
-from replay.redis_log import RedisLog
 
 ACTOR = logging.getLogger("qherd.actor")
 EVALUATOR = logging.getLogger("qherd.evaluator")
@@ -50,7 +50,7 @@ class ActorWorker:
             os.chdir(folder)
         self._lanes = make_lanes(env, config.lanes, config.restarts, slot=place.slot)
         try:
-            log = RedisLog(url, place.run, max_chunks=chunks)
+            log = open_log(url, place.run, "actor", chunks)
             schema = schema_of(self._lanes.envs[0])
             self._rollout = Rollout(place, self._lanes, schema, make_policy(network, schema), log, config)
         except BaseException:

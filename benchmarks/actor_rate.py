@@ -17,7 +17,7 @@ from benchmarks.herd import beside, publish_weights
 from benchmarks.result import Result, alternate
 from deploy.valkey import EmbeddedServer
 from learner.networks import NetworkSpec
-from replay.redis_log import RedisLog
+from replay.chunk_log.redis_log import RedisLog
 
 RUN = "actor-rate"
 LANES = 32

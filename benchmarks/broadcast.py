@@ -95,7 +95,7 @@ def sweep(counts: Sequence[int], megabytes: float, seconds: float) -> list[Cost]
 def cost(actors: int, megabytes: float, seconds: float) -> Cost:
     """One number of actors."""
     from learner.publisher import Publisher
-    from replay.redis_log import RedisLog
+    from replay.chunk_log.redis_log import RedisLog
 
     arrays = layers(megabytes)
     with EmbeddedServer(RUN, 1 << 30) as server, contextlib.ExitStack() as stack:
@@ -150,7 +150,7 @@ def fetch(url: str, seconds: float, ready: Any, found: Any) -> None:
     from learner.networks import NetworkSpec
     from learner.weights import unpack
     from replay.chunk import Schema
-    from replay.redis_log import RedisLog
+    from replay.chunk_log.redis_log import RedisLog
 
     policy = make_policy(NetworkSpec(), Schema((8,), "float32", 4))
     log, version, nbytes, took = RedisLog(url, RUN), 0, 0, list[float]()
@@ -170,8 +170,8 @@ def fetch(url: str, seconds: float, ready: Any, found: Any) -> None:
 
 def append(url: str, seconds: float, ready: Any, found: Any) -> None:
     """An actor that only sends chunks."""
-    from replay.log import ChunkId
-    from replay.redis_log import RedisLog
+    from replay.chunk_log.protocol import ChunkId
+    from replay.chunk_log.redis_log import RedisLog
 
     log, data, took = RedisLog(url, RUN, max_chunks=64), b"\0" * CHUNK_BYTES, list[float]()
     ready.wait(300)

@@ -8,7 +8,7 @@ import numpy as np
 
 from actors.config import ActorConfig
 from replay.chunk import BOUNDARY, FIRST, TERMINATED, Chunk, Counters, Schema, encode
-from replay.log import ChunkId
+from replay.chunk_log.protocol import ChunkId
 
 LANES, CHUNK_STEPS = ActorConfig().lanes, ActorConfig().chunk_steps
 EPISODE = 200

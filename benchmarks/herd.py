@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from actors.config import ActorConfig, EnvConfig
-from replay.log import LogError
+from replay.chunk_log.protocol import LogError
 
 WEIGHTS_EVERY_S = 0.25
 """As often as the learner publishes at the most (learner/loop.py)."""
@@ -37,8 +37,8 @@ def publish_weights(url: str, run: str, sizes: tuple[int, ...]) -> None:
     """
     from learner.publisher import Publisher
     from learner.weights import pack
+    from replay.chunk_log.redis_log import RedisLog
     from replay.credit import Credit, pack_credit
-    from replay.redis_log import RedisLog
 
     rng = np.random.default_rng(0)
     arrays: dict[str, Any] = {}
@@ -59,7 +59,7 @@ def act(url: str, run: str, slot: int, slots: int, env: EnvConfig, config: Actor
     from actors.policy import make_policy
     from actors.rollout import Place, Rollout
     from learner.networks import NetworkSpec
-    from replay.redis_log import RedisLog
+    from replay.chunk_log.redis_log import RedisLog
 
     lanes = make_lanes(env, config.lanes)
     place = Place(run, 0, slot, slots, 1)

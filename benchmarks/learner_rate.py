@@ -17,8 +17,8 @@ from deploy.valkey import EmbeddedServer
 from learner.learner import Learner
 from learner.loop import LearnerLoop
 from learner.publisher import Publisher
+from replay.chunk_log.redis_log import RedisLog
 from replay.mirror import Batch
-from replay.redis_log import RedisLog
 
 RUN = "learner-rate"
 TARGET = 0.85

@@ -12,8 +12,8 @@ from actors.config import ActorConfig
 from benchmarks.result import Result
 from deploy.valkey import EmbeddedServer, find_server
 from replay.chunk import Chunk, Codec, Counters, Schema, encode
-from replay.log import ChunkId
-from replay.redis_log import RedisLog
+from replay.chunk_log.protocol import ChunkId
+from replay.chunk_log.redis_log import RedisLog
 
 RUN = "log-rate"
 SCHEMA = Schema((15,), "float32", 4)

@@ -18,8 +18,8 @@ from learner.config import LearnerConfig
 from replay.assembler import NStepAssembler
 from replay.buffer import ReplayBuffer
 from replay.chunk import Codec, Schema
+from replay.chunk_log.memory_log import MemoryLog
 from replay.config import ReplayConfig
-from replay.log import MemoryLog
 from replay.mirror import Mirror
 from replay.reader import Reader
 from replay.samplers.prioritised import PrioritisedSampler

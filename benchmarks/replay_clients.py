@@ -14,7 +14,7 @@ from benchmarks.feed import Feed
 from benchmarks.log_rate import SCHEMA
 from benchmarks.result import Result
 from deploy.valkey import EmbeddedServer
-from replay.redis_log import RedisLog
+from replay.chunk_log.redis_log import RedisLog
 
 RUN = "replay-clients"
 CLIENTS, QUICK_CLIENTS, SERVERS = (1, 2, 4, 8), (1, 2), (1, 2)

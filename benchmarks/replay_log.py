@@ -18,8 +18,8 @@ from benchmarks.peers import Peer, medians, seconds_of
 from benchmarks.result import Result, alternate
 from deploy.valkey import EmbeddedServer
 from replay.chunk import Codec, Schema
-from replay.log import ChunkId, Entry
-from replay.redis_log import RedisLog
+from replay.chunk_log.protocol import ChunkId, Entry
+from replay.chunk_log.redis_log import RedisLog
 
 RUN = "replay-log"
 STORE_SCHEMA = Schema((65,), "float32", 4)

@@ -28,9 +28,9 @@ from deploy.valkey import EmbeddedServer
 from learner.config import LearnerConfig
 from learner.networks import NetworkConfig
 from replay.chunk import Schema
+from replay.chunk_log.protocol import ChunkId, LogError, Status
+from replay.chunk_log.redis_log import RedisLog
 from replay.config import ReplayConfig
-from replay.log import ChunkId, LogError, Status
-from replay.redis_log import RedisLog
 
 SECONDS, QUICK_SECONDS = 660.0, 5.0
 WARM_UP_SHARE = 0.2

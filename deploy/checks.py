@@ -29,9 +29,10 @@ from deploy.plan import check_limiter, check_memory, check_windows, chunk_bytes,
 from deploy.ray_running import ray_running
 from deploy.valkey import EmbeddedServer, find_server
 from replay.chunk import Schema
+from replay.chunk_log import open_inspector
+from replay.chunk_log.inspector import RunInspector
 from replay.errors import QherdError
 from replay.identity import Identity
-from replay.run_keys import RunKeys
 
 State = Literal["ok", "warning", "problem"]
 RAY_OBJECTS_BYTES = 256 << 20
@@ -236,7 +237,7 @@ def _servers(config: RunConfig, schema: Schema | None) -> Iterator[Check]:
         began = time.perf_counter()
         with EmbeddedServer("doctor", 8 << 20) as server:
             started_s = time.perf_counter() - began
-            with contextlib.closing(RunKeys(server.url("learner"), "doctor")) as log:
+            with contextlib.closing(open_inspector(server.url("learner"), "doctor")) as log:
                 log.check()
                 trip_s = round_trip(log)
         shown_version = subprocess.run([find_server(), "--version"], capture_output=True, text=True, check=False).stdout
@@ -268,7 +269,7 @@ def _values(config: RunConfig, schema: Schema) -> Iterator[Check]:
 
 def _server(url: str, planned: int) -> Check:
     """One of the cluster's servers: version, memory policy, room, and how far away it is."""
-    with contextlib.closing(RunKeys(url, "doctor")) as log:
+    with contextlib.closing(open_inspector(url, "doctor")) as log:
         log.check()
         trip_s, memory = round_trip(log), log.memory()
     found = f"{log.url} answers in {trip_s * 1e6:,.0f} us; noeviction"
@@ -290,7 +291,7 @@ def _server(url: str, planned: int) -> Check:
     return Check("server", "ok", found)
 
 
-def round_trip(server: RunKeys) -> float:
+def round_trip(server: RunInspector) -> float:
     """Seconds of one exchange with the server: the median of some."""
     took = []
     for _ in range(TRIES):

@@ -10,8 +10,9 @@ from rich.filesize import decimal
 
 from deploy.config import ConfigError, RedisConfig
 from deploy.target import Target, find_run, is_url
-from replay.log import CREDIT_MS
-from replay.run_keys import RunKeys
+from replay.chunk_log import open_inspector
+from replay.chunk_log.inspector import RunInspector
+from replay.chunk_log.protocol import CREDIT_MS
 
 DECLINED = 1
 
@@ -25,7 +26,7 @@ def clean(given: str, redis: RedisConfig, *, yes: bool) -> int:
         raise ConfigError("clean takes a run, not a server: qherd clean NAME --redis.url URL")
     target = find_run(given, redis)
     with contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(contextlib.closing(RunKeys(url, target.run))) for url in target.urls]
+        servers = [stack.enter_context(contextlib.closing(open_inspector(url, target.run))) for url in target.urls]
         check_ownership(target, servers)
         keys = {server: server.keys() for server in servers}
         if not any(keys.values()):
@@ -42,7 +43,7 @@ def clean(given: str, redis: RedisConfig, *, yes: bool) -> int:
     return 0
 
 
-def check_ownership(target: Target, servers: Sequence[RunKeys]) -> None:
+def check_ownership(target: Target, servers: Sequence[RunInspector]) -> None:
     """Raises ConfigError where the run is alive, or its name is claimed by another run than the directory's."""
     for server in servers:
         held = server.nonce()

@@ -93,7 +93,7 @@ class RedisConfig(BaseModel):
         places = [_place(url) for url in self.urls]
         for url, place in zip(self.urls, places, strict=True):
             if places.count(place) > 1:
-                from replay.redis_log import public_url
+                from replay.chunk_log.urls import public_url
 
                 raise ValueError(f"redis.urls has the server of {public_url(url)} more than once")
         return self
@@ -289,7 +289,7 @@ def _is_number(value: Any) -> bool:
 
 def dump(config: RunConfig) -> dict[str, Any]:
     """The config as plain values, without the servers' passwords."""
-    from replay.redis_log import public_url
+    from replay.chunk_log.urls import public_url
 
     values = config.model_dump(mode="json")
     for name in ("url", "actor_url"):

@@ -24,9 +24,10 @@ from deploy.host import usable_cores
 from deploy.plan import megabytes
 from deploy.run_dir import CONFIG_BYTES, RunDirectory
 from deploy.target import find_run
+from replay.chunk_log import open_inspector
+from replay.chunk_log.inspector import RunInspector
+from replay.chunk_log.protocol import LogError
 from replay.foreign import Unreadable, read_object
-from replay.log import LogError
-from replay.run_keys import RunKeys
 
 LOOK_S = 30.0
 """How much of a run's past is looked at."""
@@ -104,7 +105,7 @@ def _with_server(window: Window, directory: RunDirectory) -> Window:
     with contextlib.suppress(ConfigError, LogError, OSError):
         # not the directory's own configuration: it keeps no password, the environment has it
         for url in find_run(str(directory.shown), RedisConfig()).urls:
-            with contextlib.closing(RunKeys(url, directory.run)) as server:
+            with contextlib.closing(open_inspector(url, directory.run)) as server:
                 trips.append(round_trip(server))
                 before, began = _server_cpu_s(server, url), time.monotonic()
                 if before is not None:
@@ -115,7 +116,7 @@ def _with_server(window: Window, directory: RunDirectory) -> Window:
     return replace(window, round_trip_s=max(trips, default=None), server_busy=max(busy, default=None))
 
 
-def _server_cpu_s(server: RunKeys, url: str) -> float | None:
+def _server_cpu_s(server: RunInspector, url: str) -> float | None:
     """CPU seconds of the server so far: by its INFO, or, of an embedded one, by the process behind its socket."""
     with contextlib.suppress(LogError):
         return server.cpu_seconds()
@@ -164,7 +165,7 @@ def _silence(directory: RunDirectory, config: RunConfig, holder: str) -> Iterato
 
 def _server_check(directory: RunDirectory) -> Iterator[Check]:
     for url in find_run(str(directory.shown), RedisConfig()).urls:
-        with contextlib.closing(RunKeys(url, directory.run)) as server:
+        with contextlib.closing(open_inspector(url, directory.run)) as server:
             alive = server.alive()
             found = f"{server.url} answers; the learner {'renews' if alive else 'does not renew'} its credit there"
             yield Check("server", "ok" if alive else "warning", found)

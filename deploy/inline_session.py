@@ -28,7 +28,7 @@ from learner.checkpoint import Found, restoring
 from learner.report import Diverged
 from replay.breakable import Breakable, breakable
 from replay.chunk import Schema
-from replay.log import MemoryLog
+from replay.chunk_log.memory_log import MemoryLog
 from replay.state import State, count, number
 
 if TYPE_CHECKING:

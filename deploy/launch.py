@@ -22,11 +22,12 @@ from deploy.session import Say, Session
 from deploy.stop import Stop
 from learner.algorithms import ALGORITHMS
 from replay.chunk import Schema
-from replay.log import LogError, Unavailable
-from replay.redis_log import TIMEOUT_S, RedisLog
-from replay.run_keys import RunKeys
+from replay.chunk_log import open_inspector
+from replay.chunk_log.inspector import RunInspector
+from replay.chunk_log.protocol import LogError, Unavailable
+from replay.chunk_log.redis_client import TIMEOUT_S
+from replay.chunk_log.server_kind import Bounds
 from replay.samplers import SAMPLERS, sampler_of
-from replay.server_kind import Bounds
 
 
 def start_session(config: RunConfig, directory: RunDirectory, schema: Schema, say: Say, stop: Stop) -> Session:
@@ -43,7 +44,10 @@ def give_name_back(config: RunConfig, directory: RunDirectory) -> None:
     its name with."""
     if config.mode == "cluster":
         for url in config.redis.servers:
-            with contextlib.suppress(LogError, ValueError), contextlib.closing(RunKeys(url, directory.run)) as keys:
+            with (
+                contextlib.suppress(LogError, ValueError),
+                contextlib.closing(open_inspector(url, directory.run)) as keys,
+            ):
                 if keys.nonce() == directory.nonce:
                     keys.remove(keys.keys())
     directory.discard()
@@ -176,10 +180,10 @@ def _check_cluster(config: RunConfig) -> None:
 
 
 @contextlib.contextmanager
-def _asked(url: str) -> Iterator[RedisLog]:
+def _asked(url: str) -> Iterator[RunInspector]:
     """A server, to be asked. Raises ConfigError where it does not answer, or cannot hold a run."""
     try:
-        with contextlib.closing(RedisLog(url, "check")) as log:
+        with contextlib.closing(open_inspector(url, "check")) as log:
             yield log
     except Unavailable as error:
         raise ConfigError(f"no answer within {TIMEOUT_S:g} s from {error}") from error

@@ -14,8 +14,8 @@ from actors.restarts import BACKOFF_S, NotNowError, Restarts, cause
 from deploy.session import RunFailedError, Say
 from learner.checkpoint import CheckpointError
 from learner.report import Diverged, Report, Resumed
+from replay.chunk_log.protocol import Fenced, Refused
 from replay.identity import WrongCodeError
-from replay.log import Fenced, Refused
 from replay.storage import CannotFit
 
 SLICE_S = 0.25

@@ -44,9 +44,9 @@ from learner.cpu_time import CpuTime
 from learner.networks import parameter_shapes
 from learner.weights import pack
 from replay.chunk import HEADER_BYTES, Schema
+from replay.chunk_log.memory_log import MemoryLog
+from replay.chunk_log.server_kind import Bounds
 from replay.credit import Credit, pack_credit
-from replay.log import MemoryLog
-from replay.server_kind import Bounds
 from replay.storage import available_memory
 
 MEASURE_S, WARM_UP_S = 1.0, 0.2

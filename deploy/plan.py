@@ -10,10 +10,10 @@ from deploy.config import ConfigError, RunConfig
 from learner.algorithms import ALGORITHMS, build_loss
 from learner.networks import parameter_shapes
 from replay.chunk import Schema
+from replay.chunk_log.server_kind import Bounds
 from replay.limiter import Limiter
 from replay.mirror import Mirror
 from replay.samplers import sampler_of
-from replay.server_kind import Bounds
 from replay.storage import CannotFit, available_memory, check_fit, make_storage
 
 ACTOR_BYTES, LEARNER_BYTES = 120 << 20, 350 << 20

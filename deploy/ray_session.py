@@ -47,10 +47,10 @@ from deploy.stop import Stop
 from deploy.valkey import EmbeddedServer
 from learner.report import Report, Resumed
 from replay.chunk import Schema
+from replay.chunk_log import open_inspector, open_sharded_log
+from replay.chunk_log.protocol import ChunkId, LogError, may_follow
+from replay.chunk_log.sharded_log import shard_of
 from replay.identity import Identity
-from replay.log import ChunkId, LogError, may_follow
-from replay.redis_log import RedisLog
-from replay.sharded_log import ShardedLog, shard_of
 
 FLUSH_S = 9.0
 """How long the end of a run waits for the actors to flush, at the most."""
@@ -58,8 +58,6 @@ FROZEN_S = 60.0
 """How long the embedded server may be silent, though its process lives."""
 METRICS_ADDRESS_S = 5.0
 """How long the driver waits for the learner to say where its /metrics is."""
-LAST_ID_TIMEOUT_S = 2.0
-"""How long the driver waits for a server before it restarts an actor: as long as the others have calls in flight."""
 
 
 class RaySession:
@@ -179,7 +177,7 @@ class RaySession:
     def _claim(self, urls: Sequence[str]) -> None:
         """Claim the run's name on every server, in their order, so that of two runs the first server's wins."""
         for url in urls:
-            with contextlib.closing(RedisLog(url, self._directory.run)) as log:
+            with contextlib.closing(open_inspector(url, self._directory.run)) as log:
                 if not log.claim(self._directory.nonce):
                     raise ConfigError(
                         f"another run {self._directory.run!r} has its keys on {log.url}: choose another --run"
@@ -222,8 +220,7 @@ class RaySession:
 
         config = self._config
         run, env, network = self._directory.run, env_of(config), config.learner.network_spec
-        logs = [RedisLog(url, run, timeout_s=LAST_ID_TIMEOUT_S) for url in urls["learner"]]
-        log = self._cleanup.enter_context(contextlib.closing(ShardedLog(logs)))
+        log = self._cleanup.enter_context(contextlib.closing(open_sharded_log(urls["learner"], run, "driver")))
 
         def start(slot: int) -> Any:
             with _later_if_away():

@@ -20,9 +20,10 @@ from deploy.target import Target, find_run, is_url, run_name
 from replay.about import About
 from replay.attached import find_about, slots_elsewhere
 from replay.chunk import Chunk, Codec
-from replay.log import FENCE_SHIFT, Refused, Unavailable
-from replay.redis_log import public_url
-from replay.run_keys import RunKeys, Stored
+from replay.chunk_log import open_inspector
+from replay.chunk_log.inspector import RunInspector, Stored
+from replay.chunk_log.protocol import FENCE_SHIFT, Refused, Unavailable
+from replay.chunk_log.urls import public_url
 
 WINDOW_S = 1.0
 """Between the two readings that give the rows per second."""
@@ -49,7 +50,9 @@ def stats(given: str, name: str | None, redis: RedisConfig, *, as_json: bool) ->
         raise ConfigError(f"--run {name} goes with a server's URL, and {given} names a run already")
     target = _on_server(given, name) if is_url(given) else find_run(given, redis)
     with contextlib.ExitStack() as stack:
-        given_servers = [stack.enter_context(contextlib.closing(RunKeys(url, target.run))) for url in target.urls]
+        given_servers = [
+            stack.enter_context(contextlib.closing(open_inspector(url, target.run))) for url in target.urls
+        ]
         about = find_about(given_servers, target.run)
         servers = [server for server in given_servers if _answers(server)]
         if elsewhere := slots_elsewhere(servers, about):
@@ -68,7 +71,7 @@ def _on_server(url: str, name: str | None) -> Target:
     """The run ``name``, or the only run of the server."""
     if name is not None:
         return Target(run_name(name), (url,))
-    with contextlib.closing(RunKeys(url, "any")) as server:
+    with contextlib.closing(open_inspector(url, "any")) as server:
         try:
             runs = server.runs()
         except Refused as error:
@@ -80,7 +83,7 @@ def _on_server(url: str, name: str | None) -> Target:
     raise ConfigError(f"{public_url(url)} has {len(runs)} runs, choose one with --run: {', '.join(runs)}")
 
 
-def _answers(server: RunKeys) -> bool:
+def _answers(server: RunInspector) -> bool:
     """Whether a server is there; says so where it is not."""
     try:
         server.alive()
@@ -90,7 +93,7 @@ def _answers(server: RunKeys) -> bool:
     return True
 
 
-def measure(servers: Sequence[RunKeys], about: About, codec: Codec) -> list[Line]:
+def measure(servers: Sequence[RunInspector], about: About, codec: Codec) -> list[Line]:
     """Read every slot twice, WINDOW_S apart by this machine's monotonic clock: no other machine's clock matters."""
     first = {slot: (*_stored(servers, slot, codec), time.monotonic()) for slot in sorted(about.slots)}
     time.sleep(WINDOW_S)
@@ -112,7 +115,7 @@ def measure(servers: Sequence[RunKeys], about: About, codec: Codec) -> list[Line
     return lines
 
 
-def _stored(servers: Sequence[RunKeys], slot: int, codec: Codec) -> tuple[RunKeys, Stored]:
+def _stored(servers: Sequence[RunInspector], slot: int, codec: Codec) -> tuple[RunInspector, Stored]:
     """The server that has the slot's stream, and what it holds."""
     return max(((server, server.stored(slot, codec)) for server in servers), key=lambda found: found[1].chunks)
 
@@ -129,7 +132,7 @@ def rows_between(before: Chunk | None, now: Chunk | None) -> int:
     return now.counters.rows - (before.counters.rows if before.incarnation == now.incarnation else 0)
 
 
-def _figures(target: Target, servers: Sequence[RunKeys], about: About, lines: Sequence[Line]) -> dict[str, Any]:
+def _figures(target: Target, servers: Sequence[RunInspector], about: About, lines: Sequence[Line]) -> dict[str, Any]:
     rows = [line.rows for line in lines]
     published = [status.weights.version for server in servers if (status := server.status(0)).weights]
     return {

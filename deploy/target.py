@@ -10,8 +10,9 @@ from urllib.parse import unquote, urlsplit
 
 from deploy.config import RUN_NAME, SERVER_OPTIONS, ConfigError, RedisConfig, RunConfig, compose
 from deploy.run_dir import RunDirectory
+from replay.chunk_log.redis_client import TIMEOUT_S
+from replay.chunk_log.urls import public_url
 from replay.foreign import read_file
-from replay.redis_log import TIMEOUT_S, public_url
 
 
 class Target(NamedTuple):

@@ -9,10 +9,10 @@ from pathlib import Path
 from learner.publisher import Publisher
 from replay.buffer import ReplayBuffer
 from replay.chunk import Codec
+from replay.chunk_log.protocol import ChunkLog, LogError, unless_away
 from replay.config import ReplayConfig
 from replay.credit import Lender
 from replay.limiter import Limiter
-from replay.log import ChunkLog, LogError, unless_away
 from replay.reader import Reader
 
 LAPSE_CHECK_S = 0.25

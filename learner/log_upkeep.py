@@ -9,8 +9,8 @@ from learner.ingest import Ingest
 from learner.journal import Journal
 from learner.learner import Learner
 from replay.about import About, SlotAbout
+from replay.chunk_log.protocol import ChunkLog, LogError, Memory, unless_away
 from replay.limiter import CHUNKS_EACH
-from replay.log import ChunkLog, LogError, Memory, unless_away
 
 TRIM_EVERY_S, TRIM_SHARE = 1.0, 16
 """The log is trimmed so often, and whenever this part of the capacity has come in anew."""

@@ -27,8 +27,8 @@ from replay.assembler import NStepAssembler
 from replay.breakable import Breakable, breakable
 from replay.buffer import ReplayBuffer
 from replay.chunk import Codec, Schema
+from replay.chunk_log.protocol import ChunkLog
 from replay.config import ReplayConfig
-from replay.log import ChunkLog
 from replay.mirror import Mirror
 from replay.samplers import make_sampler
 from replay.state import State

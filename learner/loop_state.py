@@ -14,7 +14,7 @@ from learner.learner import Learner
 from learner.progress import Progress
 from learner.report import Resumed
 from learner.samples import Samples
-from replay.log import ChunkLog
+from replay.chunk_log.protocol import ChunkLog
 from replay.state import State, number
 
 

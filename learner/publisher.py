@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from replay.log import ChunkLog, LogError, Unavailable, WeightsHeader, unless_away
+from replay.chunk_log.protocol import ChunkLog, LogError, Unavailable, WeightsHeader, unless_away
 
 LOG = logging.getLogger("qherd.learner")
 REFRESH_S = 0.5
@@ -31,7 +31,7 @@ class Publisher:
     Without ``start`` each ``set`` writes at once, in the caller: the inline mode. After ``start`` a thread per server
     writes, at each change and every REFRESH_S, and keeps only the newest weights: a slow or frozen server makes neither
     the learner nor the other servers wait. It is also the learner's knowledge of which servers answer
-    (``replay.sharded_log.Health``).
+    (``replay.chunk_log.sharded_log.Health``).
     """
 
     def __init__(self, log: ChunkLog, fence: int, others: Sequence[ChunkLog] = ()) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load, save
 
-from replay.log import FENCE_SHIFT, WEIGHTS_HEADER_BYTES, WeightsHeader
+from replay.chunk_log.protocol import FENCE_SHIFT, WEIGHTS_HEADER_BYTES, WeightsHeader
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 

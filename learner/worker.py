@@ -15,11 +15,10 @@ from learner.config import LearnerConfig
 from learner.publisher import Publisher
 from learner.report import Report, Resumed
 from replay.chunk import Schema
+from replay.chunk_log import open_log, open_sharded_log
 from replay.config import ReplayConfig
 from replay.identity import Identity
 from replay.logs import LogFile, failures_logged
-from replay.redis_log import RedisLog
-from replay.sharded_log import READ_TIMEOUT_S, ShardedLog
 
 LOG = logging.getLogger("qherd.learner")
 
@@ -69,7 +68,7 @@ class LearnerWorker:
 
         self._metrics = MetricsServer(run, version, metrics_address)
         self._publisher = publisher = _start_publisher(urls, run, fence)
-        log = ShardedLog([RedisLog(url, run, timeout_s=READ_TIMEOUT_S, keep=True) for url in urls], publisher)
+        log = open_sharded_log(urls, run, "reader", publisher)
 
         def build(found: Found | None) -> LearnerLoop:
             if found is None and must_resume:
@@ -151,7 +150,7 @@ def _prepare_torch(threads: int) -> None:
 
 
 def _start_publisher(urls: Sequence[str], run: str, fence: int) -> Publisher:
-    first, *others = (RedisLog(url, run, keep=True) for url in urls)
+    first, *others = (open_log(url, run, "publisher") for url in urls)
     publisher = Publisher(first, fence, others)
     publisher.start()
     return publisher

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from replay.chunk import MOST_COUNT, MOST_VERSION, Schema
+from replay.chunk_log.protocol import LogError
 from replay.foreign import parse_json
 from replay.ledger import Slot
-from replay.log import LogError
 
 FORMAT = 2
 """Raised where a field changes its meaning; fields that a reader does not know are passed over."""

@@ -26,11 +26,11 @@ from replay.about import About
 from replay.assembler import NStepAssembler
 from replay.buffer import ReplayBuffer
 from replay.chunk import Codec, Schema
-from replay.log import ChunkId, Entry, LogError, Unavailable
+from replay.chunk_log import open_inspector
+from replay.chunk_log.inspector import RunInspector
+from replay.chunk_log.protocol import ChunkId, Entry, LogError, Unavailable
 from replay.mirror import Batch, Mirror
 from replay.reader import Reader
-from replay.redis_log import RedisLog
-from replay.run_keys import RunKeys
 from replay.samplers.uniform import UniformSampler
 from replay.storage import CannotFit, available_memory
 
@@ -63,13 +63,13 @@ def attach(url: str | Sequence[str], run: str, capacity_rows: int | None = None)
     """
     with contextlib.ExitStack() as stack:
         urls = [url] if isinstance(url, str) else url
-        logs = [stack.enter_context(contextlib.closing(RunKeys(address.strip(), run))) for address in urls]
+        logs = [stack.enter_context(contextlib.closing(open_inspector(address.strip(), run))) for address in urls]
         attached = Attached(logs, run, capacity_rows)
         stack.pop_all()  # from here on it closes them itself
         return attached
 
 
-def find_about(logs: Sequence[RedisLog], run: str) -> About:
+def find_about(logs: Sequence[RunInspector], run: str) -> About:
     """The description of the run that these logs are of: each has a copy. Raises NotThere where there is none."""
     found = first_answer(logs, lambda log: log.description())
     if found is not None:
@@ -80,7 +80,7 @@ def find_about(logs: Sequence[RedisLog], run: str) -> About:
     )
 
 
-def slots_elsewhere(logs: Sequence[RedisLog], about: About) -> list[int]:
+def slots_elsewhere(logs: Sequence[RunInspector], about: About) -> list[int]:
     """Slots whose chunks the learner has read and none of these servers has seen; none where one does not answer."""
     sent = [slot for slot, seen in about.slots.items() if seen.chunks]
     try:
@@ -112,7 +112,7 @@ class Attached:
     attached again: its rows are half there.
     """
 
-    def __init__(self, logs: Sequence[RunKeys], run: str, capacity_rows: int | None = None) -> None:
+    def __init__(self, logs: Sequence[RunInspector], run: str, capacity_rows: int | None = None) -> None:
         """``logs``: the run's servers; each slot's stream is on one of them. See ``attach``."""
         self._logs, self.run = logs, run
         about = self.about = find_about(logs, run)
@@ -211,7 +211,7 @@ def _mirror(schema: Schema, capacity_rows: int) -> Mirror:
 class _Streams:
     """The run's streams on all its servers, for a reader that never writes."""
 
-    def __init__(self, logs: Sequence[RunKeys]) -> None:
+    def __init__(self, logs: Sequence[RunInspector]) -> None:
         self._logs = logs
         self.away: dict[str, LogError] = {}
 

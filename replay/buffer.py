@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from replay.assembler import NStepAssembler
 from replay.chunk import Chunk
-from replay.log import ChunkId
+from replay.chunk_log.protocol import ChunkId
 from replay.mirror import Batch, Mirror
 from replay.samplers.base import Sampler
 from replay.state import State, array_in

@@ -46,7 +46,7 @@ REFUSALS = (
 )  # fmt: skip
 """Why a chunk is refused: the closed set, which /metrics shows at 0 from the start. ``counters``: they cannot be, in
 themselves or after those of the chunk before; ``weights``: a version that was never published; ``id``: one that cannot
-follow the id before it (``replay.log.may_follow``); ``slot``: the run has
+follow the id before it (``replay.chunk_log.protocol.may_follow``); ``slot``: the run has
 no such slot, so its stream was removed unread; ``duplicate``: its id was read before, and nothing is lost by it.
 """
 

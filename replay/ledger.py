@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
 from replay.chunk import BadChunk, Chunk, Counters
-from replay.log import ChunkId
+from replay.chunk_log.protocol import ChunkId
 from replay.state import count, counts
 
 FIRST_ID, NOTHING = ChunkId(), Counters()

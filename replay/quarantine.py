@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from replay.log import Entry
+from replay.chunk_log.protocol import Entry
 
 QUARANTINED = 5
 """How many bad chunks are kept."""

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from replay.breakable import Breakable, breakable
 from replay.buffer import ReplayBuffer, Stored
 from replay.chunk import MOST_VERSION, BadChunk, Chunk, Codec, check_order
+from replay.chunk_log.protocol import ChunkId, ChunkLog, Entry, may_follow
 from replay.ledger import Gap, Ledger
-from replay.log import ChunkId, ChunkLog, Entry, may_follow
 from replay.quarantine import Quarantine
 from replay.refill import refill
 from replay.state import State, count

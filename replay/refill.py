@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from replay.buffer import ReplayBuffer, Stored
 from replay.chunk import BadChunk, Chunk, Codec
+from replay.chunk_log.protocol import ChunkId, ChunkLog, Entry, LogError
 from replay.ledger import FIRST_ID, Slot
-from replay.log import ChunkId, ChunkLog, Entry, LogError
 
 Array = npt.NDArray[Any]
 REFILL_BYTES = 64 << 20

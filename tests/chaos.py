@@ -37,9 +37,9 @@ from rich.table import Table
 from learner.checkpoint import names, read
 from replay.about import About
 from replay.chunk import REFUSALS
+from replay.chunk_log.protocol import WEIGHTS_HEADER_BYTES, LogError, WeightsHeader
+from replay.chunk_log.redis_log import RedisLog
 from replay.ledger import LOSSES
-from replay.log import WEIGHTS_HEADER_BYTES, LogError, WeightsHeader
-from replay.redis_log import RedisLog
 
 NAME = "chaos"
 WORKERS = {"actor": "ray::ActorWorker", "learner": "ray::LearnerWorker", "evaluator": "ray::EvaluatorWorker"}

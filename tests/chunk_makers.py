@@ -13,7 +13,7 @@ import numpy.typing as npt
 from replay.assembler import NStepAssembler
 from replay.buffer import ReplayBuffer
 from replay.chunk import BOUNDARY, FIRST, TERMINATED, TRUNCATED, Chunk, Codec, Counters, Schema, encode
-from replay.log import ChunkId, ChunkLog
+from replay.chunk_log.protocol import ChunkId, ChunkLog
 from replay.mirror import Mirror
 from replay.reader import Reader
 from replay.samplers.uniform import UniformSampler

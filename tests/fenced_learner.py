@@ -7,7 +7,7 @@ import sys
 
 from herd import Learner
 
-from replay.log import Fenced
+from replay.chunk_log.protocol import Fenced
 
 FENCED = 75
 

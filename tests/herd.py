@@ -20,10 +20,10 @@ from learner.config import LearnerConfig
 from learner.loop import LearnerLoop
 from learner.networks import NetworkConfig
 from learner.publisher import Publisher
+from replay.chunk_log.protocol import ChunkLog, LogError, Status
+from replay.chunk_log.redis_log import RedisLog
+from replay.chunk_log.sharded_log import ShardedLog
 from replay.config import ReplayConfig
-from replay.log import ChunkLog, LogError, Status
-from replay.redis_log import RedisLog
-from replay.sharded_log import ShardedLog
 
 SLOTS, SLICE_S, DEADLINE_S = 3, 0.1, 30.0
 SLACK_S = 0.7

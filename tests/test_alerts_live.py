@@ -22,8 +22,8 @@ from test_monitoring import tool
 from test_prometheus_run import Watched, prometheus
 
 from replay.chunk import Schema, encode
-from replay.log import ChunkId, Fenced
-from replay.redis_log import RedisLog
+from replay.chunk_log.protocol import ChunkId, Fenced
+from replay.chunk_log.redis_log import RedisLog
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(590)]
 

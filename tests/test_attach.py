@@ -32,11 +32,13 @@ from replay import attached
 from replay.about import FORMAT, About, AboutError, SlotAbout
 from replay.attached import Attached, NotThere, Replaced
 from replay.chunk import Chunk
+from replay.chunk_log.memory_log import MemoryLog
+from replay.chunk_log.protocol import ChunkId, LogError, Refused, Unavailable
+from replay.chunk_log.redis_log import RedisLog
+from replay.chunk_log.urls import public_url
 from replay.config import ReplayConfig
 from replay.ledger import Slot, Totals
-from replay.log import ChunkId, LogError, MemoryLog, Refused, Unavailable
 from replay.mirror import Batch, Mirror
-from replay.redis_log import RedisLog, public_url
 from replay.storage import CannotFit
 
 ADMIN = "~* &* +@all"

@@ -38,8 +38,8 @@ from learner.config import CheckpointConfig, LearnerConfig
 from learner.loop import LearnerLoop
 from learner.publisher import Publisher
 from replay.chunk import Schema
+from replay.chunk_log.memory_log import MemoryLog
 from replay.config import ReplayConfig
-from replay.log import MemoryLog
 from replay.state import State
 
 FIRST, SECOND, THIRD = Name(1, 100, 900), Name(1, 200, 1800), Name(2, 150, 1300)

@@ -23,9 +23,10 @@ from deploy.config import RunConfig
 from deploy.run_dir import RunDirectory
 from deploy.valkey import EmbeddedServer
 from replay import run_keys
-from replay.log import ChunkId
-from replay.redis_log import RedisLog, public_url
-from replay.run_keys import RunKeys
+from replay.chunk_log.inspector import RunInspector
+from replay.chunk_log.protocol import ChunkId
+from replay.chunk_log.redis_log import RedisLog
+from replay.chunk_log.urls import public_url
 
 STRANGERS = (
     "qherd:a-b:chunks:9",
@@ -126,7 +127,7 @@ def test_a_name_is_never_a_pattern(url: str, admin: Any, run: str) -> None:
     own = {f"qherd:{run}:{what}".encode() for what in ("chunks:0", "meta", "x")}
     for name in own:
         admin.set(name, "ours")
-    with closing(RunKeys(url, run)) as keys:
+    with closing(RunInspector(url, run)) as keys:
         assert set(keys.keys()) == own
         assert keys.remove(keys.keys()) == 3
     assert {key.decode() for key in admin.scan_iter()} == set(STRANGERS) - {key.decode() for key in own}
@@ -135,7 +136,7 @@ def test_a_name_is_never_a_pattern(url: str, admin: Any, run: str) -> None:
 def test_the_claim_of_the_name_goes_last(url: str) -> None:
     """What is left of a removal that was cut off still belongs to the run."""
     fill(url, "a")
-    with closing(RunKeys(url, "a")) as keys:
+    with closing(RunInspector(url, "a")) as keys:
         assert keys.keys()[-1] == b"qherd:a:meta"
         assert len(keys.keys()) == 7
 

@@ -44,10 +44,11 @@ from learner.weights import pack
 from replay import attach
 from replay.about import About, AboutError, SlotAbout
 from replay.chunk import MOST_EXTRAS, BadChunk, Chunk, Codec, Column, Schema, encode
+from replay.chunk_log.memory_log import MemoryLog
+from replay.chunk_log.protocol import ChunkLog
+from replay.chunk_log.redis_log import RedisLog
 from replay.config import ReplayConfig
-from replay.log import ChunkLog, MemoryLog
 from replay.mirror import Batch, Mirror
-from replay.redis_log import RedisLog
 from replay.state import State
 from replay.storage import Device, Memmap, Ram, Storage
 

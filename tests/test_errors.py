@@ -18,9 +18,9 @@ from deploy.session import RunFailedError
 from deploy.valkey import ServerStartError
 from learner.checkpoint import CheckpointError
 from learner.report import Diverged
+from replay.chunk_log.protocol import LogError
+from replay.chunk_log.redis_log import UrlError
 from replay.errors import QherdError
-from replay.log import LogError
-from replay.redis_log import UrlError
 from replay.storage import CannotFit
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -21,7 +21,8 @@ from proxy import Proxy
 from waiting import until
 
 from deploy.valkey import EmbeddedServer, find_server
-from replay.log import FENCE_SHIFT, Fenced, MemoryLog
+from replay.chunk_log.memory_log import MemoryLog
+from replay.chunk_log.protocol import FENCE_SHIFT, Fenced
 from replay.mirror import Mirror
 
 TIMEOUT_S = 0.5

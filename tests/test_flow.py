@@ -15,8 +15,8 @@ import redis
 from herd import ACTORS, CARTPOLE, SLOTS, Actor
 from waiting import until
 
+from replay.chunk_log.protocol import CREDIT_MS
 from replay.credit import CREDIT_BYTES, Credit
-from replay.log import CREDIT_MS
 
 CHUNK = ACTORS.lanes * ACTORS.chunk_steps
 

@@ -27,9 +27,9 @@ from actors.rollout import Place, Rollout
 from learner.networks import NetworkSpec
 from learner.weights import pack
 from replay.chunk import BOUNDARY, FIRST, TERMINATED, Chunk, Codec, Schema
-from replay.log import MemoryLog
+from replay.chunk_log.memory_log import MemoryLog
+from replay.chunk_log.redis_log import RedisLog
 from replay.mirror import Mirror
-from replay.redis_log import RedisLog
 from replay.samplers.prioritised import PrioritisedSampler
 from replay.storage import Device, Ram, Storage
 

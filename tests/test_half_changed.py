@@ -27,8 +27,9 @@ from learner.publisher import Publisher
 from learner.weights import pack
 from replay.breakable import Breakable, breakable
 from replay.chunk import Codec
+from replay.chunk_log.memory_log import MemoryLog
+from replay.chunk_log.protocol import ChunkId
 from replay.config import ReplayConfig
-from replay.log import ChunkId, MemoryLog
 from replay.mirror import Mirror
 from replay.reader import Reader
 

@@ -29,8 +29,8 @@ from deploy.run_dir import RunDirectory
 from deploy.session import Progress
 from deploy.stop import Stop
 from learner.weights import unpack
-from replay.log import ChunkId
-from replay.redis_log import RedisLog
+from replay.chunk_log.protocol import ChunkId
+from replay.chunk_log.redis_log import RedisLog
 
 Array = npt.NDArray[Any]
 GAMMA = 0.9

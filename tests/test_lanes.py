@@ -23,7 +23,8 @@ from actors.rollout import Place, Rollout
 from learner.networks import NetworkSpec
 from learner.weights import pack
 from replay.chunk import BOUNDARY, FIRST, TERMINATED, TRUNCATED, Chunk, Codec, Schema
-from replay.log import ChunkId, MemoryLog
+from replay.chunk_log.memory_log import MemoryLog
+from replay.chunk_log.protocol import ChunkId
 from replay.nstep import LaneWindows
 
 RUN = "a-run"

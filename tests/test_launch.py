@@ -16,9 +16,9 @@ from deploy.plan import backstop_chunks, check_limiter, check_windows, chunk_row
 from deploy.valkey import EmbeddedServer
 from learner.loop import TRIM_SHARE
 from replay.chunk import Chunk, Counters, Schema, encode
+from replay.chunk_log.protocol import ChunkId
+from replay.chunk_log.redis_log import RedisLog
 from replay.limiter import CHUNKS_EACH
-from replay.log import ChunkId
-from replay.redis_log import RedisLog
 
 SCHEMA = Schema((4,), "float32", 2)
 
@@ -147,8 +147,8 @@ def test_the_planned_memory_holds_all_that_the_mirror_may_reach(steps: int, lane
             rows += steps * lanes
             slot, seq = 0, rows // (steps * lanes)
             log.append(slot, ChunkId(1, seq), some_chunk(slot, seq, steps, lanes, rng))
-        used = int(log._client.info("memory")["used_memory"])
-        assert log._client.xlen(log.chunks_key(0)) == seq, "the backstop has cut what the mirror may need"
+        used = int(log.redis.info("memory")["used_memory"])
+        assert log.redis.xlen(log.chunks_key(0)) == seq, "the backstop has cut what the mirror may need"
         log.close()
     assert used < planned
 

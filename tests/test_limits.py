@@ -18,9 +18,9 @@ from learner.loop import LearnerLoop
 from learner.networks import NetworkConfig
 from learner.publisher import Publisher
 from replay.chunk import Chunk, Schema, encode
+from replay.chunk_log.protocol import Full, Unavailable
+from replay.chunk_log.redis_log import RedisLog
 from replay.config import ReplayConfig
-from replay.log import Full, Unavailable
-from replay.redis_log import RedisLog
 
 RUN = "limits"
 SMALL_SERVER = 16 << 20

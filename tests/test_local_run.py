@@ -19,7 +19,7 @@ import pytest
 from cli_runs import Finished, Run, running, summary
 
 from deploy.run_dir import RunDirectory
-from replay.log import FENCE_SHIFT
+from replay.chunk_log.protocol import FENCE_SHIFT
 
 START_S = 60.0
 STOP_S = 25.0

@@ -1,4 +1,4 @@
-"""One contract suite for every chunk log (replay/log.py), then what only a real server can do to RedisLog."""
+"""One contract suite for every chunk log (replay/chunk_log), then what only a real server can do to RedisLog."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from proxy import Proxy
 from waiting import frozen, until
 
 from deploy.valkey import EmbeddedServer, acl_rules
-from replay import redis_log
-from replay.credit import CREDIT_BYTES
-from replay.log import (
+from replay.chunk_log import redis_log
+from replay.chunk_log.memory_log import MemoryLog
+from replay.chunk_log.protocol import (
     CREDIT_MS,
     FENCE_SHIFT,
     ChunkId,
@@ -33,13 +33,14 @@ from replay.log import (
     Fenced,
     Full,
     LogError,
-    MemoryLog,
     Refused,
     Unavailable,
     WeightsHeader,
 )
-from replay.redis_log import RedisLog, public_url
-from replay.sharded_log import ShardedLog
+from replay.chunk_log.redis_log import RedisLog
+from replay.chunk_log.sharded_log import ShardedLog
+from replay.chunk_log.urls import public_url
+from replay.credit import CREDIT_BYTES
 
 Connect = Callable[[], ChunkLog]
 PAGE = 64 << 20

@@ -18,9 +18,10 @@ from learner.networks import NetworkConfig
 from learner.publisher import Publisher
 from learner.report import Diverged
 from learner.weights import version
+from replay.chunk_log.memory_log import MemoryLog
+from replay.chunk_log.protocol import ChunkId, Memory
 from replay.config import ReplayConfig
 from replay.ledger import Unbalanced
-from replay.log import ChunkId, Memory, MemoryLog
 from replay.mirror import Batch
 from replay.samplers.prioritised import SMALLEST_ERROR, PrioritisedSampler
 

@@ -23,10 +23,11 @@ from learner.networks import NetworkConfig
 from learner.publisher import Publisher
 from learner.weights import version_count
 from replay.chunk import Chunk
+from replay.chunk_log.memory_log import MemoryLog
+from replay.chunk_log.protocol import FENCE_SHIFT, ChunkId, Entry, Unavailable
+from replay.chunk_log.sharded_log import ShardedLog
 from replay.config import ReplayConfig
-from replay.log import FENCE_SHIFT, ChunkId, Entry, MemoryLog, Unavailable
 from replay.samplers.prioritised import PrioritisedSampler
-from replay.sharded_log import ShardedLog
 
 REPLAY = {"capacity_rows": 300, "min_rows": 40, "samples_per_insert": 4.0}
 
@@ -193,7 +194,7 @@ def test_a_server_that_is_away_while_the_replay_is_read_again_is_waited_for(
     one.loop.checkpoint(wait=True)
     log = Away()
     log.restore(one.log.state())
-    monkeypatch.setattr("replay.sharded_log.PAUSE_S", 0.05)
+    monkeypatch.setattr("replay.chunk_log.sharded_log.PAUSE_S", 0.05)
     log.fails = 2
     other = make(tmp_path, log, fence=2, rows=False, sharded=sharded)
     assert log.fails == 0

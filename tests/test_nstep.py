@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replay.chunk import BOUNDARY, FIRST, TERMINATED, TRUNCATED, Chunk
-from replay.log import ChunkLog, MemoryLog
+from replay.chunk_log.memory_log import MemoryLog
+from replay.chunk_log.protocol import ChunkLog
 from replay.mirror import Mirror
 from replay.nstep import Closed, LaneWindows
 

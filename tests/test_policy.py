@@ -62,7 +62,7 @@ from learner.networks import NetworkSpec
 from actors.rollout import Place, Rollout
 from learner.weights import pack
 from replay.credit import Credit, pack_credit
-from replay.log import MemoryLog
+from replay.chunk_log.memory_log import MemoryLog
 import numpy as np
 env = EnvConfig(id="CartPole-v1")
 envs, log = make_lanes(env, 2), MemoryLog()

@@ -13,8 +13,8 @@ from chunk_makers import CODEC, SCHEMA, FakeActor, append, reader_on
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from replay.chunk_log.memory_log import MemoryLog
 from replay.config import PrioritisedConfig, ReplayConfig
-from replay.log import MemoryLog
 from replay.mirror import Mirror
 from replay.nstep import Closed
 from replay.samplers import make_sampler

@@ -13,9 +13,10 @@ from waiting import frozen, until
 from deploy.valkey import EmbeddedServer
 from learner.publisher import CREDIT_EVERY_S, Publisher
 from learner.weights import pack
+from replay.chunk_log.memory_log import MemoryLog
+from replay.chunk_log.protocol import Fenced, LogError, Refused, Status, Unavailable
+from replay.chunk_log.redis_log import RedisLog
 from replay.credit import Credit, pack_credit
-from replay.log import Fenced, LogError, MemoryLog, Refused, Status, Unavailable
-from replay.redis_log import RedisLog
 
 DEADLINE_S = 20.0
 
@@ -91,7 +92,7 @@ def test_the_thread_renews_the_credit_of_a_real_server(
     publisher(log).set(plenty(), weights(1))
     until(lambda: actor.status(0).credit, "the credit")
     assert version_on(actor) == 1
-    admin = RedisLog(server_url, run_name)._client
+    admin = RedisLog(server_url, run_name).redis
     for _ in range(3):
         admin.pexpire(log.credit_key, 2_000)
         until(lambda: admin.pttl(log.credit_key) > 2_000, "the credit is renewed")

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from learner.checkpoint import pack
 from replay.chunk import BOUNDARY, FIRST, MOST_VERSION, Chunk, Codec, Counters, encode
+from replay.chunk_log.memory_log import MemoryLog
+from replay.chunk_log.protocol import ChunkId, ChunkLog, Entry, Fenced, Unavailable
 from replay.ledger import Reading, Unbalanced
-from replay.log import ChunkId, ChunkLog, Entry, Fenced, MemoryLog, Unavailable
 from replay.mirror import Mirror
 from replay.quarantine import QUARANTINED
 from replay.reader import Reader

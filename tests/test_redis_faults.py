@@ -30,9 +30,10 @@ from deploy.config import RunConfig
 from deploy.run_dir import RunDirectory
 from deploy.valkey import EmbeddedServer, acl_rules, find_server
 from learner.checkpoint import pack
+from replay.chunk_log.protocol import FENCE_SHIFT, ChunkId, Fenced, Refused, Status
+from replay.chunk_log.redis_client import TIMEOUT_S
+from replay.chunk_log.redis_log import RedisLog
 from replay.config import ReplayConfig
-from replay.log import FENCE_SHIFT, ChunkId, Fenced, Refused, Status
-from replay.redis_log import TIMEOUT_S, RedisLog
 
 HOLD_S = 1.0
 CHUNK_ROWS = ACTORS.lanes * ACTORS.chunk_steps

@@ -30,10 +30,11 @@ from deploy.run_dir import RunDirectory
 from deploy.valkey import EmbeddedServer, acl_rules
 from replay.about import About, SlotAbout
 from replay.chunk import Chunk
+from replay.chunk_log.inspector import RunInspector
+from replay.chunk_log.protocol import FENCE_SHIFT, ChunkId, WeightsHeader
+from replay.chunk_log.redis_log import RedisLog
+from replay.chunk_log.urls import public_url
 from replay.ledger import Slot, Totals
-from replay.log import FENCE_SHIFT, ChunkId, WeightsHeader
-from replay.redis_log import RedisLog, public_url
-from replay.run_keys import RunKeys
 
 START_S = 60.0
 
@@ -64,8 +65,8 @@ def log(own_server: EmbeddedServer) -> Iterator[RedisLog]:
 
 
 @pytest.fixture
-def keys(own_server: EmbeddedServer) -> Iterator[RunKeys]:
-    with closing(RunKeys(own_server.url("reader"), RUN)) as opened:
+def keys(own_server: EmbeddedServer) -> Iterator[RunInspector]:
+    with closing(RunInspector(own_server.url("reader"), RUN)) as opened:
         yield opened
 
 
@@ -97,7 +98,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[in
 # -- what a stream holds
 
 
-def test_rows_stored_are_exact_over_incarnations_trims_and_refused_chunks(log: RedisLog, keys: RunKeys) -> None:
+def test_rows_stored_are_exact_over_incarnations_trims_and_refused_chunks(log: RedisLog, keys: RunInspector) -> None:
     """By the headers at both ends of each incarnation, compared with all chunks read one by one."""
     actor = FakeActor(lanes=2)
     sent: list[Chunk] = []
@@ -122,7 +123,7 @@ def test_rows_stored_are_exact_over_incarnations_trims_and_refused_chunks(log: R
     assert keys.stored(0, CODEC)[:2] == (0, 0)
 
 
-def test_rows_that_cannot_be_known_are_not_guessed(log: RedisLog, keys: RunKeys) -> None:
+def test_rows_that_cannot_be_known_are_not_guessed(log: RedisLog, keys: RunInspector) -> None:
     actor = FakeActor()
     actor.send(log)
     bad = actor.chunk()
@@ -204,14 +205,14 @@ def test_a_learner_that_is_gone_and_chunks_that_cannot_be_read_show(
 
 
 def test_slots_on_several_servers_are_shown_together(
-    server_binary: Path, own_server: EmbeddedServer, log: RedisLog, keys: RunKeys
+    server_binary: Path, own_server: EmbeddedServer, log: RedisLog, keys: RunInspector
 ) -> None:
     with EmbeddedServer(RUN, 64 << 20, binary=server_binary) as second:
         other = RedisLog(second.url("learner"), RUN)
         other.describe(1, described(2))
         FakeActor(0).send(log)
         FakeActor(1).send(other, 7)
-        with closing(other), closing(RunKeys(second.url("reader"), RUN)) as more:
+        with closing(other), closing(RunInspector(second.url("reader"), RUN)) as more:
             said = About.unpack(other.description() or b"")
             for servers in ([keys, more], [more, keys]):
                 assert [line.rows for line in replay_stats.measure(servers, said, CODEC)] == [4, 7]

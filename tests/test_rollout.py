@@ -23,7 +23,8 @@ from actors.rollout import Place, Rollout
 from learner.networks import NetworkSpec
 from learner.weights import pack
 from replay.chunk import BOUNDARY, FIRST, TERMINATED, TRUNCATED, Chunk, Codec, Schema, check_order
-from replay.log import ChunkId, Fenced, Full, LogError, MemoryLog, Refused, Status, Unavailable
+from replay.chunk_log.memory_log import MemoryLog
+from replay.chunk_log.protocol import ChunkId, Fenced, Full, LogError, Refused, Status, Unavailable
 
 RUN, SLOT, INCARNATION = "a-run", 3, 2
 SCHEMA = Schema((3,), "float32", 2)

@@ -26,7 +26,8 @@ from actors.rollout import Place, Rollout
 from learner.networks import NetworkSpec
 from learner.weights import pack
 from replay.chunk import BOUNDARY, TERMINATED, TRUNCATED, Codec
-from replay.log import ChunkId, MemoryLog
+from replay.chunk_log.memory_log import MemoryLog
+from replay.chunk_log.protocol import ChunkId
 from replay.state import State
 
 PLACE = Place("a-run", 7, 1, 3, 2)

@@ -7,7 +7,7 @@ import pytest
 from chunk_makers import CODEC, SCHEMA, FakeActor, reader_on
 
 from replay.chunk import BOUNDARY
-from replay.log import MemoryLog
+from replay.chunk_log.memory_log import MemoryLog
 from replay.mirror import Mirror
 from replay.samplers.uniform import UniformSampler
 

@@ -22,8 +22,8 @@ from waiting import until
 
 from deploy.config import ConfigError
 from deploy.secrets_dir import write_secrets
-from replay.log import ChunkId, Refused, Unavailable
-from replay.redis_log import RedisLog
+from replay.chunk_log.protocol import ChunkId, Refused, Unavailable
+from replay.chunk_log.redis_log import RedisLog
 
 SCRIPTS = ROOT / "deploy" / "ray"
 RUN = "mine"

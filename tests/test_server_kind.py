@@ -26,9 +26,9 @@ from deploy.launch import check, check_values
 from deploy.plan import chunk_bytes
 from deploy.valkey import EmbeddedServer, acl_rules
 from replay.chunk import Schema
-from replay.log import ChunkId, Refused
-from replay.redis_log import RedisLog
-from replay.server_kind import Bounds
+from replay.chunk_log.protocol import ChunkId, Refused
+from replay.chunk_log.redis_log import RedisLog
+from replay.chunk_log.server_kind import Bounds
 
 MIB = 1 << 20
 HUGE = Schema((36_000_000,), "uint8", 2)

@@ -32,10 +32,12 @@ from learner.networks import NetworkConfig
 from learner.publisher import STOP_S, Publisher
 from learner.weights import pack, unpack, version
 from replay.chunk import Schema
+from replay.chunk_log import READER_TIMEOUT_S, open_sharded_log
+from replay.chunk_log.memory_log import MemoryLog
+from replay.chunk_log.protocol import ChunkId, Entry, Fenced, LogError, Memory, Refused, Unavailable
+from replay.chunk_log.redis_log import RedisLog
+from replay.chunk_log.sharded_log import PAUSE_S, Pauses, ShardedLog, shard_of
 from replay.config import ReplayConfig
-from replay.log import ChunkId, Entry, Fenced, LogError, Memory, MemoryLog, Refused, Unavailable
-from replay.redis_log import RedisLog
-from replay.sharded_log import PAUSE_S, READ_TIMEOUT_S, Pauses, ShardedLog, shard_of
 
 SERVERS, SLOTS = 3, 6
 SLICE_S = 0.1
@@ -47,7 +49,7 @@ PUBLISH_ONCE = LEARNER.model_copy(update={"publish_every_updates": 10**9})
 
 
 class Counting(Publisher):
-    """Counts the reader's calls that a server did not answer: each kept the learner waiting for READ_TIMEOUT_S."""
+    """Counts the reader's calls that a server did not answer: each kept the learner waiting for READER_TIMEOUT_S."""
 
     def __init__(self, *arguments: Any) -> None:
         self.waits: Counter[int] = Counter()
@@ -67,7 +69,7 @@ class Herd:
         first, *others = (RedisLog(url, run) for url in urls)
         self.publisher = Counting(first, 1, others)
         self.publisher.start()
-        log = ShardedLog([RedisLog(url, run, timeout_s=READ_TIMEOUT_S) for url in urls], self.publisher)
+        log = open_sharded_log(urls, run, "reader", self.publisher)
         schema = Schema((4,), "float32", 2)
         self.loop = LearnerLoop(run, log, self.publisher, schema, REPLAY, config, fence=1, seed=1)
         self.loop.expect(range(SLOTS), ACTORS.lanes * ACTORS.chunk_steps)
@@ -448,7 +450,7 @@ def test_a_frozen_server_pauses_its_slots_only_and_nothing_is_lost(server_binary
     with herd_on(server_binary, run_name) as herd:
         before = herd.publisher.waits[1]
         with frozen(herd.servers[1]):
-            until_s = time.monotonic() + 4 * READ_TIMEOUT_S
+            until_s = time.monotonic() + 4 * READER_TIMEOUT_S
             herd.train_until(lambda: time.monotonic() > until_s, "the freeze")
             chunks = {slot: herd.read(slot) for slot in (1, 4)}
             herd.train_until_read([0, 2, 3, 5], 10)

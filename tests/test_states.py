@@ -44,14 +44,15 @@ from learner.weights import pack as pack_weights
 from replay.assembler import NStepAssembler
 from replay.buffer import ReplayBuffer, Stored
 from replay.chunk import Counters, Schema
+from replay.chunk_log.memory_log import MemoryLog
+from replay.chunk_log.protocol import ChunkId, ChunkLog
+from replay.chunk_log.redis_log import RedisLog
 from replay.config import ReplayConfig
 from replay.ledger import Slot, Totals
 from replay.limiter import Limiter
-from replay.log import ChunkId, ChunkLog, MemoryLog
 from replay.mirror import Mirror
 from replay.nstep import LaneWindows
 from replay.reader import Reader
-from replay.redis_log import RedisLog
 from replay.samplers.prioritised import PrioritisedSampler
 from replay.samplers.uniform import UniformSampler
 from replay.state import State

@@ -23,7 +23,7 @@ from learner.config import LearnerConfig
 from learner.learner import Learner
 from replay import storage as storage_module
 from replay.chunk import Schema
-from replay.log import MemoryLog
+from replay.chunk_log.memory_log import MemoryLog
 from replay.mirror import Mirror
 from replay.storage import CannotFit, Device, Memmap, Ram, Storage, available_memory, check_fit, make_storage
 

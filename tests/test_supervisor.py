@@ -20,7 +20,7 @@ from actors.restarts import CrashLoopError, NotNowError, Rebuilt, Restarts, caus
 from actors.rollout import Heartbeat, Work
 from actors.supervisor import Screening, Silence, Supervisor
 from replay.chunk import Counters
-from replay.log import Refused
+from replay.chunk_log.protocol import Refused
 
 DIED = ray.exceptions.ActorDiedError()
 ALIVE = Heartbeat(Counters(), ())

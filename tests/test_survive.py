@@ -15,7 +15,7 @@ import pytest
 from cli_runs import Finished, Run, qherd, running, summary
 
 from learner.checkpoint import names, read
-from replay.log import FENCE_SHIFT
+from replay.chunk_log.protocol import FENCE_SHIFT
 
 START_S, STOP_S, INTERRUPTED = 60.0, 25.0, 75
 ACTOR, LEARNER, EVALUATOR = (f"ray::{kind}Worker" for kind in ("Actor", "Learner", "Evaluator"))

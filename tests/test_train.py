@@ -43,7 +43,7 @@ from learner.learner import host_arrays
 from learner.phases import Phases
 from learner.weights import pack
 from replay import logs
-from replay.log import Unavailable
+from replay.chunk_log.protocol import Unavailable
 
 ENV_STEPS = 2500
 SPEEDS = (

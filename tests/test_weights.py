@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from learner.weights import pack, unpack, version
-from replay.log import WEIGHTS_HEADER_BYTES, WeightsHeader
+from replay.chunk_log.protocol import WEIGHTS_HEADER_BYTES, WeightsHeader
 
 ARRAYS = {
     "head.linear.weight": np.arange(6, dtype=np.float32).reshape(2, 3).T,

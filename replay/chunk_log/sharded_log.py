@@ -11,11 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
-from replay.log import ChunkId, ChunkLog, Entry, LogError, Memory, Status, Unavailable, unless_away
-
-READ_TIMEOUT_S = 1.0
-"""The learner's reader waits this long for progress of a server. To leave a slow one alone costs nothing (its chunks
-stay where they are), to wait for it costs the updates of all others'."""
+from replay.chunk_log.protocol import ChunkId, ChunkLog, Entry, LogError, Memory, Status, Unavailable, unless_away
 
 PAUSE_S = 10.0
 """How long a server that did not answer is left alone by those who have nobody to ask how it is."""

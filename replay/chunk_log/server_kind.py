@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import redis
 
-from replay.log import Refused
+from replay.chunk_log.protocol import Refused
 
 MIN_SERVER = 7
 PROBE_S = 2.0

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from replay.chunk import BadChunk, Chunk, Codec
-from replay.redis_log import RedisLog, parse_id
+from replay.chunk_log.redis_log import RedisLog
+from replay.chunk_log.redis_streams import parse_id
 
 SCAN_COUNT = 1000
 UNLINK_KEYS = 100
@@ -23,25 +24,25 @@ class Stored(NamedTuple):
     newest: Chunk | None
 
 
-class RunKeys(RedisLog):
+class RunInspector(RedisLog):
     """One run's keys on one server, for whoever looks after them."""
 
     def alive(self) -> bool:
         """Whether the run's learner has renewed the credit within the last seconds."""
-        return self._call(lambda: self._client.get(self.credit_key)) is not None
+        return self.call(lambda: self.redis.get(self.credit_key)) is not None
 
     def ping(self) -> None:
         """One round trip, which every role may make."""
-        self._call(self._client.ping)
+        self.call(self.redis.ping)
 
     def cpu_seconds(self) -> float:
         """CPU seconds that the server has taken. Raises Refused where this user may not ask."""
-        info = self._call(lambda: self._client.info("cpu"))
+        info = self.call(lambda: self.redis.info("cpu"))
         return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
 
     def nonce(self) -> str | None:
         """What the run's name is claimed with; see ``ChunkLog.claim``."""
-        held: bytes | None = self._call(lambda: self._client.get(self.meta_key))
+        held: bytes | None = self.call(lambda: self.redis.get(self.meta_key))
         return None if held is None else held.decode(errors="replace")
 
     def stored(self, slot: int, codec: Codec) -> Stored:
@@ -51,8 +52,8 @@ class RunKeys(RedisLog):
         rows of its last chunk - those of its first + the first's own.
         """
         key = self.chunks_key(slot)
-        chunks: int = self._call(lambda: self._client.xlen(key))
-        memory: int | None = self._call(lambda: self._client.memory_usage(key))
+        chunks: int = self.call(lambda: self.redis.xlen(key))
+        memory: int | None = self.call(lambda: self.redis.memory_usage(key))
         rows: int | None = 0
         newest, incarnation = None, 0
         while oldest := self._first_from(key, incarnation):
@@ -68,41 +69,41 @@ class RunKeys(RedisLog):
 
     def newest(self, slot: int, codec: Codec) -> Chunk | None:
         """The last chunk of a slot's stream; None where there is none that can be read."""
-        return _decoded(self._call(lambda: self._client.xrevrange(self.chunks_key(slot), count=1)), slot, codec)
+        return _decoded(self.call(lambda: self.redis.xrevrange(self.chunks_key(slot), count=1)), slot, codec)
 
     def _first_from(self, key: str, incarnation: int) -> list[Any]:
         """The first entry of a stream from this incarnation on, if any."""
-        entries: list[Any] = self._call(lambda: self._client.xrange(key, incarnation, "+", 1))
+        entries: list[Any] = self.call(lambda: self.redis.xrange(key, incarnation, "+", 1))
         return entries
 
     def _last_of(self, key: str, incarnation: int) -> list[Any]:
         """The last entry of this incarnation, if any."""
-        entries: list[Any] = self._call(lambda: self._client.xrevrange(key, incarnation, incarnation, 1))
+        entries: list[Any] = self.call(lambda: self.redis.xrevrange(key, incarnation, incarnation, 1))
         return entries
 
     def runs(self) -> list[str]:
         """The names of all runs that have keys on this server."""
-        found = self._call(lambda: set(self._scan("qherd:*:*")))
+        found = self.call(lambda: set(self._scan("qherd:*:*")))
         return sorted({key.decode(errors="replace").split(":")[1] for key in found})
 
     def keys(self) -> list[bytes]:
         """All keys of this run and of no other, the one that claims its name last."""
         pattern = re.sub(r"([][*?^\\-])", r"\\\1", self._prefix) + "*"
         prefix, meta = self._prefix.encode(), self.meta_key.encode()
-        found = self._call(lambda: {key for key in self._scan(pattern) if key.startswith(prefix)})
+        found = self.call(lambda: {key for key in self._scan(pattern) if key.startswith(prefix)})
         return sorted(found, key=lambda key: (key == meta, key))
 
     def memory_bytes(self, keys: Iterable[bytes]) -> int:
         """Memory that these keys take on the server."""
 
         def ask() -> list[Any]:
-            pipe = self._client.pipeline(transaction=False)
+            pipe = self.redis.pipeline(transaction=False)
             for key in keys:
                 pipe.memory_usage(key)
             replies: list[Any] = pipe.execute()
             return replies
 
-        return sum(reply or 0 for reply in self._call(ask))
+        return sum(reply or 0 for reply in self.call(ask))
 
     def remove(self, keys: list[bytes]) -> int:
         """Remove these keys, in their order; returns how many there still were."""
@@ -112,11 +113,11 @@ class RunKeys(RedisLog):
         return removed
 
     def _unlink(self, batch: list[bytes]) -> int:
-        count: int = self._call(lambda: self._client.unlink(*batch))
+        count: int = self.call(lambda: self.redis.unlink(*batch))
         return count
 
     def _scan(self, pattern: str) -> Iterator[bytes]:
-        yield from self._client.scan_iter(match=pattern, count=SCAN_COUNT)
+        yield from self.redis.scan_iter(match=pattern, count=SCAN_COUNT)
 
 
 def _decoded(entries: list[Any], slot: int, codec: Codec) -> Chunk | None:
