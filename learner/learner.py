@@ -72,7 +72,7 @@ class Learner:
         gradient.zero_()
         loss.backward()  # type: ignore[no-untyped-call]
         self.collective.mean_(gradient)
-        grad_norm = torch.linalg.vector_norm(gradient)
+        grad_norm: Tensor = torch.linalg.vector_norm(gradient)
         gradient.mul_((self.config.max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0))
         # The loss counts, too: Huber's gradient is bounded, so it stays finite where the loss overflows. The loss is of
         # this learner's own batch, so all have to agree: one that skipped alone would have other weights for good.

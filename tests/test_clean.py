@@ -22,7 +22,7 @@ from deploy.cli import main
 from deploy.config import RunConfig
 from deploy.run_dir import RunDirectory
 from deploy.valkey import EmbeddedServer
-from replay import run_keys
+from replay.chunk_log import inspector
 from replay.chunk_log.inspector import RunInspector
 from replay.chunk_log.protocol import ChunkId
 from replay.chunk_log.redis_log import RedisLog
@@ -106,7 +106,7 @@ def test_one_runs_keys_go_and_everything_else_stays(
     url: str, admin: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit, also names that share a prefix or look like patterns; and in batches."""
-    monkeypatch.setattr(run_keys, "UNLINK_KEYS", 7)
+    monkeypatch.setattr(inspector, "UNLINK_KEYS", 7)
     for key in STRANGERS:
         admin.set(key, "theirs")
     fill(url, "a-b")

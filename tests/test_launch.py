@@ -14,7 +14,7 @@ from deploy.config import ConfigError, RunConfig
 from deploy.launch import check, probe_env
 from deploy.plan import backstop_chunks, check_limiter, check_windows, chunk_rows, server_bytes
 from deploy.valkey import EmbeddedServer
-from learner.loop import TRIM_SHARE
+from learner.log_upkeep import TRIM_SHARE
 from replay.chunk import Chunk, Counters, Schema, encode
 from replay.chunk_log.protocol import ChunkId
 from replay.chunk_log.redis_log import RedisLog

@@ -22,7 +22,7 @@ from proxy import Proxy
 from waiting import frozen, until
 
 from deploy.valkey import EmbeddedServer, acl_rules
-from replay.chunk_log import redis_log
+from replay.chunk_log import redis_client
 from replay.chunk_log.memory_log import MemoryLog
 from replay.chunk_log.protocol import (
     CREDIT_MS,
@@ -548,7 +548,7 @@ def test_append_interrupted_among_its_replies(
     learner, log = connect_redis(), RedisLog(proxy.url, run_name)
     learner.publish(1, plenty(), weights(1, 1))
     log.append(0, FIRST, b"first")
-    read_reply = redis_log._reply
+    read_reply = redis_client._reply
     replies = iter([read_reply])
 
     def interrupted(connection: Any) -> Any:
@@ -558,7 +558,7 @@ def test_append_interrupted_among_its_replies(
 
     proxy.reply_bytes = XADD_REPLY
     with monkeypatch.context() as patched:
-        patched.setattr(redis_log, "_reply", interrupted)
+        patched.setattr(redis_client, "_reply", interrupted)
         with pytest.raises(KeyboardInterrupt):
             log.append(0, ChunkId(1, 2), b"second")
     proxy.reply_bytes = None
