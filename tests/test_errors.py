@@ -19,7 +19,7 @@ from deploy.valkey import ServerStartError
 from learner.checkpoint import CheckpointError
 from learner.report import Diverged
 from replay.chunk_log.protocol import LogError
-from replay.chunk_log.redis_log import UrlError
+from replay.chunk_log.urls import UrlError
 from replay.errors import QherdError
 from replay.storage import CannotFit
 
