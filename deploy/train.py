@@ -165,12 +165,13 @@ def _run(
     ):
         logging_ends.callback(log_file(config, directory, "driver").start())
         display = Display(directory.run, config, stop.ask, stdout)
-        with display, failures_logged(LOG):
+        with display:
             _from_start_to_end(config, directory, schema, outcome, stop, display, new=new, changed=changed)
         display.print(_farewell(directory, outcome))
     return INTERRUPTED if outcome.reason == "interrupted" else 0
 
 
+@failures_logged(LOG)
 def _from_start_to_end(
     config: RunConfig,
     directory: RunDirectory,

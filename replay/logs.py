@@ -7,18 +7,21 @@ Each part has a logger of its own: ``qherd.actor``, ``qherd.evaluator``, ``qherd
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import re
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, ParamSpec, TypeVar
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Level = Literal["debug", "info", "warning"]
 MAX_BYTES = 5 << 20
 """A file that would become longer is renamed to ``NAME.log.1``, in place of the one before."""
@@ -63,19 +66,28 @@ class LogFile:
         return stop
 
 
-@contextlib.contextmanager
-def failures_logged(logger: logging.Logger, *expected: type[BaseException]) -> Iterator[None]:
-    """Logs what the block raises, with its traceback, and lets it pass. ``expected`` exceptions are not logged."""
-    try:
-        yield
-    except expected:
-        raise
-    except Exception as error:
-        logger.error("failed: %s: %s", type(error).__name__, error, exc_info=True)
-        raise
-    except BaseException as error:  # a signal, or an environment that calls sys.exit()
-        logger.warning("interrupted by %r", error)
-        raise
+def failures_logged(
+    logger: logging.Logger, *expected: type[BaseException]
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Has what a function raises logged with its traceback, and passed on. ``expected`` exceptions are not logged."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return function(*args, **kwargs)
+            except expected:
+                raise
+            except Exception as error:
+                logger.error("failed: %s: %s", type(error).__name__, error, exc_info=True)
+                raise
+            except BaseException as error:  # a signal, or an environment that calls sys.exit()
+                logger.warning("interrupted by %r", error)
+                raise
+
+        return call
+
+    return decorate
 
 
 class _Stream(logging.StreamHandler[IO[str]]):
