@@ -27,8 +27,8 @@ class Setbacks:
         self.failing = ""
         """Why nothing can be evaluated, from the time that the budget is used up to the next verdict."""
 
-    def failed(self, error: Exception) -> float:
-        """Book a failure and say it. Returns the seconds to wait before the next try, infinite after the last one."""
+    def died(self, error: Exception) -> float:
+        """Counts a failure and reports it. Returns the seconds to wait before the next try, infinity after the last."""
         self._hung = self._hung + 1 if isinstance(error, EvaluationHangs) else 0
         if self._hung >= HANGS:
             self.restarts.total += 1

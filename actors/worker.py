@@ -66,7 +66,7 @@ class ActorWorker:
         """See ``Rollout.collect``."""
         return self._rollout.collect(seconds)
 
-    def place(self, slots: int) -> tuple[float, ...]:
+    def set_slot_count(self, slots: int) -> tuple[float, ...]:
         """See ``Rollout.place``."""
         ACTOR.info("one of %d slots from now on", slots)
         return self._rollout.place(slots)

@@ -252,14 +252,14 @@ class InlineSession(Breakable):
 
     def _restart_evaluator(self, error: Exception) -> None:
         """Another evaluator goes on with the next seeds. Where there are too many no policy is judged for a while."""
-        wait_s = self._setbacks.failed(error)
+        wait_s = self._setbacks.died(error)
         if self._setbacks.failing:
             self._not_before_s = time.monotonic() + wait_s
         try:
             with _aloud(self._say, "the evaluator is still making its environments"):
                 self._evaluator.restart()
         except Exception as again:  # whatever its constructor raises
-            self._not_before_s = time.monotonic() + self._setbacks.failed(again)
+            self._not_before_s = time.monotonic() + self._setbacks.died(again)
 
     def stop(
         self, deadline_s: float, policy: bytes | None = None, skip: Callable[[], bool] = lambda: False

@@ -103,11 +103,13 @@ class RaySession:
         opened.result()
         self._stop.check()
 
-        from actors.supervisor import Screening, Silence, Supervisor
+        from actors.supervision.actor_supervisor import ActorSupervisor
+        from actors.supervision.evaluator_supervisor import EvaluatorSupervisor
+        from actors.supervision.stall import StallDetector
         from deploy.learner_seat import LearnerSeat
 
         budget = config.actors.restarts
-        self._silence = Silence(config.actors.silence_s)
+        self._stall = StallDetector(config.actors.silence_s)
         self._server_restarts = Restarts("the replay server", budget)
         identity = Identity.here()
         self._make_room()
@@ -120,10 +122,10 @@ class RaySession:
         if resumes and (resumed := self._seat.started(lambda: self._short_of_room(learner=True))) is not None:
             self._directory.rewind(resumed)
             incarnations = resumed.incarnations
-        self._supervisor = Supervisor(
+        self._supervisor = ActorSupervisor(
             self._actor_starter(identity, urls, incarnations), config.actors, config.env.id, self._say
         )
-        self._screening = Screening(
+        self._screening = EvaluatorSupervisor(
             self._evaluator_starter(identity),
             self._seat.candidate,
             config.eval,
@@ -273,7 +275,7 @@ class RaySession:
         return self._seat.heard and self._supervisor.alive > 0
 
     def told(self) -> str:
-        return self._supervisor.told()
+        return self._supervisor.status_line()
 
     def advance(self) -> Progress:
         import ray
@@ -285,10 +287,10 @@ class RaySession:
             self._supervisor.tick()
             if self._short_of_room(not self._seat.heard, self._supervisor.starting):
                 self._seat.excuse()
-                self._supervisor.excuse()
-                self._silence.excuse()
+                self._supervisor.reset_silence()
+                self._stall.reset()
             if self._supervisor.starting and not self._supervisor.alive:  # environments may take minutes to make
-                self._silence.excuse()
+                self._stall.reset()
             if reported:  # a learner that says nothing is the seat's to notice
                 self._check_silence()
             result = self._screening.tick(learning=self._seat.works and self._figures.get("updates", 0) > 0)
@@ -323,7 +325,7 @@ class RaySession:
         report, resumed = found
         if resumed is not None:
             self._rewind(resumed)
-            self._silence.excuse()
+            self._stall.reset()
         self._take(report)
         self._register_metrics()
         return True
@@ -356,10 +358,10 @@ class RaySession:
         return {figure: self._before.get(figure, 0) + getattr(work, name) for name, figure in WORK.items()}
 
     def _check_silence(self) -> None:
-        if self._silence.too_long(self._figures):
+        if self._stall.stalled(self._figures):
             raise RunFailedError(
                 f"no env step has come in for {self._config.actors.silence_s:g} s (actors.silence_s), though "
-                f"actors have credit: {self._supervisor.told()}"
+                f"actors have credit: {self._supervisor.status_line()}"
             )
 
     def _tend_server(self) -> None:
@@ -412,12 +414,13 @@ class RaySession:
         self._supervisor.scale(count)
 
     def _settle(self, request: Request, since_s: float) -> None:
-        floors = self._supervisor.settled()
+        floors = self._supervisor.ladder_if_scaled()
         if floors is not None:
             epsilon = {str(slot): floor for slot, floor in floors.items()}
             self._desk.answer(replace(request, state="done", epsilon=epsilon))
         elif time.monotonic() - since_s > SETTLE_S:
-            told = f"{request.told}; after {SETTLE_S:.0f} s not all of them have answered: {self._supervisor.told()}"
+            status = self._supervisor.status_line()
+            told = f"{request.told}; after {SETTLE_S:.0f} s not all of them have answered: {status}"
             self._desk.answer(replace(request, state="late", told=told))
         else:
             return

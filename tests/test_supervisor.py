@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import ray
 
-from actors import supervisor
 from actors.config import ActorConfig, EvalConfig
 from actors.evaluator import Episodes, Verdict
 from actors.restarts import CrashLoopError, NotNowError, Rebuilt, Restarts, cause
 from actors.rollout import Heartbeat, Work
-from actors.supervisor import Screening, Silence, Supervisor
+from actors.supervision import actor_slot, actor_supervisor, calls, departures, evaluator_supervisor
+from actors.supervision.actor_supervisor import ActorSupervisor
+from actors.supervision.evaluator_supervisor import POLICY_S, SENT_S, EvaluatorSupervisor
+from actors.supervision.stall import StallDetector
 from replay.chunk import Counters
 from replay.chunk_log.protocol import Refused
 
@@ -51,7 +53,9 @@ class Handle:
     """An actor's handle, for any of the methods that are called."""
 
     def __init__(self) -> None:
-        self.collect, self.flush, self.screen, self.place, self.close, self.holdout = (Method() for _ in range(6))
+        self.collect, self.flush, self.screen, self.set_slot_count, self.close, self.holdout = (
+            Method() for _ in range(6)
+        )
 
 
 class FakeRay:
@@ -89,20 +93,22 @@ class FakeRay:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     made = FakeRay()
-    monkeypatch.setattr(supervisor, "ray", made)
-    monkeypatch.setattr(supervisor, "time", made)
+    for module in (actor_supervisor, calls, departures, evaluator_supervisor):
+        monkeypatch.setattr(module, "ray", made)
     return made
 
 
 class Herd:
     """A supervisor with its handles in the order they were started."""
 
-    def __init__(self, slots: int = 2, restarts: int = 3) -> None:
+    def __init__(self, fake: FakeRay, slots: int = 2, restarts: int = 3) -> None:
         self.started: list[tuple[int, Handle]] = []
         self.said: list[str] = []
         self.failures: list[Exception] = []
         config = ActorConfig(count=slots, restarts=restarts, step_timeout_s=10.0, flush_s=2.0)
-        self.supervisor = Supervisor(self.start, config, "Bridge-v0", self.said.append, jitter=lambda: 1.0)
+        self.supervisor = ActorSupervisor(
+            self.start, config, "Bridge-v0", self.said.append, jitter=lambda: 1.0, clock=fake.monotonic
+        )
 
     def start(self, slot: int) -> Handle:
         if self.failures:
@@ -113,7 +119,7 @@ class Herd:
 
 def test_two_calls_are_in_flight(fake: FakeRay) -> None:
     """An answered call is replaced by another, an open one is left alone; tick never waits."""
-    herd = Herd()
+    herd = Herd(fake)
     (_, first), (_, second) = herd.started
     assert [len(handle.collect.calls) for handle in (first, second)] == [2, 2]
     assert herd.supervisor.alive == 0
@@ -130,7 +136,7 @@ def test_two_calls_are_in_flight(fake: FakeRay) -> None:
 
 def test_a_dead_actor_restarts_after_a_pause(fake: FakeRay) -> None:
     """Its slot only, as a new actor, with the old one killed for good; the text says who died of what."""
-    herd = Herd()
+    herd = Herd(fake)
     for _, handle in herd.started:
         handle.collect.calls[0].finish()
     herd.supervisor.tick()
@@ -157,7 +163,7 @@ def heartbeat(incarnation: int, rows: int) -> Heartbeat:
 
 def test_what_a_dead_actor_had_made_is_told_by_incarnation(fake: FakeRay) -> None:
     """As its last heartbeat counted it; of one that never answered nothing is known; the newest few are kept."""
-    herd = Herd(restarts=1000)
+    herd = Herd(fake, restarts=1000)
     herd.started[0][1].collect.calls[0].finish(heartbeat(1, 96))
     herd.supervisor.tick()
     herd.started[0][1].collect.calls[-1].finish(heartbeat(1, 128))
@@ -178,7 +184,7 @@ def test_what_a_dead_actor_had_made_is_told_by_incarnation(fake: FakeRay) -> Non
 
 
 def test_both_calls_of_a_dead_actor_are_one_death(fake: FakeRay) -> None:
-    herd = Herd(slots=1)
+    herd = Herd(fake, slots=1)
     for call in herd.started[0][1].collect.calls:
         call.finish(DIED)
     herd.supervisor.tick()
@@ -189,7 +195,7 @@ def test_both_calls_of_a_dead_actor_are_one_death(fake: FakeRay) -> None:
 
 def test_a_crash_loop_ends_the_run_loudly(fake: FakeRay) -> None:
     """Beyond its budget, with the reason; the pauses grow meanwhile."""
-    herd = Herd(slots=1, restarts=2)
+    herd = Herd(fake, slots=1, restarts=2)
     for pause_s in (0.5, 1.0):
         herd.started[-1][1].collect.calls[0].finish(DIED)
         herd.supervisor.tick()
@@ -219,7 +225,7 @@ def test_old_deaths_are_forgotten(fake: FakeRay) -> None:
 
 def test_what_they_died_of_is_counted(fake: FakeRay) -> None:
     """Over all slots, by the name of the error's type; what was raised in the actor counts, not Ray's wrapping."""
-    herd = Herd()
+    herd = Herd(fake)
     for slot, error in ((0, DIED), (1, raised_in_an_actor(ValueError("the moon"))), (1, DIED)):
         next(handle for at, handle in reversed(herd.started) if at == slot).collect.calls[0].finish(error)
         herd.supervisor.tick()
@@ -261,14 +267,14 @@ def quiet(herd: Herd, fake: FakeRay, seconds: float, tick_s: float = 0.25) -> No
         herd.supervisor.tick()
 
 
-LIMIT_S = supervisor.COLLECT_S + 2.0 + 20.0 + 10.0
+LIMIT_S = actor_slot.COLLECT_S + 2.0 + 20.0 + 10.0
 """collect's own seconds, flush_s, four calls on the log, step_timeout_s."""
 
 
 def test_an_actor_that_hangs_is_killed_and_restarted(fake: FakeRay) -> None:
     """Only that one, no sooner than all that it may wait for is over; the text names the environment, the option and
     where it was."""
-    herd = Herd(slots=2)
+    herd = Herd(fake, slots=2)
     (_, hangs), (_, works) = herd.started
     hangs.collect.calls[0].finish(Heartbeat(Counters(env_steps=812), ()))
     for _ in range(int(LIMIT_S)):
@@ -290,7 +296,7 @@ def test_an_actor_that_hangs_is_killed_and_restarted(fake: FakeRay) -> None:
 
 def test_an_actor_that_answers_late_is_left_alone(fake: FakeRay) -> None:
     """Its silence is counted anew from each answer."""
-    herd = Herd(slots=1)
+    herd = Herd(fake, slots=1)
     for _ in range(5):
         quiet(herd, fake, LIMIT_S - 1)
         herd.started[0][1].collect.calls[-1].finish()
@@ -301,7 +307,7 @@ def test_an_actor_that_answers_late_is_left_alone(fake: FakeRay) -> None:
 def test_the_first_answer_may_take_longer(fake: FakeRay) -> None:
     """A cluster has to find a node, and 16 environments may take a minute each; also a restarted actor has that time.
     It is told who is still starting; and it is not for ever."""
-    herd, start_s = Herd(slots=1, restarts=1), 300 + 16 * 60
+    herd, start_s = Herd(fake, slots=1, restarts=1), 300 + 16 * 60
     quiet(herd, fake, start_s + LIMIT_S)
     assert fake.killed == []
     assert re.fullmatch(r"actors 0 are still making their 16 environments each, for 3\d s now", herd.said[0])
@@ -315,7 +321,7 @@ def test_the_first_answer_may_take_longer(fake: FakeRay) -> None:
 
 def test_a_driver_that_was_stopped_blames_nobody(fake: FakeRay) -> None:
     """An hour between two ticks is this process's own, whatever the actors did; the answers may not be in yet."""
-    herd = Herd(slots=1)
+    herd = Herd(fake, slots=1)
     herd.started[0][1].collect.calls[0].finish()
     herd.supervisor.tick()
     for _ in range(5):
@@ -327,7 +333,7 @@ def test_a_driver_that_was_stopped_blames_nobody(fake: FakeRay) -> None:
 
 
 def test_rebuilt_environments_are_said_and_counted(fake: FakeRay) -> None:
-    herd = Herd()
+    herd = Herd(fake)
     lines = ("lane 3: RuntimeError: the bridge is down, after env step 812 of it", "lane 4: OSError: gone, after ...")
     herd.started[1][1].collect.calls[0].finish(Heartbeat(Counters(), lines))
     herd.supervisor.tick()
@@ -356,7 +362,7 @@ def test_a_flood_of_rebuilt_environments_does_not_fill_the_terminal() -> None:
 
 def test_a_server_that_is_away_delays_a_restart(fake: FakeRay) -> None:
     """The next incarnation's number depends on it; that is no death of the actor's."""
-    herd = Herd(slots=1, restarts=1)
+    herd = Herd(fake, slots=1, restarts=1)
     herd.started[0][1].collect.calls[0].finish(DIED)
     herd.supervisor.tick()
     herd.failures = [NotNowError("frozen")] * 20
@@ -371,7 +377,7 @@ def test_a_server_that_is_away_delays_a_restart(fake: FakeRay) -> None:
 
 
 def test_a_server_that_refuses_ends_the_run(fake: FakeRay) -> None:
-    herd = Herd(slots=1)
+    herd = Herd(fake, slots=1)
     herd.started[0][1].collect.calls[0].finish(DIED)
     herd.supervisor.tick()
     fake.now += 10
@@ -382,7 +388,7 @@ def test_a_server_that_refuses_ends_the_run(fake: FakeRay) -> None:
 
 def test_an_actor_that_raises_closes_its_environments_before_it_ends(fake: FakeRay) -> None:
     """Its process lives; the one that takes its place does not wait for that."""
-    herd = Herd(slots=1)
+    herd = Herd(fake, slots=1)
     raises = herd.started[0][1]
     raises.collect.calls[0].finish(raised_in_an_actor(ValueError("a reward of nan")))
     herd.supervisor.tick()
@@ -399,7 +405,7 @@ def test_an_actor_that_raises_closes_its_environments_before_it_ends(fake: FakeR
 
 def test_stop_flushes_the_living_and_kills_all(fake: FakeRay) -> None:
     """Within one deadline; the dead are not asked, no new calls are made."""
-    herd = Herd()
+    herd = Herd(fake)
     herd.started[1][1].collect.calls[0].finish(DIED)
     herd.supervisor.tick()
     calls = len(herd.started[0][1].collect.calls)
@@ -420,14 +426,15 @@ def test_stop_flushes_the_living_and_kills_all(fake: FakeRay) -> None:
 
 
 class Screens:
-    """A Screening with its evaluators, and candidates named by number."""
+    """A supervisor of evaluators with those that it started, and candidates named by number."""
 
-    def __init__(self, share: float = 0.1, restarts: int = 1) -> None:
+    def __init__(self, fake: FakeRay, share: float = 0.1, restarts: int = 1) -> None:
         self.started: list[Handle] = []
         self.failures: list[Exception] = []
         self.candidates, self.said = 0, list[str]()
-        self.screening = Screening(
-            self.start, self.candidate, EvalConfig(cpu_share=share, timeout_s=60), restarts, self.said.append
+        config = EvalConfig(cpu_share=share, timeout_s=60)
+        self.screening = EvaluatorSupervisor(
+            self.start, self.candidate, config, restarts, self.said.append, clock=fake.monotonic
         )
 
     def start(self) -> Handle:
@@ -463,7 +470,7 @@ def verdict(seconds: float, *, confirmed: bool = False, confirming: float = 0.0)
 
 
 def test_nothing_is_screened_before_something_was_learned(fake: FakeRay) -> None:
-    tested = Screens()
+    tested = Screens(fake)
     assert tested.screening.tick(learning=False) is None
     assert tested.calls == []
     tested.screening.tick(learning=True)
@@ -473,7 +480,7 @@ def test_nothing_is_screened_before_something_was_learned(fake: FakeRay) -> None
 
 def test_screening_keeps_to_its_share(fake: FakeRay) -> None:
     """A screen of 2 CPU seconds at a share of 10 %: the next starts 18 s later."""
-    tested = Screens(share=0.1)
+    tested = Screens(fake, share=0.1)
     tested.screening.tick(learning=True)
     given = verdict(2.0)
     fake.now += 2.0
@@ -490,7 +497,7 @@ def test_screening_keeps_to_its_share(fake: FakeRay) -> None:
 def test_confirmations_are_paid_for_too(fake: FakeRay) -> None:
     """The newest one is taken in advance: after the first one of 3 s the next screen waits for the screen's share
     alone; after the second for the first one's, too. So the share is held over the run, but for one confirmation."""
-    tested, asked, spent = Screens(share=0.1), list[float](), 0.0
+    tested, asked, spent = Screens(fake, share=0.1), list[float](), 0.0
     for _ in range(8):
         while tested.screening.tick(learning=True) is None and not (tested.calls and not tested.calls[-1].done):
             fake.now += 0.1
@@ -504,7 +511,7 @@ def test_confirmations_are_paid_for_too(fake: FakeRay) -> None:
 
 def test_a_verdict_comes_with_the_policy_it_is_about(fake: FakeRay) -> None:
     """The next candidate may be asked for at once: it must not be taken for the judged one."""
-    tested = Screens(share=1.0)
+    tested = Screens(fake, share=1.0)
     for number in (1, 2, 3):
         tested.screening.tick(learning=True)
         given = verdict(5.0, confirmed=True)
@@ -515,7 +522,7 @@ def test_a_verdict_comes_with_the_policy_it_is_about(fake: FakeRay) -> None:
 
 def test_a_dead_evaluator_restarts_within_its_budget_and_then_seldom(fake: FakeRay) -> None:
     """A run does not end because it cannot be evaluated; it says so, and tries again ten minutes later."""
-    tested = Screens(restarts=1)
+    tested = Screens(fake, restarts=1)
     tested.screening.tick(learning=True)
     tested.calls[0].finish(DIED)
     assert tested.screening.tick(learning=True) is None
@@ -545,7 +552,7 @@ def test_a_dead_evaluator_restarts_within_its_budget_and_then_seldom(fake: FakeR
 
 def test_an_evaluation_that_hangs_is_given_up(fake: FakeRay) -> None:
     """Its evaluator is killed and another one plays the next policy; one that hangs again is the last."""
-    tested = Screens(restarts=1)
+    tested = Screens(fake, restarts=1)
     tested.screening.tick(learning=True)
     fake.now += 60
     assert tested.screening.tick(learning=True) is None
@@ -566,7 +573,7 @@ def test_an_evaluation_that_hangs_is_given_up(fake: FakeRay) -> None:
 
 
 def test_environments_that_were_made_anew_in_an_evaluation_are_told_and_counted(fake: FakeRay) -> None:
-    tested = Screens()
+    tested = Screens(fake)
     tested.screening.tick(learning=True)
     tested.calls[0].finish(verdict(0.0)._replace(remade=("environment 3: OSError: gone",)))
     tested.screening.tick(learning=True)
@@ -575,7 +582,7 @@ def test_environments_that_were_made_anew_in_an_evaluation_are_told_and_counted(
 
 
 def test_the_evaluator_stops_what_it_plays_and_closes(fake: FakeRay) -> None:
-    tested = Screens()
+    tested = Screens(fake)
     tested.screening.tick(learning=True)
     tested.screening.stop()
     assert fake.cancelled == tested.calls
@@ -590,7 +597,7 @@ def test_the_evaluator_stops_what_it_plays_and_closes(fake: FakeRay) -> None:
 @pytest.mark.parametrize("owed", [True, False])
 def test_no_call_is_cancelled_before_ray_has_sent_it(fake: FakeRay, end: str, owed: bool) -> None:
     """Its actor would run nothing that comes after it: neither the hold-out nor close()."""
-    tested = Screens()
+    tested = Screens(fake)
     policy = Call("policy")
     tested.screening._candidate = lambda: policy
     tested.screening.tick(learning=True)
@@ -601,13 +608,13 @@ def test_no_call_is_cancelled_before_ray_has_sent_it(fake: FakeRay, end: str, ow
     if end == "holdout":
         assert tested.screening.holdout(b"best", 8.0) is tested.started[0].holdout.calls[0]
     tested.screening.stop()
-    assert fake.waits == ([supervisor.POLICY_S] if owed else [supervisor.POLICY_S, supervisor.SENT_S])
+    assert fake.waits == ([POLICY_S] if owed else [POLICY_S, SENT_S])
     assert fake.cancelled == ([] if owed else [call])
     assert len(tested.started[0].close.calls) == 1
 
 
 def test_a_screen_that_is_over_is_not_cancelled(fake: FakeRay) -> None:
-    tested = Screens()
+    tested = Screens(fake)
     tested.screening.tick(learning=True)
     tested.calls[0].finish(verdict(1.0))
     tested.screening.stop()
@@ -616,7 +623,7 @@ def test_a_screen_that_is_over_is_not_cancelled(fake: FakeRay) -> None:
 
 def test_a_policy_that_a_dead_learner_owes_is_not_the_evaluators_death(fake: FakeRay) -> None:
     """Its call fails with the learner's error; the evaluator goes on with the next policy."""
-    tested = Screens(restarts=0)
+    tested = Screens(fake, restarts=0)
     policy = Call(None)
     tested.screening._candidate = lambda: policy
     tested.screening.tick(learning=True)
@@ -666,35 +673,35 @@ class Ticking:
 def test_silence_is_noticed_and_nothing_else_is(figures: dict[str, float], too_long: bool) -> None:
     """The learner reports four times a second; after 11 s of the same figures, where 10 are allowed."""
     clock = Ticking()
-    silence = Silence(10.0, clock)
-    assert not silence.too_long({"env_steps": 7, "credit_rows": 16.0})
+    detector = StallDetector(10.0, clock)
+    assert not detector.stalled({"env_steps": 7, "credit_rows": 16.0})
     for _ in range(44):
         clock.now += 0.25
-        told = silence.too_long(figures)
-        assert not told or clock.now > 110.0
-    assert told is too_long
+        stalled = detector.stalled(figures)
+        assert not stalled or clock.now > 110.0
+    assert stalled is too_long
 
 
 def test_silence_of_another_learner_is_counted_anew() -> None:
     """One that was restarted goes on with the same figures; its start is not the actors' silence."""
     clock = Ticking()
-    silence, figures = Silence(10.0, clock), {"env_steps": 7, "credit_rows": 16.0}
-    assert not silence.too_long(figures)
+    detector, figures = StallDetector(10.0, clock), {"env_steps": 7, "credit_rows": 16.0}
+    assert not detector.stalled(figures)
     clock.now += 60.0
-    silence.excuse()
-    assert not silence.too_long(figures)
+    detector.reset()
+    assert not detector.stalled(figures)
     clock.now += 10.5
-    assert silence.too_long(figures)
+    assert detector.stalled(figures)
 
 
 def test_silence_is_counted_anew_after_each_env_step() -> None:
     clock = Ticking()
-    silence = Silence(10.0, clock)
+    detector = StallDetector(10.0, clock)
     for env_steps in range(5):
         clock.now += 9.0
-        assert not silence.too_long({"env_steps": env_steps, "credit_rows": 16.0})
+        assert not detector.stalled({"env_steps": env_steps, "credit_rows": 16.0})
     clock.now += 10.5
-    assert silence.too_long({"env_steps": 4, "credit_rows": 16.0})
+    assert detector.stalled({"env_steps": 4, "credit_rows": 16.0})
 
 
 # -- another number of slots while they work
@@ -707,33 +714,33 @@ def answer_places(herd: Herd, slots: int) -> None:
     """The newest actor of each slot says what it explores with."""
     for slot in range(slots):
         newest = next(handle for at, handle in reversed(herd.started) if at == slot)
-        if newest.place.calls and not newest.place.calls[-1].done:
-            newest.place.calls[-1].finish(LADDER[slot])
+        if newest.set_slot_count.calls and not newest.set_slot_count.calls[-1].done:
+            newest.set_slot_count.calls[-1].finish(LADDER[slot])
 
 
 def test_more_slots_start_and_all_move_on_the_ladder(fake: FakeRay) -> None:
     """The old ones are told of the new number, the new ones start under it; it is settled when all have said where they
     are."""
-    herd = Herd(slots=1)
+    herd = Herd(fake, slots=1)
     herd.supervisor.tick()
-    assert herd.started[0][1].place.calls == [], "nothing is told where nothing changes"
+    assert herd.started[0][1].set_slot_count.calls == [], "nothing is told where nothing changes"
     herd.supervisor.scale(3)
-    assert herd.supervisor.settled() is None
+    assert herd.supervisor.ladder_if_scaled() is None
     herd.supervisor.tick()
     assert [slot for slot, _ in herd.started] == [0, 1, 2]
-    assert "actor 2 has not answered yet" in herd.supervisor.told()
+    assert "actor 2 has not answered yet" in herd.supervisor.status_line()
     assert herd.supervisor.starting == 3
     herd.supervisor.tick()
-    assert [call.argument for _, handle in herd.started for call in handle.place.calls] == [3, 3, 3]
+    assert [call.argument for _, handle in herd.started for call in handle.set_slot_count.calls] == [3, 3, 3]
     answer_places(herd, 2)
-    assert herd.supervisor.settled() is None
+    assert herd.supervisor.ladder_if_scaled() is None
     answer_places(herd, 3)
-    assert herd.supervisor.settled() == LADDER
+    assert herd.supervisor.ladder_if_scaled() == LADDER
 
 
 def test_slots_that_are_no_more_flush_and_end(fake: FakeRay) -> None:
     """No further call of them, no restart; what they did still counts."""
-    herd = Herd(slots=3)
+    herd = Herd(fake, slots=3)
     for _, handle in herd.started:
         handle.collect.calls[0].finish(Heartbeat(Counters(), (), Work(seconds=5.0, fetches=1)))
     herd.started[2][1].collect.calls[1].finish(DIED)
@@ -745,13 +752,13 @@ def test_slots_that_are_no_more_flush_and_end(fake: FakeRay) -> None:
     leaves.collect.calls[-1].finish(DIED)
     herd.supervisor.tick()
     answer_places(herd, 1)
-    assert herd.supervisor.settled() is None, "it is still flushing"
+    assert herd.supervisor.ladder_if_scaled() is None, "it is still flushing"
     leaves.flush.calls[0].finish(True)
     herd.supervisor.tick()
-    assert herd.supervisor.settled() is None, "it is still closing its environments"
+    assert herd.supervisor.ladder_if_scaled() is None, "it is still closing its environments"
     leaves.close.calls[0].finish([])
     herd.supervisor.tick()
-    assert herd.supervisor.settled() == {0: LADDER[0]}
+    assert herd.supervisor.ladder_if_scaled() == {0: LADDER[0]}
     assert fake.killed == [dead, leaves]
     assert herd.said[-1] == "actor 1 has left"
     fake.now += 100
@@ -764,7 +771,7 @@ def test_slots_that_are_no_more_flush_and_end(fake: FakeRay) -> None:
 
 def test_one_that_does_not_flush_is_ended_all_the_same(fake: FakeRay) -> None:
     """And what it had made is told, since it may not have been stored."""
-    herd = Herd(slots=2)
+    herd = Herd(fake, slots=2)
     herd.started[1][1].collect.calls[0].finish(heartbeat(3, 64))
     herd.supervisor.tick()
     herd.supervisor.scale(1)
@@ -783,28 +790,28 @@ def test_one_that_does_not_flush_is_ended_all_the_same(fake: FakeRay) -> None:
 
 
 def test_one_that_dies_meanwhile_is_placed_when_it_is_back(fake: FakeRay) -> None:
-    herd = Herd(slots=2)
+    herd = Herd(fake, slots=2)
     herd.supervisor.scale(2)
     herd.supervisor.tick()
     for _, handle in herd.started:
-        handle.place.calls[0].finish(DIED)
+        handle.set_slot_count.calls[0].finish(DIED)
         handle.collect.calls[0].finish(DIED)
     herd.supervisor.tick()
-    assert herd.supervisor.settled() is None
+    assert herd.supervisor.ladder_if_scaled() is None
     fake.now += 1
     for _ in range(2):
         herd.supervisor.tick()
     answer_places(herd, 2)
-    assert herd.supervisor.settled() == {0: LADDER[0], 1: LADDER[1]}
+    assert herd.supervisor.ladder_if_scaled() == {0: LADDER[0], 1: LADDER[1]}
 
 
 def test_a_new_slot_that_cannot_start_yet_is_tried_again(fake: FakeRay) -> None:
-    herd = Herd(slots=1)
+    herd = Herd(fake, slots=1)
     herd.supervisor.scale(2)
     herd.failures = [NotNowError("the server is away")]
     herd.supervisor.tick()
     assert len(herd.started) == 1
-    assert "actor 1 is about to start" in herd.supervisor.told()
+    assert "actor 1 is about to start" in herd.supervisor.status_line()
     herd.supervisor.stop(1.0)  # a slot without an actor has none to end
     fake.now += 1
     herd.supervisor.tick()
@@ -812,18 +819,19 @@ def test_a_new_slot_that_cannot_start_yet_is_tried_again(fake: FakeRay) -> None:
 
 
 def test_the_end_waits_for_those_who_are_leaving(fake: FakeRay) -> None:
-    herd = Herd(slots=2)
+    herd = Herd(fake, slots=2)
     herd.supervisor.scale(1)
     herd.supervisor.stop(4.0)
     assert fake.killed == []
     herd.supervisor.end(1.0)
-    assert fake.killed == [handle for _, handle in herd.started]
+    assert len(fake.killed) == 2
+    assert set(fake.killed) == {handle for _, handle in herd.started}
 
 
 def test_those_without_room_are_not_taken_for_hanging(fake: FakeRay) -> None:
     """The cluster may have a node for them in an hour."""
-    herd = Herd(slots=1)
+    herd = Herd(fake, slots=1)
     for _ in range(400):
-        herd.supervisor.excuse()
+        herd.supervisor.reset_silence()
         quiet(herd, fake, 2.0, tick_s=1.0)
     assert (herd.said, herd.supervisor.starting) == ([], 1)
