@@ -5,19 +5,19 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 import numpy.typing as npt
 
 from actors.config import EnvConfig, EvalConfig
-from actors.contract import ContractError, Env, name_of
+from actors.contract import Env
 from actors.envs import schema_of
-from actors.players import Players, Replace, no_other
-from actors.policy import make_policy
+from actors.episodes import Episodes, play
+from actors.players import Players
+from actors.policy import Acting, Policy, PolicyState, make_policy
 from actors.seeds import evaluation_seed, evaluation_seeds_from
-from actors.verdicts import Spent, episodes_of, error_of, lower_bound, skewed_bound
+from actors.verdicts import Spent, episodes_of, error_of, lower_bound
 from learner.networks import NetworkSpec
 from learner.weights import unpack
 from replay.breakable import Breakable, breakable
@@ -26,110 +26,12 @@ from replay.state import State, count
 Array = npt.NDArray[Any]
 LANES = 20
 """Episodes that are played side by side."""
-RANK_ERROR = 0.025
-"""Error of the bounds that policies are ranked by: the same for all of them, so that they compare."""
-
-
 ASK_S = 0.2
 """Seconds between two questions whether the evaluation is to stop."""
 
 
 class EvaluationStopped(Exception):
     """An evaluation that was asked to stop."""
-
-
-class Episodes(NamedTuple):
-    """Returns <float64>[episodes] and lengths in env steps <int64>[episodes], in the seeds' order."""
-
-    returns: Array
-    lengths: Array
-
-    @property
-    def mean(self) -> float:
-        """Mean return."""
-        return float(self.returns.mean())
-
-    @property
-    def std(self) -> float:
-        """Standard deviation of the returns (one degree of freedom less)."""
-        return float(self.returns.std(ddof=1)) if len(self.returns) > 1 else 0.0
-
-    def plus(self, others: Episodes) -> Episodes:
-        """Returns these episodes and the others after them."""
-        return Episodes(*(np.concatenate(pair) for pair in zip(self, others, strict=True)))
-
-    @property
-    def cautious(self) -> float:
-        """A lower bound of the mean, to rank policies by: the greatest of many means is too high."""
-        return float(skewed_bound(self.returns, RANK_ERROR))
-
-
-def play(
-    envs: Sequence[Env],
-    act: Callable[[Array], Array],
-    seeds: Sequence[int],
-    max_episode_steps: int = 27_000,
-    replace: Replace = no_other,
-    seen: Callable[[Env], None] = lambda env: None,
-) -> Episodes:
-    """One whole episode per seed, so that short episodes are not favoured. ``act``: [K, *input_shape] to actions [K].
-
-    An environment that has finished its episode takes the next seed, until none is left. One that raises is replaced,
-    and its episode is played again from its beginning, with its seed. ``max_episode_steps`` bounds the episodes of
-    environments without a limit of their own, where a greedy policy may walk in circles for ever. ``seen`` is called
-    with an environment after each reset and step. Raises ContractError for what is not finite.
-    """
-    if not envs:
-        raise ValueError("there is no environment to play in")
-    returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
-    waiting = list(range(len(seeds)))[::-1]
-    playing = {place: waiting.pop() for place in range(min(len(envs), len(seeds)))}
-    stages = dict(enumerate(envs))
-
-    def begin(place: int) -> Any:
-        """The first observation of the episode that is to be played at ``place``."""
-        while True:
-            index = playing[place]
-            returns[index], lengths[index] = 0.0, 0
-            try:
-                return _finite(stages[place], stages[place].reset(seed=int(seeds[index]))[0], 0.0)
-            except Exception as error:  # an environment may raise anything
-                stages[place] = replace(place, error)
-
-    observations = {place: begin(place) for place in playing}
-    while playing:
-        for place in observations:
-            seen(stages[place])
-        actions = act(np.stack(list(observations.values()))).tolist()
-        for place, action in zip(list(observations), actions, strict=True):
-            env, index = stages[place], playing[place]
-            try:
-                obs, reward, terminated, truncated, _ = env.step(action)
-                observations[place] = _finite(env, obs, float(reward))
-            except Exception as error:  # an environment may raise anything
-                stages[place] = replace(place, error)
-                observations[place] = begin(place)
-                continue
-            returns[index] += float(reward)
-            lengths[index] += 1
-            if terminated or truncated or lengths[index] >= max_episode_steps:
-                seen(env)
-                if waiting:
-                    playing[place] = waiting.pop()
-                    observations[place] = begin(place)
-                else:
-                    del playing[place], observations[place]
-    return Episodes(returns, lengths)
-
-
-def _finite(env: Env, obs: Any, reward: float) -> Any:
-    """The observation. Raises ContractError where it or the reward is not finite, as training does."""
-    if not math.isfinite(reward):
-        raise ContractError(f"{name_of(env)} returned the reward {reward} in an evaluation")
-    if obs.dtype.kind == "f" and not np.isfinite(obs).all():
-        what = f"an observation that is not finite as {obs.dtype}, in an evaluation"
-        raise ContractError(f"{name_of(env)} returned {what}")
-    return obs
 
 
 class Verdict(NamedTuple):
@@ -183,6 +85,19 @@ def _rounded_down(value: float) -> float:
 
 class TimeUp(Exception):
     """A hold-out that has to end."""
+
+
+class _Until:
+    """A policy that raises TimeUp once ``over()``."""
+
+    def __init__(self, policy: Policy, over: Callable[[], bool]) -> None:
+        self._policy, self._over = policy, over
+        self.initial_state = policy.initial_state
+
+    def __call__(self, obs: Array, state: PolicyState) -> tuple[Array, PolicyState]:
+        if self._over():
+            raise TimeUp
+        return self._policy(obs, state)
 
 
 class Evaluator(Breakable):
@@ -261,27 +176,19 @@ class Evaluator(Breakable):
         end_s = time.monotonic() + seconds
         self._policy.load(unpack(candidate)[1])
 
-        def act(obs: Array) -> Array:
-            if time.monotonic() > end_s or skip():
-                raise TimeUp
-            return self._greedy(obs)
-
+        policy = _Until(self._policy, lambda: time.monotonic() > end_s or skip())
         played: Episodes | None = None
         with contextlib.suppress(TimeUp):
             while (left := self._config.holdout_episodes - (len(played.returns) if played else 0)) > 0:
-                further = self._play(min(len(self._players.envs), left), act)
+                further = self._play(min(len(self._players.envs), left), policy)
                 played = further if played is None else played.plus(further)
         return played
 
-    def _greedy(self, obs: Array) -> Array:
-        actions: Array = self._policy(obs).argmax(1)
-        return actions
-
-    def _play(self, episodes: int, act: Callable[[Array], Array] | None = None) -> Episodes:
+    def _play(self, episodes: int, policy: Acting | None = None) -> Episodes:
         seeds = [evaluation_seed(number) for number in range(self._next_seed, self._next_seed + episodes)]
         self._next_seed += episodes
         players, limit = self._players, self._config.max_episode_steps
-        return play(players.envs, act or self._greedy, seeds, limit, players.replace, self._go_on)
+        return play(players.envs, policy or self._policy, seeds, limit, players.replace, self._go_on)
 
     def _make_players(self) -> Players:
         return Players(self._env, min(LANES, max(self._config.screen_episodes, self._config.confirm_episodes)))

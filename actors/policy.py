@@ -15,7 +15,22 @@ from replay.chunk import Schema
 Array = npt.NDArray[Any]
 
 
-class Policy(Protocol):
+PolicyState = Mapping[str, Array]
+"""A policy's recurrent state: arrays [E, ...] by name, a row per lane. Empty for a feed-forward policy."""
+
+
+class Acting(Protocol):
+    """Computes Q values, from observations and what it remembers of each lane's episode."""
+
+    def initial_state(self, lanes: int) -> PolicyState:
+        """Returns the recurrent state of so many lanes that begin an episode."""
+
+    def __call__(self, obs: Array, state: PolicyState) -> tuple[npt.NDArray[np.float32], PolicyState]:
+        """Maps obs <obs_dtype>[E, *input_shape] and the lanes' state to Q values <float32>[E, A] and the state after
+        these observations. Leaves the given state's arrays as they are."""
+
+
+class Policy(Acting, Protocol):
     """Computes Q values with the weights that it was given last."""
 
     def load(self, arrays: Mapping[str, Array]) -> None:
@@ -23,9 +38,6 @@ class Policy(Protocol):
 
     def state(self) -> dict[str, Array]:
         """Returns the weights that ``load`` was given last; none before."""
-
-    def __call__(self, obs: Array) -> npt.NDArray[np.float32]:
-        """Maps obs <obs_dtype>[E, *input_shape] to Q values <float32>[E, A]."""
 
 
 def make_policy(spec: NetworkSpec, schema: Schema) -> Policy:
@@ -36,6 +48,16 @@ def make_policy(spec: NetworkSpec, schema: Schema) -> Policy:
     from learner.networks.torch_policy import TorchPolicy
 
     return TorchPolicy(spec, schema)
+
+
+def carried(policy: Acting, state: PolicyState, kept: Array, begun: Array) -> PolicyState:
+    """Returns the state of the lanes ``kept`` <int>[K], in that order; of these, those at the positions ``begun``
+    <int>[B] begin an episode."""
+    following = {name: array[kept] for name, array in state.items()}  # copies: the policy may keep the given arrays
+    if len(begun):
+        for name, initial in policy.initial_state(len(begun)).items():
+            following[name][begun] = initial
+    return following
 
 
 def explore(epsilon: Array, steps: int, num_actions: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -101,7 +101,12 @@ class Rows:
         for name, like in self.state().items():
             setattr(self, f"_{name}", np.array(array_in(State({}, carried), name, like.shape, like.dtype)))
 
-    def boundary(
+    def boundary(self, t: int) -> Array:
+        """Returns the lanes whose time step ``t`` of the chunk that is being collected is a boundary row: <bool>[E]."""
+        ended = self._ended[0] if t == 0 else self.terminated[t - 1] | self.truncated[t - 1]
+        return np.asarray(ended | self.broken[t])
+
+    def boundary_rows(
         self, obs: Array, q: Array, extras: Mapping[str, Array], counters: Counters
     ) -> tuple[Columns, Counters]:
         """One boundary row per lane at the observations <obs_dtype>[E, ...] and extras [E, ...] where the lanes

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import ray
 
+from actors.actor_id import ActorId
 from actors.closing import close_all
 from actors.config import ActorConfig, EnvConfig, EvalConfig
 from actors.envs import make_lanes, schema_of
-from actors.evaluator import Episodes, EvaluationStopped, Evaluator, Verdict
+from actors.episodes import Episodes
+from actors.evaluator import EvaluationStopped, Evaluator, Verdict
+from actors.heartbeat import Heartbeat
 from actors.policy import make_policy
-from actors.rollout import Heartbeat, Place, Rollout
+from actors.rollout import Rollout
 from actors.verdicts import Spent
 from learner.networks import NetworkSpec
 from replay.chunk_log import open_log
@@ -34,7 +37,7 @@ class ActorWorker:
         identity: Identity,
         log_file: LogFile,
         url: str,
-        place: Place,
+        actor: ActorId,
         env: EnvConfig,
         config: ActorConfig,
         network: NetworkSpec,
@@ -45,14 +48,14 @@ class ActorWorker:
         ``folder``: the working directory that environments find; None leaves it as this node's Ray has it."""
         identity.check()
         log_file.start(stderr=True)
-        ACTOR.info("incarnation %d of slot %d, %d lanes of %s", place.incarnation, place.slot, config.lanes, env.id)
+        ACTOR.info("incarnation %d of slot %d, %d lanes of %s", actor.incarnation, actor.slot, config.lanes, env.id)
         if folder is not None:
             os.chdir(folder)
-        self._lanes = make_lanes(env, config.lanes, config.restarts, slot=place.slot)
+        self._lanes = make_lanes(env, config.lanes, config.restarts, slot=actor.slot)
         try:
-            log = open_log(url, place.run, "actor", chunks)
+            log = open_log(url, actor.run, "actor", chunks)
             schema = schema_of(self._lanes.envs[0])
-            self._rollout = Rollout(place, self._lanes, schema, make_policy(network, schema), log, config)
+            self._rollout = Rollout(actor, self._lanes, schema, make_policy(network, schema), log, config)
         except BaseException:
             self.close()
             raise
@@ -67,9 +70,9 @@ class ActorWorker:
         return self._rollout.collect(seconds)
 
     def set_slot_count(self, slots: int) -> tuple[float, ...]:
-        """See ``Rollout.place``."""
+        """See ``Rollout.set_slot_count``."""
         ACTOR.info("one of %d slots from now on", slots)
-        return self._rollout.place(slots)
+        return self._rollout.set_slot_count(slots)
 
     @failures_logged(ACTOR)
     def flush(self, deadline_s: float) -> bool:

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from gymnasium.vector import SyncVectorEnv
 
+from actors.actor_id import ActorId
 from actors.config import ActorConfig, EnvConfig
 from actors.envs import make_env, make_lanes, schema_of
 from actors.policy import make_policy
-from actors.rollout import Place, Rollout
+from actors.rollout import Rollout
 from benchmarks.herd import beside, publish_weights
 from benchmarks.result import Result, alternate
 from deploy.valkey import EmbeddedServer
@@ -37,7 +38,7 @@ def rollout_at_work() -> Iterator[Rollout]:
         config = ActorConfig(count=1, lanes=LANES, chunk_steps=CHUNK_STEPS)
         with beside(publish_weights, server.url("learner"), RUN, sizes):
             log = RedisLog(server.url("actor"), RUN, max_chunks=1000)
-            rollout = Rollout(Place(RUN, 0, 0, 1, 1), envs, schema, make_policy(NetworkSpec(), schema), log, config)
+            rollout = Rollout(ActorId(RUN, 0, 0, 1, 1), envs, schema, make_policy(NetworkSpec(), schema), log, config)
             while not rollout.ready():
                 time.sleep(0.05)
             yield rollout

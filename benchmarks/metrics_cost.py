@@ -172,10 +172,10 @@ def _actor(seconds: float, repetitions: int) -> Result:
 
 
 def _actor_share(rollout: Rollout, seconds: float) -> float:
-    chunks, started = rollout._seq, time.process_time()
+    chunks, started = rollout._outbox.seq, time.process_time()
     rollout.collect(seconds)
-    chunk_s = (time.process_time() - started) / (rollout._seq - chunks)
-    rows, counters = rollout._rows, rollout.counters
+    chunk_s = (time.process_time() - started) / (rollout._outbox.seq - chunks)
+    rows, counters = rollout._stepper.rows, rollout.counters
     ended = rows.terminated | rows.truncated
     broken = np.zeros_like(ended)
 

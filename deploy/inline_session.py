@@ -148,15 +148,16 @@ class InlineSession(Breakable):
         return self._make_rollout(slot, self._directory.next_incarnation(slot))
 
     def _make_rollout(self, slot: int, incarnation: int) -> Rollout:
+        from actors.actor_id import ActorId
         from actors.policy import make_policy
-        from actors.rollout import Place, Rollout
+        from actors.rollout import Rollout
 
         config = self._config
         lanes, restarts = config.actors.lanes, config.actors.restarts
         with _aloud(self._say, f"actor {slot} is still making its {lanes} environments"):
             self._lanes.append(make_lanes(env_of(config), lanes, restarts, recorded=True, slot=slot))
         return Rollout(
-            Place(self._directory.run, config.seed, slot, config.actors.count, incarnation),
+            ActorId(self._directory.run, config.seed, slot, config.actors.count, incarnation),
             self._lanes[-1],
             self._schema,
             make_policy(config.learner.network_spec, self._schema),
@@ -201,7 +202,7 @@ class InlineSession(Breakable):
                     if rollout.ready():
                         rollout.fill()
                         rollout.send()
-                    self._rebuilt.note(f"actor {slot}", rollout.take_rebuilt())
+                    self._rebuilt.note(f"actor {slot}", rollout.pop_rebuilt())
                 except Exception as error:  # whatever the environment raised
                     message = f"actor {slot} failed: {type(error).__name__}: {error}"
                     raise RunFailedError(message, traceback.format_exc()) from error

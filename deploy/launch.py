@@ -8,10 +8,10 @@ import sys
 import threading
 from collections.abc import Iterator
 
+from actors.actor_id import ActorId
 from actors.contract import EnvError
 from actors.envs import use_path
 from actors.first_look import Look, first_look
-from actors.rollout import Place
 from deploy import plan
 from deploy.config import SERVER_OPTIONS, ConfigError, RunConfig
 from deploy.host import host_and_port
@@ -65,7 +65,7 @@ def look_at_env(config: RunConfig) -> Look:
     """A first look at the run's environment; on stderr what it waits for. Raises EnvError where it cannot be used."""
     check_env_path(config)
     use_path(env_of(config))  # parts of the user's own are looked for here, after the environment
-    (seed, *_), _ = Place("look", config.seed, 0, config.actors.count, 1).seeds(1)
+    (seed, *_), _ = ActorId("look", config.seed, 0, config.actors.count, 1).seeds(1)
     return first_look(env_of(config), seed or 0, config.actors.step_timeout_s, _tell)
 
 

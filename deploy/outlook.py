@@ -17,10 +17,11 @@ from typing import NamedTuple
 import numpy as np
 from rich.filesize import decimal
 
+from actors.actor_id import ActorId
 from actors.closing import close_all
 from actors.envs import make_lanes
 from actors.policy import make_policy
-from actors.rollout import Place, Rollout
+from actors.rollout import Rollout
 from deploy.apart import environments_apart, output_apart
 from deploy.config import ConfigError, RunConfig
 from deploy.host import usable_cores
@@ -193,7 +194,7 @@ def measure_actor(config: RunConfig, schema: Schema, seconds: float = MEASURE_S)
     log = MemoryLog(max_chunks=4)
     log.take_lease(1)
     log.publish(1, pack_credit({0: Credit(1, 0, 1 << 62)}), some_weights(config, schema))
-    place, empty_bytes = Place("plan", config.seed, 0, 1, 1), resident_bytes()
+    place, empty_bytes = ActorId("plan", config.seed, 0, 1, 1), resident_bytes()
     with environments_apart():
         lanes = make_lanes(env_of(config), config.actors.lanes, config.actors.restarts)
         try:

@@ -12,7 +12,8 @@ from typing import Any
 
 from actors.contract import Env, EnvError, name_of
 from actors.envs import schema_of
-from actors.evaluator import LANES, play
+from actors.episodes import play
+from actors.evaluator import LANES
 from actors.players import Players
 from actors.policy import Policy, make_policy
 from actors.restarts import cause
@@ -34,7 +35,7 @@ def evaluate(run: Path, episodes: int, seed: int, *, env_path: Path | None, as_j
     with _players(directory, min(LANES, episodes), env_path) as players:
         policy, manifest = _best(directory, players.envs[0])
         seeds = range(seed, seed + episodes)
-        played = play(players.envs, lambda obs: policy(obs).argmax(1), seeds, limit, players.replace)
+        played = play(players.envs, policy, seeds, limit, players.replace)
     for line in players.take_remade():
         print(f"qherd: {line}; it was made anew and its episode played again", file=sys.stderr)
     figures = {
@@ -81,8 +82,7 @@ def record(run: Path, out: Path | None, seed: int, *, env_path: Path | None) -> 
         policy, _ = _best(directory, env)
         with Video(out, name_of(env), float(env.metadata.get("render_fps") or 30)) as video:
             limit = directory.config.eval.max_episode_steps
-            greedy = lambda obs: policy(obs).argmax(1)  # noqa: E731
-            played = play(players.envs, greedy, [seed], limit, fails, lambda env: video.add(_rendered(env)))
+            played = play(players.envs, policy, [seed], limit, fails, lambda env: video.add(_rendered(env)))
     print(f"{out}: return {played.mean:.1f} in {played.lengths[0]} env steps")
     return 0
 

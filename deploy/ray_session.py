@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from actors.closing import CLOSE_S, LATE_S
-from actors.evaluator import Episodes, Verdict
+from actors.episodes import Episodes
+from actors.evaluator import Verdict
 from actors.restarts import CrashLoopError, NotNowError, Restarts
 from deploy import __version__
 from deploy.config import ConfigError, RunConfig
@@ -217,7 +218,7 @@ class RaySession:
         self, identity: Identity, urls: Mapping[str, Sequence[str]], incarnations: Mapping[int, int]
     ) -> Callable[[int], Any]:
         """``incarnations``: the newest that the checkpoint knows, of a run that is resumed."""
-        from actors.rollout import Place
+        from actors.actor_id import ActorId
         from actors.worker import ActorWorker
 
         config = self._config
@@ -231,7 +232,7 @@ class RaySession:
                 if may_follow(last, ChunkId(newest)):  # else a stranger's: the learner begins the stream anew
                     newest = last.incarnation
                 incarnation = self._directory.next_incarnation(slot, newest)
-            place = Place(run, config.seed, slot, self._config.actors.count, incarnation)
+            place = ActorId(run, config.seed, slot, self._config.actors.count, incarnation)
             url = urls["actor"][shard_of(slot, len(urls["actor"]))]
             placed = options(self._room.asked.actor) | {"scheduling_strategy": "SPREAD"}
             return ActorWorker.options(**placed).remote(  # type: ignore[attr-defined]

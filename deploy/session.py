@@ -7,7 +7,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
-from actors.evaluator import Episodes, Verdict
+from actors.episodes import Episodes
+from actors.evaluator import Verdict
 from deploy.config import RunConfig
 from deploy.plan import rows_in_checkpoint
 from deploy.run_dir import RunDirectory

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from actors.evaluator import Episodes, Verdict
+from actors.episodes import Episodes
+from actors.evaluator import Verdict
 from deploy.apart import output_apart
 from deploy.clock import Clock, Rates
 from deploy.config import RunConfig

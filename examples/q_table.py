@@ -60,7 +60,8 @@ def q_network(name: str, updates: int = UPDATES, seed: int = 0) -> Q:
         policy.load(unpack(session.loop.candidate())[1])
         session.stop(1.0)
     grid = GRIDS[name]
-    q: Q = policy(np.eye(grid.states, dtype=np.float32)).astype(np.float64)
+    values, _ = policy(np.eye(grid.states, dtype=np.float32), policy.initial_state(grid.states))
+    q: Q = values.astype(np.float64)
     q[grid.goal] = 0.0  # where the episode is over: nothing was ever learned of it
     return q
 

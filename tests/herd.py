@@ -12,10 +12,11 @@ from typing import Any, Self, cast
 
 import torch
 
+from actors.actor_id import ActorId
 from actors.config import ActorConfig, EnvConfig
 from actors.envs import make_lanes, schema_of
 from actors.policy import make_policy
-from actors.rollout import Place, Rollout
+from actors.rollout import Rollout
 from learner.config import LearnerConfig
 from learner.loop import LearnerLoop
 from learner.networks import NetworkConfig
@@ -74,7 +75,7 @@ class Actor:
         envs = make_lanes(env, ACTORS.lanes)
         schema = schema_of(envs.envs[0])
         self.rollout = Rollout(
-            Place(run, 1, slot, SLOTS, incarnation),
+            ActorId(run, 1, slot, SLOTS, incarnation),
             envs,
             schema,
             make_policy(LEARNER.network_spec, schema),
@@ -91,7 +92,7 @@ class Actor:
 
     def _counted(self, action: Any) -> Any:
         self.steps += 1
-        self.steps_in_doubt += self.rollout._pending is not None
+        self.steps_in_doubt += self.rollout.in_doubt
         return self._step(action)
 
     def _act(self) -> None:
@@ -106,7 +107,7 @@ class Actor:
     def pauses(self) -> bool:
         """Whether it may not step: its chunk is in doubt, the server is away, or it had no credit when it last asked
         (a server that only reads still answers that)."""
-        return self.rollout._away or not self.rollout._may_act()
+        return self.rollout._outbox.unavailable or not self.rollout.may_act
 
     @property
     def ended(self) -> bool:

@@ -23,12 +23,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lending import plenty
 
+from actors.actor_id import ActorId
 from actors.config import ActorConfig, EnvConfig
 from actors.contract import ContractError, columns_of
 from actors.envs import make_lanes, schema_of
 from actors.lanes import LaneError, RecordedLane
 from actors.policy import make_policy
-from actors.rollout import Place, Rollout
+from actors.rollout import Rollout
 from deploy.config import RunConfig
 from deploy.plan import chunk_bytes, server_bytes
 from learner.algorithms import Algorithm
@@ -414,7 +415,7 @@ def masked(recorded: bool = False, incarnation: int = 1, **kwargs: Any) -> tuple
     lanes = make_lanes(EnvConfig(id="Masked-v0", kwargs=kwargs), 2, recorded=recorded)
     schema = schema_of(lanes.envs[0])
     config = ActorConfig(lanes=2, chunk_steps=4, flush_s=1_000)
-    place = Place(RUN, 7, 0, 1, incarnation)
+    place = ActorId(RUN, 7, 0, 1, incarnation)
     return Rollout(place, lanes, schema, make_policy(NetworkSpec(), schema), log, config), log
 
 
@@ -436,7 +437,7 @@ def check_sent(log: MemoryLog, schema: Schema) -> int:
 def test_an_environments_infos_become_columns(broken_at: int) -> None:
     """By the names in its metadata: across chunks, ends of episodes, the flush, and environments made anew."""
     rollout, log = masked(numbers=itertools.count(1), broken_at=broken_at)
-    schema = rollout._schema
+    schema = rollout._stepper.schema
     assert schema.extras == (Column("mask", "uint8", (4,)), Column("wind", "float32", ()))
     for _ in range(3):
         assert rollout.ready()
@@ -456,7 +457,7 @@ def test_a_lane_that_is_played_again_has_its_columns_back() -> None:
     other, _ = masked(recorded=True)
     other._log = log
     other.restore(one.state())
-    lanes = [rollout._envs.envs for rollout in (one, other)]
+    lanes = [rollout.lanes for rollout in (one, other)]
     for ours, theirs in zip(*lanes, strict=True):
         assert isinstance(ours, RecordedLane)
         assert isinstance(theirs, RecordedLane)
@@ -466,7 +467,7 @@ def test_a_lane_that_is_played_again_has_its_columns_back() -> None:
     other.fill()
     other.send()
     assert other.flush(1.0)
-    assert check_sent(log, one._schema) > 15
+    assert check_sent(log, one._stepper.schema) > 15
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,15 @@ import pytest
 import scripted_env
 from numpy.testing import assert_allclose, assert_array_equal
 
+from actors.actor_id import ActorId
 from actors.config import EnvConfig, EvalConfig
 from actors.contract import EnvError
 from actors.envs import make_env
-from actors.evaluator import Episodes, EvaluationStopped, Evaluator, Verdict, play
+from actors.episodes import Episodes, play
+from actors.evaluator import EvaluationStopped, Evaluator, Verdict
 from actors.lanes import LaneError
 from actors.players import Players
-from actors.rollout import Place
+from actors.policy import PolicyState
 from actors.seeds import PLAYBACK
 from actors.verdicts import Spent
 from learner.networks import NetworkSpec
@@ -54,8 +56,20 @@ def length_of(seed: int) -> int:
     return 1 + seed * 7919 % 40
 
 
-def zeros(obs: Array) -> Array:
-    return np.zeros(len(obs), np.int64)
+class Chooses:
+    """A feed-forward policy by what it chooses: obs [K, ...] to actions <int64>[K]."""
+
+    def __init__(self, act: Callable[[Array], Array]) -> None:
+        self._act = act
+
+    def initial_state(self, lanes: int) -> PolicyState:
+        return {}
+
+    def __call__(self, obs: Array, state: PolicyState) -> tuple[Array, PolicyState]:
+        return np.eye(2, dtype=np.float32)[self._act(obs)], state
+
+
+ZEROS = Chooses(lambda obs: np.zeros(len(obs), np.int64))
 
 
 @pytest.mark.parametrize(("envs", "episodes"), [(1, 5), (4, 30), (8, 3), (20, 20)])
@@ -63,7 +77,7 @@ def test_exactly_one_whole_episode_per_seed(envs: int, episodes: int) -> None:
     """In the seeds' order, however many environments share the work: what finishes early does not count more often."""
     played: list[int] = []
     seeds = range(100, 100 + episodes)
-    result = play([LuckEnv(played) for _ in range(envs)], zeros, seeds)
+    result = play([LuckEnv(played) for _ in range(envs)], ZEROS, seeds)
     assert sorted(played) == list(seeds)
     assert_array_equal(result.lengths, [length_of(seed) for seed in seeds])
     assert_array_equal(result.returns, result.lengths)
@@ -79,7 +93,7 @@ def test_actions_reach_their_environment() -> None:
 
     lengths = {5: 2, 6: 4, 7: 3}
     envs = [scripted_env.ScriptedEnv(lengths=(lengths[seed],)) for seed in seeds]
-    result = play(envs, act, seeds)
+    result = play(envs, Chooses(act), seeds)
     assert_array_equal(result.returns, [0 + 1, -(0 + 1 + 2 + 3), 0 + 1 + 2])
     assert_array_equal(result.lengths, [2, 4, 3])
     assert seen == {3, 2, 1}
@@ -87,7 +101,7 @@ def test_actions_reach_their_environment() -> None:
 
 def test_an_endless_episode_is_cut() -> None:
     """A greedy policy may walk in circles for ever."""
-    result = play([scripted_env.ScriptedEnv(lengths=(10**9,))], zeros, [1, 2], max_episode_steps=50)
+    result = play([scripted_env.ScriptedEnv(lengths=(10**9,))], ZEROS, [1, 2], max_episode_steps=50)
     assert_array_equal(result.lengths, [50, 50])
 
 
@@ -113,7 +127,7 @@ def test_an_episode_that_raised_is_played_again_with_its_seed() -> None:
         replaced.append((place, str(error)))
         return Breaking(played, breaks=False)
 
-    result = play([Breaking(played, breaks=True) for _ in range(3)], zeros, seeds, replace=replace)
+    result = play([Breaking(played, breaks=True) for _ in range(3)], ZEROS, seeds, replace=replace)
     assert_array_equal(result.lengths, [length_of(seed) for seed in seeds])
     assert_array_equal(result.returns, result.lengths)
     assert sorted(replaced) == [(place, "the bridge is down") for place in range(3)]
@@ -126,7 +140,7 @@ def test_players_make_anew_within_a_budget_and_close_all(tmp_path: Path) -> None
     config = EnvConfig(id="strange_env:Strange-v0", kwargs={"kind": "raises", "after": 7, "book": str(book)})
     with Players(config, 2) as players:
         with pytest.raises(LaneError, match=r"environment [01] of .*Strange-v0 died 6 times.*RuntimeError: the bridge"):
-            play(players.envs, zeros, [1, 2], replace=players.replace)
+            play(players.envs, ZEROS, [1, 2], replace=players.replace)
         remade = players.take_remade()
         assert set(remade) == {f"environment {place}: RuntimeError: the bridge is down" for place in range(2)}
     words = book.read_text().split()
@@ -136,10 +150,10 @@ def test_players_make_anew_within_a_budget_and_close_all(tmp_path: Path) -> None
 def test_what_is_not_finite_is_no_return() -> None:
     env = scripted_env.ScriptedEnv(lengths=(5,), bad_reward=math.nan)
     with pytest.raises(EnvError, match="returned the reward nan in an evaluation"):
-        play([env], zeros, [1])
+        play([env], ZEROS, [1])
     env = scripted_env.ScriptedEnv(lengths=(5,), bad_obs=math.inf)
     with pytest.raises(EnvError, match="an observation that is not finite as float32, in an evaluation"):
-        play([env], zeros, [1])
+        play([env], ZEROS, [1])
 
 
 def test_an_evaluation_can_be_stopped() -> None:
@@ -295,7 +309,7 @@ def test_no_seed_is_played_twice(monkeypatch: pytest.MonkeyPatch) -> None:
             for _ in range(50):
                 evaluator.screen(policy())
     assert len(set(played)) == len(played) == 2 * 3 * 50 * 120
-    lanes = (Place("r", 7, slot, 9, incarnation).seeds(16)[0] for slot in range(9) for incarnation in range(1, 30))
+    lanes = (ActorId("r", 7, slot, 9, incarnation).seeds(16)[0] for slot in range(9) for incarnation in range(1, 30))
     training = [seed for seeds in lanes for seed in seeds if seed is not None]
     assert 0 <= min(training) < max(training) < 2**30 <= min(played) < max(played) < 2**30 + 2**29
     assert PLAYBACK == 2**30 + 2**29
@@ -319,7 +333,7 @@ def test_training_limits_do_not_shorten_the_evaluation() -> None:
 
 def test_the_same_seeds_give_the_same_returns() -> None:
     envs = [make_env(EnvConfig(id="CartPole-v1"), training=False) for _ in range(3)]
-    first, again = (play(envs, zeros, range(6)) for _ in range(2))
+    first, again = (play(envs, ZEROS, range(6)) for _ in range(2))
     assert_allclose(first.returns, again.returns)
     assert len(set(first.returns.tolist())) > 1
 

@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from lending import plenty
 from scripted_env import ScriptedEnv
 
+from actors.actor_id import ActorId
 from actors.config import ActorConfig, EnvConfig
 from actors.envs import make_env, make_lanes, schema_of, stack_of
 from actors.policy import make_policy
-from actors.rollout import Place, Rollout
+from actors.rollout import Rollout
 from learner.networks import NetworkSpec
 from learner.weights import pack
 from replay.chunk import BOUNDARY, FIRST, TERMINATED, Chunk, Codec, Schema
@@ -217,7 +218,7 @@ def test_samples_are_what_the_environment_showed() -> None:
     log, mirror = MemoryLog(), Mirror(schema, 1000)
     layer = {"head.linear.weight": np.zeros((2, 12), np.float32), "head.linear.bias": np.zeros(2, np.float32)}
     log.publish(1, plenty(), pack(1, 0, 0, layer))
-    place = Place(RUN, 7, 0, 1, 1)
+    place = ActorId(RUN, 7, 0, 1, 1)
     rollout = Rollout(
         place, lanes, schema, make_policy(NetworkSpec(), schema), log, ActorConfig(lanes=2, chunk_steps=5)
     )

@@ -13,13 +13,14 @@ import scripted_env
 from chunk_makers import RUN, SCHEMA, FakeActor, reader_on
 from lending import plenty
 
+from actors.actor_id import ActorId
 from actors.config import ActorConfig, EnvConfig, EvalConfig
 from actors.contract import EnvError
 from actors.envs import make_lanes, schema_of
 from actors.evaluator import Evaluator
 from actors.lanes import LaneError
 from actors.policy import make_policy
-from actors.rollout import Place, Rollout
+from actors.rollout import Rollout
 from learner.config import LearnerConfig
 from learner.loop import LearnerLoop
 from learner.networks import NetworkConfig, NetworkSpec
@@ -114,7 +115,7 @@ def rollout_of(fault: str, at: int) -> tuple[Rollout, MemoryLog, list[list[Any]]
     schema = schema_of(envs.envs[0])
     policy = make_policy(NetworkSpec(), schema)
     # a collect ends after DEADLINE_CHUNKS chunks at the latest: the clock shows how often it was read
-    return Rollout(Place(RUN, 7, 0, 1, 1), envs, schema, policy, log, config, lambda: next(ticks)), log, episodes
+    return Rollout(ActorId(RUN, 7, 0, 1, 1), envs, schema, policy, log, config, lambda: next(ticks)), log, episodes
 
 
 def sampled(log: MemoryLog, schema: Any) -> tuple[dict[tuple[float, ...], Transition], Reader]:
@@ -148,7 +149,7 @@ def test_an_actors_second_call_does_not_go_on_after_the_first_one_failed(
         with pytest.raises(told) as again:
             call()
         assert first.value in (again.value, again.value.__cause__)
-    arrived, reader = sampled(log, rollout._schema)
+    arrived, reader = sampled(log, rollout._stepper.schema)
     expected = {s: transition for episode in episodes for s, transition in truth(episode).items()}
     chunks = (at - 1 + sum(at > end for end in (3, 4, 9, 11))) // 4
     assert reader.ledger.totals.chunks == chunks, "boundary rows between"

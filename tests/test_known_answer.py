@@ -152,7 +152,8 @@ def local_run(folder: Path) -> None:
     try:
         progress = advance_until(session, lambda p: p.figures.get("updates", 0) > 500)
         assert progress.figures["actors_alive"] == 2
-        os.kill(ray.get(session._supervisor._slots[0].process.handle.pid.remote()), signal.SIGKILL)
+        victim: Any = session._supervisor._slots[0].process.handle
+        os.kill(ray.get(victim.pid.remote()), signal.SIGKILL)
         advance_until(session, lambda p: p.figures["actor_restarts"] == 1 and p.figures["actors_alive"] == 2)
         assert_the_calls_after_a_failed_one_fail_too(session, folder / "spoilt")
         advance_until(session, lambda p: p.figures["actor_restarts"] == 2 and p.figures["actors_alive"] == 2)
@@ -185,11 +186,12 @@ def assert_the_calls_after_a_failed_one_fail_too(session: RaySession, spoilt: Pa
 
     assert session._server is not None
     slot = session._supervisor._slots[1]
+    handle: Any = slot.process.handle
     learn_until_answered(slot.calls.in_flight)
     with closing(RedisLog(session._server.url("learner"), "grid")) as log:
         before = log.last_id(1)
-        (spoilt / str(ray.get(slot.process.handle.pid.remote()))).touch()
-        calls = [slot.process.handle.collect.remote(20.0) for _ in range(3)]
+        (spoilt / str(ray.get(handle.pid.remote()))).touch()
+        calls = [handle.collect.remote(20.0) for _ in range(3)]
         learn_until_answered(calls)
         for call in calls:
             with pytest.raises(ray.exceptions.RayTaskError, match=r"EnvError.*the reward nan"):

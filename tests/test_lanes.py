@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from lending import plenty
 from scripted_env import ENDS, RaisingEnv
 
+from actors.actor_id import ActorId
 from actors.config import ActorConfig, EnvConfig
 from actors.contract import EnvError
 from actors.envs import make_lanes
 from actors.lanes import LaneError
 from actors.policy import make_policy
-from actors.rollout import Place, Rollout
+from actors.rollout import Rollout
 from learner.networks import NetworkSpec
 from learner.weights import pack
 from replay.chunk import BOUNDARY, FIRST, TERMINATED, TRUNCATED, Chunk, Codec, Schema
@@ -31,7 +32,7 @@ RUN = "a-run"
 SCHEMA = Schema((3,), "float32", 2)
 LENGTHS = (3, 1, 5, 2)
 END_FLAGS = dict(zip(ENDS, (TERMINATED, TRUNCATED, TERMINATED | TRUNCATED), strict=True))
-PLACE = Place(RUN, 7, 0, 1, 1)
+PLACE = ActorId(RUN, 7, 0, 1, 1)
 Where = tuple[str, int, int, int]
 """What raises: "step" or "reset", of the lane's how-manieth environment, in which episode, at which time."""
 
@@ -217,11 +218,11 @@ def test_any_lanes_may_raise_anywhere(chunk_steps: int, places: list[set[Where]]
 def test_what_was_made_anew_is_told_once() -> None:
     tested = Actor(Faults(2, {1: {("step", 0, 0, 2), ("reset", 1, 1, 1)}}))
     tested.work(4)
-    assert tested.rollout.take_rebuilt() == (
+    assert tested.rollout.pop_rebuilt() == (
         "lane 1: RuntimeError: the bridge is down, after env step 2 of it",
         "lane 1: RuntimeError: the bridge is down, after env step 6 of it",
     )
-    assert tested.rollout.take_rebuilt() == ()
+    assert tested.rollout.pop_rebuilt() == ()
     heartbeat = tested.rollout.collect(-1.0)
     assert (heartbeat.counters, heartbeat.rebuilt) == (tested.rollout.counters, ())
 
@@ -269,7 +270,7 @@ def test_a_first_reset_that_raises_is_treated_alike() -> None:
     env = EnvConfig(id="scripted_env:Raising-v0", kwargs={"fault": once})
     log = MemoryLog()
     rollout = Rollout(PLACE, make_lanes(env, 2), SCHEMA, make_policy(NetworkSpec(), SCHEMA), log, ActorConfig(lanes=2))
-    assert rollout.take_rebuilt() == ("lane 0: RuntimeError: not yet, after env step 0 of it",)
+    assert rollout.pop_rebuilt() == ("lane 0: RuntimeError: not yet, after env step 0 of it",)
 
 
 def test_a_keyboards_interrupt_is_no_fault() -> None:
@@ -285,7 +286,7 @@ def test_a_keyboards_interrupt_is_no_fault() -> None:
 
 def test_no_lane_is_given_a_seed_twice() -> None:
     """Of many lanes, actors, incarnations and rebuilds."""
-    places = (Place(RUN, 7, slot, 4, incarnation) for slot in range(4) for incarnation in (1, 2))
+    places = (ActorId(RUN, 7, slot, 4, incarnation) for slot in range(4) for incarnation in (1, 2))
     all_seeds = [each for place in places for lane in place.seeds(16)[0] for each in seeds(lane, 10)]
     assert len(set(all_seeds)) == len(all_seeds) == 4 * 2 * 16 * 11
 

@@ -91,11 +91,11 @@ def test_an_actors_policy_equals_the_learners_network(schema: Schema, wanted: Ne
     obs = observations(schema, 64)
     with torch.no_grad():
         expected = online(torch.from_numpy(obs)).q.numpy()
-    q = policy(obs)
+    q, state = policy(obs, policy.initial_state(len(obs)))
     assert q.dtype == expected.dtype == np.float32
     assert q.shape == expected.shape == (64, schema.num_actions)
     assert_same(q, expected)
-    assert_same(policy(obs[:1]), expected[:1])
+    assert_same(policy(obs[:1], state)[0], expected[:1])
 
 
 @pytest.mark.parametrize("schema", PICTURES, ids=str)
@@ -182,7 +182,7 @@ def test_a_users_own_encoder() -> None:
     obs = observations(schema, 5)
     with torch.no_grad():
         expected = torch.nn.functional.linear(torch.from_numpy(obs) / 2, *online.head.parameters())
-    assert_same(policy(obs), expected.numpy())
+    assert_same(policy(obs, {})[0], expected.numpy())
 
 
 def test_buffers_are_refused() -> None:
@@ -198,7 +198,7 @@ def test_scalar_observations() -> None:
     policy.load(host_arrays(online))
     obs = np.linspace(-1, 1, 5, dtype=np.float32)
     with torch.no_grad():
-        assert_same(policy(obs), online(torch.from_numpy(obs)).q.numpy())
+        assert_same(policy(obs, {})[0], online(torch.from_numpy(obs)).q.numpy())
 
 
 def test_a_linear_network_by_hand() -> None:

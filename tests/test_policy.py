@@ -59,7 +59,8 @@ from actors.evaluator import Evaluator
 from actors.config import EvalConfig
 from actors.policy import make_policy
 from learner.networks import NetworkSpec
-from actors.rollout import Place, Rollout
+from actors.actor_id import ActorId
+from actors.rollout import Rollout
 from learner.weights import pack
 from replay.credit import Credit, pack_credit
 from replay.chunk_log.memory_log import MemoryLog
@@ -71,7 +72,7 @@ weights = pack(1, 0, 0, {{"head.linear.weight": layer[0], "head.linear.bias": la
 log.take_lease(1)
 log.publish(1, pack_credit({{0: Credit(1, 0, 1000)}}), weights)
 network, schema = NetworkSpec(), schema_of(envs.envs[0])
-rollout = Rollout(Place("r", 0, 0, 1, 1), envs, schema, make_policy(network, schema), log, ActorConfig(lanes=2))
+rollout = Rollout(ActorId("r", 0, 0, 1, 1), envs, schema, make_policy(network, schema), log, ActorConfig(lanes=2))
 assert rollout.ready()
 rollout.fill()
 assert rollout.send()

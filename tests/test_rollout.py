@@ -15,11 +15,12 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from lending import NONE, plenty
 from numpy.testing import assert_allclose, assert_array_equal
 
+from actors.actor_id import ActorId
 from actors.config import ActorConfig, EnvConfig
 from actors.contract import EnvError
 from actors.envs import make_env, make_lanes
 from actors.policy import make_policy
-from actors.rollout import Place, Rollout
+from actors.rollout import Rollout
 from learner.networks import NetworkSpec
 from learner.weights import pack
 from replay.chunk import BOUNDARY, FIRST, TERMINATED, TRUNCATED, Chunk, Codec, Schema, check_order
@@ -103,7 +104,7 @@ class Actor:
             return step(actions)
 
         envs.step = counted  # type: ignore[method-assign]
-        self.place = Place(RUN, 7, SLOT, 5, INCARNATION)
+        self.place = ActorId(RUN, 7, SLOT, 5, INCARNATION)
         self.policy = make_policy(NetworkSpec(), SCHEMA)
         self.rollout = Rollout(
             self.place, envs, SCHEMA, self.policy, self.log, ActorConfig(**config), self.clock, self.clock.sleep
@@ -196,7 +197,7 @@ def test_a_slot_has_its_lanes_place_on_the_ladder() -> None:
     rates = []
     for incarnation in (1, 9):
         envs = make_lanes(EnvConfig(id="scripted_env:Scripted-v0"), 2)
-        place = Place(RUN, 7, 4, 5, incarnation)
+        place = ActorId(RUN, 7, 4, 5, incarnation)
         log = FakeLog()
         log.publish(1, plenty(incarnation))
         config = ActorConfig(lanes=2, chunk_steps=2000, epsilon=0.9, epsilon_alpha=3.0)
@@ -220,15 +221,15 @@ def test_an_actor_is_placed_anew_while_it_works() -> None:
     tested = Actor(config={**ladder_of, "fetch_every_s": 0})
     assert tested.chunk()
     for slots, lanes in ((4, 8), (16, 32), (5, 10)):
-        floor = tested.rollout.place(slots)
+        floor = tested.rollout.set_slot_count(slots)
         assert floor == pytest.approx([0.4 ** (1 + 7 * i / (lanes - 1)) for i in (6, 7)], rel=1e-12)
-        assert_allclose(tested.rollout._epsilon, floor)
+        assert_allclose(tested.rollout._exploration.epsilon, floor)
     tested.log.publish(1, plenty(INCARNATION), weights(2, env_steps=250))
     assert tested.chunk()
-    floor = tested.rollout.place(4)
-    assert_allclose(tested.rollout._epsilon, 1 + (np.array(floor) - 1) / 4)
+    floor = tested.rollout.set_slot_count(4)
+    assert_allclose(tested.rollout._exploration.epsilon, 1 + (np.array(floor) - 1) / 4)
     with pytest.raises(ValueError, match="do not lie in"):
-        tested.rollout.place(3)
+        tested.rollout.set_slot_count(3)
 
 
 def test_an_actors_seconds_are_told_apart() -> None:
@@ -243,7 +244,7 @@ def test_an_actors_seconds_are_told_apart() -> None:
     parts = work.env_seconds + work.log_seconds + work.fetch_seconds
     assert work.seconds / 4 < parts < work.seconds
     tested.log.publish(1, NONE)
-    tested.rollout.send() if tested.rollout._pending else tested.chunk()
+    tested.rollout.send() if tested.rollout.in_doubt else tested.chunk()
     shut = tested.rollout.collect(2.0).work
     assert shut.wait_seconds == pytest.approx(sum(tested.clock.slept), abs=0.01 * len(tested.clock.slept) + 1e-6)
     assert shut.seconds - work.seconds == pytest.approx(2.0, abs=0.6)
@@ -485,7 +486,7 @@ def test_other_autoreset_modes_are_refused(mode: AutoresetMode) -> None:
     envs = SyncVectorEnv([lambda: make_env(config, training=True)], autoreset_mode=mode)
     with pytest.raises(EnvError, match="NEXT_STEP"):
         Rollout(
-            Place(RUN, 0, 0, 1, 1), envs, SCHEMA, make_policy(NetworkSpec(), SCHEMA), FakeLog(), ActorConfig(lanes=1)
+            ActorId(RUN, 0, 0, 1, 1), envs, SCHEMA, make_policy(NetworkSpec(), SCHEMA), FakeLog(), ActorConfig(lanes=1)
         )
 
 
@@ -494,26 +495,26 @@ def test_all_lanes_slots_and_incarnations_have_seeds_of_their_own() -> None:
     seeds = [
         seed
         for run, slot, incarnation in itertools.product((0, 1), range(8), range(1, 5))
-        for seed in Place(RUN, run, slot, 8, incarnation).seeds(32)[0]
+        for seed in ActorId(RUN, run, slot, 8, incarnation).seeds(32)[0]
     ]
     assert len(set(seeds)) == len(seeds) == 2 * 8 * 4 * 32
-    draws = {Place(RUN, 0, slot, 8, incarnation).seeds(1)[1].random() for slot in range(8) for incarnation in (1, 2)}
+    draws = {ActorId(RUN, 0, slot, 8, incarnation).seeds(1)[1].random() for slot in range(8) for incarnation in (1, 2)}
     assert len(draws) == 16
-    assert Place(RUN, 0, 1, 8, 1).seeds(4)[0] == Place(RUN, 0, 1, 2, 1).seeds(4)[0]
+    assert ActorId(RUN, 0, 1, 8, 1).seeds(4)[0] == ActorId(RUN, 0, 1, 2, 1).seeds(4)[0]
 
 
 def test_a_lane_is_seeded_once() -> None:
     """Not again at each reset: its episodes would all be alike."""
     tested = Actor()
     seen: list[int | None] = []
-    for env in tested.rollout._envs.envs:
+    for env in tested.rollout.lanes:
         reset: Callable[..., Any] = env.reset
 
         def noted(*, reset: Callable[..., Any] = reset, seed: int | None = None, **rest: Any) -> Any:
             seen.append(seed)
             return reset(seed=seed, **rest)
 
-        env.reset = noted  # type: ignore[method-assign]
+        env.reset = noted
     assert all(tested.chunk() for _ in range(6))
     assert len(seen) > 4
     assert set(seen) == {None}

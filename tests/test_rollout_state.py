@@ -17,12 +17,13 @@ from safetensors.numpy import load, save
 from scripted_env import DrawnEnv, RaisingEnv
 
 from actors import lanes as lanes_module
+from actors.actor_id import ActorId
 from actors.config import ActorConfig, EnvConfig
 from actors.contract import EnvError
 from actors.envs import make_env, make_lanes, schema_of
 from actors.lanes import NotReplayable, replay_refused
 from actors.policy import make_policy
-from actors.rollout import Place, Rollout
+from actors.rollout import Rollout
 from learner.networks import NetworkSpec
 from learner.weights import pack
 from replay.chunk import BOUNDARY, TERMINATED, TRUNCATED, Codec
@@ -30,7 +31,7 @@ from replay.chunk_log.memory_log import MemoryLog
 from replay.chunk_log.protocol import ChunkId
 from replay.state import State
 
-PLACE = Place("a-run", 7, 1, 3, 2)
+PLACE = ActorId("a-run", 7, 1, 3, 2)
 DRAWN = EnvConfig(id="scripted_env:Drawn-v0")
 LUNAR = EnvConfig(id="LunarLander-v3")
 LIMITED = EnvConfig(id="LunarLander-v3", max_episode_steps=7)
@@ -62,7 +63,7 @@ def learned(env: EnvConfig, version: int, env_steps: int = 100) -> bytes:
 class Actor:
     """A rollout as the inline session has it, with a log of its own, in which slot 0 has chunks too."""
 
-    def __init__(self, env: EnvConfig, lanes: int = 3, chunk_steps: int = 5, *, place: Place = PLACE) -> None:
+    def __init__(self, env: EnvConfig, lanes: int = 3, chunk_steps: int = 5, *, place: ActorId = PLACE) -> None:
         self.env, self.log = env, MemoryLog()
         self.log.take_lease(1)
         self.log.publish(1, plenty(PLACE.incarnation), learned(env, 1))
@@ -170,7 +171,7 @@ def test_a_rebuilt_environment_is_brought_back_too() -> None:
     """With the seed that it was made anew with, and what has been spent of the lane's budget."""
     env = EnvConfig(id="scripted_env:Sometimes-v0")
     tested = Actor(env, lanes=2, chunk_steps=3)
-    while len(tested.rollout.take_rebuilt()) == 0:
+    while len(tested.rollout.pop_rebuilt()) == 0:
         tested.work(1)
     for _ in range(3):
         again = goes_on(tested, lanes=2, chunk_steps=3)
@@ -198,7 +199,7 @@ def test_what_is_said_of_a_lane_goes_on_too() -> None:
     tested = Actor(scripted, lanes=1, chunk_steps=4)
     tested.work(1)
     again = goes_on(tested, lanes=1, chunk_steps=4)
-    again.rollout._envs.envs[0].unwrapped._bad_reward = np.nan  # type: ignore[attr-defined]
+    again.rollout.lanes[0].unwrapped._bad_reward = np.nan
     with pytest.raises(EnvError, match=r"the reward nan.* in lane 0 after env step 6 of it"):
         again.work(9)
 
@@ -324,7 +325,7 @@ def test_an_episode_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch)
 def test_another_places_state_is_refused() -> None:
     tested = Actor(DRAWN)
     tested.work(1)
-    for other in (Place("a-run", 7, 1, 3, 3), Place("a-run", 7, 0, 3, 2)):
+    for other in (ActorId("a-run", 7, 1, 3, 3), ActorId("a-run", 7, 0, 3, 2)):
         with pytest.raises(ValueError, match=r"slot and incarnation \(1, 2\)"):
             goes_on(tested, place=other)
     with pytest.raises(ValueError, match="with 3 lanes"):

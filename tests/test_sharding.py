@@ -21,10 +21,11 @@ from conftest import server_roles
 from lending import plenty
 from waiting import frozen, until
 
+from actors.actor_id import ActorId
 from actors.config import ActorConfig, EnvConfig
 from actors.envs import make_lanes
 from actors.policy import make_policy
-from actors.rollout import Place, Rollout
+from actors.rollout import Rollout
 from deploy.valkey import EmbeddedServer
 from learner.config import LearnerConfig
 from learner.loop import LearnerLoop
@@ -79,7 +80,7 @@ class Herd:
         self._threads = [threading.Thread(target=self._act, args=(slot,)) for slot in range(SLOTS)]
 
     def _rollout(self, slot: int, url: str, schema: Schema) -> Rollout:
-        place = Place(self.run, 1, slot, SLOTS, 1)
+        place = ActorId(self.run, 1, slot, SLOTS, 1)
         log = RedisLog(url, self.run, timeout_s=0.5)
         return Rollout(
             place,

@@ -27,13 +27,14 @@ from lending import plenty
 from safetensors.numpy import load as load_arrays
 from scripted_env import RaisingEnv
 
+from actors.actor_id import ActorId
 from actors.config import ActorConfig, EnvConfig, EvalConfig
 from actors.envs import make_lanes
 from actors.evaluator import Evaluator
 from actors.lanes import RecordedLane
 from actors.policy import make_policy
 from actors.restarts import Restarts
-from actors.rollout import Place, Rollout
+from actors.rollout import Rollout
 from learner.checkpoint import ARRAYS, VALUES, Checkpointer, newest, pack
 from learner.config import CheckpointConfig, LearnerConfig
 from learner.learner import Learner
@@ -60,8 +61,8 @@ from replay.state import State
 ROOT = Path(__file__).parents[1]
 TESTED = {
     "Evaluator", "LaneWindows", "Learner", "LearnerLoop", "Limiter", "MemoryLog", "Mirror",
-    "NStepAssembler", "NumpyMlp", "PrioritisedSampler", "Reader", "RecordedLane", "ReplayBuffer", "Restarts",
-    "Rollout", "Rows", "TorchPolicy", "UniformSampler",
+    "NStepAssembler", "NumpyMlp", "Outbox", "PrioritisedSampler", "Reader", "RecordedLane", "ReplayBuffer", "Restarts",
+    "Rollout", "Rows", "Stepper", "TorchPolicy", "UniformSampler",
 }  # fmt: skip
 """Classes with a state that the tests below fill; a test compares them with those that there are."""
 
@@ -130,7 +131,7 @@ def test_a_policy_comes_back(encoder: str) -> None:
     other.load(through_a_checkpoint(state).arrays)
     assert_same(State({}, other.state()), state)
     obs = rng.normal(size=(3, 4, 4, 1)).astype(np.float32)
-    np.testing.assert_array_equal(policy(obs), other(obs))
+    np.testing.assert_array_equal(policy(obs, {})[0], other(obs, {})[0])
 
 
 # -- the reader
@@ -454,7 +455,7 @@ def test_the_rollouts_its_rows_its_lanes_and_its_policys() -> None:
         envs = make_lanes(EnvConfig(id="raising_once/Env-v0"), 2, restarts=5, recorded=True)
         schema = Schema((3,), "float32", 2)
         return Rollout(
-            Place("a-run", 7, 1, 3, 2), envs, schema, make_policy(NetworkSpec(), schema), log,
+            ActorId("a-run", 7, 1, 3, 2), envs, schema, make_policy(NetworkSpec(), schema), log,
             ActorConfig(lanes=2, chunk_steps=9, fetch_every_s=0), lambda: 0.0,
         )  # fmt: skip
 
@@ -475,14 +476,14 @@ def test_the_rollouts_its_rows_its_lanes_and_its_policys() -> None:
         one.fill()
         assert one.send()
         one.counters = Counters(1, 2, 3, 4, 5.5, 6.5)
-        assert one._rows._returns.any()
+        assert one._stepper.rows._returns.any()
         state = one.state()
         other = make()
         other.restore(through_a_checkpoint(state))
         assert_same(_without_ages(other.state()), _without_ages(state))
-        lane = one._envs.envs[0]
+        lane = one.lanes[0]
         assert isinstance(lane, RecordedLane)
-        assert sum(each._restarts.total for each in one._envs.envs if isinstance(each, RecordedLane)) == 1
+        assert sum(each._restarts.total for each in one.lanes if isinstance(each, RecordedLane)) == 1
     finally:
         del gym.registry["raising_once/Env-v0"]
 

@@ -14,9 +14,10 @@ import pytest
 import ray
 
 from actors.config import ActorConfig, EvalConfig
-from actors.evaluator import Episodes, Verdict
+from actors.episodes import Episodes
+from actors.evaluator import Verdict
+from actors.heartbeat import Heartbeat, Work
 from actors.restarts import CrashLoopError, NotNowError, Rebuilt, Restarts, cause
-from actors.rollout import Heartbeat, Work
 from actors.supervision import actor_slot, actor_supervisor, calls, departures, evaluator_supervisor
 from actors.supervision.actor_supervisor import ActorSupervisor
 from actors.supervision.evaluator_supervisor import POLICY_S, SENT_S, EvaluatorSupervisor

@@ -22,10 +22,11 @@ from cli_runs import QHERD, environment, qherd, summary
 from gymnasium.envs.classic_control import CartPoleEnv
 
 import deploy.train
-from actors import evaluator
+from actors import episodes, evaluator
 from actors.config import EnvConfig
 from actors.contract import EnvError
-from actors.evaluator import Episodes, Verdict
+from actors.episodes import Episodes
+from actors.evaluator import Verdict
 from actors.verdicts import Spent
 from deploy import inline_session
 from deploy.clock import Clock
@@ -336,7 +337,7 @@ def fragile(monkeypatch: pytest.MonkeyPatch, training: int, evaluations: list[in
     """Have it raise every so many env steps of the training, and of each evaluation; the last is for all others."""
     monkeypatch.setattr(FragileEnv, "steps", 0)
     monkeypatch.setattr(FragileEnv, "raises_every", training)
-    play = evaluator.play
+    play = episodes.play
 
     def played(*arguments: Any) -> Any:
         FragileEnv.raises_every = evaluations.pop(0) if len(evaluations) > 1 else evaluations[0]

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from actors.config import ActorConfig
+from actors.heartbeat import Heartbeat, Work
 from actors.restarts import Rebuilt, Restarts
-from actors.rollout import Heartbeat, Work
 from actors.supervision.calls import Calls
 from actors.supervision.supervised import HangError, Supervised
 from replay.chunk import Counters

@@ -17,8 +17,8 @@ import ray
 
 from actors.config import ActorConfig
 from actors.envs import TELL_EVERY_S
+from actors.heartbeat import Work
 from actors.restarts import Rebuilt, Restarts, jitter
-from actors.rollout import Work
 from actors.supervision.actor_slot import ActorSlot
 from actors.supervision.departures import LEAVE_S, Departures, kill
 from actors.supervision.supervised import HangError
@@ -190,8 +190,8 @@ class ActorSupervisor:
     def stop(self, deadline_s: float) -> None:
         """Flushes all actors within one deadline, and has them close their environments; ``end`` waits for that."""
         for slot in self._slots:
-            if (handle := slot.process.release()) is not None:
-                self._departures.let_go(slot.name, handle, deadline_s / 2)
+            if slot.process.has_process:
+                self._departures.let_go(slot.name, slot.process.release(), deadline_s / 2)
         if flushes := self._departures.flushes:
             ray.wait(flushes, num_returns=len(flushes), timeout=deadline_s)
 

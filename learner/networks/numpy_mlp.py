@@ -42,8 +42,13 @@ class NumpyMlp:
         """Returns the weights that ``load`` was given last; none before."""
         return dict(self._arrays)
 
-    def __call__(self, obs: Array) -> npt.NDArray[np.float32]:
-        """Maps obs <obs_dtype>[E, *input_shape] to Q values <float32>[E, A]."""
+    def initial_state(self, lanes: int) -> Mapping[str, Array]:
+        """Returns the empty state: the network is feed-forward."""
+        del lanes
+        return {}
+
+    def __call__(self, obs: Array, state: Mapping[str, Array]) -> tuple[npt.NDArray[np.float32], Mapping[str, Array]]:
+        """Maps obs <obs_dtype>[E, *input_shape] to Q values <float32>[E, A]; ``state`` is empty and stays so."""
         x = obs.reshape(len(obs), -1).astype(np.float32, copy=False)
         if self._divisor != 1:
             x = x / self._divisor
@@ -54,10 +59,10 @@ class NumpyMlp:
         weight, bias = self._head
         q: npt.NDArray[np.float32] = x @ weight + bias
         if not self._dueling:
-            return q
+            return q, state
         value, advantage = q[:, :1], q[:, 1:]
         dueling: npt.NDArray[np.float32] = value + advantage - advantage.mean(1, keepdims=True)
-        return dueling
+        return dueling, state
 
 
 def _layer(weight: Array, bias: Array) -> tuple[Array, Array]:

@@ -34,7 +34,12 @@ class TorchPolicy:
         """Returns the weights that ``load`` was given last; none before."""
         return dict(self._arrays)
 
-    def __call__(self, obs: Array) -> npt.NDArray[np.float32]:
-        """Maps obs <obs_dtype>[E, *input_shape] to Q values <float32>[E, A]."""
+    def initial_state(self, lanes: int) -> Mapping[str, Array]:
+        """Returns the empty state: the network is feed-forward."""
+        del lanes
+        return {}
+
+    def __call__(self, obs: Array, state: Mapping[str, Array]) -> tuple[npt.NDArray[np.float32], Mapping[str, Array]]:
+        """Maps obs <obs_dtype>[E, *input_shape] to Q values <float32>[E, A]; ``state`` is empty and stays so."""
         q: npt.NDArray[np.float32] = self._network(torch.from_numpy(np.ascontiguousarray(obs))).q.numpy()
-        return q
+        return q, state
