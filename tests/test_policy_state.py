@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from lending import plenty
-from replay.chunk_log.memory import MemoryLog
 from scripted_env import RaisingEnv, ScriptedEnv
 
 from actors.actor_id import ActorId
@@ -20,6 +19,7 @@ from actors.policy import PolicyState, carried
 from actors.rollout import Rollout
 from learner.weights import pack
 from replay.chunk import BOUNDARY, Chunk, Codec
+from replay.chunk_log.memory_log import MemoryLog
 from replay.chunk_log.protocol import ChunkId
 from replay.state import State
 
