@@ -16,7 +16,7 @@ from actors.policy import make_policy
 from actors.rollout import Rollout
 from benchmarks.herd import beside, publish_weights
 from benchmarks.result import Result, alternate
-from deploy.valkey import EmbeddedServer
+from deploy.server.embedded import EmbeddedServer
 from learner.networks import NetworkSpec
 from replay.chunk_log.redis_log import RedisLog
 

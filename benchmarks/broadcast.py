@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.result import Result, show
-from deploy.valkey import EmbeddedServer
+from deploy.server.embedded import EmbeddedServer
 
 RUN = "broadcast"
 MEGABYTES, COUNTS, SECONDS = 20.0, (0, 1, 4, 8, 16, 32), 15.0

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.result import Result
-from deploy.config import RunConfig, compose
-from deploy.plan import chunk_rows
+from deploy.config.models import RunConfig, compose
+from deploy.planning.memory import chunk_rows
 
 PRESETS = ("lunarlander", "cartpole", "tutorial")
 FREEZE_S = 10.0

@@ -10,10 +10,10 @@ import torch
 
 from benchmarks.herd import act, beside
 from benchmarks.result import Result
-from deploy.config import RunConfig, compose
-from deploy.launch import probe_env
-from deploy.plan import backstop_chunks, chunk_rows, server_bytes
-from deploy.valkey import EmbeddedServer
+from deploy.config.models import RunConfig, compose
+from deploy.planning.memory import backstop_chunks, chunk_rows, server_bytes
+from deploy.server.embedded import EmbeddedServer
+from deploy.sessions.launch import probe_env
 from learner.learner import Learner
 from learner.loop import LearnerLoop
 from learner.publisher import Publisher

@@ -10,7 +10,7 @@ import numpy as np
 
 from actors.config import ActorConfig
 from benchmarks.result import Result
-from deploy.valkey import EmbeddedServer, find_server
+from deploy.server.embedded import EmbeddedServer, find_server
 from replay.chunk import Chunk, Codec, Counters, Schema, encode
 from replay.chunk_log.protocol import ChunkId
 from replay.chunk_log.redis_log import RedisLog

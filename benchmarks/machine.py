@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from deploy.arithmetic import cpu
+from deploy.process.arithmetic import cpu
 
 PACKAGES = ("torch", "numpy", "gymnasium", "ray", "redis")
 

@@ -19,8 +19,8 @@ from actors.rollout import Rollout
 from benchmarks.actor_rate import CHUNK_STEPS, LANES, rollout_at_work
 from benchmarks.learner_rate import QUICK_UPDATES, WARM_UP_UPDATES, Side, running_herd
 from benchmarks.result import Result
-from deploy.config import compose
-from deploy.learner_seat import SLICE_S
+from deploy.config.models import compose
+from deploy.sessions.learner_seat import SLICE_S
 from learner.loop import LearnerLoop
 from learner.metrics import RunMetrics
 from learner.recent_updates import ERRORS_KEPT

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from benchmarks.feed import Feed
 from benchmarks.log_rate import SCHEMA
 from benchmarks.result import Result
-from deploy.valkey import EmbeddedServer
+from deploy.server.embedded import EmbeddedServer
 from replay.chunk_log.redis_log import RedisLog
 
 RUN = "replay-clients"

@@ -16,7 +16,7 @@ from benchmarks.feed import Feed
 from benchmarks.log_rate import servers
 from benchmarks.peers import Peer, medians, seconds_of
 from benchmarks.result import Result, alternate
-from deploy.valkey import EmbeddedServer
+from deploy.server.embedded import EmbeddedServer
 from replay.chunk import Codec, Schema
 from replay.chunk_log.protocol import ChunkId, Entry
 from replay.chunk_log.redis_log import RedisLog

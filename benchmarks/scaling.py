@@ -24,9 +24,9 @@ from typing import NamedTuple
 
 from benchmarks import machine
 from benchmarks.result import Result, show
-from deploy.bottleneck import Window, diagnose, measured
-from deploy.config import RunConfig
-from deploy.host import usable_cores
+from deploy.config.models import RunConfig
+from deploy.diagnosis.bottleneck import Window, diagnose, measured
+from deploy.process.host import usable_cores
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"

@@ -24,7 +24,7 @@ import redis
 from benchmarks.feed import Feed
 from benchmarks.memory import MB, Series, rss_by_role, rss_mb
 from benchmarks.result import Result, show
-from deploy.valkey import EmbeddedServer
+from deploy.server.embedded import EmbeddedServer
 from learner.config import LearnerConfig
 from learner.networks import NetworkConfig
 from replay.chunk import Schema

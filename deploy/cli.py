@@ -18,16 +18,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_origin
 
-from deploy.output import GONE, silence, stand_in
-from deploy.stop import deaf, quiet_interrupt
+from deploy.process.output import GONE, silence, stand_in
+from deploy.process.signals import deaf, quiet_interrupt
 
 with quiet_interrupt():  # these take a second
     import tyro
     import yaml
     from pydantic import ValidationError
 
-    from deploy import __version__, arithmetic
-    from deploy.commands import (
+    from deploy import __version__
+    from deploy.commands.arguments import (
         Clean,
         Discovery,
         Doctor,
@@ -42,8 +42,9 @@ with quiet_interrupt():  # these take a second
         Secrets,
         Train,
     )
-    from deploy.config import ConfigError, RunConfig, check_bounds, compose, dump, explain
-    from deploy.numbers import read_yaml, whole, write_yaml
+    from deploy.config.models import ConfigError, RunConfig, check_bounds, compose, dump, explain
+    from deploy.config.numbers import read_yaml, whole, write_yaml
+    from deploy.process import arithmetic
     from replay.errors import QherdError
 
 USAGE = """qherd: a herd of actors, one learner, deep Q-learning.
@@ -149,7 +150,7 @@ def _base(arguments: list[str]) -> RunConfig:
 def _plan(arguments: list[str]) -> int:
     base = _base(arguments)
     call = tyro.cli(Plan, args=arguments, default=Plan(options=base), prog="qherd plan [ENV]", registry=_as_written())
-    from deploy.outlook import plan_command
+    from deploy.planning.forecast import plan_command
 
     return plan_command(call.options, call.env_steps_per_second, call.updates_per_second, as_json=call.as_json)
 
@@ -157,14 +158,14 @@ def _plan(arguments: list[str]) -> int:
 def _doctor(arguments: list[str]) -> int:
     if arguments and not arguments[0].startswith("-"):
         call = tyro.cli(DoctorOfRun, args=arguments, prog="qherd doctor")
-        from deploy.doctor import doctor_of_run
+        from deploy.commands.doctor import doctor_of_run
 
         return doctor_of_run(call.run, as_json=call.as_json)
     base = _base(_with_env_first(arguments))
     full = tyro.cli(
         Doctor, args=arguments, default=Doctor(options=base), prog="qherd doctor [RUN]", registry=_as_written()
     )
-    from deploy.doctor import doctor
+    from deploy.commands.doctor import doctor
 
     return doctor(full.options, as_json=full.as_json)
 
@@ -186,14 +187,14 @@ def _train(arguments: list[str]) -> int:
         return 0
     if full.resume:
         return _train_or_resume(config)
-    from deploy.train import train
+    from deploy.sessions.driver import train
 
     return train(config)
 
 
 def _train_or_resume(config: RunConfig) -> int:
-    from deploy.resume import resume
-    from deploy.train import train
+    from deploy.commands.resume import resume
+    from deploy.sessions.driver import train
 
     if config.run is None:
         raise ConfigError("--resume needs to know the run: give its name with --run")
@@ -205,7 +206,7 @@ def _resume(arguments: list[str]) -> int:
     path = Path(arguments.pop(0)) if arguments and not arguments[0].startswith("-") else None
     if path is None and not {"-h", "--help"} & set(arguments):
         raise ConfigError("qherd resume needs the run's directory: qherd resume runs/NAME")
-    from deploy.resume import config_of, resume
+    from deploy.commands.resume import config_of, resume
 
     check_bounds(arguments)
     base = RunConfig() if path is None else config_of(path)
@@ -262,42 +263,42 @@ def _yaml_mapping(text: str) -> dict[str, Any]:
 
 def _scale(arguments: list[str]) -> int:
     call = tyro.cli(Scale, args=arguments, prog="qherd scale", registry=_as_written())
-    from deploy.scaling import scale
+    from deploy.sessions.scale_requests import scale
 
     return scale(call.run, call.actors, as_json=call.as_json)
 
 
 def _eval(arguments: list[str]) -> int:
     call = tyro.cli(Eval, args=arguments, prog="qherd eval", registry=_as_written())
-    from deploy.playback import evaluate
+    from deploy.commands.evaluate import evaluate
 
     return evaluate(call.run, call.episodes, call.seed, env_path=call.env.path, as_json=call.as_json)
 
 
 def _record(arguments: list[str]) -> int:
     call = tyro.cli(Record, args=arguments, prog="qherd record", registry=_as_written())
-    from deploy.playback import record
+    from deploy.commands.evaluate import record
 
     return record(call.run, call.out, call.seed, env_path=call.env.path)
 
 
 def _replay_stats(arguments: list[str]) -> int:
     call = tyro.cli(ReplayStats, args=arguments, prog="qherd replay stats", registry=_as_written())
-    from deploy.replay_stats import stats
+    from deploy.commands.replay_stats import stats
 
     return stats(call.given, call.run, call.redis, as_json=call.as_json)
 
 
 def _clean(arguments: list[str]) -> int:
     call = tyro.cli(Clean, args=arguments, prog="qherd clean", registry=_as_written())
-    from deploy.clean import clean
+    from deploy.commands.clean import clean
 
     return clean(call.given, call.redis, yes=call.yes)
 
 
 def _secrets(arguments: list[str]) -> int:
     call = tyro.cli(Secrets, args=arguments, prog="qherd secrets", registry=_as_written())
-    from deploy.secrets_dir import write_secrets
+    from deploy.server.credentials import write_secrets
 
     if call.ca and not call.tls:
         raise ConfigError(f"--ca {call.ca} is for TLS: give --tls with it")
@@ -312,7 +313,7 @@ def _secrets(arguments: list[str]) -> int:
 
 def _discovery(arguments: list[str]) -> int:
     call = tyro.cli(Discovery, args=arguments, prog="qherd discovery", registry=_as_written())
-    from deploy.discovery import serve
+    from deploy.monitoring.discovery import serve
 
     return serve(call.runs_dir, call.host, call.port)
 
@@ -337,7 +338,7 @@ def _guarded(run: Callable[[], int]) -> int:
 
 def _explained(run: Callable[[], int]) -> int:
     with quiet_interrupt():  # most commands need these, which take a second
-        import deploy.session  # noqa: F401
+        import deploy.sessions.base  # noqa: F401
 
     try:
         return run()

@@ -16,11 +16,11 @@ import numpy.typing as npt
 from grid import ACTIONS, GRIDS, MOVES, Grid
 
 from actors.policy import make_policy
-from deploy import arithmetic
-from deploy.config import RunConfig
-from deploy.inline_session import InlineSession
-from deploy.launch import probe_env
-from deploy.run_dir import RunDirectory
+from deploy.config.models import RunConfig
+from deploy.process import arithmetic
+from deploy.run_directory.directory import RunDirectory
+from deploy.sessions.inline import InlineSession
+from deploy.sessions.launch import probe_env
 from learner.weights import unpack
 
 Q = npt.NDArray[np.float64]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from deploy.valkey import EmbeddedServer, find_server
+from deploy.server.embedded import EmbeddedServer, find_server
 
 MEMORY_BYTES = 512 * 2**20
 

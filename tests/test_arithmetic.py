@@ -104,7 +104,7 @@ try:
     deploy.cli.main(["--version"])
 except SystemExit:
     pass
-from deploy.arithmetic import blas_threads
+from deploy.process.arithmetic import blas_threads
 print(blas_threads())
 """
     assert in_a_process(program, tmp_path).split()[-1] == "1"
@@ -115,10 +115,10 @@ print(blas_threads())
 def test_a_program_that_imported_numpy_first_is_told_what_holds(tmp_path: Path) -> None:
     program = """
 import numpy
-from deploy.config import RunConfig
-from deploy.inline_session import InlineSession
-from deploy.launch import probe_env
-from deploy.run_dir import RunDirectory
+from deploy.config.models import RunConfig
+from deploy.sessions.inline import InlineSession
+from deploy.sessions.launch import probe_env
+from deploy.run_directory.directory import RunDirectory
 
 config = RunConfig.model_validate({"mode": "inline", "run": "r", "env": {"id": "CartPole-v1"}})
 InlineSession(config, RunDirectory.create(config), probe_env(config), print)

@@ -23,7 +23,7 @@ from lending import plenty
 from waiting import until
 
 import replay
-from deploy.valkey import EmbeddedServer, acl_rules
+from deploy.server.embedded import EmbeddedServer, acl_rules
 from learner.config import LearnerConfig
 from learner.loop import LearnerLoop
 from learner.networks import NetworkConfig

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from deploy.bottleneck import Actors, Window, diagnose, measured, window_of
-from deploy.config import RunConfig
+from deploy.config.models import RunConfig
+from deploy.diagnosis.bottleneck import Actors, Window, diagnose, measured, window_of
 
 CONFIG = RunConfig.model_validate({"replay": {"samples_per_insert": 16}, "actors": {"count": 4}})
 

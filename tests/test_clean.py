@@ -17,11 +17,11 @@ from chunk_makers import FakeActor
 from cli_runs import QHERD, environment
 from lending import NONE, plenty
 
-from deploy import clean as clean_module
 from deploy.cli import main
-from deploy.config import RunConfig
-from deploy.run_dir import RunDirectory
-from deploy.valkey import EmbeddedServer
+from deploy.commands import clean as clean_module
+from deploy.config.models import RunConfig
+from deploy.run_directory.directory import RunDirectory
+from deploy.server.embedded import EmbeddedServer
 from replay.chunk_log import inspector
 from replay.chunk_log.inspector import RunInspector
 from replay.chunk_log.protocol import ChunkId

@@ -25,9 +25,9 @@ from pydantic import BaseModel
 
 from deploy import __version__
 from deploy.cli import USAGE, main
-from deploy.commands import Eval, Launch, Record
-from deploy.config import RunConfig, compose, option_paths
-from deploy.valkey import find_server
+from deploy.commands.arguments import Eval, Launch, Record
+from deploy.config.models import RunConfig, compose, option_paths
+from deploy.server.embedded import find_server
 
 CARTPOLE = ("train", "CartPole-v1")
 PASSWORD = "s3cr3t"

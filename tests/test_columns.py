@@ -30,8 +30,8 @@ from actors.envs import make_lanes, schema_of
 from actors.lanes import LaneError, RecordedLane
 from actors.policy import make_policy
 from actors.rollout import Rollout
-from deploy.config import RunConfig
-from deploy.plan import chunk_bytes, server_bytes
+from deploy.config.models import RunConfig
+from deploy.planning.memory import chunk_bytes, server_bytes
 from learner.algorithms import Algorithm
 from learner.algorithms.dqn import scalar_loss
 from learner.algorithms.loss import LossOutput, Transitions

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.config import (
+from deploy.config.models import (
     PRESETS,
     ConfigError,
     RedisConfig,
@@ -21,7 +21,7 @@ from deploy.config import (
     preset_for,
     preset_names,
 )
-from deploy.numbers import read_yaml, whole, write_yaml
+from deploy.config.numbers import read_yaml, whole, write_yaml
 
 ENV = "CartPole-v1"
 

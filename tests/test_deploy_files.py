@@ -26,9 +26,9 @@ from cli_runs import ROOT
 from compose import load, order
 from contained import STOP_S
 
-from deploy.config import RunConfig, option_paths
-from deploy.secrets_dir import write_secrets
-from deploy.valkey import CLIENTS_SHARE
+from deploy.config.models import RunConfig, option_paths
+from deploy.server.credentials import write_secrets
+from deploy.server.embedded import CLIENTS_SHARE
 
 BIN = Path(sys.executable).parent
 KUBERAY = ROOT / "deploy" / "kuberay"

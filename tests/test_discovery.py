@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from cli_runs import qherd, running
 
-from deploy.discovery import MOST_BYTES, Discovery, registration, target_groups
+from deploy.monitoring.discovery import MOST_BYTES, Discovery, registration, target_groups
 
 
 def write(folder: Path, run: str, text: str) -> Path:

@@ -15,8 +15,8 @@ from cli_runs import QHERD, environment
 from rich.console import Console
 
 from actors.config import EnvConfig, EvalConfig
-from deploy.config import BudgetConfig, RunConfig
-from deploy.display import LINE_EVERY_S, Display
+from deploy.config.models import BudgetConfig, RunConfig
+from deploy.monitoring.display import LINE_EVERY_S, Display
 
 FIGURES: dict[str, float] = {
     "env_steps": 12_345,
@@ -36,13 +36,15 @@ CONFIG = RunConfig(env=EnvConfig(id="CartPole-v1"), eval=EvalConfig(threshold=47
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 1000.0
-        monkeypatch.setattr("deploy.display.time.monotonic", lambda: self.now_s)
+        monkeypatch.setattr("deploy.monitoring.display.time.monotonic", lambda: self.now_s)
 
 
 def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     drawn = io.StringIO()
     monkeypatch.delenv("CI", raising=False)
-    monkeypatch.setattr("deploy.display.Console", lambda **_: Console(file=drawn, force_terminal=True, width=110))
+    monkeypatch.setattr(
+        "deploy.monitoring.display.Console", lambda **_: Console(file=drawn, force_terminal=True, width=110)
+    )
     return drawn
 
 
@@ -88,7 +90,7 @@ def test_messages_come_at_once_with_their_time(
     clock = Clock(monkeypatch)
     with Display("r", CONFIG) as display:
         clock.now_s += 2.5
-        display.say("starting Ray")
+        display.notify("starting Ray")
         assert capsys.readouterr().out.split() == ["2.5", "s", "starting", "Ray"]
 
 
@@ -109,7 +111,7 @@ def test_ci_gets_plain_lines_also_on_a_terminal(
 def test_the_table_has_all_figures_the_run_and_its_goal(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = terminal(monkeypatch)
     with Display("my-run", CONFIG) as display:
-        display.say("starting Ray")
+        display.notify("starting Ray")
         display.update({**FIGURES, "greedy_return": 212.0, "first_greedy_return": 20.0})
     shown = drawn.getvalue()
     assert all(text in shown for text in (*SHOWN, "my-run", "CartPole-v1", "212 of 475", "starting Ray"))
@@ -122,7 +124,7 @@ def test_the_table_has_all_figures_the_run_and_its_goal(monkeypatch: pytest.Monk
 def test_a_message_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch, message: str) -> None:
     drawn = terminal(monkeypatch)
     with Display("r", CONFIG) as display:
-        display.say(message)
+        display.notify(message)
     assert message.splitlines()[0] in drawn.getvalue()
 
 

@@ -21,8 +21,9 @@ from doc_blocks import LANGUAGES, NEEDS, Block, blocks
 from pydantic import BaseModel
 from test_deploy_files import on_path
 
-from deploy import cli, commands
-from deploy.config import RunConfig, option_paths
+from deploy import cli
+from deploy.commands import arguments as commands
+from deploy.config.models import RunConfig, option_paths
 
 SHELL = [block for block in blocks() if block.language == "sh"]
 RUN = [block for block in blocks() if block.runs]

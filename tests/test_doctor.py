@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 from cli_runs import qherd
 
-from deploy import checks
-from deploy.checks import Check, guarded, versions
-from deploy.config import ConfigError, RunConfig
-from deploy.doctor import _silence
-from deploy.run_dir import RunDirectory
-from deploy.valkey import EmbeddedServer
+from deploy.commands.doctor import _silence
+from deploy.config.models import ConfigError, RunConfig
+from deploy.diagnosis import checks
+from deploy.diagnosis.checks import Check, guarded, versions
+from deploy.run_directory.directory import RunDirectory
+from deploy.server.embedded import EmbeddedServer
 
 BAD_ENV = """
 import gymnasium as gym
@@ -127,7 +127,7 @@ def test_shared_memory_cores_files_and_disk(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr("resource.getrlimit", lambda _: (256, 4096))
     assert checks._open_files(config()).remedy == "ulimit -n 4096"
     monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
-    monkeypatch.setattr("deploy.checks.usable_cores", lambda: 2.0)
+    monkeypatch.setattr("deploy.diagnosis.checks.usable_cores", lambda: 2.0)
     assert checks._cores(config(actors={"count": 2})).state == "ok"
     assert "more actors than cores" in checks._cores(config(actors={"count": 16})).remedy
 

@@ -232,8 +232,8 @@ def test_an_output_that_cannot_take_a_character_shows_another(folder: Path, loca
 LIBRARY = """
 import sys, threading
 from pathlib import Path
-from deploy.config import ConfigError, compose
-from deploy.train import train
+from deploy.config.models import ConfigError, compose
+from deploy.sessions.driver import train
 
 def run(mode):
     config = compose("CartPole-v1", None, Path("preset.yaml"), {})

@@ -12,10 +12,10 @@ import pytest
 from actors.contract import ContractError, EnvError
 from actors.restarts import CrashLoopError
 from deploy import cli
-from deploy.config import ConfigError
-from deploy.run_dir import RunDirError
-from deploy.session import RunFailedError
-from deploy.valkey import ServerStartError
+from deploy.config.models import ConfigError
+from deploy.run_directory.directory import RunDirError
+from deploy.server.embedded import ServerStartError
+from deploy.sessions.base import RunFailedError
 from learner.checkpoint import CheckpointError
 from learner.report import Diverged
 from replay.chunk_log.protocol import LogError

@@ -20,7 +20,7 @@ from lending import NONE, plenty
 from proxy import Proxy
 from waiting import until
 
-from deploy.valkey import EmbeddedServer, find_server
+from deploy.server.embedded import EmbeddedServer, find_server
 from replay.chunk_log.memory_log import MemoryLog
 from replay.chunk_log.protocol import FENCE_SHIFT, Fenced
 from replay.mirror import Mirror

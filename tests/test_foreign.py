@@ -17,13 +17,13 @@ from hostile import HOSTILE, deep, device, directory, link, pipe, sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploy.config import ConfigError, RunConfig, compose
-from deploy.discovery import target_groups
-from deploy.numbers import DEEPEST, read_yaml
-from deploy.resume import config_of
-from deploy.run_dir import RunDirectory, RunDirError
-from deploy.scaling import ScaleFile
-from deploy.target import find_run
+from deploy.commands.resume import config_of
+from deploy.config.models import ConfigError, RunConfig, compose
+from deploy.config.numbers import DEEPEST, read_yaml
+from deploy.monitoring.discovery import target_groups
+from deploy.run_directory.directory import RunDirectory, RunDirError
+from deploy.run_directory.target import find_run
+from deploy.sessions.scale_requests import ScaleFile
 from learner.report import Resumed
 from replay.about import About, AboutError
 from replay.foreign import Unreadable, parse_json, read_file, read_object

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from waiting import until
 
-from deploy.discovery import Discovery
+from deploy.monitoring.discovery import Discovery
 from learner import http_server
 from learner.metrics import MetricsServer
 

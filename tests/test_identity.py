@@ -63,7 +63,15 @@ def add(path: Path) -> None:
 
 @pytest.mark.parametrize("alter", [change, Path.unlink, add])
 @pytest.mark.parametrize(
-    "file", ["actors/rollout.py", "deploy/launch.py", "learner/networks/mlp.py", "learner/td.py", "replay/limiter.py"]
+    "file",
+    [
+        "actors/rollout.py",
+        "deploy/cli.py",
+        "deploy/sessions/launch.py",
+        "learner/networks/mlp.py",
+        "learner/td.py",
+        "replay/limiter.py",
+    ],
 )
 def test_other_sources_are_refused_with_both_paths(copy: Path, file: str, alter: Callable[[Path], None]) -> None:
     package = file.partition("/")[0]

@@ -21,13 +21,13 @@ import numpy.typing as npt
 import pytest
 from grid_env import ACTIONS, GOAL, STATES, move
 
-from deploy.config import RunConfig
-from deploy.inline_session import InlineSession
-from deploy.launch import probe_env
-from deploy.ray_session import RaySession
-from deploy.run_dir import RunDirectory
-from deploy.session import Progress
-from deploy.stop import Stop
+from deploy.config.models import RunConfig
+from deploy.process.signals import Stop
+from deploy.run_directory.directory import RunDirectory
+from deploy.sessions.base import Progress
+from deploy.sessions.inline import InlineSession
+from deploy.sessions.launch import probe_env
+from deploy.sessions.ray_session import RaySession
 from learner.weights import unpack
 from replay.chunk_log.protocol import ChunkId
 from replay.chunk_log.redis_log import RedisLog

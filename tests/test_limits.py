@@ -12,7 +12,7 @@ import pytest
 import redis
 from chunk_makers import FakeActor, chunk_id
 
-from deploy.valkey import EmbeddedServer
+from deploy.server.embedded import EmbeddedServer
 from learner.config import LearnerConfig
 from learner.loop import LearnerLoop
 from learner.networks import NetworkConfig

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from cli_runs import Finished, Run, running, summary
 
-from deploy.run_dir import RunDirectory
+from deploy.run_directory.directory import RunDirectory
 from replay.chunk_log.protocol import FENCE_SHIFT
 
 START_S = 60.0

@@ -130,7 +130,7 @@ def test_an_alert_says_what_is_wrong_and_what_to_do(alert: dict[str, Any]) -> No
     assert set(annotations) == {"summary", "description", "action"}
     assert "{{ $labels.run }}" in annotations["summary"]
     assert alert["labels"]["severity"] in ("page", "warn")
-    from deploy.config import option_paths
+    from deploy.config.models import option_paths
 
     parts = "actors|checkpoint|env|learner|replay|redis|metrics"
     for option in re.findall(rf"\b((?:{parts})\.[a-z_]+)", annotations["action"] + annotations["description"]):

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from deploy.cli import main
-from deploy.config import RunConfig
-from deploy.outlook import ActorRate, foresee, measure_actor, measure_updates
-from deploy.plan import ACTOR_BYTES, network_bytes
+from deploy.config.models import RunConfig
+from deploy.planning.forecast import ActorRate, foresee, measure_actor, measure_updates
+from deploy.planning.memory import ACTOR_BYTES, network_bytes
 from replay.chunk import HEADER_BYTES, Schema
 
 SCHEMA = Schema((4,), "float32", 2)

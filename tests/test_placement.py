@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploy.config import ConfigError, RunConfig
-from deploy.placement import (
+from deploy.cluster.placement import (
     SEAT,
     Asks,
     Resources,
@@ -23,6 +22,7 @@ from deploy.placement import (
     room_for,
     without_worker,
 )
+from deploy.config.models import ConfigError, RunConfig
 
 
 def config(mode: str = "cluster", **values: Any) -> RunConfig:

@@ -19,9 +19,9 @@ import pytest
 from cli_runs import Finished, qherd
 
 from actors.contract import EnvError
-from deploy.config import RunConfig
-from deploy.run_dir import RunDirectory
-from deploy.video import Video, picture
+from deploy.config.models import RunConfig
+from deploy.playback.video import Video, picture
+from deploy.run_directory.directory import RunDirectory
 from learner.weights import pack
 
 EPISODES, SEED = 23, 77

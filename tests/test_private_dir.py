@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy import private_dir
-from deploy.private_dir import DEEPEST, PlaceError, PrivateDir, remove_stale_dirs, temporary_folder
+from deploy.server import private_dir
+from deploy.server.private_dir import DEEPEST, PlaceError, PrivateDir, remove_stale_dirs, temporary_folder
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from lending import NONE, PLENTY, plenty
 from waiting import frozen, until
 
-from deploy.valkey import EmbeddedServer
+from deploy.server.embedded import EmbeddedServer
 from learner.publisher import CREDIT_EVERY_S, Publisher
 from learner.weights import pack
 from replay.chunk_log.memory_log import MemoryLog

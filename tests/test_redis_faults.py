@@ -26,9 +26,9 @@ from proxy import Proxy
 from waiting import frozen, until
 
 from actors.config import EnvConfig
-from deploy.config import RunConfig
-from deploy.run_dir import RunDirectory
-from deploy.valkey import EmbeddedServer, acl_rules, find_server
+from deploy.config.models import RunConfig
+from deploy.run_directory.directory import RunDirectory
+from deploy.server.embedded import EmbeddedServer, acl_rules, find_server
 from learner.checkpoint import pack
 from replay.chunk_log.protocol import FENCE_SHIFT, ChunkId, Fenced, Refused, Status
 from replay.chunk_log.redis_client import TIMEOUT_S

@@ -22,12 +22,12 @@ from lending import NONE
 from waiting import until
 
 import replay
-from deploy import replay_stats
 from deploy.cli import main
-from deploy.config import RunConfig
-from deploy.replay_stats import rows_between
-from deploy.run_dir import RunDirectory
-from deploy.valkey import EmbeddedServer, acl_rules
+from deploy.commands import replay_stats
+from deploy.commands.replay_stats import rows_between
+from deploy.config.models import RunConfig
+from deploy.run_directory.directory import RunDirectory
+from deploy.server.embedded import EmbeddedServer, acl_rules
 from replay.about import About, SlotAbout
 from replay.chunk import Chunk
 from replay.chunk_log.inspector import RunInspector

@@ -19,9 +19,9 @@ from hostile import HOSTILE
 from actors.config import EnvConfig
 from actors.verdicts import Spent
 from deploy import __version__
-from deploy.config import RedisConfig, RunConfig
-from deploy.resume import config_of
-from deploy.run_dir import RunDirectory, RunDirError, env_of
+from deploy.commands.resume import config_of
+from deploy.config.models import RedisConfig, RunConfig
+from deploy.run_directory.directory import RunDirectory, RunDirError, env_of
 from learner.report import Resumed
 from learner.weights import pack
 

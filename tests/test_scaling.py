@@ -16,10 +16,10 @@ from cli_runs import Finished, qherd, running, summary
 from waiting import until
 
 from deploy.cli import main
-from deploy.config import RunConfig
-from deploy.resume import config_of
-from deploy.run_dir import RunDirectory
-from deploy.scaling import Request, ScaleDesk, ScaleFile
+from deploy.commands.resume import config_of
+from deploy.config.models import RunConfig
+from deploy.run_directory.directory import RunDirectory
+from deploy.sessions.scale_requests import Request, ScaleDesk, ScaleFile
 
 START_S = 60.0
 LANES = 4
@@ -140,7 +140,7 @@ def test_two_at_a_time_are_one_too_many(at_work: RunDirectory, capsys: pytest.Ca
 def test_a_driver_that_does_not_look_is_noticed_and_the_request_taken_back(
     at_work: RunDirectory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deploy.scaling.TAKEN_UP_S", 0.1)
+    monkeypatch.setattr("deploy.sessions.scale_requests.TAKEN_UP_S", 0.1)
     code, _, err = run(capsys, at_work.path, "--actors", "3")
     assert code == 1
     assert "its driver has not answered" in err

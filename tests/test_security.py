@@ -20,8 +20,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from waiting import until
 
-from deploy.config import ConfigError
-from deploy.secrets_dir import write_secrets
+from deploy.config.models import ConfigError
+from deploy.server.credentials import write_secrets
 from replay.chunk_log.protocol import ChunkId, Refused, Unavailable
 from replay.chunk_log.redis_log import RedisLog
 
@@ -131,7 +131,7 @@ def test_a_mount_point_is_filled_and_a_half_made_folder_is_none(
     def fail(*_: object) -> int:
         raise OSError("no room")
 
-    monkeypatch.setattr("deploy.secrets_dir.os.fdopen", fail)
+    monkeypatch.setattr("deploy.server.credentials.os.fdopen", fail)
     with pytest.raises(OSError, match="no room"):
         write_secrets(tmp_path / "new", "valkey:6379", None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mounted"]

@@ -20,11 +20,11 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from waiting import until
 
-from deploy.checks import preflight
-from deploy.config import ConfigError, RunConfig
-from deploy.launch import check, check_values
-from deploy.plan import chunk_bytes
-from deploy.valkey import EmbeddedServer, acl_rules
+from deploy.config.models import ConfigError, RunConfig
+from deploy.diagnosis.checks import preflight
+from deploy.planning.memory import chunk_bytes
+from deploy.server.embedded import EmbeddedServer, acl_rules
+from deploy.sessions.launch import check, check_values
 from replay.chunk import Schema
 from replay.chunk_log.protocol import ChunkId, Refused
 from replay.chunk_log.redis_log import RedisLog

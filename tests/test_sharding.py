@@ -26,7 +26,7 @@ from actors.config import ActorConfig, EnvConfig
 from actors.envs import make_lanes
 from actors.policy import make_policy
 from actors.rollout import Rollout
-from deploy.valkey import EmbeddedServer
+from deploy.server.embedded import EmbeddedServer
 from learner.config import LearnerConfig
 from learner.loop import LearnerLoop
 from learner.networks import NetworkConfig

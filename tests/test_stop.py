@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from deploy.clock import Rates
-from deploy.output import Output
-from deploy.ray_running import stderr_to
-from deploy.stop import SIGNALS, Interrupted, Stop, quiet_interrupt, result
+from deploy.cluster.ray_running import stderr_to
+from deploy.process.output import Output
+from deploy.process.signals import SIGNALS, Interrupted, Stop, quiet_interrupt, result
+from deploy.sessions.clock import Rates
 
 
 def test_a_second_signal_does_not_wait_unless_it_is_a_hangup(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +60,7 @@ def test_outside_the_main_thread_no_handler_is_set() -> None:
 HANDLERS_OF_A_LIBRARY = """
 import ctypes, os, signal, sys, threading
 from concurrent.futures import ThreadPoolExecutor
-from deploy.stop import Stop, result
+from deploy.process.signals import Stop, result
 
 again = threading.Event()
 

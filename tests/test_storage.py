@@ -17,8 +17,8 @@ import pytest
 import torch
 from chunk_makers import CODEC, SCHEMA, FakeActor, reader_on
 
-from deploy.config import ConfigError, RunConfig
-from deploy.plan import check_memory, plan
+from deploy.config.models import ConfigError, RunConfig
+from deploy.planning.memory import check_memory, plan
 from learner.config import LearnerConfig
 from learner.learner import Learner
 from replay import storage as storage_module

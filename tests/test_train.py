@@ -21,24 +21,24 @@ import torch
 from cli_runs import QHERD, environment, qherd, summary
 from gymnasium.envs.classic_control import CartPoleEnv
 
-import deploy.train
 from actors import episodes, evaluator
 from actors.config import EnvConfig
 from actors.contract import EnvError
 from actors.episodes import Episodes
 from actors.evaluator import Verdict
 from actors.verdicts import Spent
-from deploy import inline_session
-from deploy.clock import Clock
-from deploy.config import BudgetConfig, ConfigError, RunConfig, compose
-from deploy.inline_session import InlineSession
-from deploy.launch import probe_env
-from deploy.ray_start import _start_own
-from deploy.resume import resume
-from deploy.run_dir import RunDirectory, RunDirError
-from deploy.session import Progress, RunFailedError
-from deploy.stop import Interrupted
-from deploy.train import Outcome, earlier, train
+from deploy.cluster.ray_start import _start_own
+from deploy.commands.resume import resume
+from deploy.config.models import BudgetConfig, ConfigError, RunConfig, compose
+from deploy.process.signals import Interrupted
+from deploy.run_directory.directory import RunDirectory, RunDirError
+from deploy.sessions import driver
+from deploy.sessions import inline as inline_session
+from deploy.sessions.base import Progress, RunFailedError
+from deploy.sessions.clock import Clock
+from deploy.sessions.driver import Outcome, earlier, train
+from deploy.sessions.inline import InlineSession
+from deploy.sessions.launch import probe_env
 from learner.checkpoint import names
 from learner.learner import host_arrays
 from learner.phases import Phases
@@ -257,7 +257,7 @@ def test_a_failed_confirmation_is_told_more_and_more_seldom(
 
 
 def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: Script, **more: Any) -> RunDirectory:
-    monkeypatch.setattr(deploy.train, "start_session", lambda *_: script)
+    monkeypatch.setattr(driver, "start_session", lambda *_: script)
     try:
         train(config(tmp_path, **more))
     finally:
@@ -307,7 +307,7 @@ def test_one_signal_ends_it_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyP
             return super().advance()
 
     before = signal.getsignal(number)
-    monkeypatch.setattr(deploy.train, "start_session", lambda *_: Interrupted(verdict([1, 2]), verdict([1, 2])))
+    monkeypatch.setattr(driver, "start_session", lambda *_: Interrupted(verdict([1, 2]), verdict([1, 2])))
     assert train(config(tmp_path)) == 75
     assert summary(tmp_path / "r")["exit_reason"] == "interrupted"
     assert signal.getsignal(number) == before, "the handlers are as before"
@@ -513,7 +513,7 @@ def test_only_a_new_run_that_cannot_start_leaves_nothing(tmp_path: Path, monkeyp
         raise Unavailable("no server")
 
     RunDirectory.create(config(tmp_path / "resumed")).close()
-    monkeypatch.setattr(deploy.train, "start_session", refuse)
+    monkeypatch.setattr(driver, "start_session", refuse)
     with pytest.raises(Unavailable):
         train(config(tmp_path / "new"))
     assert not (tmp_path / "new" / "r").exists()
@@ -531,7 +531,7 @@ def test_a_start_that_ends_for_any_reason_gives_its_name_back(
     def end(*_: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(deploy.train, "start_session", end)
+    monkeypatch.setattr(driver, "start_session", end)
     if isinstance(error, Interrupted):
         assert train(config(tmp_path / "runs")) == 75
     else:
@@ -550,8 +550,8 @@ def test_a_ray_that_does_not_start_is_one_message_and_gives_the_name_back(
         raise error("The current node timed out during startup.\nThis could happen because of anything.")
 
     monkeypatch.setattr("ray.init", init)
-    monkeypatch.setattr(deploy.train, "check_process", lambda _: None)  # which refuses where ray was imported before
-    monkeypatch.setattr("deploy.ray_running.start_ray", lambda _, cleanup: _start_own(cleanup))
+    monkeypatch.setattr(driver, "check_process", lambda _: None)  # which refuses where ray was imported before
+    monkeypatch.setattr("deploy.cluster.ray_running.start_ray", lambda _, cleanup: _start_own(cleanup))
     told = r"^Ray has not started on this machine: The current node timed out during startup; is it .* qherd doctor"
     with pytest.raises(RunFailedError, match=told) as failed:
         train(config(tmp_path, mode="local"))
@@ -567,7 +567,7 @@ def test_so_does_a_run_that_is_interrupted_before_anything_has_run(
             os.kill(os.getpid(), signal.SIGTERM)
             return Progress({"env_steps": 0}, {}, {}, None, None)
 
-    monkeypatch.setattr(deploy.train, "start_session", lambda *_: Interrupts())
+    monkeypatch.setattr(driver, "start_session", lambda *_: Interrupts())
     assert train(config(tmp_path / "runs")) == 75
     assert not (tmp_path / "runs").exists()
     assert "its name is free" in capsys.readouterr().out
@@ -582,7 +582,7 @@ def test_a_resumed_run_whose_start_fails_has_the_summary_of_what_it_had_done(
     def refuse(*_: Any) -> Any:
         raise Unavailable("no server")
 
-    monkeypatch.setattr(deploy.train, "start_session", refuse)
+    monkeypatch.setattr(driver, "start_session", refuse)
     with pytest.raises(Unavailable):
         resume(tmp_path / "r", config(tmp_path, budget={"env_steps": 10**6}))
     after = summary(tmp_path / "r")
@@ -598,7 +598,7 @@ def test_a_run_into_which_nothing_came_has_failed_whatever_its_budget(
         def advance(self) -> Progress:
             return Progress({"env_steps": 0}, {}, {}, None, None)
 
-    monkeypatch.setattr(deploy.train, "start_session", lambda *_: Nothing())
+    monkeypatch.setattr(driver, "start_session", lambda *_: Nothing())
     with pytest.raises(RunFailedError, match=r"no env step has come in within the 0.1 s .*: actor 0 sleeps"):
         train(config(tmp_path, budget={"seconds": 0.1}))
     assert summary(tmp_path / "r")["exit_reason"].startswith("failed: no env step")
@@ -609,7 +609,7 @@ def test_the_budget_of_seconds_counts_from_where_learner_and_actor_have_answered
 ) -> None:
     """The start is shown apart; a run that is resumed goes on counting."""
     now_s = [100.0]
-    monkeypatch.setattr("deploy.clock.time.monotonic", lambda: now_s[0])
+    monkeypatch.setattr("deploy.sessions.clock.time.monotonic", lambda: now_s[0])
 
     class Slow(Script):
         advances = 0
@@ -624,7 +624,7 @@ def test_the_budget_of_seconds_counts_from_where_learner_and_actor_have_answered
             steps = 100.0 * max(0, self.advances - 3)
             return Progress({"env_steps": steps}, {}, {}, None, None)
 
-    monkeypatch.setattr(deploy.train, "start_session", lambda *_: Slow())
+    monkeypatch.setattr(driver, "start_session", lambda *_: Slow())
     assert train(config(tmp_path, budget={"seconds": 25})) == 0
     written = summary(tmp_path / "r")
     assert (written["wall_s"], written["start_s"], written["env_steps"]) == (70, 40, 400)

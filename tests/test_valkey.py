@@ -16,12 +16,14 @@ from typing import Any
 
 import pytest
 import redis
+from deploy.config.errors import ServerError
+from deploy.server.binary import ServerMissingError, find_server
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from waiting import until
 
-from deploy import valkey
-from deploy.valkey import EmbeddedServer, ServerError, ServerMissingError, ServerStartError, find_server
+from deploy.server import embedded as valkey
+from deploy.server.embedded import EmbeddedServer, ServerStartError
 
 MEMORY_BYTES = 64 * 2**20
 
@@ -62,7 +64,7 @@ def running(pid: int) -> bool:
 def owner_process() -> Iterator[tuple[subprocess.Popen[str], int, Path]]:
     """Another process that owns a server: (process, the server's pid, the server's directory)."""
     program = (
-        "import sys, deploy.valkey as v\n"
+        "import sys, deploy.server.embedded as v\n"
         f"server = v.EmbeddedServer('orphan', {MEMORY_BYTES})\n"
         "server.start()\n"
         "print(server.pid, server._home.path, flush=True)\n"

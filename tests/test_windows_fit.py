@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from deploy.config import ConfigError, RunConfig
-from deploy.plan import check_windows
+from deploy.config.models import ConfigError, RunConfig
+from deploy.planning.memory import check_windows
 from replay.chunk import Schema
 
 

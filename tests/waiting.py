@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from deploy.valkey import EmbeddedServer
+from deploy.server.embedded import EmbeddedServer
 
 
 def until(true: Callable[[], object], what: str, deadline_s: float = 20.0) -> None:

@@ -1,0 +1,1 @@
+"""What can be seen of a run while it works: on the terminal, and by Prometheus."""

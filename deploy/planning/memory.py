@@ -1,0 +1,199 @@
+"""How much memory a run takes, planned before anything is started: chunks, server, mirror, sum tree."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+from deploy.config.models import ConfigError, RunConfig
+from learner.algorithms import ALGORITHMS, build_loss
+from learner.networks import parameter_shapes
+from replay.chunk import Schema
+from replay.chunk_log.server_kind import Bounds
+from replay.limiter import Limiter
+from replay.mirror import Mirror
+from replay.samplers import sampler_of
+from replay.storage import CannotFit, available_memory, check_fit, make_storage
+
+ACTOR_BYTES, LEARNER_BYTES = 120 << 20, 350 << 20
+"""Resident memory of a process before it holds rows or weights: Python, Ray, numpy and gymnasium; in the learner torch,
+too. Measured: 118 and 322 MB; actors share some 45 MB of it."""
+
+WEIGHTS_OVERHEAD_BYTES = 64 << 10
+"""More than the header and the names of the tensors take."""
+
+
+class Plan(NamedTuple):
+    """Bytes at the most: of the server's memory, of the mirror where ``replay.storage`` says, and of the sum tree."""
+
+    server: int
+    mirror: int
+    tree: int
+
+    def told(self, config: RunConfig) -> str:
+        """One line for the start of a run."""
+        limits = config.replay
+        tree = f" and a sum tree of {megabytes(self.tree)}" if self.tree else ""
+        server = f"; the server at most {megabytes(self.server)}" if self.server else ""
+        return (
+            f"replay of {limits.capacity_rows:,} rows: {megabytes(self.mirror)} ({limits.storage}){tree} in the "
+            f"learner{server}"
+        )
+
+
+def plan(config: RunConfig, schema: Schema) -> Plan:
+    """What this run takes. An inline run has no server, and its log keeps nothing that the mirror has.
+
+    Raises ConfigError for a sampler that cannot be imported."""
+    capacity = config.replay.capacity_rows
+    try:
+        tree = sampler_of(config.replay.sampler).planned_bytes(capacity)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    server = 0 if config.mode == "inline" else server_bytes(config, schema)
+    return Plan(server, Mirror.planned_bytes(schema, capacity), tree)
+
+
+def check_memory(config: RunConfig, schema: Schema) -> None:
+    """Raises ConfigError where this machine cannot hold the run. On a cluster the learner itself looks."""
+    if config.mode == "cluster":
+        return
+    planned, kind = plan(config, schema), config.replay.storage
+    folder = config.replay.memmap_dir or _existing(config.runs_dir)
+    try:
+        if kind == "memmap":
+            check_fit(kind, make_storage(kind, folder, lambda: None), planned.mirror)
+    except (CannotFit, OSError) as error:
+        raise ConfigError(str(error)) from error
+    in_ram = planned.server + planned.tree + (planned.mirror if kind == "ram" else 0)
+    free = available_memory()
+    if free is not None and in_ram > free:
+        memmap = ", or choose --replay.storage memmap with a --replay.log_rows that fits" if kind == "ram" else ""
+        raise ConfigError(
+            f"{planned.told(config)}: {megabytes(in_ram)} of memory in all, {megabytes(free)} are free; lower "
+            f"--replay.capacity_rows{memmap}"
+        )
+
+
+def check_network(config: RunConfig, schema: Schema) -> None:
+    """Raises ConfigError where the Q-network or the loss cannot be built: an unknown name, a module of the user's own
+    that cannot be imported, an encoder that does not take these observations, options of another algorithm."""
+    learner = config.learner
+    for name, algorithm in ALGORITHMS.items():
+        options = getattr(learner, algorithm.section) if algorithm.section else None
+        if options is not None and name != learner.algorithm and options != type(options)():
+            raise ConfigError(
+                f"learner.{algorithm.section} is set, and has options of the algorithm {name}: this run's is "
+                f"{learner.algorithm}; leave it out, or give --learner.algorithm {name}"
+            )
+    try:
+        parameter_shapes(config.learner.network_spec, schema)
+        if ":" in config.learner.algorithm:
+            build_loss(config.learner)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def check_windows(config: RunConfig, schema: Schema) -> None:
+    """Raises ConfigError where a lane's share of the replay is shorter than what a transition spans and a chunk: rows
+    would be evicted before anything could be sampled from them."""
+    replay, actors = config.replay, config.actors
+    share = replay.capacity_rows // (actors.count * actors.lanes)
+    needed = config.learner.n_step + schema.stack - 1 + actors.chunk_steps
+    if share < needed:
+        raise ConfigError(
+            f"a replay of {replay.capacity_rows:,} rows holds {share} time steps of each of {actors.count} x "
+            f"{actors.lanes} lanes; learner.n_step {config.learner.n_step}, a stack of {schema.stack} and "
+            f"actors.chunk_steps {actors.chunk_steps} need {needed}: give --replay.capacity-rows at least "
+            f"{needed * actors.count * actors.lanes}, or lower one of them, --actors.count or --actors.lanes"
+        )
+
+
+def check_values(config: RunConfig, schema: Schema, bounds: Bounds, where: str) -> None:
+    """Raises ConfigError where a full chunk or the weights are more than a server takes in one value or request."""
+    chunk = chunk_bytes(config, schema)
+    weights = network_bytes(config, schema) + WEIGHTS_OVERHEAD_BYTES
+    for what, nbytes, remedy in (
+        (f"a chunk of {chunk_rows(config):,} rows", chunk, "lower --actors.chunk_steps or --actors.lanes"),
+        ("the weights", weights, "choose a smaller --learner.network.hidden"),
+    ):
+        for name, bound in (("proto-max-bulk-len", bounds.value), ("client-query-buffer-limit", bounds.request)):
+            if nbytes > bound:
+                raise ConfigError(
+                    f"{what} would have {nbytes:,} bytes, and {where} takes {bound:,} at the most ({name}); {remedy}, "
+                    "or raise it on the server"
+                )
+
+
+def check_limiter(config: RunConfig) -> Limiter:
+    """The limiter that the run begins with. Raises ConfigError for a replay too small for its first batch."""
+    limits = config.replay
+    try:
+        limiter = Limiter(limits.samples_per_insert, limits.min_rows, limits.capacity_rows, config.learner.batch)
+        limiter.fit(config.actors.count, chunk_rows(config))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return limiter
+
+
+def check_more_actors(config: RunConfig, more: int) -> None:
+    """Raises ConfigError where this machine has no memory for ``more`` actors than there are."""
+    free = available_memory()
+    if config.mode != "cluster" and free is not None and more * ACTOR_BYTES > free:
+        raise ConfigError(
+            f"{more} more actors need {megabytes(more * ACTOR_BYTES)} of memory, {megabytes(free)} are free on this "
+            "machine: ask for fewer"
+        )
+
+
+def rows_in_checkpoint(config: RunConfig, schema: Schema) -> bool:
+    """Whether the replay memory's rows are a part of each checkpoint."""
+    return Mirror.planned_bytes(schema, config.replay.capacity_rows) <= config.checkpoint.rows_max_bytes
+
+
+def chunk_rows(config: RunConfig) -> int:
+    """Rows of a full chunk."""
+    return config.actors.lanes * config.actors.chunk_steps
+
+
+def chunk_bytes(config: RunConfig, schema: Schema) -> int:
+    """Bytes of a full chunk, which is one value of the server's."""
+    return schema.chunk_bytes(chunk_rows(config), config.actors.lanes)
+
+
+def longest_value_bytes(config: RunConfig, schema: Schema) -> int:
+    """Twice what the run sends as one value at the most, a chunk, the weights or the description, and 1 MB."""
+    about = 512 * config.actors.count
+    return 2 * max(chunk_bytes(config, schema), network_bytes(config, schema), about) + (1 << 20)
+
+
+def backstop_chunks(config: RunConfig) -> int:
+    """MAXLEN of a slot's stream: it never cuts what the mirror may still need, if all rows came from one slot."""
+    return 2 * (config.replay.capacity_rows // config.actors.lanes + 1)
+
+
+def server_bytes(config: RunConfig, schema: Schema) -> int:
+    """Memory planned for the embedded server: the log as far as it is kept, what is in flight, a quarter more, three
+    copies of the weights, and 32 MB for itself and its connections."""
+    in_flight = max(4 * config.actors.count * chunk_rows(config), 2 * check_limiter(config).window_rows)
+    rows = config.replay.rows_in_log + in_flight
+    lanes = config.actors.lanes
+    log = rows * schema.row_bytes + (rows // lanes + 1) * (schema.chunk_bytes(0, lanes) + 200)
+    return int(1.25 * log) + 3 * network_bytes(config, schema) + (32 << 20)
+
+
+def network_bytes(config: RunConfig, schema: Schema) -> int:
+    """Bytes of the Q-network's weights, which are broadcast as they are."""
+    return 4 * sum(map(math.prod, parameter_shapes(config.learner.network_spec, schema).values()))
+
+
+def _existing(folder: Path) -> Path:
+    """The nearest folder above that exists: where ``folder`` would be made."""
+    folder = folder.absolute()
+    return next(found for found in (folder, *folder.parents) if found.is_dir())
+
+
+def megabytes(nbytes: float) -> str:
+    """For messages."""
+    return f"{nbytes / 1e6:,.0f} MB"

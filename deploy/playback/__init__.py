@@ -1,0 +1,1 @@
+"""Playing a run's best policy, and its video."""

@@ -1,0 +1,1 @@
+"""A run's directory: what is written once, what grows, and the counts that survive everything."""

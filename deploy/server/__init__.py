@@ -1,0 +1,1 @@
+"""The replay server: the embedded one, its users and their rights."""

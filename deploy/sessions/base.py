@@ -1,0 +1,119 @@
+"""What the three modes have in common: a session that is advanced until the run is over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
+
+from actors.episodes import Episodes
+from actors.evaluator import Verdict
+from deploy.config.models import RunConfig
+from deploy.planning.memory import rows_in_checkpoint
+from deploy.run_directory.directory import RunDirectory
+from learner.checkpoint import Checkpointer
+from replay.chunk import Schema
+from replay.config import ReplayConfig
+from replay.errors import QherdError
+from replay.logs import LogFile
+
+Say = Callable[[str], None]
+RESTARTS = ("actor_restarts", "evaluator_restarts", "learner_restarts", "server_restarts", "env_rebuilds")
+"""Figures that count what was restarted, over the whole run."""
+WORK = {
+    "seconds": "actor_seconds",
+    "env_seconds": "actor_env_seconds",
+    "own_seconds": "actor_own_seconds",
+    "log_seconds": "actor_log_seconds",
+    "fetch_seconds": "actor_fetch_seconds",
+    "wait_seconds": "actor_wait_seconds",
+    "cpu_seconds": "actor_cpu_seconds",
+    "starved_seconds": "actor_starved_seconds",
+    "fetches": "weights_fetched",
+    "fetched_bytes": "weights_fetched_bytes",
+}
+"""Figures of ``actors.rollout.Work``, over all actors and the whole run, by its name."""
+
+
+class RunFailedError(QherdError, RuntimeError):
+    """A run that cannot go on; the text says which part failed of what. ``details`` is that part's own traceback."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details
+
+
+class Progress(NamedTuple):
+    """What one advance brought: the newest figures, counts by label, and a verdict with its policy if one came in.
+    ``deaths``: what died of what, such as ``actor: ActorDiedError``, since this driver started. ``unevaluated``: why no
+    policy can be evaluated; empty where one can."""
+
+    figures: dict[str, float]
+    refused: dict[str, int]
+    rows_lost: dict[str, int]
+    verdict: Verdict | None
+    policy: bytes | None
+    deaths: Mapping[str, int] = MappingProxyType({})
+    unevaluated: str = ""
+    holdout: Episodes | None = None
+
+
+HOLDOUT_S = 8.0
+"""Seconds that the hold-out may take at a run's end, while the actors flush and the last checkpoint is written."""
+
+
+def shown(verdict: Verdict) -> dict[str, float]:
+    """Returns the figures of a verdict: the screen's mean is the curve, a confirmation's is another figure."""
+    figures = {"greedy_return": verdict.screen.mean, "confirmations": verdict.spent.confirmations}
+    return figures if verdict.confirmed is None else {**figures, "confirmed_return": verdict.confirmed.mean}
+
+
+class Session(Protocol):
+    """A run at work, in whichever mode."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether learner and an actor have answered: what came before was the start."""
+
+    def told(self) -> str:
+        """Returns what each actor was last known to do, in one line."""
+
+    def advance(self) -> Progress:
+        """Let the run go on for a moment."""
+
+    def stop(
+        self, deadline_s: float, policy: bytes | None = None, skip: Callable[[], bool] = lambda: False
+    ) -> Progress | None:
+        """Flush, take in what was flushed, write a checkpoint, and end everything that this session started.
+
+        Meanwhile ``policy``, if there is one, is played once more for at most HOLDOUT_S, or until ``skip()``.
+        """
+
+
+def checkpoint_folder(config: RunConfig, directory: RunDirectory) -> Path:
+    """Where this run's checkpoints are; runs that share a ``checkpoint.dir`` have a folder each in it, since each run
+    removes its older ones."""
+    shared = config.checkpoint.dir
+    return directory.checkpoints if shared is None else shared.absolute() / directory.run
+
+
+def make_checkpointer(config: RunConfig, directory: RunDirectory, schema: Schema) -> Checkpointer:
+    """The writer of this run's checkpoints."""
+    return Checkpointer(checkpoint_folder(config, directory), config.checkpoint, rows_in_checkpoint(config, schema))
+
+
+def log_file(config: RunConfig, directory: RunDirectory, name: str) -> LogFile:
+    """The log of one of the run's processes."""
+    return LogFile(directory.logs, name, config.log_level)
+
+
+def replay_of(config: RunConfig, directory: RunDirectory) -> ReplayConfig:
+    """The replay's configuration, with the run's folder for a memmap on this machine, where none is given; absolute,
+    since the learner has a working directory of its own."""
+    if config.mode == "cluster":
+        return config.replay
+    folder = config.replay.memmap_dir or directory.path
+    return config.replay.model_copy(update={"memmap_dir": folder.absolute()})
