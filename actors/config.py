@@ -7,23 +7,25 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from replay.kept import Kept, KeptInline
+
 
 class EnvConfig(BaseModel):
     """The environment."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    id: str = "LunarLander-v3"
+    id: Kept[str] = "LunarLander-v3"
     """A registered Gymnasium environment, or module:EnvId, whose module every worker imports first."""
     path: Path | None = None
     """A folder to find that module in."""
-    kwargs: dict[str, Any] = {}
+    kwargs: Kept[dict[str, Any]] = {}
     """Arguments of the environment, as YAML: '{gravity: -9, enable_wind: true}'. In a text {slot}, {lane} and {index}
     are filled in, and '{port: "{index+5000}"}' gives every environment of the run a port of its own."""
-    frame_stack: int = Field(1, ge=1, le=64)
+    frame_stack: Kept[int] = Field(1, ge=1, le=64)
     """Newest observations that the network sees together, as gymnasium's FrameStackObservation makes them. Each is
     sent and stored once; so it is too where the environment brings that wrapper itself."""
-    max_episode_steps: int | None = Field(None, ge=1)
+    max_episode_steps: Kept[int | None] = Field(None, ge=1)
     """Env steps after which a training episode is truncated; the evaluation keeps the environment's own limit."""
 
 
@@ -32,9 +34,9 @@ class ActorConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    count: int = Field(2, ge=1)
+    count: KeptInline[int] = Field(2, ge=1)
     """Actors."""
-    lanes: int = Field(16, ge=1)
+    lanes: KeptInline[int] = Field(16, ge=1)
     """Environments of each actor, stepped together."""
     chunk_steps: int = Field(16, ge=1)
     """Time steps of a chunk, which has up to this times lanes rows."""

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.result import Result
-from deploy.config.models import RunConfig, compose
+from deploy.config.layers import compose
+from deploy.config.models import RunConfig
 from deploy.planning.memory import chunk_rows
 
 PRESETS = ("lunarlander", "cartpole", "tutorial")

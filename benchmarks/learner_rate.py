@@ -10,10 +10,11 @@ import torch
 
 from benchmarks.herd import act, beside
 from benchmarks.result import Result
-from deploy.config.models import RunConfig, compose
+from deploy.config.layers import compose
+from deploy.config.models import RunConfig
 from deploy.planning.memory import backstop_chunks, chunk_rows, server_bytes
+from deploy.planning.preconditions import probe_env
 from deploy.server.embedded import EmbeddedServer
-from deploy.sessions.launch import probe_env
 from learner.learner import Learner
 from learner.loop import LearnerLoop
 from learner.publisher import Publisher

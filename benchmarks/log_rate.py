@@ -10,7 +10,8 @@ import numpy as np
 
 from actors.config import ActorConfig
 from benchmarks.result import Result
-from deploy.server.embedded import EmbeddedServer, find_server
+from deploy.server.binary import find_server
+from deploy.server.embedded import EmbeddedServer
 from replay.chunk import Chunk, Codec, Counters, Schema, encode
 from replay.chunk_log.protocol import ChunkId
 from replay.chunk_log.redis_log import RedisLog

@@ -19,7 +19,7 @@ from actors.rollout import Rollout
 from benchmarks.actor_rate import CHUNK_STEPS, LANES, rollout_at_work
 from benchmarks.learner_rate import QUICK_UPDATES, WARM_UP_UPDATES, Side, running_herd
 from benchmarks.result import Result
-from deploy.config.models import compose
+from deploy.config.layers import compose
 from deploy.sessions.learner_seat import SLICE_S
 from learner.loop import LearnerLoop
 from learner.metrics import RunMetrics

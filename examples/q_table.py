@@ -17,10 +17,10 @@ from grid import ACTIONS, GRIDS, MOVES, Grid
 
 from actors.policy import make_policy
 from deploy.config.models import RunConfig
+from deploy.planning.preconditions import probe_env
 from deploy.process import arithmetic
 from deploy.run_directory.directory import RunDirectory
 from deploy.sessions.inline import InlineSession
-from deploy.sessions.launch import probe_env
 from learner.weights import unpack
 
 Q = npt.NDArray[np.float64]

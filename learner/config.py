@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from learner.algorithms import algorithm_of
 from learner.networks import NetworkConfig, NetworkSpec
+from replay.kept import Kept
 
 PUBLISH_MIN_S = 0.1
 """Seconds between two broadcasts of the weights, at the least (not in the inline mode)."""
@@ -19,7 +20,7 @@ class QrDqnConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    quantiles: int = Field(51, ge=1, le=1024)
+    quantiles: Kept[int] = Field(51, ge=1, le=1024)
     """Quantiles of the return per action."""
     kappa: float = Field(1.0, gt=0)
     """|TD error| of a pair of quantiles beyond which the loss is linear."""
@@ -30,8 +31,8 @@ class LearnerConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    network: NetworkConfig = NetworkConfig()
-    algorithm: str = "dqn"
+    network: Kept[NetworkConfig] = NetworkConfig()
+    algorithm: Kept[str] = "dqn"
     """dqn: expected values, Huber loss; qr_dqn: quantiles of the return, whose mean is acted on; or module:Name of your
     own, a learner.algorithms.Algorithm."""
     qr_dqn: QrDqnConfig = QrDqnConfig()
@@ -41,15 +42,15 @@ class LearnerConfig(BaseModel):
     """Adam's epsilon."""
     batch: int = Field(128, ge=1)
     """Transitions of one update."""
-    gamma: float = Field(0.99, ge=0, le=1)
+    gamma: Kept[float] = Field(0.99, ge=0, le=1)
     """Discount of one env step."""
-    n_step: int = Field(3, ge=1)
+    n_step: Kept[int] = Field(3, ge=1)
     """Rewards summed before the bootstrap."""
     double: bool = True
     """Double Q-learning: the online network chooses the bootstrap action, the target network values it."""
     huber_delta: float = Field(1.0, gt=0)
     """|TD error| beyond which the loss is linear."""
-    reward_scale: float = Field(1.0, gt=0)
+    reward_scale: Kept[float] = Field(1.0, gt=0)
     """Factor on the rewards that are trained on; reported returns stay the env's own."""
     max_grad_norm: float = Field(10.0, gt=0)
     """Global norm that gradients are clipped to."""

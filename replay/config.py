@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from replay.kept import Kept
 from replay.samplers import SAMPLERS, sampler_of
 
 
@@ -15,7 +16,7 @@ class PrioritisedConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    alpha: float = Field(0.6, ge=0, le=1)
+    alpha: Kept[float] = Field(0.6, ge=0, le=1)
     """Exponent of the priorities: 0 is uniform, 1 fully proportional to |TD error|."""
     beta: float = Field(0.4, ge=0, le=1)
     """Exponent of the importance weights at the start; it rises to 1 linearly."""
@@ -28,7 +29,7 @@ class ReplayConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    capacity_rows: int = Field(100_000, ge=1)
+    capacity_rows: Kept[int] = Field(100_000, ge=1)
     """Rows that the replay memory holds, boundary rows included."""
     storage: Literal["ram", "memmap", "device"] = "ram"
     """Where the learner keeps them: ram; memmap, files for memories bigger than RAM; device, the learner's own."""
@@ -37,7 +38,7 @@ class ReplayConfig(BaseModel):
     run's folder, on a cluster the system's one for temporary files."""
     log_rows: int | None = Field(None, ge=0)
     """Rows that the server keeps of them, the newest. The default is all: a learner that starts again has them back."""
-    sampler: str = "uniform"
+    sampler: Kept[str] = "uniform"
     """How rows are chosen. uniform: all alike; prioritised: in proportion to their TD error (arXiv 1511.05952); or
     module:Name of your own, a class like replay.samplers.base.Sampler."""
     prioritised: PrioritisedConfig = PrioritisedConfig()

@@ -20,7 +20,7 @@ import yaml
 from cli_runs import ROOT
 from nodes import PATH, Network, Node, Program
 
-from deploy.server.embedded import find_server
+from deploy.server.binary import find_server
 
 FILE = ROOT / "docker-compose.yml"
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"

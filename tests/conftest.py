@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from deploy.server.embedded import EmbeddedServer, find_server
+from deploy.server.binary import find_server
+from deploy.server.embedded import EmbeddedServer
 
 MEMORY_BYTES = 512 * 2**20
 

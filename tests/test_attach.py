@@ -23,7 +23,8 @@ from lending import plenty
 from waiting import until
 
 import replay
-from deploy.server.embedded import EmbeddedServer, acl_rules
+from deploy.server.acl import acl_rules
+from deploy.server.embedded import EmbeddedServer
 from learner.config import LearnerConfig
 from learner.loop import LearnerLoop
 from learner.networks import NetworkConfig

@@ -159,7 +159,7 @@ def test_the_run_directory_stays_and_its_keys_go(
 ) -> None:
     """With the server from the environment."""
     run = directory(tmp_path, "a", url)
-    fill(url, "a", nonce=run.nonce)
+    fill(url, "a", nonce=run.fences.nonce)
     before = sorted(run.path.rglob("*"))
     code, _, err = call(capsys, run.path, "--yes")
     assert code == 2

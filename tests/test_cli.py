@@ -25,9 +25,12 @@ from pydantic import BaseModel
 
 from deploy import __version__
 from deploy.cli import USAGE, main
-from deploy.commands.arguments import Eval, Launch, Record
-from deploy.config.models import RunConfig, compose, option_paths
-from deploy.server.embedded import find_server
+from deploy.commands.evaluate import Eval
+from deploy.commands.record import Record
+from deploy.commands.train import Train
+from deploy.config.layers import compose
+from deploy.config.models import option_paths
+from deploy.server.binary import find_server
 
 CARTPOLE = ("train", "CartPole-v1")
 PASSWORD = "s3cr3t"
@@ -36,14 +39,18 @@ PASSWORD = "s3cr3t"
 # -- help and dry run
 
 
+def class_body(part: type) -> list[ast.stmt]:
+    tree = ast.parse(textwrap.dedent(inspect.getsource(part)))
+    assert isinstance(tree.body[0], ast.ClassDef)
+    return tree.body[0].body
+
+
 def docs(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Options as they are typed, and the docstring below each field in the source."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(model)))
-    assert isinstance(tree.body[0], ast.ClassDef)
-    body = tree.body[0].body
     below = {
         field.target.id: text.value.value
-        for field, text in pairwise(body)
+        for part in reversed(model.__mro__[: model.__mro__.index(BaseModel)])  # fields may be inherited
+        for field, text in pairwise(class_body(part))
         if isinstance(field, ast.AnnAssign)
         and isinstance(field.target, ast.Name)
         and isinstance(text, ast.Expr)
@@ -52,7 +59,7 @@ def docs(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, info in model.model_fields.items():
         kind = info.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from docs(kind, f"{prefix}{name}.")
+            yield from docs(kind, prefix if name == "options" else f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}".replace("_", "-"), str(below[name])
 
@@ -74,7 +81,7 @@ def train_help(folder: Path) -> str:
     return words(done.out)
 
 
-@pytest.mark.parametrize(("option", "doc"), [*docs(RunConfig), *docs(Launch)], ids=lambda value: value[:30])
+@pytest.mark.parametrize(("option", "doc"), list(docs(Train)), ids=lambda value: value[:30])
 def test_the_help_of_train_has_each_option_with_its_text(train_help: str, option: str, doc: str) -> None:
     assert re.search(rf"--{option}[ ,]", train_help)
     assert words(doc) in train_help

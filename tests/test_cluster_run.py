@@ -24,7 +24,7 @@ from cli_runs import MARK, ROOT, Finished, qherd, running, summary
 from waiting import until
 
 import replay
-from deploy.server.embedded import find_server
+from deploy.server.binary import find_server
 from learner.checkpoint import names, read
 from replay.identity import PACKAGES
 

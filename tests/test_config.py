@@ -9,18 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.config.models import (
-    PRESETS,
-    ConfigError,
-    RedisConfig,
-    RunConfig,
-    check_bounds,
-    compose,
-    dump,
-    option_paths,
-    preset_for,
-    preset_names,
-)
+from deploy.config.errors import ConfigError
+from deploy.config.layers import PRESETS, check_bounds, compose, preset_for, preset_names
+from deploy.config.models import RedisConfig, RunConfig, dump, option_paths
 from deploy.config.numbers import read_yaml, whole, write_yaml
 
 ENV = "CartPole-v1"

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from cli_runs import qherd, running
 
-from deploy.monitoring.discovery import MOST_BYTES, Discovery, registration, target_groups
+from deploy.monitoring.discovery import MOST_BYTES, Discovery, target_groups
+from deploy.run_directory.registration import registration
 
 
 def write(folder: Path, run: str, text: str) -> Path:

@@ -22,7 +22,17 @@ from pydantic import BaseModel
 from test_deploy_files import on_path
 
 from deploy import cli
-from deploy.commands import arguments as commands
+from deploy.commands.clean import Clean
+from deploy.commands.discovery import Discovery
+from deploy.commands.doctor import Doctor
+from deploy.commands.evaluate import Eval
+from deploy.commands.plan import Plan
+from deploy.commands.record import Record
+from deploy.commands.replay_stats import ReplayStats
+from deploy.commands.resume import Resume
+from deploy.commands.scale import Scale
+from deploy.commands.secrets import Secrets
+from deploy.commands.train import Train
 from deploy.config.models import RunConfig, option_paths
 
 SHELL = [block for block in blocks() if block.language == "sh"]
@@ -31,17 +41,17 @@ RUN_S = "8"
 """QHERD_BUDGET_SECONDS of the blocks' runs: the one thing in which they differ from what is printed."""
 BLOCK_S = 400.0
 MODELS: dict[str, list[type[BaseModel]]] = {
-    "train": [commands.Train, RunConfig],
-    "plan": [commands.Plan, RunConfig],
-    "doctor": [commands.Doctor, RunConfig],
-    "resume": [commands.Resume, RunConfig],
-    "scale": [commands.Scale],
-    "eval": [commands.Eval],
-    "record": [commands.Record],
-    "replay": [commands.ReplayStats],
-    "clean": [commands.Clean],
-    "secrets": [commands.Secrets],
-    "discovery": [commands.Discovery],
+    "train": [Train, RunConfig],
+    "plan": [Plan, RunConfig],
+    "doctor": [Doctor, RunConfig],
+    "resume": [Resume, RunConfig],
+    "scale": [Scale],
+    "eval": [Eval],
+    "record": [Record],
+    "replay": [ReplayStats],
+    "clean": [Clean],
+    "secrets": [Secrets],
+    "discovery": [Discovery],
 }
 
 

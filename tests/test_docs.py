@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.run_directory.directory import SUPERSEDED
+from deploy.run_directory.history import SUPERSEDED
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMIT = re.compile(r"commit\s`([0-9a-f]{7,40})`")

@@ -17,10 +17,14 @@ from typing import Any
 import pytest
 from cli_runs import qherd
 
-from deploy.commands.doctor import _silence
-from deploy.config.models import ConfigError, RunConfig
-from deploy.diagnosis import checks
-from deploy.diagnosis.checks import Check, guarded, versions
+from deploy.config.errors import ConfigError
+from deploy.config.models import RunConfig
+from deploy.diagnosis.checks import machine
+from deploy.diagnosis.checks.check import Check, guarded
+from deploy.diagnosis.checks.machine import versions
+from deploy.diagnosis.checks.server import server_check, server_checks
+from deploy.diagnosis.preflight import preflight
+from deploy.diagnosis.run_health import silence_checks
 from deploy.run_directory.directory import RunDirectory
 from deploy.server.embedded import EmbeddedServer
 
@@ -60,7 +64,7 @@ def found_in(settings: RunConfig) -> list[Check]:
 
 
 def _from_env(settings: RunConfig) -> Iterator[Check]:
-    return itertools.dropwhile(lambda check: check.name != "env", checks.preflight(settings))
+    return itertools.dropwhile(lambda check: check.name != "env", preflight(settings))
 
 
 @pytest.fixture
@@ -121,27 +125,27 @@ def test_what_is_raised_for_a_user_is_a_problem() -> None:
 def test_shared_memory_cores_files_and_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=64 << 20))
-    small = checks._shared_memory(config())
+    small = machine.shared_memory_check(config())
     assert (small.state, "67 MB are free" in small.found, "shm-size" in small.remedy) == ("warning", True, True)
-    assert checks._disk(tmp_path).state == "warning"
+    assert machine.disk_check(tmp_path).state == "warning"
     monkeypatch.setattr("resource.getrlimit", lambda _: (256, 4096))
-    assert checks._open_files(config()).remedy == "ulimit -n 4096"
+    assert machine.open_files_check(config()).remedy == "ulimit -n 4096"
     monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
-    monkeypatch.setattr("deploy.diagnosis.checks.usable_cores", lambda: 2.0)
-    assert checks._cores(config(actors={"count": 2})).state == "ok"
-    assert "more actors than cores" in checks._cores(config(actors={"count": 16})).remedy
+    monkeypatch.setattr("deploy.diagnosis.checks.machine.usable_cores", lambda: 2.0)
+    assert machine.cores_check(config(actors={"count": 2})).state == "ok"
+    assert "more actors than cores" in machine.cores_check(config(actors={"count": 16})).remedy
 
 
 def test_a_server_is_looked_at(server_binary: Path) -> None:
     """Its policy, its room and the way to it; one that is not there, or evicts, is a problem."""
     with EmbeddedServer("doctor", 64 << 20, binary=server_binary) as server:
-        well = checks._server(server.url("learner"), 1 << 20)
-        small = checks._server(server.url("learner"), 1 << 30)
+        well = server_check(server.url("learner"), 1 << 20)
+        small = server_check(server.url("learner"), 1 << 30)
     assert well.state == "ok"
     assert "noeviction; 6" in well.found
     assert (small.state, "this run wants 1,074 MB" in small.found) == ("warning", True)
     away = config(mode="cluster", redis={"url": "redis://:s3cr3t@127.0.0.1:1"})
-    (gone,) = guarded("server", lambda: checks._servers(away, None))
+    (gone,) = guarded("server", lambda: server_checks(away, None))
     assert gone.state == "problem"
     assert "s3cr3t" not in gone.found
 
@@ -197,7 +201,7 @@ def test_a_silent_driver_is_told_from_one_that_starts(
         if row_s is not None:
             (directory.path / "metrics.jsonl").write_text("{}\n")
             os.utime(directory.path / "metrics.jsonl", (now_s, now_s - row_s))
-        said = [check.state for check in _silence(directory, settings, "process 1 on a-host")]
+        said = [check.state for check in silence_checks(directory, settings, "process 1 on a-host")]
     assert said == ([found] if found else [])
 
 

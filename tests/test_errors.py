@@ -12,10 +12,9 @@ import pytest
 from actors.contract import ContractError, EnvError
 from actors.restarts import CrashLoopError
 from deploy import cli
-from deploy.config.models import ConfigError
-from deploy.run_directory.directory import RunDirError
+from deploy.commands import scale
+from deploy.config.errors import ConfigError, RunDirError, RunFailedError
 from deploy.server.embedded import ServerStartError
-from deploy.sessions.base import RunFailedError
 from learner.checkpoint import CheckpointError
 from learner.report import Diverged
 from replay.chunk_log.protocol import LogError
@@ -86,7 +85,7 @@ def test_an_error_for_users_is_one_message_and_its_exit_code(
     def fails(_: list[str]) -> int:
         raise error
 
-    monkeypatch.setattr(cli, "_scale", fails)
+    monkeypatch.setattr(scale, "run", fails)
     with pytest.raises(SystemExit) as ended:
         cli.main(["scale", "runs/x"])
     assert ended.value.code == code
@@ -97,6 +96,6 @@ def test_a_defect_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(_: list[str]) -> int:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "_scale", fails)
+    monkeypatch.setattr(scale, "run", fails)
     with pytest.raises(ZeroDivisionError):
         cli.main(["scale", "runs/x"])

@@ -20,7 +20,8 @@ from lending import NONE, plenty
 from proxy import Proxy
 from waiting import until
 
-from deploy.server.embedded import EmbeddedServer, find_server
+from deploy.server.binary import find_server
+from deploy.server.embedded import EmbeddedServer
 from replay.chunk_log.memory_log import MemoryLog
 from replay.chunk_log.protocol import FENCE_SHIFT, Fenced
 from replay.mirror import Mirror

@@ -18,10 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.commands.resume import config_of
-from deploy.config.models import ConfigError, RunConfig, compose
+from deploy.config.errors import ConfigError, RunDirError
+from deploy.config.layers import compose
+from deploy.config.models import RunConfig
 from deploy.config.numbers import DEEPEST, read_yaml
 from deploy.monitoring.discovery import target_groups
-from deploy.run_directory.directory import RunDirectory, RunDirError
+from deploy.run_directory.directory import RunDirectory
 from deploy.run_directory.target import find_run
 from deploy.sessions.scale_requests import ScaleFile
 from learner.report import Resumed
@@ -45,10 +47,10 @@ BEST = {
 def run(tmp_path: Path) -> Path:
     """A run's directory with all that one has."""
     directory = RunDirectory.create(RunConfig(runs_dir=tmp_path, run="r"))
-    directory.log({"env_steps": 1, "updates": 1})
-    directory.log({"env_steps": 2, "updates": 2})
-    directory.show_metrics_address("127.0.0.1", 1)
-    directory.save_best(b"not weights", BEST)
+    directory.history.append({"env_steps": 1, "updates": 1})
+    directory.history.append({"env_steps": 2, "updates": 2})
+    directory.register_metrics("127.0.0.1", 1)
+    directory.best.save(b"not weights", BEST)
     directory.close()
     for name in ("scale.json", "replay.url", "summary.json"):
         (directory.path / name).write_text("{}")
@@ -92,11 +94,11 @@ def test_a_description_of_a_run_that_nests_too_deeply_is_damaged() -> None:
 READS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "config": ("config.yaml", lambda run: RunDirectory.open(run).config),
     "resume": ("config.yaml", config_of),
-    "counts": ("fences.json", lambda run: RunDirectory.open(run).next_fence()),
-    "figures": ("metrics.jsonl", lambda run: RunDirectory.open(run).figures()),
-    "best": ("checkpoints/best.json", lambda run: RunDirectory.open(run).best()),
-    "eval": ("checkpoints/best.json", lambda run: RunDirectory.open(run).load_best()),
-    "weights": ("checkpoints/best-*.weights", lambda run: RunDirectory.open(run).load_best()),
+    "counts": ("fences.json", lambda run: RunDirectory.open(run).fences.next_fence()),
+    "figures": ("metrics.jsonl", lambda run: RunDirectory.open(run).history.newest()),
+    "best": ("checkpoints/best.json", lambda run: RunDirectory.open(run).best.manifest()),
+    "eval": ("checkpoints/best.json", lambda run: RunDirectory.open(run).best.load()),
+    "weights": ("checkpoints/best-*.weights", lambda run: RunDirectory.open(run).best.load()),
 }
 
 
@@ -125,7 +127,7 @@ def test_those_who_look_on_pass_over_it(run: Path, hostile: Callable[[Path], Non
         find_run(str(run), RunConfig().redis)
     (run / "lock").unlink()
     os.mkfifo(run / "lock")
-    assert RunDirectory.open(run).holder() is None
+    assert RunDirectory.open(run).lock.owner() is None
 
 
 @pytest.mark.parametrize(
@@ -156,8 +158,8 @@ def test_a_row_that_is_none_is_passed_over_and_kept_apart(run: Path, row: str) -
     good = (run / "metrics.jsonl").read_text()
     (run / "metrics.jsonl").write_text(f"{good}{row}\n")
     directory = RunDirectory.open(run)
-    assert (directory.figures()["updates"], len(directory.rows())) == (2, 2)
-    directory.rewind(Resumed(5, 5, {}))
+    assert (directory.history.newest()["updates"], len(directory.history.rows())) == (2, 2)
+    directory.history.rewind(Resumed(5, 5, {}))
     directory.close()
     assert (run / "metrics.jsonl").read_text() == good
     assert (run / "metrics.superseded.jsonl").read_text() == f"{row}\n"
@@ -171,8 +173,8 @@ ANYTHING: st.SearchStrategy[Any] = (
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = RunDirectory.create(RunConfig(runs_dir=tmp_path_factory.mktemp("runs"), run="r"))
-    directory.save_best(b"not weights", BEST)
-    directory.next_incarnation(0)
+    directory.best.save(b"not weights", BEST)
+    directory.fences.next_incarnation(0)
     directory.close()
     return directory.path
 
@@ -189,19 +191,19 @@ def test_any_value_in_any_field_is_taken_or_refused_in_words(damaged: Path, data
     try:
         if name == "fences.json":
             fence, evaluator, incarnation = (
-                directory.next_fence(),
-                directory.next_evaluator(),
-                directory.next_incarnation(0),
+                directory.fences.next_fence(),
+                directory.fences.next_evaluator(),
+                directory.fences.next_incarnation(0),
             )
             assert min(fence, evaluator + 1, incarnation) > 0
-            assert directory.slots_ever >= 1
-            assert directory.nonce
+            assert directory.fences.slots_ever >= 1
+            assert directory.fences.nonce
         else:
-            best = directory.best()
+            best = directory.best.manifest()
             assert best is not None
             assert len(f"{best['mean']:.1f} {best['std']:.1f} {best['lower']:.1f} {best['episodes']}") > 6
             assert (best["rank_bound"] > 0.5) in (True, False)
-            directory.load_best()
+            directory.best.load()
     except RunDirError:
         return
     finally:

@@ -22,11 +22,11 @@ import pytest
 from grid_env import ACTIONS, GOAL, STATES, move
 
 from deploy.config.models import RunConfig
+from deploy.planning.preconditions import probe_env
 from deploy.process.signals import Stop
 from deploy.run_directory.directory import RunDirectory
 from deploy.sessions.base import Progress
 from deploy.sessions.inline import InlineSession
-from deploy.sessions.launch import probe_env
 from deploy.sessions.ray_session import RaySession
 from learner.weights import unpack
 from replay.chunk_log.protocol import ChunkId
@@ -164,7 +164,7 @@ def local_run(folder: Path) -> None:
     np.testing.assert_allclose(learned(progress.policy), value_iteration(), rtol=0, atol=TOLERANCE)
     assert any("actor 0 died" in line for line in said)
     assert any("actor 1 died (EnvError" in line for line in said)
-    assert [directory.next_incarnation(slot) for slot in (0, 1)] == [3, 3]
+    assert [directory.fences.next_incarnation(slot) for slot in (0, 1)] == [3, 3]
     assert last is not None
     assert not last.refused
     assert not last.rows_lost
@@ -184,11 +184,10 @@ def assert_the_calls_after_a_failed_one_fail_too(session: RaySession, spoilt: Pa
             session._take_report()
             assert time.monotonic() < end
 
-    assert session._server is not None
     slot = session._supervisor._slots[1]
     handle: Any = slot.process.handle
     learn_until_answered(slot.calls.in_flight)
-    with closing(RedisLog(session._server.url("learner"), "grid")) as log:
+    with closing(RedisLog(session._servers.urls["learner"][0], "grid")) as log:
         before = log.last_id(1)
         (spoilt / str(ray.get(handle.pid.remote()))).touch()
         calls = [handle.collect.remote(20.0) for _ in range(3)]

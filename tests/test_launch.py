@@ -10,10 +10,11 @@ import pytest
 from lending import plenty
 
 from actors.rows import Rows
-from deploy.config.models import ConfigError, RunConfig
+from deploy.config.errors import ConfigError
+from deploy.config.models import RunConfig
 from deploy.planning.memory import backstop_chunks, check_limiter, check_windows, chunk_rows, server_bytes
+from deploy.planning.preconditions import check, probe_env
 from deploy.server.embedded import EmbeddedServer
-from deploy.sessions.launch import check, probe_env
 from learner.log_upkeep import TRIM_SHARE
 from replay.chunk import Chunk, Counters, Schema, encode
 from replay.chunk_log.protocol import ChunkId

@@ -176,7 +176,7 @@ def test_the_events_are_readable_by_tensorboard(learned: Learned) -> None:
 
 
 def test_the_best_policy_is_the_one_in_the_summary(learned: Learned) -> None:
-    _, manifest = RunDirectory.open(learned.folder).load_best()
+    _, manifest = RunDirectory.open(learned.folder).best.load()
     assert (manifest["mean"], manifest["std"]) == (learned.summary["eval_mean"], learned.summary["eval_std"])
     assert manifest["updates"] <= learned.summary["updates"]
 

@@ -21,7 +21,8 @@ from lending import NONE, PLENTY, plenty
 from proxy import Proxy
 from waiting import frozen, until
 
-from deploy.server.embedded import EmbeddedServer, acl_rules
+from deploy.server.acl import acl_rules
+from deploy.server.embedded import EmbeddedServer
 from replay.chunk_log import redis_client
 from replay.chunk_log.memory_log import MemoryLog
 from replay.chunk_log.protocol import (

@@ -17,8 +17,8 @@ import pytest
 from cli_runs import ROOT
 from nodes import Network, Node, Program, network, quit_in_order, secrets_shown
 
+from deploy.server.binary import find_server
 from deploy.server.credentials import write_secrets
-from deploy.server.embedded import find_server
 from learner.checkpoint import names, read
 
 SCRIPTS = ROOT / "deploy" / "ray"

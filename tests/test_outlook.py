@@ -12,7 +12,8 @@ import pytest
 
 from deploy.cli import main
 from deploy.config.models import RunConfig
-from deploy.planning.forecast import ActorRate, foresee, measure_actor, measure_updates
+from deploy.planning.forecast import foresee
+from deploy.planning.measure import ActorRate, measure_actor, measure_updates
 from deploy.planning.memory import ACTOR_BYTES, network_bytes
 from replay.chunk import HEADER_BYTES, Schema
 

@@ -24,6 +24,22 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("replay", "learner", "actors", "deploy")
 """Each may import itself and those before it."""
 
+ROOMS = (
+    "process",
+    "config",
+    "server",
+    "run_directory",
+    "cluster",
+    "planning",
+    "playback",
+    "monitoring",
+    "diagnosis",
+    "sessions",
+    "commands",
+    "cli",
+)
+"""Those of deploy; each may import itself and those before it."""
+
 ACTORS_MAY_USE = ("learner.networks", "learner.weights", "learner.cpu_time")
 """Of the learner: the function that it learns and its parameters' format, and how to measure a thread."""
 
@@ -44,6 +60,15 @@ def imported_modules(tree: ast.AST) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative imports would escape this check: write the package's name"
             yield node.module or ""
+
+
+def imported_names(tree: ast.AST) -> Iterator[str]:
+    """Full names of all that the source imports, wherever it does: of ``from a import b``, a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def parsed(path: Path) -> ast.AST:
@@ -100,6 +125,35 @@ def test_imports_point_one_way(path: Path) -> None:
     layer = LAYERS.index(path.relative_to(ROOT).parts[0])
     above = set(LAYERS[layer + 1 :])
     assert [name for name in imported_modules(parsed(path)) if name.partition(".")[0] in above] == []
+
+
+def room_of(module: str) -> str:
+    """The room of deploy that a module lies in; "" where it is deploy itself or lies elsewhere."""
+    return [*module.split("."), ""][1] if module.partition(".")[0] == "deploy" else ""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, id=str(path.relative_to(ROOT))) for path in sources() if ROOT / "deploy" in path.parents],
+)
+def test_rooms_of_deploy_are_imported_one_way(path: Path) -> None:
+    own = room_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    if own == "__init__":  # deploy itself, which any of its rooms may import
+        assert list(imported_modules(parsed(path))) == []
+        return
+    assert own in ROOMS, "a new room: say in ROOMS where it belongs"
+    above = set(ROOMS[ROOMS.index(own) + 1 :])
+    imported = [(name, room_of(name)) for name in imported_names(parsed(path))]
+    assert [name for name, room in imported if room in above] == []
+    assert {room for _, room in imported} <= {*ROOMS, "", "__version__"}
+
+
+def test_rooms_are_packages_without_code() -> None:
+    """What is imported is imported where it is defined."""
+    for room in ROOMS[:-1]:
+        module = ast.parse((ROOT / "deploy" / room / "__init__.py").read_text())
+        assert [type(node) for node in module.body] == [ast.Expr], room
+        assert ast.get_docstring(module), room
 
 
 def test_actors_use_little_of_the_learner() -> None:

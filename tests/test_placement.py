@@ -11,18 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.cluster.placement import (
-    SEAT,
-    Asks,
+    LEARNER_RESOURCE,
+    CapacityWatch,
+    ResourceRequest,
     Resources,
-    RoomWatch,
+    actors_that_fit,
     alive_nodes,
-    asks,
-    check_room,
+    check_capacity,
     options,
-    room_for,
+    resource_request,
     without_worker,
 )
-from deploy.config.models import ConfigError, RunConfig
+from deploy.config.errors import ConfigError
+from deploy.config.models import RunConfig
 
 
 def config(mode: str = "cluster", **values: Any) -> RunConfig:
@@ -31,25 +32,25 @@ def config(mode: str = "cluster", **values: Any) -> RunConfig:
 
 def test_what_is_asked_for() -> None:
     """One machine: nothing. A cluster: a CPU for the learner, and a GPU where there is one; options win over both."""
-    assert asks(config("local"), {"CPU": 2}) == Asks({}, {}, 2)
-    assert asks(config(), {"GPU": 1}) == Asks({"CPU": 1, "GPU": 1}, {}, 2)
+    assert resource_request(config("local"), {"CPU": 2}) == ResourceRequest({}, {}, 2)
+    assert resource_request(config(), {"GPU": 1}) == ResourceRequest({"CPU": 1, "GPU": 1}, {}, 2)
     given_ones = config(
         learner={"cpus": 2, "gpus": 0.5, "resources": {"big": 1}},
         actors={"count": 3, "cpus": 1, "resources": {"simulator": 0.25}},
     )
-    asked = asks(given_ones, {"GPU": 1})
-    assert asked == Asks({"CPU": 2, "GPU": 0.5, "big": 1}, {"CPU": 1, "simulator": 0.25}, 3)
-    assert options(asked.learner) == {"num_cpus": 2, "num_gpus": 0.5, "resources": {"big": 1}}
-    assert asks(config(learner={"gpus": 0}), {"GPU": 1}).learner == {"CPU": 1}
+    request = resource_request(given_ones, {"GPU": 1})
+    assert request == ResourceRequest({"CPU": 2, "GPU": 0.5, "big": 1}, {"CPU": 1, "simulator": 0.25}, 3)
+    assert options(request.learner) == {"num_cpus": 2, "num_gpus": 0.5, "resources": {"big": 1}}
+    assert resource_request(config(learner={"gpus": 0}), {"GPU": 1}).learner == {"CPU": 1}
 
 
 def test_where_the_cluster_has_a_seat_for_the_learner_it_asks_for_that() -> None:
     """Instead of a CPU, and the evaluator with it; what the configuration says comes on top."""
-    offered = {"CPU": 8, SEAT: 1}
-    seated = Asks({SEAT: 0.9}, {}, 2, {SEAT: 0.1})
-    assert asks(config(), offered) == seated
-    assert asks(config(learner={"cpus": 3}), offered).learner == {"CPU": 3, SEAT: 0.9}
-    assert check_room(seated, {"a": {"CPU": 4}, "b": {SEAT: 1}}, autoscales=False) == ""
+    offered = {"CPU": 8, LEARNER_RESOURCE: 1}
+    seated = ResourceRequest({LEARNER_RESOURCE: 0.9}, {}, 2, {LEARNER_RESOURCE: 0.1})
+    assert resource_request(config(), offered) == seated
+    assert resource_request(config(learner={"cpus": 3}), offered).learner == {"CPU": 3, LEARNER_RESOURCE: 0.9}
+    assert check_capacity(seated, {"a": {"CPU": 4}, "b": {LEARNER_RESOURCE: 1}}, autoscales=False) == ""
 
 
 LEARNER, ACTOR = {"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0}
@@ -67,16 +68,16 @@ LEARNER, ACTOR = {"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0}
     ],
 )
 def test_how_many_fit(nodes: list[Resources], room: int) -> None:
-    assert room_for(Asks(LEARNER, ACTOR, 16), nodes) == room
+    assert actors_that_fit(ResourceRequest(LEARNER, ACTOR, 16), nodes) == room
 
 
 def test_the_learner_takes_the_seat_that_costs_least() -> None:
     """On the GPU's own node it takes a CPU, of which the actors need two: 1 + 2 fit; on the other it would be 2 + 1."""
-    assert room_for(Asks({"CPU": 1}, {"CPU": 2}, 9), [{"CPU": 3}, {"CPU": 4}]) == 3
+    assert actors_that_fit(ResourceRequest({"CPU": 1}, {"CPU": 2}, 9), [{"CPU": 3}, {"CPU": 4}]) == 3
 
 
 def test_what_asks_for_nothing_always_fits() -> None:
-    assert room_for(Asks({}, {}, 64), [{"CPU": 2}]) == 64
+    assert actors_that_fit(ResourceRequest({}, {}, 64), [{"CPU": 2}]) == 64
 
 
 amounts = st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.0])
@@ -100,24 +101,24 @@ def test_an_oracle_that_tries_every_placement_agrees(
 
     best = max((actors for actors in range(count + 1) if fits(actors)), default=-1)
     some_learner, some_actor = ({name: n for name, n in needs.items() if n} for needs in (learner, actor))
-    assert room_for(Asks(some_learner, some_actor, count), nodes) == best
+    assert actors_that_fit(ResourceRequest(some_learner, some_actor, count), nodes) == best
 
 
 def test_what_can_never_fit_is_refused_with_both_sides_numbers() -> None:
     nodes = {"10.0.0.1": {"CPU": 4.0}, "10.0.0.2": {"CPU": 2.0, "GPU": 1.0}, "10.0.0.3": {"CPU": 4.0}}
     with pytest.raises(ConfigError) as refused:
-        check_room(Asks(LEARNER, ACTOR, 16), nodes, autoscales=False)
+        check_capacity(ResourceRequest(LEARNER, ACTOR, 16), nodes, autoscales=False)
     assert str(refused.value).startswith(
         "this run does not fit the Ray cluster: the learner asks for 1 CPU, 1 GPU, each of 16 actors for 1 CPU; it has "
         "3 node(s), 10.0.0.1, 10.0.0.3 with 4 CPU, 0 GPU; 10.0.0.2 with 2 CPU, 1 GPU: the learner and 9 actor(s) fit."
     )
     with pytest.raises(ConfigError, match="no node can take the learner"):
-        check_room(Asks({"GPU": 2}, ACTOR, 1), nodes, autoscales=False)
+        check_capacity(ResourceRequest({"GPU": 2}, ACTOR, 1), nodes, autoscales=False)
 
 
 def test_what_will_fit_once_nodes_are_added_is_waited_for() -> None:
-    assert check_room(Asks(LEARNER, ACTOR, 1), {"a": {"CPU": 2, "GPU": 1}}, autoscales=False) == ""
-    told = check_room(Asks(LEARNER, ACTOR, 2), {"a": {"CPU": 2, "GPU": 1}}, autoscales=True)
+    assert check_capacity(ResourceRequest(LEARNER, ACTOR, 1), {"a": {"CPU": 2, "GPU": 1}}, autoscales=False) == ""
+    told = check_capacity(ResourceRequest(LEARNER, ACTOR, 2), {"a": {"CPU": 2, "GPU": 1}}, autoscales=True)
     assert told.startswith("waiting for the cluster to add nodes: the learner asks for 1 CPU, 1 GPU")
 
 
@@ -125,7 +126,7 @@ def test_a_run_that_waits_for_room_says_so() -> None:
     """After a while, with what is asked for and what is free; again after a minute; and not where there is room, since
     then it is starting."""
     now, said, free = [0.0], list[str](), {"CPU": 0.5, "GPU": 1.0}
-    watch = RoomWatch(Asks(LEARNER, ACTOR, 3), said.append, clock=lambda: now[0])
+    watch = CapacityWatch(ResourceRequest(LEARNER, ACTOR, 3), said.append, clock=lambda: now[0])
 
     def at(seconds: float, learner: bool = False, actors: int = 2) -> bool:
         now[0] = seconds
@@ -159,7 +160,7 @@ def test_a_run_that_waits_for_room_says_so() -> None:
 def test_what_has_its_worker_is_starting_and_waits_for_no_room() -> None:
     """What is free is what the run itself has left: the learner has taken the cluster's last CPU, and is starting."""
     now, said, queued = [0.0], list[str](), Counter[str]()
-    watch = RoomWatch(Asks({"CPU": 1}, {"CPU": 1}, 3), said.append, clock=lambda: now[0])
+    watch = CapacityWatch(ResourceRequest({"CPU": 1}, {"CPU": 1}, 3), said.append, clock=lambda: now[0])
 
     def at(seconds: float) -> bool:
         now[0] = seconds

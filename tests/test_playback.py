@@ -43,7 +43,7 @@ def play(run: Path, *arguments: str | Path, command: str = "eval") -> Finished:
 
 def greedy(run: Path, seed: int) -> int:
     """Length (and so the return) of one greedy episode, computed here from the bare weights."""
-    arrays, _ = RunDirectory.open(run).load_best()
+    arrays, _ = RunDirectory.open(run).best.load()
     names = [*(f"encoder.layers.{i}" for i in range(len(arrays) // 2 - 1)), "head.linear"]
     layers = [(arrays[f"{name}.weight"], arrays[f"{name}.bias"]) for name in names]
     env = gym.make("CartPole-v1")
@@ -165,7 +165,7 @@ def unusual(
     weights = {"head.linear.weight": np.zeros((2, 4), np.float32), "head.linear.bias": np.zeros(2, np.float32)}
     with contextlib.closing(RunDirectory.create(config)) as directory:
         about = {"version": 1, "updates": 7, "episodes": 1, "mean": 0.0, "std": 0.0, "lower": 0.0, "solved": False}
-        directory.save_best(pack(1, 7, 0, weights), about | {"threshold": None, "rank_bound": 0.0})
+        directory.best.save(pack(1, 7, 0, weights), about | {"threshold": None, "rank_bound": 0.0})
     return folder / "r"
 
 

@@ -28,7 +28,9 @@ from waiting import frozen, until
 from actors.config import EnvConfig
 from deploy.config.models import RunConfig
 from deploy.run_directory.directory import RunDirectory
-from deploy.server.embedded import EmbeddedServer, acl_rules, find_server
+from deploy.server.acl import acl_rules
+from deploy.server.binary import find_server
+from deploy.server.embedded import EmbeddedServer
 from learner.checkpoint import pack
 from replay.chunk_log.protocol import FENCE_SHIFT, ChunkId, Fenced, Refused, Status
 from replay.chunk_log.redis_client import TIMEOUT_S
@@ -177,11 +179,11 @@ def test_a_server_that_comes_back_with_less_goes_on(
     data_dir = tmp_path / "aof" if torn else None
     with own_server(server_binary, data_dir=data_dir) as server, Herd(server.url("admin"), run_name) as herd:
         for slot in range(SLOTS):
-            assert directory.next_incarnation(slot) == 1
-        assert directory.next_fence() == 1
+            assert directory.fences.next_incarnation(slot) == 1
+        assert directory.fences.next_fence() == 1
         herd.works()
         herd.actors[0].end()
-        herd.restart(0, directory.next_incarnation(0, last_id(server, run_name, 0).incarnation))
+        herd.restart(0, directory.fences.next_incarnation(0, last_id(server, run_name, 0).incarnation))
         herd.learner.train_until(lambda: herd.learner.read(0) >= (2, 2), "the restarted slot's chunks")
         known, written = last_id(server, run_name, 0), append_only_file(data_dir).stat().st_size if data_dir else 0
         kill(server)
@@ -196,7 +198,7 @@ def test_a_server_that_comes_back_with_less_goes_on(
         herd.assert_calls_are_bounded()
 
         herd.actors[0].end()
-        incarnation = directory.next_incarnation(0, last_id(server, run_name, 0).incarnation)
+        incarnation = directory.fences.next_incarnation(0, last_id(server, run_name, 0).incarnation)
         assert incarnation == 3, "from the directory, not from what the server remembers"
         herd.restart(0, incarnation)
         herd.learner.train_until(lambda: herd.learner.read(0) >= (3, 3), "the third incarnation's chunks")
@@ -205,7 +207,7 @@ def test_a_server_that_comes_back_with_less_goes_on(
         old.loop.ledger.check()
         assert old.loop.ledger.totals.refused == {}
         assert set(old.loop.ledger.totals.rows_lost) <= {"gap"}
-        fence = directory.next_fence()
+        fence = directory.fences.next_fence()
         herd.learner = Learner(server.url("admin"), run_name, fence, herd.timeout_s)
         old.publisher.stop()
         herd.works()

@@ -27,7 +27,8 @@ from deploy.commands import replay_stats
 from deploy.commands.replay_stats import rows_between
 from deploy.config.models import RunConfig
 from deploy.run_directory.directory import RunDirectory
-from deploy.server.embedded import EmbeddedServer, acl_rules
+from deploy.server.acl import acl_rules
+from deploy.server.embedded import EmbeddedServer
 from replay.about import About, SlotAbout
 from replay.chunk import Chunk
 from replay.chunk_log.inspector import RunInspector

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from cli_runs import Run, qherd, running, summary
 
-from deploy.run_directory.directory import HELD
+from deploy.run_directory.best_policy import HELD
 from learner.checkpoint import names, read
 from learner.phases import Phases
 from learner.weights import unpack

@@ -20,8 +20,9 @@ from actors.config import EnvConfig
 from actors.verdicts import Spent
 from deploy import __version__
 from deploy.commands.resume import config_of
-from deploy.config.models import RedisConfig, RunConfig
-from deploy.run_directory.directory import RunDirectory, RunDirError, env_of
+from deploy.config.errors import RunDirError
+from deploy.config.models import RedisConfig, RunConfig, env_of
+from deploy.run_directory.directory import RunDirectory
 from learner.report import Resumed
 from learner.weights import pack
 
@@ -113,7 +114,7 @@ def test_the_config_has_versions_git_and_seed(directory: RunDirectory) -> None:
 def test_the_config_reads_back(directory: RunDirectory) -> None:
     again = RunDirectory.open(directory.path)
     assert again.config == config(directory.path.parent, "mine")
-    assert (again.run, again.nonce) == (directory.run, directory.nonce)
+    assert (again.run, again.fences.nonce) == (directory.run, directory.fences.nonce)
 
 
 def test_no_file_has_the_password(tmp_path: Path) -> None:
@@ -135,24 +136,24 @@ def test_a_damaged_config_is_refused_by_name(directory: RunDirectory, text: str)
 
 
 def test_each_run_has_a_nonce_of_its_own(tmp_path: Path) -> None:
-    assert len({RunDirectory.create(config(tmp_path)).nonce for _ in range(5)}) == 5
+    assert len({RunDirectory.create(config(tmp_path)).fences.nonce for _ in range(5)}) == 5
 
 
 # -- counts
 
 
 def test_fences_and_incarnations_only_rise_also_across_processes(directory: RunDirectory) -> None:
-    assert [directory.next_fence(), directory.next_fence()] == [1, 2]
-    assert [directory.next_incarnation(slot) for slot in (0, 0, 1)] == [1, 2, 1]
+    assert [directory.fences.next_fence(), directory.fences.next_fence()] == [1, 2]
+    assert [directory.fences.next_incarnation(slot) for slot in (0, 0, 1)] == [1, 2, 1]
     again = RunDirectory.open(directory.path)
-    assert again.next_fence() == 3
-    assert [again.next_incarnation(0), again.next_incarnation(1)] == [3, 2]
+    assert again.fences.next_fence() == 3
+    assert [again.fences.next_incarnation(0), again.fences.next_incarnation(1)] == [3, 2]
 
 
 def test_an_incarnation_is_above_what_the_server_has_seen(directory: RunDirectory) -> None:
-    assert directory.next_incarnation(0, at_least=7) == 8
-    assert directory.next_incarnation(0, at_least=3) == 9
-    assert directory.next_incarnation(1) == 1
+    assert directory.fences.next_incarnation(0, at_least=7) == 8
+    assert directory.fences.next_incarnation(0, at_least=3) == 9
+    assert directory.fences.next_incarnation(1) == 1
 
 
 def test_a_count_is_synced_to_disk_before_it_is_used(
@@ -161,15 +162,15 @@ def test_a_count_is_synced_to_disk_before_it_is_used(
     seen: list[dict[str, Any]] = []
     path = directory.path / "fences.json"
     at_each_fsync(lambda: seen.append(json.loads(path.read_text())))
-    fence, incarnation = directory.next_fence(), directory.next_incarnation(3)
+    fence, incarnation = directory.fences.next_fence(), directory.fences.next_incarnation(3)
     assert len(seen) >= 2, "no fsync"
     assert [counts["fence"] for counts in seen][:2] == [0, fence], "the old until the new is synced"
     assert json.loads(path.read_text())["incarnations"] == {"3": incarnation}
 
 
 def test_nothing_temporary_stays(directory: RunDirectory) -> None:
-    directory.next_fence()
-    directory.save_best(POLICY, {"version": 1})
+    directory.fences.next_fence()
+    directory.best.save(POLICY, {"version": 1})
     directory.write_summary({})
     assert list(directory.path.rglob("*.tmp")) == []
 
@@ -179,14 +180,14 @@ def test_nothing_temporary_stays(directory: RunDirectory) -> None:
 
 def test_a_run_that_was_renamed_or_moved_is_the_run_itself(directory: RunDirectory, tmp_path: Path) -> None:
     """Its keys, and what it claims its name with, are those that it began with; also through a link."""
-    nonce = directory.nonce
+    nonce = directory.fences.nonce
     directory.close()
     (tmp_path / "archive").mkdir()
     moved = directory.path.rename(tmp_path / "archive" / "My best one!")
     (tmp_path / "latest").symlink_to(moved)
     for path in (moved, tmp_path / "latest"):
         with closing(RunDirectory.reopen(path)) as again:
-            assert (again.run, again.nonce) == ("mine", nonce)
+            assert (again.run, again.fences.nonce) == ("mine", nonce)
 
 
 def test_a_run_is_reached_from_inside_itself(directory: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,15 +207,19 @@ def test_a_copy_beside_its_original_is_a_run_of_its_own(tmp_path: Path, mode: st
     """It claims and counts fences for itself, on a shared server under a name of its own; the original does not
     notice."""
     directory = RunDirectory.create(config(tmp_path, "mine").model_copy(update={"mode": mode}))
-    directory.next_fence()
+    directory.fences.next_fence()
     shutil.copytree(directory.path, directory.path.with_name(name))
     with closing(RunDirectory.reopen(directory.path.with_name(name))) as copy:
         assert copy.run.startswith(run)
         RunConfig(run=copy.run)
-        assert copy.nonce != directory.nonce
-        assert [copy.next_fence(), copy.next_fence(), directory.next_fence()] == [2, 3, 2]
+        assert copy.fences.nonce != directory.fences.nonce
+        assert [
+            copy.fences.next_fence(),
+            copy.fences.next_fence(),
+            directory.fences.next_fence(),
+        ] == [2, 3, 2]
     with closing(RunDirectory.reopen(directory.path.with_name(name))) as again:
-        assert (again.run, again.nonce) == (copy.run, copy.nonce), "once it is one it stays one"
+        assert (again.run, again.fences.nonce) == (copy.run, copy.fences.nonce), "once it is one it stays one"
     assert directory.run == "mine"
     directory.close()
 
@@ -225,35 +230,35 @@ def test_which_run_goes_on_is_written_once_it_goes_on(directory: RunDirectory) -
     fences = directory.path.with_name("copy") / "fences.json"
     before = fences.read_bytes()
     with closing(RunDirectory.reopen(fences.parent)) as copy:
-        claimed = copy.nonce
+        claimed = copy.fences.nonce
         assert fences.read_bytes() == before
-        copy.note_config(copy.config)
+        copy.record_config(copy.config)
         written = json.loads(fences.read_text())
     assert (written["nonce"], written["path"]) == (claimed, str(fences.parent))
-    assert claimed != directory.nonce
+    assert claimed != directory.fences.nonce
     directory.close()
 
 
 def test_a_copy_whose_original_is_gone_is_the_run(directory: RunDirectory) -> None:
     """As a run is that was moved to another disk, or brought back from an archive."""
-    nonce = directory.nonce
+    nonce = directory.fences.nonce
     directory.close()
     shutil.copytree(directory.path, directory.path.with_name("back"))
     shutil.rmtree(directory.path)
     with closing(RunDirectory.reopen(directory.path.with_name("back"))) as back:
-        assert (back.run, back.nonce) == ("mine", nonce)
+        assert (back.run, back.fences.nonce) == ("mine", nonce)
 
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("hostile", HOSTILE, ids=lambda hostile: hostile.__name__)
 def test_so_is_one_whose_original_is_none(directory: RunDirectory, hostile: Callable[[Path], None]) -> None:
     """The original's fences.json is somebody else's file by then: it is neither waited for nor read without an end."""
-    nonce = directory.nonce
+    nonce = directory.fences.nonce
     directory.close()
     shutil.copytree(directory.path, directory.path.with_name("copy"))
     hostile(directory.path / "fences.json")
     with closing(RunDirectory.reopen(directory.path.with_name("copy"))) as copy:
-        assert (copy.run, copy.nonce) == ("mine", nonce)
+        assert (copy.run, copy.fences.nonce) == ("mine", nonce)
 
 
 def test_a_run_of_an_older_qherd_is_named_as_its_folder_was(directory: RunDirectory) -> None:
@@ -283,7 +288,7 @@ def test_folders_are_written_down_so_that_they_are_found_from_elsewhere(
     folders = {"env": {"path": "envs"}, "checkpoint": {"dir": "c"}, "replay": {"memmap_dir": "m"}, "run": "r"}
     given = RunConfig.model_validate(folders)
     with closing(RunDirectory.create(given)) as made:
-        assert made.note_config(given) == []
+        assert made.record_config(given) == []
         assert made.config_file.name == "config.yaml", "nothing is another"
         read = made.config
     assert read.env.path == tmp_path / "envs"
@@ -298,7 +303,7 @@ def test_figures_are_appended_as_json_lines_and_tensorboard_events(directory: Ru
 
     rows = [{"env_steps": 10, "loss": 0.5}, {"env_steps": 20, "loss": 0.25, "greedy_return": -1.5}]
     for row in rows:
-        directory.log(row)
+        directory.history.append(row)
     lines = (directory.path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == rows, "readable while the run goes on"
     directory.close()
@@ -309,7 +314,7 @@ def test_figures_are_appended_as_json_lines_and_tensorboard_events(directory: Ru
 
 
 def test_figures_that_are_no_numbers_are_still_json(directory: RunDirectory) -> None:
-    directory.log({"env_steps": 1, "loss": float("nan"), "q_mean": float("inf")})
+    directory.history.append({"env_steps": 1, "loss": float("nan"), "q_mean": float("inf")})
     directory.close()
 
     def refuse(constant: str) -> None:
@@ -322,8 +327,8 @@ def test_figures_that_are_no_numbers_are_still_json(directory: RunDirectory) -> 
 
 
 def test_the_best_policy_reads_back(directory: RunDirectory) -> None:
-    directory.save_best(POLICY, {"version": 1, "mean": 9.5})
-    arrays, manifest = directory.load_best()
+    directory.best.save(POLICY, {"version": 1, "mean": 9.5})
+    arrays, manifest = directory.best.load()
     assert list(arrays) == ["head.linear.weight"]
     assert (arrays["head.linear.weight"] == 1).all()
     assert manifest["mean"] == 9.5
@@ -331,32 +336,32 @@ def test_the_best_policy_reads_back(directory: RunDirectory) -> None:
 
 @pytest.mark.parametrize("place", [0, 20, len(POLICY) // 2, len(POLICY) - 1])
 def test_a_flipped_bit_is_refused(directory: RunDirectory, place: int) -> None:
-    directory.save_best(POLICY, {"version": 1})
+    directory.best.save(POLICY, {"version": 1})
     path = weights_file(directory)
     data = bytearray(path.read_bytes())
     data[place] ^= 1
     path.write_bytes(data)
     with pytest.raises(RunDirError, match=r"\.weights.*sha256.*damaged"):
-        directory.load_best()
+        directory.best.load()
 
 
 def test_cut_off_weights_are_refused(directory: RunDirectory) -> None:
-    directory.save_best(POLICY, {"version": 1})
+    directory.best.save(POLICY, {"version": 1})
     weights_file(directory).write_bytes(POLICY[:-1])
     with pytest.raises(RunDirError, match="damaged"):
-        directory.load_best()
+        directory.best.load()
 
 
 def test_a_damaged_manifest_is_refused(directory: RunDirectory) -> None:
-    directory.save_best(POLICY, {"version": 1})
+    directory.best.save(POLICY, {"version": 1})
     (directory.path / "checkpoints" / "best.json").write_text("{")
     with pytest.raises(RunDirError, match=r"best\.json"):
-        directory.load_best()
+        directory.best.load()
 
 
 def test_a_run_without_a_policy_says_so(directory: RunDirectory) -> None:
     with pytest.raises(RunDirError, match="no best policy"):
-        directory.load_best()
+        directory.best.load()
 
 
 @pytest.mark.parametrize("version", [2, 1], ids=["of another version", "of the same version"])
@@ -367,15 +372,15 @@ def test_a_policy_that_replaces_another_is_whole_at_every_moment(
 
     The averaged policy that is judged changes with each update, its version only with each publication.
     """
-    directory.save_best(POLICY, {"version": 1, "mean": 1.0})
+    directory.best.save(POLICY, {"version": 1, "mean": 1.0})
     newer = pack(2, 3, 4, {"head.linear.weight": np.zeros((2, 4), np.float32)})
 
     def usable() -> None:
-        RunDirectory.open(directory.path).load_best()
+        RunDirectory.open(directory.path).best.load()
 
     at_each_fsync(usable)
-    directory.save_best(newer, {"version": version, "mean": 2.0})
-    assert directory.load_best()[1]["mean"] == 2.0
+    directory.best.save(newer, {"version": version, "mean": 2.0})
+    assert directory.best.load()[1]["mean"] == 2.0
 
 
 # -- the env's folder
@@ -424,16 +429,16 @@ def test_the_curves_go_on_from_the_checkpoint(directory: RunDirectory) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for row in ROWS:
-        directory.log(row)
+        directory.history.append(row)
     directory.close()
     with (directory.path / "metrics.jsonl").open("a") as file:
         file.write('{"updates": 5, "env_st')
     resumed = RunDirectory.reopen(directory.path)
-    assert resumed.figures() == ROWS[3]
-    resumed.rewind(Resumed(2, 20, {}))
-    assert resumed.figures() == ROWS[1]
+    assert resumed.history.newest() == ROWS[3]
+    resumed.history.rewind(Resumed(2, 20, {}))
+    assert resumed.history.newest() == ROWS[1]
     again = {"updates": 3, "env_steps": 30, "loss": 7.0}
-    resumed.log(again)
+    resumed.history.append(again)
     resumed.close()
     lines = (directory.path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [*ROWS[:2], again]
@@ -449,29 +454,29 @@ def test_the_curves_go_on_from_the_checkpoint(directory: RunDirectory) -> None:
 def test_a_rewind_while_files_are_open(directory: RunDirectory) -> None:
     """A learner that was restarted within the run: the same."""
     for row in ROWS:
-        directory.log(row)
-    directory.rewind(Resumed(3, 30, {}))
-    directory.log({"updates": 4, "env_steps": 41})
+        directory.history.append(row)
+    directory.history.rewind(Resumed(3, 30, {}))
+    directory.history.append({"updates": 4, "env_steps": 41})
     lines = (directory.path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["env_steps"] for line in lines] == [10, 20, 30, 41]
 
 
 def test_a_rewind_behind_the_newest_row_moves_nothing(directory: RunDirectory) -> None:
-    directory.log(ROWS[0])
-    directory.rewind(Resumed(5, 50, {}))
-    assert directory.figures() == ROWS[0]
+    directory.history.append(ROWS[0])
+    directory.history.rewind(Resumed(5, 50, {}))
+    assert directory.history.newest() == ROWS[0]
     assert not (directory.path / "metrics.superseded.jsonl").exists()
 
 
 def test_the_newest_configuration_counts_and_the_first_stays(directory: RunDirectory) -> None:
     before = (directory.path / "config.yaml").read_bytes()
-    directory.note_config(directory.config)
+    directory.record_config(directory.config)
     assert directory.config_file.name == "config.yaml", "nothing is another"
     for fence, seconds in ((9, 5.0), (10, 7.0)):
-        while directory.fence < fence - 1:
-            directory.next_fence()
+        while directory.fences.fence < fence - 1:
+            directory.fences.next_fence()
         budget = directory.config.budget.model_copy(update={"seconds": seconds})
-        directory.note_config(directory.config.model_copy(update={"budget": budget}))
+        directory.record_config(directory.config.model_copy(update={"budget": budget}))
     assert directory.config_file.name == "config-10.yaml"
     assert directory.config.budget.seconds == 7
     assert (directory.path / "config.yaml").read_bytes() == before
@@ -479,10 +484,10 @@ def test_the_newest_configuration_counts_and_the_first_stays(directory: RunDirec
 
 def test_evaluators_are_counted_over_all_drivers(directory: RunDirectory) -> None:
     """Each plays seeds of its own."""
-    assert [directory.next_evaluator() for _ in range(2)] == [0, 1]
+    assert [directory.fences.next_evaluator() for _ in range(2)] == [0, 1]
     directory.close()
     resumed = RunDirectory.reopen(directory.path)
-    assert resumed.next_evaluator() == 2
+    assert resumed.fences.next_evaluator() == 2
     resumed.close()
 
 
@@ -492,23 +497,23 @@ def test_a_run_of_an_older_qherd_can_be_resumed(directory: RunDirectory) -> None
     path.write_text(
         json.dumps({name: count for name, count in json.loads(path.read_text()).items() if name != "evaluators"})
     )
-    assert directory.next_evaluator() == 0
+    assert directory.fences.next_evaluator() == 0
 
 
 def test_what_confirmations_have_spent_is_kept(tmp_path: Path) -> None:
     """A run that is opened again goes on spending its error, and its other counts stay; nonsense there is refused."""
     with closing(RunDirectory.create(config(tmp_path))) as directory:
-        assert directory.spent == Spent()
-        fence = directory.next_fence()
-        directory.note_spent(Spent(3, -120.5))
+        assert directory.fences.spent == Spent()
+        fence = directory.fences.next_fence()
+        directory.fences.record_spent(Spent(3, -120.5))
         path = directory.path
     with closing(RunDirectory.reopen(path)) as again:
-        assert again.spent == Spent(3, -120.5)
-        assert again.next_fence() == fence + 1
-        again.note_spent(Spent(4))
-        assert again.spent == Spent(4)
+        assert again.fences.spent == Spent(3, -120.5)
+        assert again.fences.next_fence() == fence + 1
+        again.fences.record_spent(Spent(4))
+        assert again.fences.spent == Spent(4)
     counts = json.loads((path / "fences.json").read_text())
     for wrong in ({"confirmations": -1}, {"confirmations": 1 << 40}, {"worst_return": "low"}):
         (path / "fences.json").write_text(json.dumps(counts | wrong))
         with pytest.raises(RunDirError, match=f"is damaged: {next(iter(wrong))}"):
-            assert RunDirectory.open(path).spent
+            assert RunDirectory.open(path).fences.spent

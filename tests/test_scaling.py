@@ -17,9 +17,10 @@ from waiting import until
 
 from deploy.cli import main
 from deploy.commands.resume import config_of
+from deploy.config.errors import ConfigError
 from deploy.config.models import RunConfig
 from deploy.run_directory.directory import RunDirectory
-from deploy.sessions.scale_requests import Request, ScaleDesk, ScaleFile
+from deploy.sessions.scale_requests import LOOK_EVERY_S, SETTLE_S, Request, ScaleFile, ScaleRequestInbox, ScaleRequests
 
 START_S = 60.0
 LANES = 4
@@ -43,7 +44,7 @@ def test_a_request_is_taken_up_once_and_answered(tmp_path: Path) -> None:
     """The driver looks once a second; what an earlier command has left is none of its business."""
     now, file = [0.0], ScaleFile(tmp_path)
     file.write(Request("old", 7))
-    desk = ScaleDesk(tmp_path, clock=lambda: now[0])
+    desk = ScaleRequestInbox(tmp_path, clock=lambda: now[0])
     assert desk.asked() is None
     file.write(Request("a", 3))
     assert desk.asked() is None, "it has just looked"
@@ -60,7 +61,7 @@ def test_a_request_is_taken_up_once_and_answered(tmp_path: Path) -> None:
 
 
 def test_an_answer_does_not_hide_a_later_request(tmp_path: Path) -> None:
-    desk, file = ScaleDesk(tmp_path), ScaleFile(tmp_path)
+    desk, file = ScaleRequestInbox(tmp_path), ScaleFile(tmp_path)
     file.write(Request("b", 4))
     desk.answer(Request("a", 3, "done"))
     assert file.read() == Request("b", 4)
@@ -70,6 +71,70 @@ def test_an_answer_does_not_hide_a_later_request(tmp_path: Path) -> None:
 def test_a_damaged_file_is_no_request(tmp_path: Path, text: str) -> None:
     (tmp_path / "scale.json").write_text(text)
     assert ScaleFile(tmp_path).read() is None
+
+
+# -- what the driver does about it
+
+
+class ScaledRun:
+    """A run whose actors answer when the test says so."""
+
+    def __init__(self, folder: Path) -> None:
+        self.now_s, self.count, self.said, self.refusal = 0.0, 2, list[str](), ""
+        self.ladder: dict[int, tuple[float, ...]] | None = None
+        self.file = ScaleFile(folder)
+        inbox = ScaleRequestInbox(folder, lambda: self.now_s)
+        self.requests = ScaleRequests(
+            inbox, self.rescale, lambda: self.ladder, lambda: "actor 2 starts", self.said.append, lambda: self.now_s
+        )
+
+    def rescale(self, count: int) -> int:
+        if self.refusal:
+            raise ConfigError(self.refusal)
+        before, self.count = self.count, count
+        return before
+
+    def tick(self, after_s: float = LOOK_EVERY_S) -> Request:
+        self.now_s += after_s
+        self.requests.tick()
+        request = self.file.read()
+        assert request is not None
+        return request
+
+
+def test_a_request_is_done_when_all_actors_have_answered(tmp_path: Path) -> None:
+    scaled = ScaledRun(tmp_path)
+    scaled.file.write(Request("a", 3))
+    begun = scaled.tick()
+    assert (begun.state, begun.told, scaled.count) == ("begun", "3 actor(s) from now on, were 2", 3)
+    assert scaled.said == [begun.told]
+    assert scaled.tick().state == "begun"
+    scaled.ladder = {0: (0.5,), 1: (0.25,), 2: (0.125,)}
+    done = scaled.tick()
+    assert (done.state, list(done.epsilon)) == ("done", ["0", "1", "2"])
+
+
+def test_actors_that_do_not_answer_are_named_and_a_later_request_is_taken_up(tmp_path: Path) -> None:
+    scaled = ScaledRun(tmp_path)
+    scaled.file.write(Request("a", 3))
+    begun = scaled.tick()
+    assert scaled.tick(SETTLE_S).state == "begun"
+    late = scaled.tick()
+    assert late.state == "late"
+    assert late.told == f"{begun.told}; after {SETTLE_S:.0f} s not all of them have answered: actor 2 starts"
+    scaled.file.write(Request("b", 1))
+    assert (scaled.tick().state, scaled.count) == ("begun", 1)
+
+
+def test_what_cannot_be_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    scaled = ScaledRun(tmp_path)
+    scaled.refusal = "no memory for so many"
+    scaled.file.write(Request("a", 300))
+    refused = scaled.tick()
+    assert (refused.state, refused.told, scaled.count, scaled.said) == ("refused", scaled.refusal, 2, [])
+    scaled.refusal = ""
+    scaled.file.write(Request("b", 3))
+    assert scaled.tick().state == "begun"
 
 
 # -- the command against a driver of our own
@@ -140,7 +205,7 @@ def test_two_at_a_time_are_one_too_many(at_work: RunDirectory, capsys: pytest.Ca
 def test_a_driver_that_does_not_look_is_noticed_and_the_request_taken_back(
     at_work: RunDirectory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deploy.sessions.scale_requests.TAKEN_UP_S", 0.1)
+    monkeypatch.setattr("deploy.commands.scale.TAKEN_UP_S", 0.1)
     code, _, err = run(capsys, at_work.path, "--actors", "3")
     assert code == 1
     assert "its driver has not answered" in err
@@ -149,9 +214,9 @@ def test_a_driver_that_does_not_look_is_noticed_and_the_request_taken_back(
 
 def test_a_run_that_is_not_at_work_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = made(tmp_path)
-    assert directory.holder() is not None
+    assert directory.lock.owner() is not None
     directory.close()
-    assert directory.holder() is None
+    assert directory.lock.owner() is None
     code, _, err = run(capsys, directory.path, "--actors", "3")
     assert code == 2
     assert f"is not at work: give the number of actors as you go on with it, qherd resume {directory.path}" in err

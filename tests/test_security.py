@@ -20,7 +20,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from waiting import until
 
-from deploy.config.models import ConfigError
+from deploy.config.errors import ConfigError
 from deploy.server.credentials import write_secrets
 from replay.chunk_log.protocol import ChunkId, Refused, Unavailable
 from replay.chunk_log.redis_log import RedisLog

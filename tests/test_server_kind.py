@@ -20,11 +20,13 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from waiting import until
 
-from deploy.config.models import ConfigError, RunConfig
-from deploy.diagnosis.checks import preflight
+from deploy.config.errors import ConfigError
+from deploy.config.models import RunConfig
+from deploy.diagnosis.preflight import preflight
 from deploy.planning.memory import chunk_bytes
-from deploy.server.embedded import EmbeddedServer, acl_rules
-from deploy.sessions.launch import check, check_values
+from deploy.planning.preconditions import check, check_values
+from deploy.server.acl import acl_rules
+from deploy.server.embedded import EmbeddedServer
 from replay.chunk import Schema
 from replay.chunk_log.protocol import ChunkId, Refused
 from replay.chunk_log.redis_log import RedisLog

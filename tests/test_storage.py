@@ -17,7 +17,8 @@ import pytest
 import torch
 from chunk_makers import CODEC, SCHEMA, FakeActor, reader_on
 
-from deploy.config.models import ConfigError, RunConfig
+from deploy.config.errors import ConfigError
+from deploy.config.models import RunConfig
 from deploy.planning.memory import check_memory, plan
 from learner.config import LearnerConfig
 from learner.learner import Learner

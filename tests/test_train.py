@@ -29,16 +29,19 @@ from actors.evaluator import Verdict
 from actors.verdicts import Spent
 from deploy.cluster.ray_start import _start_own
 from deploy.commands.resume import resume
-from deploy.config.models import BudgetConfig, ConfigError, RunConfig, compose
+from deploy.config.errors import ConfigError, RunDirError, RunFailedError
+from deploy.config.layers import compose
+from deploy.config.models import BudgetConfig, RunConfig
+from deploy.planning import preconditions
+from deploy.planning.preconditions import probe_env
 from deploy.process.signals import Interrupted
-from deploy.run_directory.directory import RunDirectory, RunDirError
+from deploy.run_directory.directory import RunDirectory
 from deploy.sessions import driver
-from deploy.sessions import inline as inline_session
-from deploy.sessions.base import Progress, RunFailedError
+from deploy.sessions.base import Progress
 from deploy.sessions.clock import Clock
-from deploy.sessions.driver import Outcome, earlier, train
+from deploy.sessions.driver import train
 from deploy.sessions.inline import InlineSession
-from deploy.sessions.launch import probe_env
+from deploy.sessions.outcome import Outcome, load_outcome
 from learner.checkpoint import names
 from learner.learner import host_arrays
 from learner.phases import Phases
@@ -167,7 +170,7 @@ def test_the_summary_has_every_field_and_adds_up(tmp_path: Path) -> None:
     assert written["updates"] * 16 / beyond == pytest.approx(written["samples_per_insert"], rel=1e-6)
     assert written["episodes"] > 0
     assert (written["solved_s"], written["solved_env_steps"]) == (None, None)
-    _, manifest = RunDirectory.open(tmp_path / "r").load_best()
+    _, manifest = RunDirectory.open(tmp_path / "r").best.load()
     assert (manifest["mean"], manifest["episodes"]) == (written["eval_mean"], written["eval_episodes"])
 
 
@@ -180,7 +183,7 @@ def test_a_solved_run_says_when_and_how_well(tmp_path: Path) -> None:
     assert 0 < written["solved_env_steps"] <= written["env_steps"]
     assert written["eval_episodes"] == 10
     assert written["eval_mean"] - 2 * written["eval_std"] / 10**0.5 >= 5
-    assert RunDirectory.open(tmp_path / "r").load_best()[1]["solved"] is True
+    assert RunDirectory.open(tmp_path / "r").best.load()[1]["solved"] is True
 
 
 # -- judging, with verdicts by hand
@@ -210,7 +213,7 @@ class Script:
         steps = 100.0 * (3 - len(self.verdicts))
         return Progress({"env_steps": steps, "chunks": 4.0}, {"crc": 2}, {"gap": 5}, following, policy)
 
-    def told(self) -> str:
+    def status_line(self) -> str:
         return "actor 0 sleeps"
 
     def stop(self, deadline_s: float, policy: bytes | None = None, skip: Any = None) -> Progress | None:
@@ -226,20 +229,20 @@ def test_the_hold_out_stays_with_the_policy_that_was_played(tmp_path: Path, monk
     script.holdout = Episodes(np.array([20.0, 22.0]), np.ones(2, np.int64))
     directory = played(tmp_path, monkeypatch, script, budget=BudgetConfig(env_steps=300))
     expected = {"holdout_mean": 21.0, "holdout_std": 2**0.5, "holdout_episodes": 2}
-    manifest = directory.load_best()[1]
+    manifest = directory.best.load()[1]
     assert {name: manifest[name] for name in expected} == expected
     assert manifest["mean"] == 30.5
     assert summary(tmp_path / "r").items() >= expected.items()
-    assert script.held_out == directory.best_policy()
-    unchanged = earlier(config(tmp_path), directory).summary(config(tmp_path), "r", Clock({}))
+    assert script.held_out == directory.best.packed()
+    unchanged = load_outcome(config(tmp_path), directory).summary(config(tmp_path), "r", Clock({}))
     assert unchanged.items() >= expected.items()
-    directory.save_best(b"better", {name: manifest[name] for name in manifest if not name.startswith("holdout")})
-    changed = earlier(config(tmp_path), directory).summary(config(tmp_path), "r", Clock({}))
+    directory.best.save(b"better", {name: manifest[name] for name in manifest if not name.startswith("holdout")})
+    changed = load_outcome(config(tmp_path), directory).summary(config(tmp_path), "r", Clock({}))
     assert [changed[name] for name in expected] == [None, None, 0]
     damaged = {**json.loads((tmp_path / "r/checkpoints/best.json").read_text()), "holdout_mean": "x"}
     (tmp_path / "r/checkpoints/best.json").write_text(json.dumps(damaged))
     with pytest.raises(RunDirError, match=r"best\.json is damaged: holdout_mean is 'x'"):
-        directory.best()
+        directory.best.manifest()
 
 
 def test_a_failed_confirmation_is_told_more_and_more_seldom(
@@ -280,7 +283,7 @@ def test_the_best_policy_is_kept(
     budget = BudgetConfig(env_steps=300)
     arrays, manifest = played(
         tmp_path, monkeypatch, Script(*[verdict([1, 2])] * (3 - len(verdicts)), *verdicts), budget=budget
-    ).load_best()
+    ).best.load()
     assert manifest["mean"] == arrays["mean"][0] == kept
     written = summary(tmp_path / "r")
     assert written["eval_mean"] == kept
@@ -443,14 +446,14 @@ def test_every_environment_is_closed_once(tmp_path: Path, how: str, monkeypatch:
 def test_what_takes_long_to_make_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inline_session, "TELL_EVERY_S", 0.05)
+    monkeypatch.setattr("deploy.sessions.waiting.TELL_EVERY_S", 0.05)
     env = {"id": "strange_env:Strange-v0", "kwargs": {"kind": "slowly made"}}
     evaluation = {**OPTIONS["eval"], "confirm_episodes": 2}
     assert train(config(tmp_path, env=env, eval=evaluation, budget={"env_steps": 100})) == 0
     shown = capsys.readouterr().out
     for who in ("actor 0 is still making its 4", "actor 1 is still making its 4", "the evaluator is still making its"):
         assert re.search(rf"^ *\d+\.\d s  {who} environments, for \d s now$", shown, re.MULTILINE)
-    assert "qherd-aloud" not in [thread.name for thread in threading.enumerate()]
+    assert "qherd-waiting" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_what_an_environment_prints_is_not_among_the_runs_lines(tmp_path: Path) -> None:
@@ -550,7 +553,7 @@ def test_a_ray_that_does_not_start_is_one_message_and_gives_the_name_back(
         raise error("The current node timed out during startup.\nThis could happen because of anything.")
 
     monkeypatch.setattr("ray.init", init)
-    monkeypatch.setattr(driver, "check_process", lambda _: None)  # which refuses where ray was imported before
+    monkeypatch.setattr(preconditions, "check_process", lambda _: None)  # which refuses where ray was imported before
     monkeypatch.setattr("deploy.cluster.ray_running.start_ray", lambda _, cleanup: _start_own(cleanup))
     told = r"^Ray has not started on this machine: The current node timed out during startup; is it .* qherd doctor"
     with pytest.raises(RunFailedError, match=told) as failed:

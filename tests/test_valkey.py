@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 import redis
-from deploy.config.errors import ServerError
-from deploy.server.binary import ServerMissingError, find_server
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from waiting import until
 
+from deploy.config.errors import ServerError
 from deploy.server import embedded as valkey
+from deploy.server.binary import ServerMissingError, find_server
 from deploy.server.embedded import EmbeddedServer, ServerStartError
 
 MEMORY_BYTES = 64 * 2**20

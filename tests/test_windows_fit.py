@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from deploy.config.models import ConfigError, RunConfig
+from deploy.config.errors import ConfigError
+from deploy.config.models import RunConfig
 from deploy.planning.memory import check_windows
 from replay.chunk import Schema
 

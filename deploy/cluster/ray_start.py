@@ -10,10 +10,10 @@ import sysconfig
 import traceback
 from pathlib import Path
 
-from deploy.config.models import ConfigError, RunConfig
+from deploy.config.errors import ConfigError, RunFailedError
+from deploy.config.models import RunConfig
 from deploy.process import arithmetic
 from deploy.server.private_dir import PrivateDir
-from deploy.sessions.base import RunFailedError
 
 _TLS_FILES = ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
 _ANOTHER_RAYS = (

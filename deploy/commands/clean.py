@@ -5,16 +5,41 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
+import tyro
+from pydantic import BaseModel
 from rich.filesize import decimal
 
-from deploy.config.models import ConfigError, RedisConfig
+from deploy.config.cli_types import as_written
+from deploy.config.errors import ConfigError
+from deploy.config.models import RedisConfig
 from deploy.run_directory.target import Target, find_run, is_url
 from replay.chunk_log import open_inspector
 from replay.chunk_log.inspector import RunInspector
 from replay.chunk_log.protocol import CREDIT_MS
 
 DECLINED = 1
+
+
+class Clean(BaseModel):
+    """Remove a run's keys from its Redis or Valkey server, after asking. Other runs' keys and the run's directory stay;
+    a run that is alive is refused.
+
+    Runs of mode local need none of it: their server ends with them.
+    """
+
+    given: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's directory or name. A directory's keys are removed only where they are that run's own."""
+    redis: RedisConfig = RedisConfig()
+    yes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Do not ask."""
+
+
+def run(arguments: list[str]) -> int:
+    """Runs the command; returns its exit code."""
+    call = tyro.cli(Clean, args=arguments, prog="qherd clean", registry=as_written())
+    return clean(call.given, call.redis, yes=call.yes)
 
 
 def clean(given: str, redis: RedisConfig, *, yes: bool) -> int:

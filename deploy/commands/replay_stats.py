@@ -9,13 +9,17 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
+import tyro
+from pydantic import BaseModel
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from deploy.config.models import ConfigError, RedisConfig
+from deploy.config.cli_types import as_written
+from deploy.config.errors import ConfigError
+from deploy.config.models import RedisConfig
 from deploy.run_directory.target import Target, find_run, is_url, run_name
 from replay.about import About
 from replay.attached import find_about, slots_elsewhere
@@ -29,6 +33,29 @@ WINDOW_S = 1.0
 """Between the two readings that give the rows per second."""
 FILE_WIDTH = 160
 """Columns where the output is no terminal, which has a width of its own."""
+
+
+class ReplayStats(BaseModel):
+    """Print what a run's replay memory holds, per slot: rows and bytes stored, rows per second sent, the newest weights
+    acted with, incarnation, and chunks refused by reason. It reads only, and takes a second.
+
+    A run of mode local is given by its directory, while it runs. A run on a server of your own is given by its
+    directory, its name, or the server's URL.
+    """
+
+    given: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|URL")]
+    """A run's directory or name, or a server's URL (redis://, rediss://, unix://)."""
+    run: str | None = None
+    """With a URL: the run's name. A server's only run needs none."""
+    redis: RedisConfig = RedisConfig()
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print JSON."""
+
+
+def run(arguments: list[str]) -> int:
+    """Runs the command; returns its exit code."""
+    call = tyro.cli(ReplayStats, args=arguments, prog="qherd replay stats", registry=as_written())
+    return stats(call.given, call.run, call.redis, as_json=call.as_json)
 
 
 @dataclass

@@ -5,32 +5,41 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from deploy.config.models import SERVER_OPTIONS, ConfigError, RunConfig, compose, dump
+import tyro
+from pydantic import BaseModel
+
+from deploy.config.cli_types import as_written
+from deploy.config.errors import ConfigError
+from deploy.config.layers import check_bounds, compose
+from deploy.config.models import SERVER_OPTIONS, RunConfig, dump, kept_options
 from deploy.run_directory.directory import RunDirectory
-from deploy.sessions.driver import go_on
+from deploy.sessions.driver import continue_run
 
-KEPT = (
-    "mode",
-    "seed",
-    "env.id",
-    "env.kwargs",
-    "env.frame_stack",
-    "env.max_episode_steps",
-    "replay.capacity_rows",
-    "replay.sampler",
-    "replay.prioritised.alpha",
-    "learner.network",
-    "learner.algorithm",
-    "learner.qr_dqn.quantiles",
-    "learner.n_step",
-    "learner.gamma",
-    "learner.reward_scale",
-)
-"""What shapes the contents of a checkpoint: weights, rows and their returns, priorities."""
-KEPT_INLINE = (*KEPT, "actors.count", "actors.lanes")
-"""An inline run's checkpoint has the lanes themselves, too."""
+
+class Resume(BaseModel):
+    """Go on with a run from its newest checkpoint, with all that it has counted, learned and stored. Its directory
+    comes first: qherd resume runs/NAME.
+
+    Options by dotted name change what may change, such as --budget.env-steps or --learner.lr; what the run has learned
+    and stored goes by the others, which stay as they were.
+    """
+
+    options: Annotated[RunConfig, tyro.conf.arg(name="")] = RunConfig()
+
+
+def run(arguments: list[str]) -> int:
+    """Runs the command; returns its exit code."""
+    path = Path(arguments.pop(0)) if arguments and not arguments[0].startswith("-") else None
+    if path is None and not {"-h", "--help"} & set(arguments):
+        raise ConfigError("qherd resume needs the run's directory: qherd resume runs/NAME")
+    check_bounds(arguments)
+    base = RunConfig() if path is None else config_of(path)
+    call = tyro.cli(
+        Resume, args=arguments, default=Resume(options=base), prog="qherd resume RUN", registry=as_written()
+    )
+    return resume(path or Path(), call.options)
 
 
 def config_of(path: Path) -> RunConfig:
@@ -45,7 +54,7 @@ def config_of(path: Path) -> RunConfig:
 def check_changes(before: RunConfig, after: RunConfig) -> None:
     """Raises ConfigError for an option that a run has to keep."""
     old, new = dump(before), dump(after)
-    for path in KEPT_INLINE if before.mode == "inline" else KEPT:
+    for path in kept_options(before.mode):
         was, asked = _at(old, path), _at(new, path)
         if was != asked:
             raise ConfigError(
@@ -70,4 +79,4 @@ def resume(path: Path, config: RunConfig) -> int:
                 f"{path}/{directory.config_file.name} keeps no password of its server: give the whole URL with "
                 f"{SERVER_OPTIONS}; so too --redis.actor-url where the actors have a user of their own"
             )
-        return go_on(config, directory)
+        return continue_run(config, directory)

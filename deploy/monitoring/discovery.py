@@ -13,41 +13,19 @@ import socket
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import ValidationError
 
-from deploy.config.models import RUN_NAME, ConfigError
+from deploy.config.errors import ConfigError
 from deploy.process.host import host_and_port
+from deploy.run_directory.registration import Registration
 from learner.http_server import BoundedMixIn
 from replay.foreign import Unreadable, read_file
 
 PATH = "/targets"
 MOST_BYTES = 4096
 """A file that is bigger is no registration."""
-_ADDRESS = r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]{1,253}):\d{1,5}"
-
-
-class Labels(BaseModel):
-    """What Prometheus puts on the target's own series, such as ``up``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    run: Annotated[str, StringConstraints(pattern=f"^{RUN_NAME}$")]
-
-
-class Registration(BaseModel):
-    """A run's scrape.json: one target group, as Prometheus wants it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    targets: tuple[Annotated[str, StringConstraints(pattern=f"^{_ADDRESS}$")]]
-    labels: Labels
-
-
-def registration(run: str, host: str, port: int) -> str:
-    """The text of scrape.json."""
-    return Registration(targets=(host_and_port(host, port),), labels=Labels(run=run)).model_dump_json() + "\n"
 
 
 def target_groups(runs_dirs: Sequence[Path]) -> Iterator[dict[str, Any]]:

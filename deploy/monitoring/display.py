@@ -74,7 +74,7 @@ class Display:
         if self._live is not None:
             self._live.__exit__(kind, error, at)
 
-    def say(self, message: str) -> None:
+    def notify(self, message: str) -> None:
         """Shows and logs a message: what the run waits for, or what went wrong and is being mended."""
         LOG.info("%s", message)
         if self._live is None:

@@ -6,7 +6,8 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from deploy.config.models import ConfigError, RunConfig
+from deploy.config.errors import ConfigError
+from deploy.config.models import RunConfig
 from learner.algorithms import ALGORITHMS, build_loss
 from learner.networks import parameter_shapes
 from replay.chunk import Schema

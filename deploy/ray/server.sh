@@ -21,7 +21,7 @@ if [ -r "$folder/tls.key" ]; then
   set -- --port 0 --tls-port "$port" --tls-cert-file "$folder/tls.crt" --tls-key-file "$folder/tls.key" \
     --tls-ca-cert-file "$folder/ca.crt" --tls-auth-clients no "$@"
 else
-  server="$(python3 -c 'from deploy.server.embedded import find_server; print(find_server())')"
+  server="$(python3 -c 'from deploy.server.binary import find_server; print(find_server())')"
   set -- --port "$port" "$@"
 fi
 # what requests that are not whole may hold: of one client, and of all

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from deploy.config.models import RUN_NAME, SERVER_OPTIONS, ConfigError, RedisConfig, RunConfig, compose
+from deploy.config.errors import ConfigError
+from deploy.config.layers import compose
+from deploy.config.models import RUN_NAME, SERVER_OPTIONS, RedisConfig, RunConfig
 from deploy.run_directory.directory import RunDirectory
 from replay.chunk_log.redis_client import TIMEOUT_S
 from replay.chunk_log.urls import public_url
@@ -46,7 +48,7 @@ def find_run(given: str, redis: RedisConfig) -> Target:
     """
     if (Path(given) / "config.yaml").is_file():
         directory = RunDirectory.open(Path(given))
-        return Target(directory.run, _urls_of(directory, redis), directory.nonce)
+        return Target(directory.run, _urls_of(directory, redis), directory.fences.nonce)
     name = run_name(given)
     if not (urls := given_urls(redis)):
         raise ConfigError(

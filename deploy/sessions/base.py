@@ -15,10 +15,9 @@ from deploy.run_directory.directory import RunDirectory
 from learner.checkpoint import Checkpointer
 from replay.chunk import Schema
 from replay.config import ReplayConfig
-from replay.errors import QherdError
 from replay.logs import LogFile
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 RESTARTS = ("actor_restarts", "evaluator_restarts", "learner_restarts", "server_restarts", "env_rebuilds")
 """Figures that count what was restarted, over the whole run."""
 WORK = {
@@ -34,16 +33,6 @@ WORK = {
     "fetched_bytes": "weights_fetched_bytes",
 }
 """Figures of ``actors.rollout.Work``, over all actors and the whole run, by its name."""
-
-
-class RunFailedError(QherdError, RuntimeError):
-    """A run that cannot go on; the text says which part failed of what. ``details`` is that part's own traceback."""
-
-    exit_code = 1
-
-    def __init__(self, message: str, details: str = "") -> None:
-        super().__init__(message)
-        self.details = details
 
 
 class Progress(NamedTuple):
@@ -78,7 +67,7 @@ class Session(Protocol):
     def begun(self) -> bool:
         """Whether learner and an actor have answered: what came before was the start."""
 
-    def told(self) -> str:
+    def status_line(self) -> str:
         """Returns what each actor was last known to do, in one line."""
 
     def advance(self) -> Progress:

@@ -3,40 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import socket
-import sys
-import threading
-from collections.abc import Iterator
 
-from actors.actor_id import ActorId
-from actors.contract import EnvError
-from actors.envs import use_path
-from actors.first_look import Look, first_look
-from deploy.config.models import SERVER_OPTIONS, ConfigError, RunConfig
-from deploy.planning import memory as plan
-from deploy.process.host import host_and_port
+from deploy.config.models import RunConfig
 from deploy.process.signals import Stop
-from deploy.run_directory.directory import RunDirectory, env_of
-from deploy.sessions.base import Say, Session
+from deploy.run_directory.directory import RunDirectory
+from deploy.sessions.base import Notify, Session
 from deploy.sessions.inline import InlineSession
 from deploy.sessions.ray_session import RaySession
-from learner.algorithms import ALGORITHMS
 from replay.chunk import Schema
 from replay.chunk_log import open_inspector
-from replay.chunk_log.inspector import RunInspector
-from replay.chunk_log.protocol import LogError, Unavailable
-from replay.chunk_log.redis_client import TIMEOUT_S
-from replay.chunk_log.server_kind import Bounds
-from replay.samplers import SAMPLERS, sampler_of
+from replay.chunk_log.protocol import LogError
 
 
-def start_session(config: RunConfig, directory: RunDirectory, schema: Schema, say: Say, stop: Stop) -> Session:
+def start_session(config: RunConfig, directory: RunDirectory, schema: Schema, notify: Notify, stop: Stop) -> Session:
     """Starts the session of ``config.mode``. Raises Interrupted where it was asked to stop meanwhile."""
     if config.mode == "inline":
-        session = InlineSession(config, directory, schema, say)
+        session = InlineSession(config, directory, schema, notify)
         stop.check()
         return session
-    return RaySession(config, directory, schema, say, stop)
+    return RaySession(config, directory, schema, notify, stop)
 
 
 def give_name_back(config: RunConfig, directory: RunDirectory) -> None:
@@ -48,161 +33,6 @@ def give_name_back(config: RunConfig, directory: RunDirectory) -> None:
                 contextlib.suppress(LogError, ValueError),
                 contextlib.closing(open_inspector(url, directory.run)) as keys,
             ):
-                if keys.nonce() == directory.nonce:
+                if keys.nonce() == directory.fences.nonce:
                     keys.remove(keys.keys())
     directory.discard()
-
-
-def probe_env(config: RunConfig) -> Schema:
-    """The schema of the run's environment. Raises EnvError where it cannot be used; warns on stderr."""
-    look = look_at_env(config)
-    for text in look.warnings:
-        _tell(text)
-    return look.schema
-
-
-def look_at_env(config: RunConfig) -> Look:
-    """A first look at the run's environment; on stderr what it waits for. Raises EnvError where it cannot be used."""
-    check_env_path(config)
-    use_path(env_of(config))  # parts of the user's own are looked for here, after the environment
-    (seed, *_), _ = ActorId("look", config.seed, 0, config.actors.count, 1).seeds(1)
-    return first_look(env_of(config), seed or 0, config.actors.step_timeout_s, _tell)
-
-
-def _tell(text: str) -> None:
-    print(f"qherd: {text}", file=sys.stderr, flush=True)
-
-
-def check(config: RunConfig) -> None:
-    """Raises ConfigError or ValueError for what cannot work, before anything is made or started."""
-    plan.check_limiter(config)
-    check_unused(config)
-    if config.mode == "inline":
-        from learner.learner import choose_device
-
-        try:
-            choose_device(config.learner.device)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-    check_port(config)
-    if config.mode == "cluster":
-        _check_cluster(config)
-
-
-def check_env_path(config: RunConfig) -> None:
-    """Raises EnvError where the folder of the environment's module is not there, or is none."""
-    if config.env.path is not None and not config.env.path.is_dir():
-        raise EnvError(
-            f"--env.path {config.env.path}: there is no such folder; give the one that has the environment's module"
-        )
-
-
-def check_process(config: RunConfig) -> None:
-    """Raises ConfigError where this process, which may be another program's, cannot have a Ray and a server of its
-    own."""
-    if config.mode != "local":
-        return
-    if threading.current_thread() is not threading.main_thread():
-        raise ConfigError(
-            "the mode local needs the main thread of its process, since its server ends with the thread that started "
-            "it: call it from there, run the command qherd, or choose --mode inline"
-        )
-    if "ray" in sys.modules:
-        raise ConfigError(
-            "ray was imported before the run, and its loopback and token settings are read at import: run the command "
-            "qherd, or choose --mode inline"
-        )
-
-
-def check_values(config: RunConfig, schema: Schema) -> None:
-    """Raises ConfigError where a server refuses a full chunk or the weights for their bytes. A cluster's servers are
-    asked: for their bounds, and since managed ones do not tell them, whether they take such values."""
-    if config.mode == "local":
-        plan.check_values(config, schema, Bounds(), "a server")
-    if config.mode == "cluster":
-        for url in config.redis.servers:
-            with _asked(url) as log:
-                plan.check_values(config, schema, log.bounds(), log.url)
-                for nbytes in (plan.chunk_bytes(config, schema), plan.network_bytes(config, schema)):
-                    log.check_length(nbytes)
-
-
-def check_unused(config: RunConfig) -> None:
-    """Raises ConfigError for an address of a cluster in a mode that has none: the run would not be there. Likewise for
-    an option of a sampler or an algorithm that is not the chosen one: it would do nothing."""
-    _check_sections(config)
-    if config.mode == "cluster":
-        return
-    given = {f"redis.{name}": getattr(config.redis, name) for name in type(config.redis).model_fields}
-    given |= {"ray.address": config.ray.address, "ray.autoscales": config.ray.autoscales}
-    if unused := [f"--{name}" for name, value in given.items() if value]:
-        raise ConfigError(
-            f"the mode {config.mode} uses no {', '.join(unused)} (or QHERD_... of that name): give --mode cluster, or "
-            "leave it out"
-        )
-
-
-def _check_sections(config: RunConfig) -> None:
-    samplers = {name: sampler_of(name).section for name in SAMPLERS}
-    algorithms = {name: algorithm.section for name, algorithm in ALGORITHMS.items()}
-    variants = (("replay", "sampler", samplers), ("learner", "algorithm", algorithms))
-    for part, what, sections in variants:
-        options = getattr(config, part)
-        chosen = getattr(options, what)
-        if ":" in chosen:  # a user's own may use any
-            continue
-        for name, section in sections.items():
-            if section is None or section == sections[chosen]:
-                continue
-            for option, value in getattr(options, section):
-                if value != type(getattr(options, section)).model_fields[option].default:
-                    raise ConfigError(
-                        f"{part}.{section}.{option} is {value!r}, and {part}.{what} is {chosen}, which has no such "
-                        f"option: choose --{part}.{what} {name}, or leave it out"
-                    )
-
-
-def _check_cluster(config: RunConfig) -> None:
-    """Raises ConfigError where Redis or Ray does not answer, or cannot hold a run."""
-    if not config.redis.servers:
-        raise ConfigError(f"the cluster mode needs a server: give {SERVER_OPTIONS}")
-    if config.ray.address is None:
-        raise ConfigError("the cluster mode needs a Ray cluster: give --ray.address (host:port, or auto)")
-    host, _, port = config.ray.address.rpartition(":")
-    if host and port.isdecimal():
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=TIMEOUT_S).close()
-        except (OSError, UnicodeError) as error:
-            raise ConfigError(f"no Ray cluster answers at {config.ray.address}: {error}; see ray status") from error
-    for url in config.redis.servers:
-        with _asked(url) as log:
-            log.check()
-
-
-@contextlib.contextmanager
-def _asked(url: str) -> Iterator[RunInspector]:
-    """A server, to be asked. Raises ConfigError where it does not answer, or cannot hold a run."""
-    try:
-        with contextlib.closing(open_inspector(url, "check")) as log:
-            yield log
-    except Unavailable as error:
-        raise ConfigError(f"no answer within {TIMEOUT_S:g} s from {error}") from error
-    except (LogError, ValueError) as error:
-        raise ConfigError(str(error)) from error
-
-
-def check_port(config: RunConfig) -> None:
-    """Find a busy metrics port before anything is started."""
-    if config.metrics.port is None or config.mode == "cluster":
-        return
-    host, port = config.metrics.host, config.metrics.port
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(
-            f"metrics port {host_and_port(host, port)} cannot be used: {getattr(error, 'strerror', error)}; "
-            "choose another --metrics.port, or --metrics.host"
-        ) from error

@@ -11,7 +11,8 @@ from typing import Any
 import ray
 
 from actors.restarts import BACKOFF_S, NotNowError, Restarts, cause
-from deploy.sessions.base import RunFailedError, Say
+from deploy.config.errors import RunFailedError
+from deploy.sessions.base import Notify
 from learner.checkpoint import CheckpointError
 from learner.report import Diverged, Report, Resumed
 from replay.chunk_log.protocol import Fenced, Refused
@@ -29,8 +30,8 @@ FINAL = (Diverged, Fenced, Refused, CannotFit, CheckpointError, WrongCodeError)
 class LearnerSeat:
     """``start()`` starts a learner under the next fence and returns its handle."""
 
-    def __init__(self, start: Callable[[], Any], restarts: Restarts, say: Say) -> None:
-        self._start, self.restarts, self._say = start, restarts, say
+    def __init__(self, start: Callable[[], Any], restarts: Restarts, notify: Notify) -> None:
+        self._start, self.restarts, self._notify = start, restarts, notify
         self._slices: deque[Any] = deque()
         self._restart_at_s: float | None = None
         self._figures: Mapping[str, float] = {}
@@ -113,7 +114,7 @@ class LearnerSeat:
             ray.kill(self.handle)
         wait_s = self.restarts.died(error)
         self._restart_at_s = time.monotonic() + wait_s
-        self._say(f"the learner died ({cause(error)}); it restarts from its newest checkpoint in {wait_s:.1f} s")
+        self._notify(f"the learner died ({cause(error)}); it restarts from its newest checkpoint in {wait_s:.1f} s")
 
     def _restart_when_due(self, due_s: float) -> None:
         if time.monotonic() < due_s:

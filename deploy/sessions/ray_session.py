@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,47 +14,42 @@ from actors.episodes import Episodes
 from actors.evaluator import Verdict
 from actors.restarts import CrashLoopError, NotNowError, Restarts
 from deploy import __version__
-from deploy.cluster.placement import RoomWatch, alive_nodes, asks, check_room, options, without_worker
+from deploy.cluster.capacity import Capacity
+from deploy.cluster.placement import options
 from deploy.cluster.ray_running import ray_running
-from deploy.config.models import ConfigError, RunConfig
+from deploy.config.errors import ConfigError, RunDirError, RunFailedError
+from deploy.config.models import RunConfig, env_of
 from deploy.planning.memory import (
     backstop_chunks,
     check_limiter,
     check_more_actors,
     check_windows,
     chunk_rows,
-    longest_value_bytes,
-    plan,
-    rows_in_checkpoint,
 )
 from deploy.process.signals import Stop
-from deploy.run_directory.directory import RunDirectory, RunDirError, env_of
-from deploy.server.embedded import EmbeddedServer
-from deploy.server.private_dir import temporary_folder
+from deploy.run_directory.directory import RunDirectory
 from deploy.sessions.base import (
     HOLDOUT_S,
     RESTARTS,
     WORK,
+    Notify,
     Progress,
-    RunFailedError,
-    Say,
     log_file,
     make_checkpointer,
     replay_of,
     shown,
 )
-from deploy.sessions.scale_requests import SETTLE_S, Request, ScaleDesk
+from deploy.sessions.replay_server import open_servers
+from deploy.sessions.scale_requests import ScaleRequestInbox, ScaleRequests
 from learner.report import Report, Resumed
 from replay.chunk import Schema
-from replay.chunk_log import open_inspector, open_sharded_log
+from replay.chunk_log import open_sharded_log
 from replay.chunk_log.protocol import ChunkId, LogError, may_follow
 from replay.chunk_log.sharded_log import shard_of
 from replay.identity import Identity
 
 FLUSH_S = 9.0
 """How long the end of a run waits for the actors to flush, at the most."""
-FROZEN_S = 60.0
-"""How long the embedded server may be silent, though its process lives."""
 METRICS_ADDRESS_S = 5.0
 """How long the driver waits for the learner to say where its /metrics is."""
 
@@ -64,10 +57,10 @@ METRICS_ADDRESS_S = 5.0
 class RaySession:
     """``local``: Ray and an embedded server on this machine; ``cluster``: those that are there."""
 
-    def __init__(self, config: RunConfig, directory: RunDirectory, schema: Schema, say: Say, stop: Stop) -> None:
-        self._config, self._directory, self._schema, self._say, self._stop = config, directory, schema, say, stop
+    def __init__(self, config: RunConfig, directory: RunDirectory, schema: Schema, notify: Notify, stop: Stop) -> None:
+        self._config, self._directory, self._schema, self._notify, self._stop = config, directory, schema, notify, stop
         self._cleanup = contextlib.ExitStack()
-        self._before = directory.figures()
+        self._before = directory.history.newest()
         self._figures: dict[str, float] = {}
         self._refused: dict[str, int] = {}
         self._rows_lost: dict[str, int] = {}
@@ -76,11 +69,7 @@ class RaySession:
             "checkpoint_interval_seconds": config.checkpoint.every_s,
         }
         self._registered: Any = None
-        self._server: EmbeddedServer | None = None
-        self._server_restart_s: float | None = None
-        self._servers_down, self._down_since_s = 0, 0.0
-        self._desk = ScaleDesk(directory.path)
-        self._scaling: tuple[Request, float] | None = None
+        self._inbox = ScaleRequestInbox(directory.path)
         self._folder = Path.cwd() if config.mode == "local" else None
         """What relative paths of the environment start from; nodes of a cluster have folders of their own."""
         try:
@@ -94,12 +83,12 @@ class RaySession:
 
     def _start(self) -> None:
         config = self._config
-        urls = self._start_server()
-        self._claim(urls["learner"])
+        self._servers = open_servers(config, self._directory, self._schema, self._notify, self._cleanup)
+        self._servers.claim()
         self._stop.check()
-        self._say(f"starting Ray ({'on this machine' if config.mode == 'local' else config.ray.address})")
+        self._notify(f"starting Ray ({'on this machine' if config.mode == 'local' else config.ray.address})")
         with ThreadPoolExecutor(1) as meanwhile:
-            opened = meanwhile.submit(self._directory.open_files)
+            opened = meanwhile.submit(self._directory.history.open)
             self._cleanup.enter_context(ray_running(config, self._directory.ray_log))
         opened.result()
         self._stop.check()
@@ -111,80 +100,38 @@ class RaySession:
 
         budget = config.actors.restarts
         self._stall = StallDetector(config.actors.silence_s)
-        self._server_restarts = Restarts("the replay server", budget)
         identity = Identity.here()
-        self._make_room()
-        self._say("starting the learner, the evaluator and the actors")
-        resumes = self._directory.fence > 0
+        self._capacity = self._check_capacity(config)
+        self._notify("starting the learner, the evaluator and the actors")
+        urls, resumes = self._servers.urls, self._directory.fences.fence > 0
         self._seat = LearnerSeat(
-            lambda: self._start_learner(identity, urls["learner"]), Restarts("the learner", budget), self._say
+            lambda: self._start_learner(identity, urls["learner"]), Restarts("the learner", budget), self._notify
         )
         incarnations: Mapping[int, int] = {}
-        if resumes and (resumed := self._seat.started(lambda: self._short_of_room(learner=True))) is not None:
-            self._directory.rewind(resumed)
+        if resumes and (resumed := self._seat.started(lambda: self._capacity.short(learner=True))) is not None:
+            self._directory.history.rewind(resumed)
             incarnations = resumed.incarnations
         self._supervisor = ActorSupervisor(
-            self._actor_starter(identity, urls, incarnations), config.actors, config.env.id, self._say
+            self._actor_starter(identity, urls, incarnations), config.actors, config.env.id, self._notify
         )
         self._screening = EvaluatorSupervisor(
             self._evaluator_starter(identity),
             self._seat.candidate,
             config.eval,
             budget,
-            self._say,
-            self._directory.spent,
+            self._notify,
+            self._directory.fences.spent,
+        )
+        self._scale_requests = ScaleRequests(
+            self._inbox, self._rescale, self._supervisor.ladder_if_scaled, self._supervisor.status_line, self._notify
         )
 
-    def _make_room(self) -> None:
+    def _check_capacity(self, config: RunConfig) -> Capacity:
         """Raises ConfigError where the cluster can never hold the run."""
-        import ray
-
-        asked = asks(self._config, ray.cluster_resources())  # type: ignore[no-untyped-call]
-        if waits := check_room(asked, alive_nodes(ray.nodes()), self._config.ray.autoscales):  # type: ignore[no-untyped-call]
-            self._say(waits)
-        self._room = RoomWatch(asked, self._say)
-
-    def _short_of_room(self, learner: bool, actors: int = 0) -> bool:
-        import ray
-
-        return self._room.short(learner, actors, ray.available_resources, _queued)
-
-    def _start_server(self) -> dict[str, tuple[str, ...]]:
-        """URLs by role, of the embedded server or of the cluster's."""
-        config = self._config
-        if config.mode == "cluster":
-            return {"learner": config.redis.servers, "actor": config.redis.actor_servers or config.redis.servers}
-        if told := temporary_folder()[1]:
-            self._say(told)
-        planned = plan(config, self._schema).server
-        self._server = self._cleanup.enter_context(
-            EmbeddedServer(
-                self._directory.run,
-                planned,
-                self._server_dir(),
-                max_value_bytes=longest_value_bytes(config, self._schema),
-            )
-        )
-        self._cleanup.enter_context(self._directory.showing_replay_url(self._server.url("reader")))
-        return {role: (self._server.url(role),) for role in ("learner", "actor")}
-
-    def _server_dir(self) -> Path | None:
-        """Where the embedded server keeps the rows that checkpoints are too small for; None where they hold them."""
-        folder = self._directory.path / "redis"
-        if rows_in_checkpoint(self._config, self._schema):
-            return folder if folder.exists() else None  # the limit was raised since
-        bound = f"checkpoint.rows_max_bytes = {self._config.checkpoint.rows_max_bytes:,}"
-        self._say(f"the replay memory is bigger than {bound}: its server keeps an append-only file in {folder}")
-        return folder
-
-    def _claim(self, urls: Sequence[str]) -> None:
-        """Claim the run's name on every server, in their order, so that of two runs the first server's wins."""
-        for url in urls:
-            with contextlib.closing(open_inspector(url, self._directory.run)) as log:
-                if not log.claim(self._directory.nonce):
-                    raise ConfigError(
-                        f"another run {self._directory.run!r} has its keys on {log.url}: choose another --run"
-                    )
+        capacity = Capacity(config, self._notify)
+        if capacity.waits_for:
+            self._notify(capacity.waits_for)
+        return capacity
 
     def _start_learner(self, identity: Identity, urls: Sequence[str]) -> Any:
         from learner.worker import LearnerWorker
@@ -192,8 +139,8 @@ class RaySession:
         config = self._config
         local = config.mode == "local"
         with _later_if_away():
-            fence = self._directory.next_fence()
-        return LearnerWorker.options(**options(self._room.asked.learner)).remote(  # type: ignore[attr-defined]
+            fence = self._directory.fences.next_fence()
+        return LearnerWorker.options(**options(self._capacity.request.learner)).remote(  # type: ignore[attr-defined]
             identity,
             log_file(config, self._directory, "learner"),
             urls,
@@ -204,7 +151,7 @@ class RaySession:
             fence=fence,
             seed=config.seed,
             slots=config.actors.count,
-            slots_ever=self._directory.slots_ever,
+            slots_ever=self._directory.fences.slots_ever,
             chunk_rows=chunk_rows(config),
             quarantine=self._directory.quarantine if local else None,
             checkpointer=make_checkpointer(config, self._directory, self._schema),
@@ -227,14 +174,14 @@ class RaySession:
 
         def start(slot: int) -> Any:
             with _later_if_away():
-                newest = max(self._directory.incarnation(slot), incarnations.get(slot, 0))
+                newest = max(self._directory.fences.incarnation(slot), incarnations.get(slot, 0))
                 last = log.last_id(slot)
                 if may_follow(last, ChunkId(newest)):  # else a stranger's: the learner begins the stream anew
                     newest = last.incarnation
-                incarnation = self._directory.next_incarnation(slot, newest)
+                incarnation = self._directory.fences.next_incarnation(slot, newest)
             place = ActorId(run, config.seed, slot, self._config.actors.count, incarnation)
             url = urls["actor"][shard_of(slot, len(urls["actor"]))]
-            placed = options(self._room.asked.actor) | {"scheduling_strategy": "SPREAD"}
+            placed = options(self._capacity.request.actor) | {"scheduling_strategy": "SPREAD"}
             return ActorWorker.options(**placed).remote(  # type: ignore[attr-defined]
                 identity,
                 log_file(config, self._directory, f"actor-{slot}"),
@@ -257,8 +204,8 @@ class RaySession:
 
         def start() -> Any:
             with _later_if_away():
-                number = self._directory.next_evaluator()
-            return EvaluatorWorker.options(**options(self._room.asked.evaluator)).remote(  # type: ignore[attr-defined]
+                number = self._directory.fences.next_evaluator()
+            return EvaluatorWorker.options(**options(self._capacity.request.evaluator)).remote(  # type: ignore[attr-defined]
                 identity,
                 log_file(config, self._directory, "evaluator"),
                 env,
@@ -275,7 +222,7 @@ class RaySession:
     def begun(self) -> bool:
         return self._seat.heard and self._supervisor.alive > 0
 
-    def told(self) -> str:
+    def status_line(self) -> str:
         return self._supervisor.status_line()
 
     def advance(self) -> Progress:
@@ -283,10 +230,10 @@ class RaySession:
 
         try:
             reported = self._take_report()
-            self._tend_server()
-            self._tend_scaling()
+            self._servers.tick()
+            self._scale_requests.tick()
             self._supervisor.tick()
-            if self._short_of_room(not self._seat.heard, self._supervisor.starting):
+            if self._capacity.short(not self._seat.heard, self._supervisor.starting):
                 self._seat.excuse()
                 self._supervisor.reset_silence()
                 self._stall.reset()
@@ -297,7 +244,7 @@ class RaySession:
             result = self._screening.tick(learning=self._seat.works and self._figures.get("updates", 0) > 0)
         except CrashLoopError as error:
             raise RunFailedError(str(error), error.details) from None
-        self._tell_servers_down()
+        self._servers.report_down(int(self._figures.get("servers_down", 0)))
         try:
             verdict, policy = (result[0], ray.get(result[1])) if result else (None, None)
         except ray.exceptions.RayError:  # it went with the learner that had made it
@@ -313,9 +260,9 @@ class RaySession:
         """Before what it found is used: a confirmation whose count is lost would be free."""
         if verdict.confirmed is not None:
             try:
-                self._directory.note_spent(verdict.spent)
+                self._directory.fences.record_spent(verdict.spent)
             except RunDirError as error:  # a full disk
-                self._say(f"{error}; a resumed run will not count this confirmation")
+                self._notify(f"{error}; a resumed run will not count this confirmation")
 
     def _take_report(self) -> bool:
         """Wait up to a slice for what the learner has to report, and whether it had; one that was started anew has its
@@ -334,13 +281,13 @@ class RaySession:
     def _take(self, report: Report) -> None:
         self._figures, self._refused, self._rows_lost = report.figures, report.refused, report.rows_lost
         for text in report.told:
-            self._say(text)
+            self._notify(text)
 
     def _rewind(self, resumed: Resumed) -> None:
         try:
-            self._directory.rewind(resumed)
+            self._directory.history.rewind(resumed)
         except RunDirError as error:  # a full disk: what was learned matters more
-            self._say(f"{error}; the curve goes back to update {resumed.updates:,} there")
+            self._notify(f"{error}; the curve goes back to update {resumed.updates:,} there")
 
     def _restarts(self) -> dict[str, float]:
         """Restarts by kind, those before the run was resumed included."""
@@ -348,7 +295,7 @@ class RaySession:
             self._supervisor.restarts,
             self._screening.restarts,
             self._seat.restarts.total,
-            self._server_restarts.total,
+            self._servers.restarts.total,
             self._supervisor.rebuilds + self._screening.rebuilds,
         )
         return {name: self._before.get(name, 0) + count for name, count in zip(RESTARTS, counts, strict=True)}
@@ -365,67 +312,24 @@ class RaySession:
                 f"actors have credit: {self._supervisor.status_line()}"
             )
 
-    def _tend_server(self) -> None:
-        """Bring the embedded server back if it died, empty or with what its file has: the mirror has the rows, the
-        learner publishes again."""
-        if self._server is None or self._server.alive():
-            return
-        if self._server_restart_s is None:
-            wait_s = self._server_restarts.died(RuntimeError("its process ended"))
-            self._server_restart_s = time.monotonic() + wait_s
-            self._say(f"the replay server died; it restarts in {wait_s:.1f} s")
-        if time.monotonic() >= self._server_restart_s:
-            self._server_restart_s = None
-            self._server.start()
-            self._claim([self._server.url("learner")])
-
-    def _tend_scaling(self) -> None:
-        """Do what ``qherd scale`` asks for, one request after the other, and tell it when all is as asked."""
-        if self._scaling is not None:
-            self._settle(*self._scaling)
-        elif (request := self._desk.asked()) is not None:
-            before = self._config.actors.count
-            try:
-                self._scale(request.actors)
-            except (ConfigError, RunDirError) as error:
-                self._desk.answer(replace(request, state="refused", told=str(error)))
-                return
-            told = f"{request.actors} actor(s) from now on, were {before}"
-            self._say(told)
-            self._scaling = replace(request, state="begun", told=told), time.monotonic()
-            self._desk.answer(self._scaling[0])
-
-    def _scale(self, count: int) -> None:
-        """Change the number of slots. Raises ConfigError or RunDirError, and changes nothing, where it cannot be."""
-        import ray
-
+    def _rescale(self, count: int) -> int:
+        """Changes the number of slots; returns how many there were. Raises ConfigError or RunDirError, and changes
+        nothing, where it cannot be."""
+        before = self._config.actors.count
         actors = self._config.actors.model_copy(update={"count": count})
         config = self._config.model_copy(update={"actors": actors})
         check_limiter(config)
         check_windows(config, self._schema)
-        check_more_actors(config, count - self._config.actors.count)
-        asked = asks(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
-        waits = check_room(asked, alive_nodes(ray.nodes()), config.ray.autoscales)  # type: ignore[no-untyped-call]
-        self._directory.note_config(config)
-        self._config, self._room = config, RoomWatch(asked, self._say)
-        if waits:
-            self._say(waits)
+        check_more_actors(config, count - before)
+        capacity = Capacity(config, self._notify)
+        self._directory.record_config(config)
+        self._config, self._capacity = config, capacity
+        if capacity.waits_for:
+            self._notify(capacity.waits_for)
         if self._seat.works:  # one that starts is told as it starts
             self._seat.handle.expect.remote(count, chunk_rows(config))
         self._supervisor.scale(count)
-
-    def _settle(self, request: Request, since_s: float) -> None:
-        floors = self._supervisor.ladder_if_scaled()
-        if floors is not None:
-            epsilon = {str(slot): floor for slot, floor in floors.items()}
-            self._desk.answer(replace(request, state="done", epsilon=epsilon))
-        elif time.monotonic() - since_s > SETTLE_S:
-            status = self._supervisor.status_line()
-            told = f"{request.told}; after {SETTLE_S:.0f} s not all of them have answered: {status}"
-            self._desk.answer(replace(request, state="late", told=told))
-        else:
-            return
-        self._scaling = None
+        return before
 
     def _register_metrics(self) -> None:
         """Once per learner, when it works: write down where its /metrics is, which only it knows."""
@@ -437,23 +341,11 @@ class RaySession:
             return
         try:
             address = ray.get(self._seat.handle.metrics_address.remote(), timeout=METRICS_ADDRESS_S)
-            self._directory.show_metrics_address(*address)
+            self._directory.register_metrics(*address)
         except (ray.exceptions.RayError, RunDirError) as error:
-            self._say(f"Prometheus will not find this run yet: {cause(error)}")
+            self._notify(f"Prometheus will not find this run yet: {cause(error)}")
             return
         self._registered = self._seat.handle
-
-    def _tell_servers_down(self) -> None:
-        """Say when servers stop or begin to answer the learner. One of our own that stays silent is killed, and so
-        restarted."""
-        down = int(self._figures.get("servers_down", 0))
-        if down != self._servers_down:
-            self._servers_down, self._down_since_s = down, time.monotonic()
-            self._say(f"replay servers that do not answer: {down}; their actors wait" if down else "all servers answer")
-        elif down and self._server is not None and time.monotonic() - self._down_since_s > FROZEN_S:
-            self._down_since_s = time.monotonic()
-            self._say(f"the replay server has not answered for {FROZEN_S:.0f} s; it is killed")
-            self._server.kill()
 
     def _progress(self, verdict: Verdict | None, policy: bytes | None) -> Progress:
         figures, failing = self._figures | self._driver_figures, self._screening.failing
@@ -464,7 +356,7 @@ class RaySession:
             "actor": self._supervisor.restart_reasons,
             "evaluator": self._screening.restart_reasons,
             "learner": self._seat.restarts.reasons,
-            "server": self._server_restarts.reasons,
+            "server": self._servers.restarts.reasons,
         }
         return {f"{part}: {reason}": count for part, reasons in parts.items() for reason, count in reasons.items()}
 
@@ -509,16 +401,6 @@ def _played(holdout: Any, until_s: float, skip: Callable[[], bool]) -> Episodes 
                 return cast("Episodes | None", ray.get(holdout))
             return None
     return None
-
-
-def _queued() -> Counter[str]:
-    """How many of this run's Ray actors have no worker process yet, by their class. Ray has no public call for it that
-    needs no dashboard."""
-    import ray
-    from ray._private.state import actors
-
-    job_id = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
-    return without_worker(actors(job_id=job_id, actor_state_name="PENDING_CREATION").values())
 
 
 def _metrics_address(config: RunConfig) -> tuple[str, int] | None:

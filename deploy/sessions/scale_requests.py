@@ -1,4 +1,4 @@
-"""``qherd scale``: change the number of a run's actors while it works.
+"""Requests of ``qherd scale``: the file that has them, and what the run's driver does about them.
 
 The command and the run's driver are two processes that share the run's directory: the command writes a request into
 ``scale.json``, the driver, which looks once a second, writes its answers over it. Each write replaces the file in one
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -19,19 +18,14 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from deploy.config.models import ConfigError
-from deploy.run_directory.directory import RunDirectory
-from deploy.sessions.base import RunFailedError
+from deploy.config.errors import ConfigError, RunDirError
+from deploy.sessions.base import Notify
 from replay.foreign import Unreadable, read_object
 
 FILE = "scale.json"
 MOST_BYTES = 1 << 24
 """A bigger file is no request: one has the epsilon of every lane at the most."""
 LOOK_EVERY_S = 1.0
-TAKEN_UP_S = 30.0
-"""A driver that has not taken a request up by then does not look."""
-ANSWER_S = 150.0
-"""Longer than the driver itself waits for the actors."""
 SETTLE_S = 120.0
 """Seconds after which the driver answers though not all actors did: the cluster may have no room for them yet."""
 
@@ -77,7 +71,7 @@ class ScaleFile:
         self._path.unlink(missing_ok=True)
 
 
-class ScaleDesk:
+class ScaleRequestInbox:
     """The driver's side: at most one request at a time, looked for once a second."""
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -102,49 +96,58 @@ class ScaleDesk:
                 self._file.write(request)
 
 
-def scale(path: Path, actors: int, *, as_json: bool) -> int:
-    """Ask the run in ``path`` for so many actors, and wait until they are there; the exit code."""
-    directory = RunDirectory.open(path)
-    if directory.config.mode == "inline":
-        raise ConfigError(
-            f"{path} is a run of mode inline: its actors are a part of its one process and stay as they are"
-        )
-    if directory.holder() is None:
-        raise ConfigError(
-            f"{path} is not at work: give the number of actors as you go on with it, qherd resume {path} "
-            f"--actors.count {actors}"
-        )
-    answer = _ask(directory, ScaleFile(directory.path), Request(secrets.token_hex(8), actors))
-    if answer.state == "refused":
-        raise ConfigError(answer.told)
-    if as_json:
-        print(json.dumps({"run": directory.run, **asdict(answer)}))
-    else:
-        print(answer.told)
-    return 0 if answer.state == "done" else 1
+class ScaleRequests:
+    """Does what ``qherd scale`` asks for, one request after the other, and answers when all is as asked.
 
+    Args:
+        inbox: where requests come in, one at a time.
+        rescale: changes the number of slots, and returns how many there were. Raises ConfigError or RunDirError, and
+            changes nothing, where it cannot be.
+        ladder: what the lanes of each slot explore with once annealed; None until all actors have answered.
+        status: what each actor was last known to do, in one line.
+        say: shows a message.
+    """
 
-def _ask(directory: RunDirectory, file: ScaleFile, request: Request) -> Request:
-    """Hand the request in, and wait for the last answer. What is not taken up is taken back."""
-    present = file.read()
-    if present is not None and present.state in ("asked", "begun"):
-        raise ConfigError(f"{directory.shown}: another qherd scale, to {present.actors} actors, is not done yet")
-    file.write(request)
-    asked_s = time.monotonic()
-    try:
-        while True:
-            answer = file.read()
-            if answer is None or answer.id != request.id:
-                raise ConfigError(f"{directory.shown}: another qherd scale came between; ask again")
-            if answer.state not in ("asked", "begun"):
-                return answer
-            if directory.holder() is None:
-                raise RunFailedError(f"{directory.shown} has ended meanwhile")
-            waited_s = time.monotonic() - asked_s
-            if waited_s > (TAKEN_UP_S if answer.state == "asked" else ANSWER_S):
-                raise RunFailedError(f"{directory.shown}: its driver has not answered for {waited_s:.0f} s")
-            time.sleep(0.1)
-    finally:
-        answer = file.read()
-        if answer is not None and answer == replace(request, state="asked"):
-            file.remove()
+    def __init__(
+        self,
+        inbox: ScaleRequestInbox,
+        rescale: Callable[[int], int],
+        ladder: Callable[[], Mapping[int, tuple[float, ...]] | None],
+        status: Callable[[], str],
+        notify: Notify,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._inbox, self._clock = inbox, clock
+        self._rescale, self._ladder, self._status, self._notify = rescale, ladder, status, notify
+        self._begun: tuple[Request, float] | None = None
+
+    def tick(self) -> None:
+        """Takes up a request, or answers the one that was taken up."""
+        if self._begun is not None:
+            self._finish(*self._begun)
+        elif (request := self._inbox.asked()) is not None:
+            self._begin(request)
+
+    def _begin(self, request: Request) -> None:
+        try:
+            before = self._rescale(request.actors)
+        except (ConfigError, RunDirError) as error:
+            self._inbox.answer(replace(request, state="refused", told=str(error)))
+            return
+        message = f"{request.actors} actor(s) from now on, were {before}"
+        self._notify(message)
+        begun = replace(request, state="begun", told=message)
+        self._begun = begun, self._clock()
+        self._inbox.answer(begun)
+
+    def _finish(self, request: Request, since_s: float) -> None:
+        ladder = self._ladder()
+        if ladder is not None:
+            epsilon = {str(slot): floors for slot, floors in ladder.items()}
+            self._inbox.answer(replace(request, state="done", epsilon=epsilon))
+        elif self._clock() - since_s > SETTLE_S:
+            message = f"{request.told}; after {SETTLE_S:.0f} s not all of them have answered: {self._status()}"
+            self._inbox.answer(replace(request, state="late", told=message))
+        else:
+            return
+        self._begun = None

@@ -1,0 +1,231 @@
+"""``qherd plan``: what a run will take and do, before anything is started; each number with what it is made of.
+
+Rates are measured here for a second each, with the run's own environment and network, or given.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Annotated
+
+import tyro
+from pydantic import Field
+from rich.filesize import decimal
+
+from deploy.commands.run_options import RunOptions, base_config
+from deploy.config.cli_types import as_written
+from deploy.config.models import RunConfig
+from deploy.planning.forecast import RUNNING_SHARE, Outlook, _check_processes, _in_memory, foresee
+from deploy.planning.measure import ActorRate, measure_actor, measure_updates
+from deploy.planning.memory import (
+    LEARNER_BYTES,
+    check_limiter,
+    check_memory,
+    check_network,
+    check_values,
+    check_windows,
+    chunk_rows,
+    megabytes,
+)
+from deploy.planning.preconditions import check_unused, probe_env
+from deploy.process.host import usable_cores
+from deploy.process.isolation import output_apart
+from replay.chunk import Schema
+from replay.chunk_log.server_kind import Bounds
+from replay.storage import available_memory
+
+LINK_BYTES_S = 125e6
+"""What a link of 1 Gbit/s carries."""
+
+
+class Plan(RunOptions):
+    """Say what a run will take and do, before it is started: memory of server, learner and actors, env steps and
+    updates per second, samples per insert, bytes per second on the network, each with what it is made of. What is
+    impossible is refused. ENV and the options are those of qherd train.
+
+    The environment and the network are tried on this machine, for a second each, unless their rates are given.
+    """
+
+    env_steps_per_second: float | None = Field(None, gt=0)
+    """Env steps per second of one actor, all its lanes together. The default is measured."""
+    updates_per_second: float | None = Field(None, gt=0)
+    """Updates per second that the learner can do. The default is measured, on this machine."""
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print JSON."""
+    options: Annotated[RunConfig, tyro.conf.arg(name="")] = RunConfig()
+
+
+def run(arguments: list[str]) -> int:
+    """Runs the command; returns its exit code."""
+    base = base_config(arguments)
+    call = tyro.cli(Plan, args=arguments, default=Plan(options=base), prog="qherd plan [ENV]", registry=as_written())
+    return plan_command(call.options, call.env_steps_per_second, call.updates_per_second, as_json=call.as_json)
+
+
+def plan_command(
+    config: RunConfig, env_steps_per_s: float | None, updates_per_s: float | None, *, as_json: bool
+) -> int:
+    """Print the plan; the exit code. Raises ConfigError, EnvError or CannotFit for what cannot work."""
+    check_limiter(config)
+    check_unused(config)
+    with output_apart():  # modules of the user's own may print as they are imported
+        schema = probe_env(config)
+        check_network(config, schema)
+        check_windows(config, schema)
+        check_memory(config, schema)
+        if config.mode != "inline":  # nobody is asked: by the bounds that servers have by default
+            check_values(config, schema, Bounds(), "a server")
+        actor = ActorRate(env_steps_per_s) if env_steps_per_s else measure_actor(config, schema)
+        updates = updates_per_s or RUNNING_SHARE * measure_updates(config, schema)
+    outlook = foresee(config, schema, actor, updates, usable_cores())
+    _check_processes(config, outlook)
+    if as_json:
+        print(json.dumps(asdict(outlook) | {"network_bytes_per_s": outlook.network_bytes_per_s}))
+    else:
+        _print(config, schema, outlook, (env_steps_per_s is None, updates_per_s is None))
+    return 0
+
+
+def _print(config: RunConfig, schema: Schema, outlook: Outlook, measured: tuple[bool, bool]) -> None:
+    at = {"inline": "in one process", "local": "on this machine", "cluster": "on a cluster"}[config.mode]
+    print(
+        f"plan for {outlook.env}: {outlook.actors} actor(s) of {outlook.lanes} lanes, a replay of "
+        f"{config.replay.capacity_rows:,} rows, {at}"
+    )
+    lines = [*_memory_lines(config, schema, outlook), *_speed_lines(config, outlook, measured)]
+    lines += _network_lines(config, outlook)
+    for name, value, source in lines:
+        print(f"  {name:18}  {value:>21}  {source}")
+    print(_verdict(config, outlook))
+
+
+Line = tuple[str, str, str]
+
+
+def _memory_lines(config: RunConfig, schema: Schema, outlook: Outlook) -> Iterator[Line]:
+    limits, row = config.replay, outlook.row_bytes
+    stack = f", of {schema.stack} stacked ones the newest" if schema.stack > 1 else ""
+    yield (
+        "row",
+        f"{row:,} B",
+        f"observation {schema.obs_bytes:,} B ({schema.obs_dtype}{stack}) + {row - schema.obs_bytes} B: "
+        + ", ".join(("action, reward, Qs", *(column.name for column in schema.extras))),
+    )
+    if outlook.server_bytes:
+        in_flight = 4 * config.actors.count * chunk_rows(config)
+        yield (
+            "server, at most",
+            megabytes(outlook.server_bytes),
+            f"1.25 x ({limits.rows_in_log:,} rows of the log + {in_flight:,} in flight, chunk headers), 3 x "
+            "the weights, 32 MB of its own",
+        )
+    yield (
+        "mirror",
+        megabytes(outlook.mirror_bytes),
+        f"{limits.capacity_rows:,} rows in {limits.storage}, with links and n-step",
+    )
+    if outlook.tree_bytes:
+        yield "sum tree", megabytes(outlook.tree_bytes), "16 B a row, capacity rounded up to a power of two"
+    yield (
+        "learner besides",
+        megabytes(LEARNER_BYTES + outlook.training_bytes),
+        f"Python, torch; 6 x the weights of {_bytes(outlook.weights_bytes)}: online, target, average, gradient, Adam",
+    )
+    if config.mode != "inline":
+        each = megabytes(outlook.actors_bytes / outlook.actors)
+        envs = "environments not counted, since their rate was given"
+        if outlook.actor_env_share is not None:
+            envs = f"of it {megabytes(outlook.actor_env_bytes)} its {outlook.lanes} environments, as measured here"
+        yield "actors", megabytes(outlook.actors_bytes), f"{outlook.actors} processes of {each}, {envs}"
+    free = available_memory()
+    if config.mode != "cluster" and free is not None:
+        yield (
+            "in all",
+            megabytes(_in_memory(config, outlook)),
+            f"of this machine's memory, of which {megabytes(free)} are free",
+        )
+
+
+def _speed_lines(config: RunConfig, outlook: Outlook, measured: tuple[bool, bool]) -> Iterator[Line]:
+    source = "measured here for a second" if measured[0] else "as given"
+    if outlook.actor_env_share is not None:
+        source += f": {outlook.actor_env_share:.0%} of it in the environment, {outlook.actor_cpu_share:.0%} on the core"
+    yield "one actor", f"{outlook.actor_env_steps_per_s:,.0f} env steps/s", source
+    shared = f"on {usable_cores():g} cores" if config.mode != "cluster" else "each on a core like this machine's"
+    yield (
+        "all actors",
+        f"{outlook.herd_env_steps_per_s:,.0f} env steps/s",
+        f"{outlook.actors} of them, {shared}, never waiting",
+    )
+    source = f"{RUNNING_SHARE:g} x a bare loop's, measured here for a second" if measured[1] else "as given"
+    yield "learner", f"{outlook.updates_per_s:,.0f} updates/s", source
+    spi, batch = outlook.samples_per_insert, config.learner.batch
+    yield (
+        "it allows",
+        f"{outlook.learner_env_steps_per_s:,.0f} env steps/s",
+        f"updates/s x batch {batch} / {spi:g} samples per insert",
+    )
+    yield "expected", f"{outlook.env_steps_per_s:,.0f} env steps/s", f"the smaller one: the {outlook.bound_by}"
+    yield "", f"{outlook.expected_updates_per_s:,.0f} updates/s", f"{spi:g} / {batch} updates per env step"
+    yield (
+        "samples per insert",
+        f"{spi:g}",
+        f"held by the limiter to within {outlook.half_band_samples:,.0f} samples, however fast either side is",
+    )
+    yield (
+        "waiting",
+        f"{outlook.actors_wait_share:.0%} / {outlook.learner_wait_share:.0%}",
+        "of the actors' time / of the learner's",
+    )
+    yield (
+        "first update",
+        f"{outlook.first_update_s:,.2f} s",
+        f"after {config.replay.min_rows:,} env steps, once all works",
+    )
+    yield "replay full", f"{outlook.replay_full_s:,.0f} s", f"after {config.replay.capacity_rows:,} rows"
+
+
+def _network_lines(config: RunConfig, outlook: Outlook) -> Iterator[Line]:
+    if outlook.mode == "inline":
+        return
+    rows = outlook.rows_bytes_per_s
+    chunks = f"{outlook.chunks_per_s:,.0f} chunks/s of {_bytes(rows / max(outlook.chunks_per_s, 1e-9))}"
+    yield "rows in", f"{_bytes(rows)}/s", f"env steps/s x {outlook.row_bytes:,} B and headers: {chunks}"
+    yield "rows out", f"{_bytes(rows)}/s", "read once, by the learner"
+    weights, published = outlook.weights_bytes, outlook.weights_published_bytes_per_s
+    times = f"{published / weights:,.1f} times/s {_bytes(weights)}"
+    yield "weights in", f"{_bytes(published)}/s", times
+    fetches = f"to {outlook.actors} actor(s), each at most every {config.actors.fetch_every_s:g} s"
+    yield "weights out", f"{_bytes(outlook.weights_fetched_bytes_per_s)}/s", fetches
+    yield (
+        "network",
+        f"{_bytes(outlook.network_bytes_per_s)}/s",
+        f"{outlook.network_bytes_per_s / LINK_BYTES_S:.1%} of a link of 1 Gbit/s",
+    )
+
+
+def _verdict(config: RunConfig, outlook: Outlook) -> str:
+    """What to change, in a line or two."""
+    waiting, learner = outlook.actors_wait_share, outlook.learner_wait_share
+    if outlook.bound_by == "learner":
+        fewer = max(1, math.ceil(outlook.actors * (1 - waiting)))
+        would_do = f"; {fewer} of them would do" if fewer < outlook.actors else ""
+        text = (
+            f"the learner bounds this run, and its actors wait {waiting:.0%} of their time{would_do}; a faster learner "
+            "or fewer samples per insert would use them"
+        )
+    else:
+        text = (
+            f"the actors bound this run, and its learner waits {learner:.0%} of its time; more actors, or up to "
+            f"{outlook.samples_per_insert / (1 - learner):,.3g} samples per insert, would use it"
+        )
+    if config.mode == "cluster" and outlook.network_bytes_per_s > LINK_BYTES_S:
+        text += "\nmore goes over the network than a link of 1 Gbit/s carries"
+    return text
+
+
+def _bytes(nbytes: float) -> str:
+    return decimal(int(nbytes))

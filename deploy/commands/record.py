@@ -1,0 +1,70 @@
+"""``qherd record``: a video of a run's best policy."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from pydantic import BaseModel, Field
+
+from actors.contract import Env, EnvError, name_of
+from actors.episodes import play
+from actors.restarts import cause
+from actors.seeds import MOST, PLAYBACK
+from deploy.config.cli_types import as_written
+from deploy.config.errors import ConfigError
+from deploy.playback.players import Moved, best_policy, players_of
+from deploy.playback.video import Video
+from deploy.run_directory.directory import RunDirectory
+
+
+class Record(BaseModel):
+    """Write a video of a run's best policy."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's directory."""
+    env: Moved = Moved()
+    out: Path | None = None
+    """The file to write, .mp4 or .gif. The default is best.mp4 in the run's directory."""
+    seed: int = Field(PLAYBACK, ge=0, le=MOST)
+    """Seed of the episode."""
+
+
+def run(arguments: list[str]) -> int:
+    """Runs the command; returns its exit code."""
+    call = tyro.cli(Record, args=arguments, prog="qherd record", registry=as_written())
+    return record(call.run, call.out, call.seed, env_path=call.env.path)
+
+
+def record(run: Path, out: Path | None, seed: int, *, env_path: Path | None) -> int:
+    """Play one greedy episode and write it as MP4 or GIF. ``env_path``: see ``evaluate``."""
+    directory = RunDirectory.open(run)
+    out = out or directory.path / "best.mp4"
+    if out.suffix not in (".mp4", ".gif"):
+        raise ConfigError(f"--out {out}: the video's name has to end in .mp4 or .gif")
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: there is no folder {out.parent}")
+    if out.exists():
+        raise ConfigError(f"--out {out} exists already: choose another name")
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws into memory, also without a screen
+
+    def fails(_: int, error: Exception) -> Env:
+        raise EnvError(f"{directory.config.env.id} raised {cause(error)}; there is no video of it") from error
+
+    with players_of(directory, 1, env_path, render_mode="rgb_array") as players:
+        (env,) = players.envs
+        policy, _ = best_policy(directory, env)
+        with Video(out, name_of(env), float(env.metadata.get("render_fps") or 30)) as video:
+            limit = directory.config.eval.max_episode_steps
+            played = play(players.envs, policy, [seed], limit, fails, lambda env: video.add(_rendered(env)))
+    print(f"{out}: return {played.mean:.1f} in {played.lengths[0]} env steps")
+    return 0
+
+
+def _rendered(env: Env) -> Any:
+    try:
+        return env.render()
+    except Exception as error:  # an environment may raise anything
+        raise EnvError(f"{name_of(env)}: render() raised {cause(error)}") from error

@@ -1,0 +1,55 @@
+"""How the command line reads values that tyro would not: 1e6 for a whole number, one YAML mapping for a free one."""
+
+from __future__ import annotations
+
+from typing import Any, get_origin
+
+import tyro
+import yaml
+
+from deploy.config.numbers import read_yaml, whole, write_yaml
+
+
+def as_written() -> tyro.constructors.ConstructorRegistry:
+    """Returns what teaches tyro to take a free mapping (env.kwargs) as one YAML value, and 1e6 for a whole number."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def whole_number(
+        info: tyro.constructors.PrimitiveTypeInfo,
+    ) -> tyro.constructors.PrimitiveConstructorSpec[int] | None:
+        if info.type is not int:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="INT",
+            instance_from_str=lambda given: whole(given[0]),
+            is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    @registry.primitive_rule
+    def mapping(
+        info: tyro.constructors.PrimitiveTypeInfo,
+    ) -> tyro.constructors.PrimitiveConstructorSpec[dict[str, Any]] | None:
+        if get_origin(info.type) is not dict:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="YAML",
+            instance_from_str=lambda given: _yaml_mapping(given[0]),
+            is_instance=lambda value: isinstance(value, dict),
+            str_from_instance=lambda value: [write_yaml(value, flow=True).strip()],
+        )
+
+    return registry
+
+
+def _yaml_mapping(text: str) -> dict[str, Any]:
+    try:
+        value = read_yaml(text)
+    except yaml.YAMLError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"{text!r} is no YAML mapping like '{{gravity: -9}}'")
+    return value

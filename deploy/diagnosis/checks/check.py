@@ -1,0 +1,27 @@
+"""What one check of ``qherd doctor`` has found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
+
+from replay.errors import QherdError
+
+State = Literal["ok", "warning", "problem"]
+
+
+class Check(NamedTuple):
+    """One thing that was looked at."""
+
+    name: str
+    state: State
+    found: str
+    remedy: str = ""
+
+
+def guarded(name: str, look: Callable[[], Iterator[Check]]) -> Iterator[Check]:
+    """What ``look`` finds; what it raises for a user becomes a problem."""
+    try:
+        yield from look()
+    except (QherdError, OSError, ValueError) as error:
+        yield Check(name, "problem", str(error))

@@ -1,0 +1,108 @@
+"""Rates of one actor and of the learner, measured on this machine for a second each."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from actors.actor_id import ActorId
+from actors.closing import close_all
+from actors.envs import make_lanes
+from actors.policy import make_policy
+from actors.rollout import Rollout
+from deploy.config.models import RunConfig, env_of
+from deploy.process.isolation import environments_apart
+from learner.cpu_time import CpuTime
+from learner.networks import parameter_shapes
+from learner.weights import pack
+from replay.chunk import Schema
+from replay.chunk_log.memory_log import MemoryLog
+from replay.credit import Credit, pack_credit
+
+MEASURE_S, WARM_UP_S = 1.0, 0.2
+
+
+class ActorRate(NamedTuple):
+    """One actor with a core of its own: its env steps per second, and the shares of its time on that core and in the
+    environment."""
+
+    env_steps_per_s: float
+    cpu_share: float = 1.0
+    env_share: float | None = None
+    env_bytes: int = 0
+    """What its environments, and what they share, took of this machine's memory."""
+
+
+def measure_actor(config: RunConfig, schema: Schema, seconds: float = MEASURE_S) -> ActorRate:
+    """One actor of the run at work on a log in memory, so that nothing but itself holds it up."""
+    log = MemoryLog(max_chunks=4)
+    log.take_lease(1)
+    log.publish(1, pack_credit({0: Credit(1, 0, 1 << 62)}), some_weights(config, schema))
+    actor, empty_bytes = ActorId("plan", config.seed, 0, 1, 1), resident_bytes()
+    with environments_apart():
+        lanes = make_lanes(env_of(config), config.actors.lanes, config.actors.restarts)
+        try:
+            policy = make_policy(config.learner.network_spec, schema)
+            rollout = Rollout(actor, lanes, schema, policy, log, config.actors)
+            before = rollout.collect(WARM_UP_S)
+            after = rollout.collect(seconds)
+            env_bytes = max(0, resident_bytes() - empty_bytes)
+        finally:
+            close_all(lanes.envs)
+    spent = {name: value - getattr(before.work, name) for name, value in after.work._asdict().items()}
+    seconds = spent["seconds"] - spent["starved_seconds"]  # what else runs on this machine is not the run's
+    return ActorRate(
+        (after.counters.env_steps - before.counters.env_steps) / seconds,
+        min(1.0, spent["cpu_seconds"] / seconds),
+        spent["env_seconds"] / spent["seconds"],
+        env_bytes,
+    )
+
+
+def resident_bytes() -> int:
+    """This process's memory in RAM; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0
+
+
+def some_weights(config: RunConfig, schema: Schema) -> bytes:
+    """Packed weights as the run's first ones are: of its size, and random."""
+    rng = np.random.default_rng(0)
+    shapes = parameter_shapes(config.learner.network_spec, schema)
+    arrays = {
+        name: (rng.normal(size=shape) / math.sqrt(math.prod(shape[1:])) * (len(shape) > 1)).astype(np.float32)
+        for name, shape in shapes.items()  # biases are 0
+    }
+    return pack(1, 0, 0, arrays)
+
+
+def measure_updates(config: RunConfig, schema: Schema, seconds: float = MEASURE_S) -> float:
+    """Updates per second of a bare loop on one batch, on the learner's device where this machine has it."""
+    import torch
+
+    from learner.learner import Learner, choose_device
+    from replay.mirror import Batch
+
+    torch.set_num_threads(config.learner.threads)
+    device = choose_device("auto" if config.mode == "cluster" else config.learner.device)
+    learner, rng, batch = Learner(config.learner, schema, device, 0), np.random.default_rng(0), config.learner.batch
+    dtype = np.dtype(schema.obs_dtype)
+    obs = [rng.integers(0, 2, (batch, *schema.input_shape)).astype(dtype) for _ in range(2)]
+    reward, discount = (rng.random(batch, np.float32) for _ in range(2))
+    extras = {column.name: np.ones((batch, *column.shape), column.dtype) for column in schema.extras}
+    transitions = Batch(obs[0], rng.integers(0, schema.num_actions, batch), reward, discount, obs[1], extras, extras)
+    learner.update(transitions)  # the first one sets torch up
+    learner.figures()
+    updates, began, starved_s = 0, time.perf_counter(), CpuTime.now().starved_s
+    while time.perf_counter() < began + seconds:
+        learner.update(transitions)
+        updates += 1
+    learner.figures()  # waits for the device
+    return updates / (time.perf_counter() - began - (CpuTime.now().starved_s - starved_s))

@@ -1,0 +1,72 @@
+"""A run's files: replaced in one step, read within bounds, and named where the disk refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from deploy.config.errors import RunDirError
+from replay.foreign import read_file
+from replay.storage import available_memory
+
+CONFIG_BYTES = 1 << 20
+"""No file of options or counts is bigger."""
+MEMORY_BYTES = 1 << 32
+"""What is read at the most where the system does not say how much memory is free."""
+WRITTEN = ("*.json", "*.jsonl", "*.yaml", "lock", "replay.url", "failure.txt", "checkpoints/*.json", "logs/*")
+"""What a run writes in place, or puts in the place of."""
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Replaces a file in one step: temporary file, fsync, rename.
+
+    Raises:
+        RunDirError: the disk refuses it; the old file is as it was.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with naming(path):
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # before the rename, or a crash could leave the name with nothing in it
+        temporary.replace(path)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turns an OSError of the block into a RunDirError that names the file: a failed write's own error does not."""
+    try:
+        yield
+    except OSError as error:
+        raise RunDirError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def read_big_file(path: Path) -> bytes:
+    """Returns what is in a file that may be as big as the memory.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Unreadable: it is bigger, or no plain file.
+    """
+    return read_file(path, available_memory() or MEMORY_BYTES)
+
+
+def is_plain(path: Path) -> bool:
+    """Returns whether ``path`` is a plain file, and no link to one."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def check_plain(folder: Path) -> None:
+    """Raises RunDirError where what a run writes into its ``folder`` would go elsewhere: through a link, or into a
+    pipe."""
+    for pattern in WRITTEN:
+        for path in folder.glob(pattern):
+            if not is_plain(path):
+                raise RunDirError(f"{path} is a link or no plain file, and a run's own files are: remove it")

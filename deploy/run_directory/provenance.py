@@ -1,0 +1,33 @@
+"""What a run's result depends on beside its options: qherd's revision, versions, and the arithmetic of the machine."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from deploy.config.models import RunConfig
+from deploy.process import arithmetic
+
+
+def provenance(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Returns versions and arithmetic by these two names, as config.yaml has them."""
+    return {"versions": _versions(), "arithmetic": arithmetic.describe(config.mode)}
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "numpy", "gymnasium", "ray", "redis")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def git_revision() -> str | None:
+    """Returns the revision of qherd's own checkout; None where it runs from none."""
+    folder = Path(__file__).parent
+    try:
+        command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return shown.stdout.strip() or None

@@ -1,0 +1,29 @@
+"""Work that holds up the only thread, and what is shown meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+
+from actors.envs import TELL_EVERY_S
+from deploy.sessions.base import Notify
+
+
+@contextlib.contextmanager
+def telling_of(notify: Notify, what: str) -> Iterator[None]:
+    """Shows now and then, from another thread, for how long the block has been at work."""
+    over, began_s = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not over.wait(TELL_EVERY_S):
+            notify(f"{what}, for {time.monotonic() - began_s:.0f} s now")
+
+    telling = threading.Thread(target=tell, name="qherd-waiting", daemon=True)
+    telling.start()
+    try:
+        yield
+    finally:
+        over.set()
+        telling.join()
