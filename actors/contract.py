@@ -22,7 +22,7 @@ Stepped = tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]
 
 NARROWED = {"float64": "float32", "int64": "float32", "uint32": "float32", "uint64": "float32", "bool": "int8"}
 """Dtypes that are narrowed once, here; all others are stored as they are. float32 holds whole numbers to 2^24."""
-BYTE_MOST = 255
+BYTE_MAX = 255
 NUMBERS = frozenset({float, int, np.float64, np.float32, np.int64})
 """Types of rewards that need no second look."""
 COLUMNS = "qherd_columns"
@@ -327,8 +327,8 @@ def divisor_of(space: spaces.Space[Any]) -> int:
 
     By what the space says, never by the dtype alone: MinAtar's bytes are 0 and 1.
     """
-    whole = isinstance(space, spaces.Box) and space.dtype == np.uint8 and bool((space.high == BYTE_MOST).all())
-    return BYTE_MOST if whole else 1
+    whole = isinstance(space, spaces.Box) and space.dtype == np.uint8 and bool((space.high == BYTE_MAX).all())
+    return BYTE_MAX if whole else 1
 
 
 def _narrowed(space: spaces.Box) -> spaces.Box:

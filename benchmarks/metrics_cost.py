@@ -94,7 +94,7 @@ def _costs(loop: LearnerLoop, metrics: RunMetrics, registry: CollectorRegistry) 
 
     return {
         "phase": _cost(lambda: loop.phases.charge("outside")),
-        "samples": _cost(lambda: loop.samples.note(*newest)),
+        "samples": _cost(lambda: loop.samples.record(*newest)),
         "record": _cost(lambda: learner.recent.record(loss, error, q, loss)),
         "report": _cost(report),
         "scrape": _cost(lambda: generate_latest(registry), CALLS // 10),
@@ -117,7 +117,7 @@ def _counted(loop: LearnerLoop, counts: Counter[str]) -> Iterator[None]:
     """Count the metric updates of each kind."""
     targets = {
         "phase": (loop.phases, "charge"),
-        "samples": (loop.samples, "note"),
+        "samples": (loop.samples, "record"),
         "record": (loop.learner.recent, "record"),
         "report": (loop, "report"),
     }
@@ -146,7 +146,7 @@ def _on_and_off(loop: LearnerLoop, slices: int, repetitions: int) -> tuple[tuple
     def without(seconds: float) -> int:
         with (
             patch.object(loop.phases, "charge", lambda phase: None),
-            patch.object(loop.samples, "note", lambda *arguments: None),
+            patch.object(loop.samples, "record", lambda *arguments: None),
             patch.object(loop.learner.recent, "record", lambda *arguments: None),
             patch.object(loop, "report", lambda: Report({}, {}, {})),
         ):

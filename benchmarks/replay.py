@@ -110,7 +110,7 @@ class Memory:
 
     def draw(self) -> tuple[float]:
         """Seconds of one uniform sample."""
-        return (seconds_of(lambda: self._mirror.gather(self._uniform.choose(BATCH).rows))[0],)
+        return (seconds_of(lambda: self._mirror.gather(self._uniform.sample(BATCH).rows))[0],)
 
     def ingest(self, repetitions: int) -> Result:
         """Chunks of the default size into the full mirror: checks, n-step windows, eviction and tree included."""

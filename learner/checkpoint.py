@@ -78,7 +78,7 @@ class Found(NamedTuple):
 
 
 def pack(parts: Mapping[str, State]) -> dict[str, bytes]:
-    """The files of a checkpoint but its manifest. Copies what goes on changing; touches no disk."""
+    """Returns the files of a checkpoint but its manifest. Copies what goes on changing; touches no disk."""
     files = {VALUES: json.dumps({"format": FORMAT, "parts": {part: parts[part].values for part in parts}}).encode()}
     for part, state in parts.items():
         if state.arrays:
@@ -87,7 +87,7 @@ def pack(parts: Mapping[str, State]) -> dict[str, bytes]:
 
 
 def write(folder: Path, name: Name, files: Files) -> None:
-    """Write a checkpoint, whole or not at all. Raises OSError, with nothing left behind, where the disk refuses.
+    """Writes a checkpoint, whole or not at all. Raises OSError, with nothing left behind, where the disk refuses.
 
     One that is there under that name already has the same rows and weights, and stays.
     """
@@ -111,7 +111,7 @@ def write(folder: Path, name: Name, files: Files) -> None:
 
 
 def _remove_cut_off(folder: Path, fence: int) -> None:
-    """What a writer left that was killed; a newer learner may be writing."""
+    """Removes what a writer left that was killed; a newer learner may be writing."""
     for left in folder.glob(f"{_WRITING}*"):
         found = _NAME.fullmatch(left.name.removeprefix(_WRITING))
         if found and int(found[1]) <= fence:
@@ -138,14 +138,14 @@ def _sync_folder(folder: Path) -> None:
 
 
 def names(folder: Path) -> list[Name]:
-    """The checkpoints in ``folder``, whole or damaged, newest first."""
+    """Returns the checkpoints in ``folder``, whole or damaged, newest first."""
     entries = folder.iterdir() if folder.is_dir() else ()
     matches = [match for entry in entries if (match := _NAME.fullmatch(entry.name))]
     return sorted((Name(*map(int, match.groups())) for match in matches), reverse=True)
 
 
 def read(folder: Path, name: Name) -> dict[str, State]:
-    """A checkpoint's parts. Raises CheckpointError where it is damaged or of another format."""
+    """Returns a checkpoint's parts. Raises CheckpointError where it is damaged or of another format."""
     path = folder / str(name)
     files = _checked_files(path)
     try:
@@ -161,7 +161,7 @@ def read(folder: Path, name: Name) -> dict[str, State]:
 
 
 def _checked_files(path: Path) -> dict[str, bytes]:
-    """The files that the manifest names, each as it was written: sizes are compared before anything is read."""
+    """Returns the files that the manifest names, each as it was written: sizes are compared before anything is read."""
     if path.is_symlink():
         raise CheckpointError(f"{path} is a link: a checkpoint lies in the folder of its run")
     try:
@@ -185,7 +185,7 @@ class _About(NamedTuple):
 
 
 def _listed(path: Path) -> dict[str, _About]:
-    """The manifest's files. Raises CheckpointError where it is damaged, or names what cannot be this run's."""
+    """Returns the manifest's files. Raises CheckpointError where it is damaged, or names what cannot be this run's."""
     manifest = read_object(path / MANIFEST, MANIFEST_BYTES)
     if manifest.get("format") != FORMAT:
         raise CheckpointError(
@@ -209,12 +209,12 @@ def _listed(path: Path) -> dict[str, _About]:
     return listed
 
 
-def go_on(folder: Path, build: Callable[[Found | None], Built]) -> Built:
-    """Returns what ``build`` makes of the newest checkpoint that is whole and that it can go on from; of None where
+def build_from_newest(folder: Path, build: Callable[[Found | None], Built]) -> Built:
+    """Returns what ``build`` makes of the newest checkpoint that is whole and that it can resume from; of None where
     none was ever written. ``build`` raises CheckpointError where it cannot (see ``restoring``); the one before is
     tried then.
 
-    Raises CheckpointError where there are some and none is of use: to begin anew is then not ours to decide.
+    Raises CheckpointError where there are some and none is of use: to begin anew is then the user's decision.
     """
     skipped: list[str] = []
     for name in names(folder):
@@ -231,13 +231,13 @@ def go_on(folder: Path, build: Callable[[Found | None], Built]) -> Built:
 
 
 def newest(folder: Path) -> Found | None:
-    """Returns the newest checkpoint that is whole, whatever it holds; see ``go_on``."""
-    return go_on(folder, lambda found: found)
+    """Returns the newest checkpoint that is whole, whatever it holds; see ``build_from_newest``."""
+    return build_from_newest(folder, lambda found: found)
 
 
 @contextlib.contextmanager
 def restoring(found: Found, part: str) -> Iterator[None]:
-    """Goes on from a part of a checkpoint in the block. Raises CheckpointError where it holds what qherd does not
+    """Restores a part of a checkpoint in the block. Raises CheckpointError where it holds what qherd does not
     write, whole as its files are."""
     try:
         yield
@@ -251,7 +251,7 @@ def restoring(found: Found, part: str) -> Iterator[None]:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all that is older than the ``keep`` newest that are whole: the only good one never goes."""
+    """Removes all that is older than the ``keep`` newest that are whole: the only good one never goes."""
     whole = 0
     for name in names(folder):
         if whole >= keep:
@@ -265,7 +265,7 @@ def prune(folder: Path, keep: int) -> None:
 class Checkpointer:
     """Writes the checkpoints of one learner, in a thread of its own, so that the learner does not wait for the disk.
 
-    A checkpoint that cannot be written is counted and told; the one before it stays, and the run goes on.
+    A checkpoint that cannot be written is counted and reported; the one before it stays, and the run goes on.
     """
 
     def __init__(
@@ -275,7 +275,7 @@ class Checkpointer:
         self.folder, self._config, self._clock = folder, config, clock
         self.with_rows = with_rows
         self._thread: threading.Thread | None = None
-        self._told: list[str] = []
+        self._notices: list[str] = []
         self._failing = False
         self._written_s, self._asked_s = clock(), -math.inf
         self.written = self.failures = self.newest_bytes = 0
@@ -283,26 +283,26 @@ class Checkpointer:
 
     @property
     def due(self) -> bool:
-        """Whether it is time for the next, by the clock; the first is due at once."""
+        """Returns whether it is time for the next, by the clock; the first is due at once."""
         idle = self._thread is None or not self._thread.is_alive()
         return idle and self._clock() - self._asked_s >= self._config.every_s
 
     @property
     def age_s(self) -> float:
-        """Seconds since the newest was whole, or since the start."""
+        """Returns the seconds since the newest was whole, or since the start."""
         return self._clock() - self._written_s
 
-    def go_on(self, build: Callable[[Found | None], Built]) -> Built:
-        """See ``go_on``."""
-        return go_on(self.folder, build)
+    def build_from_newest(self, build: Callable[[Found | None], Built]) -> Built:
+        """See ``build_from_newest``."""
+        return build_from_newest(self.folder, build)
 
     def check(self) -> None:
         """Raises CheckpointError where the last one could not be written: a run does not begin on a full disk."""
         if self._failing:
-            raise CheckpointError(self.told()[0].removesuffix("; the run goes on, make room") + "; make room")
+            raise CheckpointError(self.take_notices()[0].removesuffix("; the run goes on, make room") + "; make room")
 
     def save(self, name: Name, parts: Callable[[], Mapping[str, State]], wait: bool = False) -> None:
-        """Write ``parts()`` as they are now; with ``wait``, return when it is on disk or has failed."""
+        """Writes ``parts()`` as they are now; with ``wait``, returns when it is on disk or has failed."""
         started = time.perf_counter()
         self.join()
         self._asked_s = self._clock()
@@ -314,7 +314,7 @@ class Checkpointer:
         self.paused_s += time.perf_counter() - started
 
     def join(self) -> None:
-        """Wait for the one that is being written."""
+        """Waits for the one that is being written."""
         if self._thread is not None:
             self._thread.join()
 
@@ -325,31 +325,31 @@ class Checkpointer:
         except OSError as error:
             self.failures += 1
             LOG.warning("checkpoint %s is not written: %s", name, error)
-            self._tell_failure(error)
+            self._note_failure(error)
         else:
             if self._failing:
-                self._told.append("checkpoints can be written again")
+                self._notices.append("checkpoints can be written again")
             self._failing, self._written_s = False, self._clock()
             self.written, self.newest_bytes = self.written + 1, sum(map(len, files.values()))
             LOG.info("checkpoint %s, %d bytes", name, self.newest_bytes)
 
-    def _tell_failure(self, error: OSError) -> None:
-        """Once per spell: it is tried again all the time."""
+    def _note_failure(self, error: OSError) -> None:
+        """Reports a failure once, until a checkpoint can be written again: it is tried all the time."""
         if not self._failing:
             there = names(self.folder)
             kept = f"the newest is of update {there[0].updates:,}" if there else "there is none yet"
-            self._told.append(
+            self._notices.append(
                 f"a checkpoint cannot be written in {self.folder}: {error.strerror}; {kept}; the run goes on, make room"
             )
         self._failing = True
 
-    def told(self) -> tuple[str, ...]:
-        """What there was to tell since the last call."""
-        told, self._told = tuple(self._told), []
-        return told
+    def take_notices(self) -> tuple[str, ...]:
+        """Returns the messages for the user since the last call."""
+        notices, self._notices = tuple(self._notices), []
+        return notices
 
     def figures(self) -> dict[str, float]:
-        """By metric name."""
+        """Returns the figures, by metric name."""
         return {
             "checkpoints": self.written,
             "checkpoint_failures": self.failures,

@@ -10,7 +10,7 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-MOST_CONNECTIONS = 32
+MAX_CONNECTIONS = 32
 """One more has the oldest end: Prometheus' own takes milliseconds and is never that."""
 LONGEST_S = 10.0
 """A connection that has not ended by then is ended: half of a request, or an answer that nobody takes."""
@@ -30,7 +30,7 @@ class BoundedMixIn(ThreadingMixIn):
         """See ``socketserver.BaseServer``."""
         with self._lock:
             self._since[request] = time.monotonic()
-            self._end(list(self._since)[:-MOST_CONNECTIONS])
+            self._end(list(self._since)[:-MAX_CONNECTIONS])
         super().process_request(request, client_address)
 
     def close_request(self, request: Any) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from learner.publisher import Publisher
 from replay.buffer import ReplayBuffer
 from replay.chunk import Codec
-from replay.chunk_log.protocol import ChunkLog, LogError, unless_away
+from replay.chunk_log.protocol import ChunkLog, LogError, tolerating_outages
 from replay.config import ReplayConfig
 from replay.credit import Lender
 from replay.limiter import Limiter
@@ -56,7 +56,7 @@ class Ingest:
 
     def poll(self, budget_s: float | None) -> None:
         """Takes in what has arrived, for about ``budget_s`` (None: all of one read)."""
-        with unless_away(self.count_outage):
+        with tolerating_outages(self.count_outage):
             self._count(self.reader.poll(budget_s=budget_s))
 
     def drain(self) -> None:
@@ -64,14 +64,14 @@ class Ingest:
         before = self.ledger.totals.env_steps
         self.reader.drain()
         self._count(self.ledger.totals.env_steps - before)
-        with unless_away(self.count_outage):
+        with tolerating_outages(self.count_outage):
             self.ledger.end_dead(self._log.last_id)
 
     def _count(self, env_steps: int) -> None:
         """Accounts for what the reader has taken in."""
         self.limiter.insert(env_steps, self.buffer.mirror.sampleable_rows > 0)
-        for slot, books in self.ledger.slots.items():
-            self.lender.acknowledge(slot, books.taken.incarnation, books.counters.rows)
+        for slot, account in self.ledger.slots.items():
+            self.lender.acknowledge(slot, account.taken.incarnation, account.counters.rows)
 
     def count_outage(self, _: LogError) -> None:
         """Counts a call that a server did not answer: the learner trains on what the mirror has meanwhile."""

@@ -15,11 +15,11 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from replay.chunk import MOST_COUNT
+from replay.chunk import MAX_COUNT
 from replay.ledger import Reading
 
 _NAME = re.compile(r"read-(\d+)\.json")
-MOST_BYTES = 16 << 20
+MAX_BYTES = 16 << 20
 """A bigger file is no journal: 100,000 slots take a fifth of it."""
 
 
@@ -62,10 +62,10 @@ def _read(path: Path) -> dict[int, Reading]:
         with os.fdopen(fd, "rb") as file:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 return {}
-            data = file.read(MOST_BYTES + 1)
-        if len(data) > MOST_BYTES:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
             return {}
         readings = {int(slot): Reading(*map(int, each)) for slot, each in json.loads(data).items()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
-    return {slot: each for slot, each in readings.items() if slot >= 0 and 0 <= min(each) <= max(each) <= MOST_COUNT}
+    return {slot: each for slot, each in readings.items() if slot >= 0 and 0 <= min(each) <= max(each) <= MAX_COUNT}

@@ -8,8 +8,8 @@ import time
 from learner.ingest import Ingest
 from learner.journal import Journal
 from learner.learner import Learner
-from replay.about import About, SlotAbout
-from replay.chunk_log.protocol import ChunkLog, LogError, Memory, unless_away
+from replay.chunk_log.protocol import ChunkLog, LogError, MemoryUsage, tolerating_outages
+from replay.description import RunDescription, SlotDescription
 from replay.limiter import CHUNKS_EACH
 
 TRIM_EVERY_S, TRIM_SHARE = 1.0, 16
@@ -43,7 +43,7 @@ class LogUpkeep:
         self._trimmed_end = self.log_full = 0
         self._last_trim_s = self._last_describe_s = -math.inf
         self._last_strays_s, self._strays = time.perf_counter(), set[str]()
-        self.memory: Memory | None = None
+        self.memory: MemoryUsage | None = None
 
     def work_if_due(self, now: float) -> bool:
         """Trims and tidies the log where it is time to; returns whether it was."""
@@ -53,7 +53,7 @@ class LogUpkeep:
         if now - self._last_trim_s < TRIM_EVERY_S and not turned:
             return False
         self._last_trim_s, self._trimmed_end = now, end
-        with unless_away(ingest.count_outage):
+        with tolerating_outages(ingest.count_outage):
             self._trim()
             self._remove_strays(now)
             if now - self._last_describe_s >= DESCRIBE_EVERY_S:
@@ -76,7 +76,7 @@ class LogUpkeep:
             )
         self._ingest.reader.trim(self._keep_rows)
 
-    def _fit_into(self, memory: Memory) -> None:
+    def _fit_into(self, memory: MemoryUsage) -> None:
         """Bounds the log by the server's memory. Where the server is nearly full the bound falls by a quarter: a full
         server refuses all writes, and only the learner can make room. Below an eighth of the server other things fill
         it: rows that are yet to be read, or another run's. Where there is room again, beyond twice the margin, the
@@ -104,7 +104,7 @@ class LogUpkeep:
         if again:
             self._log.remove_strays(self._fence, again)
             entries = sum(found[key] for key in again)
-            self._ingest.ledger.note_strays(entries)
+            self._ingest.ledger.count_strays(entries)
             self._notices.append(
                 f"{entries} chunks in {len(again)} streams that are no slot's of this run were removed, such as "
                 f"{min(again)[:80]!r}: somebody else has an actor's password (qherd secrets makes new ones)"
@@ -117,9 +117,9 @@ class LogUpkeep:
         except LogError as error:
             self._ingest.count_outage(error)
 
-    def _description(self) -> About:
+    def _description(self) -> RunDescription:
         config, ledger, mirror = self._learner.config, self._ingest.ledger, self._ingest.buffer.mirror
-        return About(
+        return RunDescription(
             row_schema=mirror.schema,
             n_step=config.n_step,
             gamma=config.gamma,
@@ -127,5 +127,5 @@ class LogUpkeep:
             capacity_rows=mirror.capacity_rows,
             env_steps=ledger.totals.env_steps,
             updates=self._learner.updates,
-            slots={slot: SlotAbout.of(books) for slot, books in ledger.slots.items()},
+            slots={slot: SlotDescription.of(account) for slot, account in ledger.slots.items()},
         )

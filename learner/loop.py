@@ -145,7 +145,7 @@ class LearnerLoop(Breakable):
         self.phases.charge("sample")
         columns = gathered.map(lambda column: on_device(column, self.learner.device))
         factors = None if weights is None else on_device(weights, self.learner.device)
-        self.samples.note(rows, weights, self.buffer.mirror.end, columns.r_t, columns.discount_t)
+        self.samples.record(rows, weights, self.buffer.mirror.end, columns.r_t, columns.discount_t)
         self.phases.charge("transfer")
         errors = []
         for part in (slice(start, start + batch) for start in range(0, len(rows), batch)):

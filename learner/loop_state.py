@@ -69,9 +69,9 @@ class LoopState:
         with restoring(found, "loop"):
             self._restore_values(parts["loop"].values)
         if journal is not None:  # which forgets what is older than the checkpoint that is resumed from
-            ingest.ledger.know(journal.since(found.name.fence))
+            ingest.ledger.record_earlier(journal.since(found.name.fence))
         self._notices.extend(self._resume_notices(found))
-        incarnations = {slot: books.cursor.incarnation for slot, books in ingest.ledger.slots.items()}
+        incarnations = {slot: account.cursor.incarnation for slot, account in ingest.ledger.slots.items()}
         return Resumed(self._learner.updates, ingest.ledger.totals.env_steps, incarnations)
 
     def _restore_values(self, values: Mapping[str, Any]) -> None:

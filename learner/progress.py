@@ -101,7 +101,7 @@ class Progress:
         notices = self._take_notices()
         if self._checkpointer is not None:
             figures |= self._checkpointer.figures()
-            notices += self._checkpointer.told()
+            notices += self._checkpointer.take_notices()
         self._phases.charge("report")
         return Report(figures, dict(ledger.totals.refused), dict(ledger.totals.rows_lost), tuple(notices))
 
@@ -177,8 +177,8 @@ class Progress:
 
     def _staleness(self) -> dict[str, float]:
         """Returns by how many versions the expected slots' newest chunks lag behind the newest weights."""
-        slots = [books for slot, books in self._ingest.ledger.slots.items() if slot in self._ingest.expected]
-        acted_with = [version_count(books.weight_version) for books in slots if books.weight_version]
+        slots = [account for slot, account in self._ingest.ledger.slots.items() if slot in self._ingest.expected]
+        acted_with = [version_count(account.weight_version) for account in slots if account.weight_version]
         lags = [max(0, self._broadcaster.published - count) for count in acted_with]
         return {
             "weight_staleness_versions": max(lags, default=0),

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from replay.chunk_log.protocol import ChunkLog, LogError, Unavailable, WeightsHeader, unless_away
+from replay.chunk_log.protocol import ChunkLog, LogError, Unavailable, WeightsHeader, tolerating_outages
 
 LOG = logging.getLogger("qherd.learner")
 REFRESH_S = 0.5
@@ -30,35 +30,35 @@ class Publisher:
 
     Without ``start`` each ``set`` writes at once, in the caller: the inline mode. After ``start`` a thread per server
     writes, at each change and every REFRESH_S, and keeps only the newest weights: a slow or frozen server makes neither
-    the learner nor the other servers wait. It is also the learner's knowledge of which servers answer
-    (``replay.chunk_log.sharded_log.Health``).
+    the learner nor the other servers wait. It also tells the learner which servers answer
+    (``replay.chunk_log.sharded_log.ServerHealth``).
     """
 
     def __init__(self, log: ChunkLog, fence: int, others: Sequence[ChunkLog] = ()) -> None:
-        """``log`` (a connection of its own) is the first server's: it alone admits a learner, ``others`` may be away.
+        """``log`` (a connection of its own) is the first server's: it alone admits a learner, ``others`` may be down.
 
         Raises Fenced where any server knows a newer fence, and what the first server answers instead of admitting.
         """
         log.take_lease(fence)
         self._writers = [_Writer(each, fence) for each in (log, *others)]
         for writer, other in zip(self._writers[1:], others, strict=True):
-            with unless_away(writer.note):
+            with tolerating_outages(writer.count_failure):
                 other.take_lease(fence)
 
     def start(self) -> None:
-        """Write from threads from now on."""
+        """Writes from threads from now on."""
         for writer in self._writers:
             writer.start()
 
     def set(self, credit: bytes, weights: bytes | None = None, *, soon: bool = False) -> None:
         """Sets what is to be published; ``soon``, or with weights, within CREDIT_SOON_S.
 
-        Raises what made the publisher give up: Fenced or Refused, by whichever server."""
+        Raises what made the publisher give up: Fenced or UnusableServer, by whichever server."""
         for writer in self._writers:
             writer.set(credit, weights, soon or weights is not None)
 
     def stop(self) -> None:
-        """Take the credit back, give the lease up and end the threads; within STOP_S, whatever the servers do."""
+        """Takes the credit back, gives the lease up and ends the threads; within STOP_S, whatever the servers do."""
         for writer in self._writers:
             writer.end()
         deadline_s = time.monotonic() + STOP_S
@@ -67,31 +67,31 @@ class Publisher:
 
     @property
     def published(self) -> int:
-        """Versions that reached a server."""
+        """Returns how many versions reached a server."""
         return max(writer.published for writer in self._writers)
 
     @property
     def published_bytes(self) -> int:
-        """Bytes of weights sent, over all servers."""
+        """Returns the bytes of weights sent, over all servers."""
         return sum(writer.published_bytes for writer in self._writers)
 
     @property
     def unavailable(self) -> int:
-        """Calls that a server did not answer, or not now."""
+        """Returns how many calls a server did not answer, or not now."""
         return sum(writer.unavailable for writer in self._writers)
 
     @property
     def servers_down(self) -> int:
-        """Servers that did not answer the newest call."""
-        return sum(writer.away for writer in self._writers)
+        """Returns how many servers did not answer the newest call."""
+        return sum(writer.down for writer in self._writers)
 
-    def answers(self, shard: int) -> bool:
-        """Whether a server answered its newest call; its thread asks at least every REFRESH_S."""
-        return not self._writers[shard].away
+    def is_up(self, shard: int) -> bool:
+        """Returns whether a server answered its newest call; its thread calls it at least every REFRESH_S."""
+        return not self._writers[shard].down
 
-    def failed(self, shard: int, error: LogError) -> None:
-        """Somebody else's call of the same server failed for now: count it, and let its thread find out how it is."""
-        self._writers[shard].note(error)
+    def report_failure(self, shard: int, error: LogError) -> None:
+        """Counts a failed call by another connection to the same server, whose thread then finds out how it is."""
+        self._writers[shard].count_failure(error)
 
 
 class _Writer:
@@ -107,7 +107,7 @@ class _Writer:
         self._wrote_s = 0.0
         self._failure: LogError | None = None
         self._thread: threading.Thread | None = None
-        self.away = False
+        self.down = False
         self.published = 0
         self.published_bytes = 0
         self.unavailable = 0
@@ -132,7 +132,7 @@ class _Writer:
             self._write()
 
     def end(self) -> None:
-        """Have the thread give the lease up and end."""
+        """Has the thread give the lease up and end."""
         with self._state:
             self._stopped = True
             self._state.notify()
@@ -143,14 +143,14 @@ class _Writer:
         if self._thread is not None:
             self._thread.join(max(0.0, deadline_s - time.monotonic()))
 
-    def note(self, error: LogError) -> None:
-        """Count a call that failed for now. A full server answers: it has to be read and trimmed."""
+    def count_failure(self, error: LogError) -> None:
+        """Counts a call that failed for now. A full server is up: it has to be read and trimmed."""
         with self._state:
-            away = isinstance(error, Unavailable)
-            if away and not self.away:
+            down = isinstance(error, Unavailable)
+            if down and not self.down:
                 LOG.warning("a server does not answer: %s", error)
             self.unavailable += 1
-            self.away = away
+            self.down = down
 
     def _run(self) -> None:
         while True:
@@ -170,30 +170,32 @@ class _Writer:
                 return
 
     def _pause_s(self) -> float:
-        """Seconds until the newest state may be written."""
+        """Returns the seconds until the newest state may be written."""
         return self._wrote_s + (CREDIT_SOON_S if self._soon else CREDIT_EVERY_S) - time.monotonic()
 
     def _write(self) -> None:
-        """Publish the newest state; a server that is away is tried again at the next refresh, with the newest then."""
+        """Publishes the newest state; a server that is down is tried again at the next refresh, with the newest one."""
+        # Taken before the call, and the lock is free during it: what is set meanwhile is a change of its own, which is
+        # written next. Only this thread touches ``_sent``.
         with self._state:
             credit, newest = self._credit or b"", self._newest
             self._changed, self._wrote_s = False, time.monotonic()
-        with unless_away(self.note):
+        with tolerating_outages(self.count_failure):
             due = None if self._holds(newest) else newest
             self._log.publish(self._fence, credit, due)
             with self._state:
-                if self.away:
+                if self.down:
                     LOG.info("a server answers again")
-                self.away = False
+                self.down = False
             if due is not None:
-                self.published += due is not self._sent
+                self.published += due is not self._sent  # else the same weights once more, for a server that lost them
                 self.published_bytes += len(due)
                 self._sent = due
                 LOG.debug("published weights, %d bytes", len(due))
 
     def _holds(self, weights: bytes | None) -> bool:
-        """Whether the server has these weights still: one that restarted has none, or older ones from its file, and
-        redis-py reconnects to it without a word."""
+        """Returns whether the server has these weights still: one that restarted has none, or older ones from its file,
+        and redis-py reconnects to it without an error."""
         if weights is None:
             return True
         return weights is self._sent and self._log.status(0).weights == WeightsHeader.unpack(weights)
@@ -202,4 +204,4 @@ class _Writer:
         with contextlib.suppress(LogError):  # it lapses by itself
             self._log.release_lease(self._fence)
             with self._state:
-                self.away = False
+                self.down = False

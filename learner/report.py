@@ -1,4 +1,4 @@
-"""What the learner reports. Free of torch: the driver reads it, and would import torch for it (2 s, 175 MB)."""
+"""The learner's reports. Free of torch: the driver reads them, and would import torch for it (2 s, 175 MB)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from replay.errors import QherdError
 
 
 class Diverged(QherdError, RuntimeError):
-    """Update after update has a loss or a gradient that is not finite."""
+    """So many updates in a row had a loss or a gradient that is not finite that learning has come to nothing."""
 
     exit_code = 1
 
@@ -19,12 +19,12 @@ class Report(NamedTuple):
     figures: dict[str, float]
     refused: dict[str, int]
     rows_lost: dict[str, int]
-    told: tuple[str, ...] = ()
-    """What the learner has to tell the user, once."""
+    notices: tuple[str, ...] = ()
+    """Messages of the learner to the user, each once."""
 
 
 class Resumed(NamedTuple):
-    """Where a learner goes on from: the counters of its checkpoint, and the newest incarnation of each slot in it."""
+    """Where a learner resumed from: the counters of its checkpoint, and the newest incarnation of each slot in it."""
 
     updates: int
     env_steps: int

@@ -1,4 +1,4 @@
-"""What the newest samples were like: kept by reference once per cycle, computed once per report."""
+"""Statistics of the newest samples: kept by reference once per cycle, computed once per report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Array = npt.NDArray[Any]
 class Samples:
     """The rows and importance weights of the newest cycle, and the greatest |Q| that the rewards sampled can explain.
 
-    ``note`` keeps references and costs nothing; all arithmetic is in ``figures``, on one cycle's samples.
+    ``record`` keeps references and costs nothing; all arithmetic is in ``figures``, on one cycle's samples.
     """
 
     def __init__(self, batch: int) -> None:
@@ -24,13 +24,14 @@ class Samples:
         self._newest: tuple[Array, Array | None, int, Tensor, Tensor] | None = None
         self.bound = 0.0
 
-    def note(self, rows: Array, weights: Array | None, end: int, r_t: Tensor, discount_t: Tensor) -> None:
-        """A cycle's rows <int64>[K·B], their weights <float32>[K·B] (None: all 1), r_t and discount_t <float32>[K·B],
-        and the row ``end`` behind the newest one inserted."""
+    def record(self, rows: Array, weights: Array | None, end: int, r_t: Tensor, discount_t: Tensor) -> None:
+        """Records a cycle's rows <int64>[K·B], their weights <float32>[K·B] (None: all 1), r_t and discount_t
+        <float32>[K·B], and the row ``end`` after the newest one inserted."""
         self._newest = rows, weights, end, r_t, discount_t
 
     def figures(self) -> dict[str, float]:
-        """By figure name; none before the first sample. An age is a difference of insert counters, not of clocks."""
+        """Returns the figures by name; none before the first sample. An age is a difference of insert counters, not of
+        clocks."""
         if self._newest is None:
             return {}
         rows, weights, end, r_t, discount_t = self._newest
@@ -47,7 +48,7 @@ class Samples:
 
 
 def effective_sample_size(weights: Array | None, batch: int) -> float:
-    """How many equally weighted transitions a batch is worth, the mean over the batches (Kish)::
+    """Returns how many equally weighted transitions a batch is worth, the mean over the batches (Kish)::
 
         (sum w)^2 / sum w^2
 
@@ -60,7 +61,7 @@ def effective_sample_size(weights: Array | None, batch: int) -> float:
 
 
 def q_bound(r_t: Tensor, discount_t: Tensor) -> float:
-    """The greatest |Q| that these transitions can explain, infinite without discounting::
+    """Returns the greatest |Q| that these transitions can explain, infinite without discounting::
 
         max |r_t| / (1 - discount_t)
 

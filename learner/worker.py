@@ -90,7 +90,7 @@ class LearnerWorker:
                 found=found,
             )
 
-        self._loop = checkpointer.go_on(build) if fence > 1 else build(None)
+        self._loop = checkpointer.build_from_newest(build) if fence > 1 else build(None)
         self._metrics.begin(self._loop.progress.initial_counters())
         self._loop.expect(range(slots), chunk_rows, range(slots_ever))
         self._loop.checkpoint(wait=self._loop.resumed is None)
@@ -106,10 +106,10 @@ class LearnerWorker:
         self, seconds: float, driver_figures: Mapping[str, float], died: Mapping[int, Mapping[int, int]]
     ) -> Report:
         """See ``LearnerLoop.train``. ``driver_figures`` are shown on /metrics beside the learner's own; ``died``: see
-        ``Ledger.note_died``."""
-        self._loop.ledger.note_died(died)
+        ``Ledger.record_deaths``."""
+        self._loop.ledger.record_deaths(died)
         report = self._loop.train(seconds)
-        for text in report.told:
+        for text in report.notices:
             LOG.info("%s", text)
         self._metrics.show(report, driver_figures)
         return report
@@ -134,7 +134,7 @@ class LearnerWorker:
     @failures_logged(LOG)
     def finish(self, died: Mapping[int, Mapping[int, int]]) -> Report:
         """Take in what the actors have flushed, and write a checkpoint; the last report. ``died``: as in ``train``."""
-        self._loop.ledger.note_died(died)
+        self._loop.ledger.record_deaths(died)
         self._loop.drain()
         self._loop.checkpoint(wait=True)
         report = self._loop.report()

@@ -38,13 +38,13 @@ class NStepAssembler:
         ids = self._mirror.add(chunk, windows.last_row)
         with np.errstate(over="ignore"):  # what is infinite then, no window takes
             reward = chunk.reward * self._reward_scale
-        self._mirror.close(windows.extend(reward, chunk.flags, ids, chunk.q_taken, chunk.q_max))
+        self._mirror.add_transitions(windows.extend(reward, chunk.flags, ids, chunk.q_taken, chunk.q_max))
 
     def break_lanes(self, slot: int) -> None:
         """Note that what comes next of a slot does not follow: each lane's last row serves as its boundary row."""
         windows = self._windows.pop(slot, None)
         if windows is not None:
-            self._mirror.close(windows.break_lanes())
+            self._mirror.add_transitions(windows.break_lanes())
 
     def last_flags(self, slot: int) -> Array | None:
         """Returns the flags <uint8>[E] of each lane's newest row, which the slot's next chunk has to follow; None where

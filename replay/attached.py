@@ -22,13 +22,13 @@ from typing import Self, TypeVar
 
 import numpy as np
 
-from replay.about import About
 from replay.assembler import NStepAssembler
 from replay.buffer import ReplayBuffer
 from replay.chunk import Codec, Schema
 from replay.chunk_log import open_inspector
 from replay.chunk_log.inspector import RunInspector
 from replay.chunk_log.protocol import ChunkId, Entry, LogError, Unavailable
+from replay.description import RunDescription
 from replay.mirror import Batch, Mirror
 from replay.reader import Reader
 from replay.samplers.uniform import UniformSampler
@@ -69,20 +69,20 @@ def attach(url: str | Sequence[str], run: str, capacity_rows: int | None = None)
         return attached
 
 
-def find_about(logs: Sequence[RunInspector], run: str) -> About:
+def find_description(logs: Sequence[RunInspector], run: str) -> RunDescription:
     """The description of the run that these logs are of: each has a copy. Raises NotThere where there is none."""
     found = first_answer(logs, lambda log: log.description())
     if found is not None:
-        return About.unpack(found)
+        return RunDescription.unpack(found)
     raise NotThere(
         f"no run {run!r} describes itself on {', '.join(log.url for log in logs)}: is the name right, and has its "
         "learner started? (qherd replay stats URL names the runs of a server)"
     )
 
 
-def slots_elsewhere(logs: Sequence[RunInspector], about: About) -> list[int]:
+def slots_elsewhere(logs: Sequence[RunInspector], description: RunDescription) -> list[int]:
     """Slots whose chunks the learner has read and none of these servers has seen; none where one does not answer."""
-    sent = [slot for slot, seen in about.slots.items() if seen.chunks]
+    sent = [slot for slot, seen in description.slots.items() if seen.chunks]
     try:
         return [slot for slot in sent if not any(log.last_id(slot) > ChunkId() for log in logs)]
     except Unavailable:
@@ -91,7 +91,7 @@ def slots_elsewhere(logs: Sequence[RunInspector], about: About) -> list[int]:
 
 def first_answer(logs: Sequence[Log], ask: Callable[[Log], T | None]) -> T | None:
     """What the first server says that has something to say. Raises a temporary error where none of them answers."""
-    away: list[LogError] = []
+    errors: list[LogError] = []
     for log in logs:
         try:
             if (answer := ask(log)) is not None:
@@ -99,9 +99,9 @@ def first_answer(logs: Sequence[Log], ask: Callable[[Log], T | None]) -> T | Non
         except LogError as error:
             if not error.temporary:
                 raise
-            away.append(error)
-    if away and len(away) == len(logs):
-        raise away[0]
+            errors.append(error)
+    if errors and len(errors) == len(logs):
+        raise errors[0]
     return None
 
 
@@ -115,23 +115,23 @@ class Attached:
     def __init__(self, logs: Sequence[RunInspector], run: str, capacity_rows: int | None = None) -> None:
         """``logs``: the run's servers; each slot's stream is on one of them. See ``attach``."""
         self._logs, self.run = logs, run
-        about = self.about = find_about(logs, run)
-        if elsewhere := slots_elsewhere(logs, about):
+        description = self.description = find_description(logs, run)
+        if elsewhere := slots_elsewhere(logs, description):
             raise NotThere(
                 f"slots {', '.join(map(str, elsewhere))} of run {run!r} are not on "
                 f"{', '.join(log.url for log in logs)}: give all of its servers"
             )
         self._nonce = self._claimed_by()
-        self.schema = about.row_schema
-        self.mirror = _mirror(self.schema, about.capacity_rows if capacity_rows is None else capacity_rows)
+        self.schema = description.row_schema
+        self.mirror = _mirror(self.schema, description.capacity_rows if capacity_rows is None else capacity_rows)
         self._streams = _Streams(logs)
         self._buffer = ReplayBuffer(
             self.mirror,
-            NStepAssembler(self.mirror, about.n_step, about.gamma, about.reward_scale),
+            NStepAssembler(self.mirror, description.n_step, description.gamma, description.reward_scale),
             UniformSampler(self.mirror, np.random.default_rng()),
         )
         self._reader = Reader(self._streams, Codec(self.schema, run), self._buffer)
-        self._reader.follow(about.slots)
+        self._reader.follow(description.slots)
         self._page_bytes = min(64 << 20, max(1, self.mirror.capacity_rows // PAGES) * self.schema.row_bytes)
         self._refreshed_s = time.monotonic()
 
@@ -141,9 +141,9 @@ class Attached:
         return self._reader.ledger.totals.refused
 
     @property
-    def away(self) -> Mapping[str, LogError]:
+    def down(self) -> Mapping[str, LogError]:
         """Of several servers those that did not answer in the last poll, and why: their slots wait."""
-        return self._streams.away
+        return self._streams.down
 
     def poll(self) -> int:
         """Take in what has arrived since the last call, at most as much as the run's log holds; returns the env steps.
@@ -152,11 +152,11 @@ class Attached:
         any more.
         """
         self._reader.check_unbroken()
-        self._streams.away.clear()
+        self._streams.down.clear()
         if time.monotonic() - self._refreshed_s >= REFRESH_S:
             self._refresh()
         before = self._reader.ledger.totals.env_steps
-        self._reader.drain(self._page_bytes, self.about.capacity_rows)
+        self._reader.drain(self._page_bytes, self.description.capacity_rows)
         if self.mirror.end == 0 and self.refused.get("size"):
             raise ValueError(f"capacity_rows={self.mirror.capacity_rows} cannot hold one chunk of this run: give more")
         return self._reader.ledger.totals.env_steps - before
@@ -165,7 +165,7 @@ class Attached:
         """``count`` transitions, uniformly and with replacement. Raises ValueError where there are none yet."""
         self._reader.check_unbroken()
         if rng is not None:
-            return self.mirror.gather(UniformSampler(self.mirror, rng).choose(count).rows)
+            return self.mirror.gather(UniformSampler(self.mirror, rng).sample(count).rows)
         return self._buffer.sample(count).batch
 
     def close(self) -> None:
@@ -182,15 +182,15 @@ class Attached:
     def _refresh(self) -> None:
         """Read the description again and follow the slots that it names; a server that was restarted may have none."""
         with contextlib.suppress(NotThere):
-            about = find_about(self._logs, self.run)
+            description = find_description(self._logs, self.run)
             nonce = self._claimed_by()
             if None not in (nonce, self._nonce) and nonce != self._nonce:
                 raise Replaced(f"another run has taken the name {self.run!r}: attach again")
-            if not about.same_rows(self.about):
+            if not description.same_rows(self.description):
                 raise Replaced(f"run {self.run!r} has other rows, n_step, gamma or reward_scale now: attach again")
-            self.about = about
+            self.description = description
             self._reader.look_again()
-            self._reader.follow(about.slots)
+            self._reader.follow(description.slots)
         self._refreshed_s = time.monotonic()
 
     def _claimed_by(self) -> str | None:
@@ -213,23 +213,23 @@ class _Streams:
 
     def __init__(self, logs: Sequence[RunInspector]) -> None:
         self._logs = logs
-        self.away: dict[str, LogError] = {}
+        self.down: dict[str, LogError] = {}
 
     def read(self, cursors: Mapping[int, ChunkId], max_bytes: int) -> list[Entry]:
         """See ``ChunkLog.read``. A server that does not hold a slot's stream has nothing to say of it; one that stands
-        in ``away`` is not asked. Raises a temporary error where none answers."""
+        in ``down`` is not asked. Raises a temporary error where none answers."""
         entries: list[Entry] = []
         for log in self._logs:
-            if log.url in self.away:
+            if log.url in self.down:
                 continue
             try:
                 entries += log.read(cursors, max(1, max_bytes // len(self._logs)))
             except LogError as error:
                 if not error.temporary or len(self._logs) == 1:
                     raise
-                self.away[log.url] = error
-        if len(self.away) == len(self._logs):
-            raise next(iter(self.away.values()))
+                self.down[log.url] = error
+        if len(self.down) == len(self._logs):
+            raise next(iter(self.down.values()))
         return entries
 
     def trim(self, fence: int, oldest: Mapping[int, ChunkId]) -> None:

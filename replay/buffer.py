@@ -1,7 +1,7 @@
-"""The replay buffer: chunks go in, samples come out. A mirror stores, an assembler assembles, a sampler chooses.
+"""The replay buffer: chunks go in, samples come out. A mirror stores, an assembler assembles, a sampler samples.
 
 ``append`` takes a chunk that was found good; ``sample`` gives batches, ``update_priorities`` takes the learner's TD
-errors back, and ``trim`` says from where on the log has to keep each slot's chunks.
+errors back, and ``trim`` returns from where on the log has to keep each slot's chunks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from replay.state import State, array_in
 Array = npt.NDArray[Any]
 
 
-class Stored(NamedTuple):
+class ChunkSpan(NamedTuple):
     """Where a chunk lies in the mirror: its id in the log, its first row and the row after its last one."""
 
     slot: int
@@ -48,32 +48,32 @@ class ReplayBuffer:
     def __init__(self, mirror: Mirror, assembler: NStepAssembler, sampler: Sampler) -> None:
         """``assembler`` and ``sampler`` are those of this mirror, which has no rows yet."""
         self.mirror, self.assembler, self.sampler = mirror, assembler, sampler
-        self._stored: deque[Stored] = deque()
+        self._stored: deque[ChunkSpan] = deque()
 
     def append(self, chunk: Chunk, follows: bool) -> None:
-        """Take a chunk's rows in, evicting the oldest. ``follows``: see ``NStepAssembler.append``."""
+        """Takes a chunk's rows in, evicting the oldest. ``follows``: see ``NStepAssembler.append``."""
         start = self.mirror.end
         self.assembler.append(chunk, follows)
-        self._stored.append(Stored(chunk.slot, ChunkId.of(chunk), start, self.mirror.end))
+        self._stored.append(ChunkSpan(chunk.slot, ChunkId.of(chunk), start, self.mirror.end))
         while self._stored[0].end <= self.mirror.start:
             self._stored.popleft()
 
     def sample(self, batch: int, batches: int = 1, updates: int = 0) -> Sample:
-        """Returns ``batches`` batches, chosen by what is known now. ``updates`` done so far place the schedules.
+        """Returns ``batches`` batches, sampled by what is known now. ``updates`` done so far place the schedules.
 
         Raises ValueError where no row is sampleable.
         """
-        rows, weights = self.sampler.choose(batch, batches, updates)
+        rows, weights = self.sampler.sample(batch, batches, updates)
         return Sample(self.mirror.gather(rows), rows, weights)
 
     def update_priorities(self, rows: Array, td_error: Array) -> None:
-        """Take the learner's TD errors <float32>[M] of rows <int64>[M] sampled before, in the order of their
+        """Takes the learner's TD errors <float32>[M] of rows <int64>[M] sampled before, in the order of their
         updates."""
         self.sampler.update(rows, td_error)
 
     @property
     def log_rows(self) -> int:
-        """Rows that the log still has of those that were taken in, to within a chunk."""
+        """Returns the rows that the log still has of those that were taken in, to within a chunk."""
         return self.mirror.end - self._stored[0].end if self._stored else 0
 
     def trim(self, keep_rows: int) -> dict[int, ChunkId]:
@@ -88,7 +88,7 @@ class ReplayBuffer:
         return held
 
     def state(self, with_rows: bool) -> dict[str, State]:
-        """Returns all that a buffer goes on from, by part; see ``replay.state``. ``with_rows``: the rows, too."""
+        """Returns all that a buffer resumes from, by part; see ``replay.state``. ``with_rows``: the rows, too."""
         stored = [(each.slot, *each.id, each.start, each.end) for each in self._stored]
         parts = {
             "buffer": State({}, {"stored": np.array(stored, np.int64).reshape(-1, 5)}),
@@ -100,12 +100,12 @@ class ReplayBuffer:
     def restore(
         self,
         parts: Mapping[str, State],
-        refill: Callable[[list[Stored]], tuple[Array, Array]],
+        refill: Callable[[list[ChunkSpan]], tuple[Array, Array]],
         reading: Callable[[str], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        """Go on from a state. Where it has no rows, ``refill`` appends again what can be had of the chunks that it is
-        given, and returns which rows <int64>[M] of then are which <int64>[M] of now. Each part is read within the
-        context that ``reading`` gives for its name."""
+        """Resumes from a state. Where it has no rows, ``refill`` appends again what can be had of the chunks that it is
+        given, and returns which rows <int64>[M] of the state's mirror are which <int64>[M] of this one. Each part is
+        read within the context that ``reading`` gives for its name."""
         with reading("buffer"):
             stored = _stored(parts["buffer"])
         if "mirror" in parts:
@@ -114,18 +114,18 @@ class ReplayBuffer:
             with reading("assembler"):
                 self.assembler.restore(parts["assembler"])
             self._stored = deque(stored)
-            was = now = np.arange(self.mirror.start, self.mirror.end)
+            old_rows = new_rows = np.arange(self.mirror.start, self.mirror.end)
         else:
-            was, now = refill(stored)
+            old_rows, new_rows = refill(stored)
         with reading("sampler"):
-            self.sampler.restore(parts["sampler"], was, now)
+            self.sampler.restore(parts["sampler"], old_rows, new_rows)
 
 
-def _stored(state: State) -> list[Stored]:
+def _stored(state: State) -> list[ChunkSpan]:
     """Raises ValueError where rows cannot be."""
-    places = array_in(state, "stored", (len(state.arrays["stored"]), 5), np.int64)
+    spans = array_in(state, "stored", (len(state.arrays["stored"]), 5), np.int64)
     stored = [
-        Stored(slot, ChunkId(incarnation, seq), start, end) for slot, incarnation, seq, start, end in places.tolist()
+        ChunkSpan(slot, ChunkId(incarnation, seq), start, end) for slot, incarnation, seq, start, end in spans.tolist()
     ]
     if not all(0 <= each.start <= each.end for each in stored):
         raise ValueError("stored has rows that no chunk can have")

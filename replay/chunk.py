@@ -30,14 +30,14 @@ holds an observation only (its action was ignored); FIRST: the observation is th
 
 DTYPES = ("uint8", "int8", "uint16", "int16", "int32", "float16", "float32")
 """Dtypes of columns that are stored as they are; an env's float64 and int64 are narrowed once, at the actor."""
-MOST_EXTRAS, MOST_NAME = 32, 64
+MAX_EXTRAS, MAX_NAME = 32, 64
 """Columns beside the standard ones, and letters of a column's name, at the most."""
 
 
-MOST_VERSION = (1 << 63) - 1
+MAX_VERSION = (1 << 63) - 1
 """The greatest version of the weights."""
-MOST_REWARD = float(np.finfo(np.float32).max)
-MOST_COUNT = (1 << 53) - 1
+MAX_REWARD = float(np.finfo(np.float32).max)
+MAX_COUNT = (1 << 53) - 1
 """The greatest whole number of an id, a header or a value on a server: above it sums leave int64 and JSON's numbers."""
 
 REFUSALS = (
@@ -115,12 +115,12 @@ class Schema:
         self._check_extras()
 
     def _check_extras(self) -> None:
-        if len(self.extras) > MOST_EXTRAS:
-            raise ValueError(f"{len(self.extras)} columns beside the standard ones; {MOST_EXTRAS} are the most")
+        if len(self.extras) > MAX_EXTRAS:
+            raise ValueError(f"{len(self.extras)} columns beside the standard ones; {MAX_EXTRAS} are the most")
         names = list(STANDARD)
         for column in self.extras:
-            if not (column.name.isidentifier() and column.name.isascii() and len(column.name) <= MOST_NAME):
-                raise ValueError(f"{column.name!r:.80} is no column's name: up to {MOST_NAME} letters of Python's are")
+            if not (column.name.isidentifier() and column.name.isascii() and len(column.name) <= MAX_NAME):
+                raise ValueError(f"{column.name!r:.80} is no column's name: up to {MAX_NAME} letters of Python's are")
             if column.name in names:
                 raise ValueError(f"two columns are named {column.name!r}; the standard ones are {', '.join(STANDARD)}")
             if column.dtype not in DTYPES:
@@ -222,13 +222,13 @@ class Counters(NamedTuple):
     def check(self) -> None:
         """Raises BadChunk where no actor can have done this. A reward is a float32, which bounds the sum of returns."""
         whole = self[:4]
-        if not all(0 <= count <= MOST_COUNT for count in whole):
-            raise BadChunk("counters", f"{max(whole)}; no count is above {MOST_COUNT}")
+        if not all(0 <= count <= MAX_COUNT for count in whole):
+            raise BadChunk("counters", f"{max(whole)}; no count is above {MAX_COUNT}")
         if self.env_steps > self.rows or self.episodes > self.env_steps:
             raise BadChunk("counters", f"{self.rows} rows have {self.env_steps} env steps, {self.episodes} episodes")
-        if not abs(self.return_sum) <= MOST_REWARD * self.env_steps:
+        if not abs(self.return_sum) <= MAX_REWARD * self.env_steps:
             raise BadChunk("counters", f"a sum of returns of {self.return_sum} after {self.env_steps} env steps")
-        if not 0 <= self.credit_wait_s <= MOST_COUNT:
+        if not 0 <= self.credit_wait_s <= MAX_COUNT:
             raise BadChunk("counters", f"{self.credit_wait_s} seconds without credit")
 
     def check_after(self, before: Counters, rows: int, env_steps: int, lost_rows: int) -> None:
@@ -387,8 +387,8 @@ class Codec:
         crc = crc32(view[HEADER_BYTES:], crc32(view[: _HEADER.size]))
         if bytes(view[_HEADER.size : HEADER_BYTES]) != _CRC.pack(crc):
             raise BadChunk("crc", "header and payload do not match their checksum")
-        if weight_version > MOST_VERSION:
-            raise BadChunk("weights", f"version {weight_version}, the greatest is {MOST_VERSION}")
+        if weight_version > MAX_VERSION:
+            raise BadChunk("weights", f"version {weight_version}, the greatest is {MAX_VERSION}")
         counters = Counters(*numbers)
         counters.check()
         return time_steps, lanes, weight_version, counters

@@ -1,8 +1,8 @@
 """The mirror: the learner's copy of the newest rows, a ring in arrival order. It stores; it neither chooses nor learns.
 
-A row's 64-bit id is its place in the order of arrival, for ever; its place in the arrays is ``id % capacity``. The rows
-alive are ``[start, end)``: adding rows evicts the oldest. What a row needs to become a transition (its n-step return,
-its discount, the row it bootstraps from) is written when its window closes; until then it is not sampleable.
+A row's 64-bit id is its number in the order of arrival, for ever; its index in the arrays is ``id % capacity``. The
+rows alive are ``[start, end)``: adding rows evicts the oldest. What a row needs to become a transition (its n-step
+return, its discount, the row it bootstraps from) is written when its window closes; until then it is not sampleable.
 
 A schema with a stack has one frame per row. The stack of a row is rebuilt from the rows before it in its lane::
 
@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from replay.chunk import FIRST, Chunk, Column, Schema
-from replay.nstep import Closed
+from replay.nstep import NewTransitions
 from replay.state import State, array_in, count
 from replay.storage import Ram, Storage
 
@@ -58,13 +58,13 @@ class Batch:
 
 
 class Watcher(Protocol):
-    """Learns of what becomes sampleable and what ceases to be."""
+    """Is called when rows become sampleable and when they cease to be."""
 
-    def closed(self, rows: Array, td_error: Array) -> None:
-        """Rows <int64>[M] that are sampleable from now on, and the actor's TD errors <float32>[M]."""
+    def on_sampleable(self, rows: Array, td_error: Array) -> None:
+        """Takes rows <int64>[M] that are sampleable from now on, and the actor's TD errors <float32>[M]."""
 
-    def removed(self, rows: Array) -> None:
-        """Rows <int64>[M] that were sampleable and are no more."""
+    def on_unsampleable(self, rows: Array) -> None:
+        """Takes rows <int64>[M] that were sampleable and are no more."""
 
 
 class Mirror:
@@ -82,11 +82,12 @@ class Mirror:
             each.name: self._storage.allocate(capacity_rows, each.shape, each.dtype) for each in self._kept
         }
         self._r_t, self._discount_t = (self._storage.allocate(capacity_rows, (), "float32") for _ in range(2))
-        self._boot = np.zeros(capacity_rows, np.int64)
+        self._bootstrap_row = np.zeros(capacity_rows, np.int64)
         self._sampleable = np.zeros(capacity_rows, np.bool_)
         links = capacity_rows if schema.stack > 1 else 0
-        self._before = np.full(links, -1, np.int64)  # the row before in the episode; a first row's is itself
-        self._after = np.full(links, -1, np.int64)  # and the one after; what an evicted row left is older than any
+        # The rows before and after in the episode; a first row's previous one is itself. Both may hold ids of evicted
+        # rows, which are below ``start``: whoever follows them drops those.
+        self._prev_row, self._next_row = np.full(links, -1, np.int64), np.full(links, -1, np.int64)
         heads = capacity_rows if schema.lane_bytes else 0
         self._head = np.full(heads, -1, np.int64)  # its lane's first row in its chunk, which has the chunk's columns
         self._chunk_end = np.full(heads, -1, np.int64)  # the row after its chunk's last one
@@ -99,7 +100,7 @@ class Mirror:
 
     @property
     def start(self) -> int:
-        """The oldest row alive."""
+        """Returns the oldest row alive."""
         return max(0, self.end - self.capacity_rows)
 
     @property
@@ -108,13 +109,13 @@ class Mirror:
         return self.end - self.start
 
     def watch(self, watcher: Watcher) -> None:
-        """Tell ``watcher`` from now on. Raises ValueError where there is another: it would hear of nothing any more."""
+        """Calls ``watcher`` from now on. Raises ValueError where there is another: it would be called no more."""
         if self._watcher is not None:
             raise ValueError(f"the mirror has a watcher already, a {type(self._watcher).__name__}; make another mirror")
         self._watcher = watcher
 
     def add(self, chunk: Chunk, last_row: Array) -> Array:
-        """Append the chunk's rows, evicting the oldest; returns their ids <int64>[T, E]. None is sampleable yet.
+        """Appends the chunk's rows, evicting the oldest; returns their ids <int64>[T, E]. None is sampleable yet.
 
         ``last_row`` <int64>[E]: the row before in each lane's episode, -1 where there is none or it was lost.
         """
@@ -133,7 +134,7 @@ class Mirror:
         return ids
 
     def _store(self, chunk: Chunk, ids: Array) -> None:
-        """Write the chunk's columns: from the newest row on and, where the ring's end is reached, from its start."""
+        """Writes the chunk's columns: from the newest row on and, where the ring's end is reached, from its start."""
         at, count, values = self.end % self.capacity_rows, chunk.rows, chunk.columns
         head = min(count, self.capacity_rows - at)
         parts = ((slice(at, at + head), slice(0, head)), (slice(0, count - head), slice(head, count)))
@@ -143,99 +144,103 @@ class Mirror:
                 self._storage.put(stored, ids[0] % self.capacity_rows, added)
                 continue
             flat = added.reshape(count, *column.shape)
-            for place, rows in parts:
-                self._storage.put(stored, place, flat[rows])
+            for index, rows in parts:
+                self._storage.put(stored, index, flat[rows])
 
     def _link(self, ids: Array, first: Array, last_row: Array) -> None:
-        """Note which row comes before each of ``ids`` in its episode."""
-        before = np.concatenate((last_row[None], ids[:-1]))
-        before[before < self.start] = -1
-        before = np.where(first, ids, before)
-        self._before[ids % self.capacity_rows] = before
-        follows = (before >= 0) & ~first
-        self._after[before[follows] % self.capacity_rows] = ids[follows]
+        """Records which row comes before each of ``ids`` in its episode."""
+        previous = np.concatenate((last_row[None], ids[:-1]))
+        previous[previous < self.start] = -1
+        previous = np.where(first, ids, previous)
+        self._prev_row[ids % self.capacity_rows] = previous
+        follows = (previous >= 0) & ~first
+        self._next_row[previous[follows] % self.capacity_rows] = ids[follows]
 
     def _evict(self, upto: int) -> None:
-        """Let go of the rows before ``upto``, and of those whose stack or head is one of them."""
+        """Makes the rows before ``upto`` unsampleable, and those whose stack or head is one of them."""
         rows = np.arange(self.start, upto)
         self._remove(rows)
+        # Of a stack of k frames, k - 1 rows after an evicted one have lost a frame: along each lane, a step at a time.
         for _ in range(self.schema.stack - 1):
-            rows = self._after[rows % self.capacity_rows]
-            rows = rows[rows >= upto]
+            rows = self._next_row[rows % self.capacity_rows]
+            rows = rows[rows >= upto]  # no next row, or an id that an evicted row has left there
             self._remove(rows)
-        if self.schema.lane_bytes and upto > 0:  # only the chunk of the newest evicted row can reach beyond it
+        # Chunks lie one after the other: only that of the newest evicted row can reach beyond it.
+        if self.schema.lane_bytes and upto > 0:
             rows = np.arange(upto, self._chunk_end[(upto - 1) % self.capacity_rows])
             self._remove(rows[self._head[rows % self.capacity_rows] < upto])
 
     def _remove(self, rows: Array) -> None:
+        """Makes those of these rows unsampleable that were sampleable."""
         rows = rows[self._sampleable.take(rows % self.capacity_rows)]
         self._sampleable[rows % self.capacity_rows] = False
         self.sampleable_rows -= len(rows)
         if self._watcher is not None:
-            self._watcher.removed(rows)
+            self._watcher.on_unsampleable(rows)
 
-    def close(self, closed: Closed) -> None:
-        """Make rows sampleable. Those evicted meanwhile, and those without a whole stack or head, are passed over."""
-        usable = self._whole(closed.row)
+    def add_transitions(self, new: NewTransitions) -> None:
+        """Makes rows sampleable. Those evicted meanwhile, and those without a full stack or their head, are passed
+        over."""
+        usable = self._is_complete(new.row)
         if not usable.all():
-            closed = Closed(*(column[usable] for column in closed))
-        place = closed.row % self.capacity_rows
-        self._storage.put(self._r_t, place, closed.r_t)
-        self._storage.put(self._discount_t, place, closed.discount_t)
-        self._boot[place] = closed.boot
-        self._sampleable[place] = True
-        self.sampleable_rows += len(place)
+            new = NewTransitions(*(column[usable] for column in new))
+        index = new.row % self.capacity_rows
+        self._storage.put(self._r_t, index, new.r_t)
+        self._storage.put(self._discount_t, index, new.discount_t)
+        self._bootstrap_row[index] = new.bootstrap_row
+        self._sampleable[index] = True
+        self.sampleable_rows += len(index)
         if self._watcher is not None:
-            self._watcher.closed(closed.row, closed.td_error)
+            self._watcher.on_sampleable(new.row, new.td_error)
 
-    def _whole(self, rows: Array) -> Array:
-        """Which of these rows are alive with all that belongs to them, <bool>[M]."""
-        whole: Array = rows >= self.start
+    def _is_complete(self, rows: Array) -> Array:
+        """Returns which of these rows are alive with all that belongs to them, <bool>[M]."""
+        complete: Array = rows >= self.start
         if self.schema.lane_bytes:
-            whole &= self._head[rows % self.capacity_rows] >= self.start
+            complete &= self._head[rows % self.capacity_rows] >= self.start
         for _ in range(self.schema.stack - 1):
-            rows = np.where(whole, self._before[rows % self.capacity_rows], -1)
-            whole &= rows >= self.start
-        return whole
+            rows = np.where(complete, self._prev_row[rows % self.capacity_rows], -1)
+            complete &= rows >= self.start
+        return complete
 
     def sampleable(self, rows: Array) -> Array:
-        """Which of these live rows may be sampled, <bool>[B]."""
+        """Returns which of these live rows may be sampled, <bool>[B]."""
         return self._sampleable.take(rows % self.capacity_rows)
 
     def gather(self, rows: Array) -> Batch:
-        """The transitions of sampleable rows <int64>[B], in contiguous arrays."""
-        place = rows % self.capacity_rows
-        boot = self._boot.take(place) % self.capacity_rows
+        """Returns the transitions of sampleable rows <int64>[B], in contiguous arrays."""
+        index = rows % self.capacity_rows
+        bootstrap = self._bootstrap_row.take(index) % self.capacity_rows
         batch = Batch(
-            self._observations(place),
-            self._storage.take(self._columns["action"], place),
-            self._storage.take(self._r_t, place),
-            self._storage.take(self._discount_t, place),
-            self._observations(boot),
+            self._observations(index),
+            self._storage.gather(self._columns["action"], index),
+            self._storage.gather(self._r_t, index),
+            self._storage.gather(self._discount_t, index),
+            self._observations(bootstrap),
         )
         if self.schema.extras:
-            batch.extras_tm1, batch.extras_t = self._extras(place), self._extras(boot)
+            batch.extras_tm1, batch.extras_t = self._extras(index), self._extras(bootstrap)
         return batch
 
-    def _extras(self, place: Array) -> dict[str, Any]:
-        """The further columns of the rows at these places."""
+    def _extras(self, index: Array) -> dict[str, Any]:
+        """Returns the further columns of the rows at these indices <int64>[B] of the ring."""
         extras: dict[str, Any] = {}
         for column in self.schema.extras:
-            where = place if column.per == "row" else self._head.take(place) % self.capacity_rows
-            extras[column.name] = self._storage.take(self._columns[column.name], where)
+            where = index if column.per == "row" else self._head.take(index) % self.capacity_rows
+            extras[column.name] = self._storage.gather(self._columns[column.name], where)
         return extras
 
-    def _observations(self, place: Array) -> Any:
-        """What the network sees at these places: <obs_dtype>[B, *input_shape]."""
+    def _observations(self, index: Array) -> Any:
+        """Returns what the network sees of the rows at these indices <int64>[B]: <obs_dtype>[B, *input_shape]."""
         stack = self.schema.stack
         if stack == 1:
-            return self._storage.take(self._columns["obs"], place)
-        places = np.empty((len(place), stack), np.int64)
+            return self._storage.gather(self._columns["obs"], index)
+        indices = np.empty((len(index), stack), np.int64)
         for k in reversed(range(stack)):
-            places[:, k] = place
-            place = self._before.take(place) % self.capacity_rows
-        frames = self._storage.take(self._columns["obs"], places.reshape(-1))
-        return frames.reshape(len(places), *self.schema.input_shape)
+            indices[:, k] = index
+            index = self._prev_row.take(index) % self.capacity_rows
+        frames = self._storage.gather(self._columns["obs"], indices.reshape(-1))
+        return frames.reshape(len(indices), *self.schema.input_shape)
 
     def state(self) -> State:
         """See ``replay.state``. The arrays are the columns as far as they were ever filled."""
@@ -245,7 +250,7 @@ class Mirror:
         return State({"end": self.end, "sampleable_rows": self.sampleable_rows}, arrays)
 
     def restore(self, state: State) -> None:
-        """See ``replay.state``. The watcher is not told: it has a state of its own."""
+        """See ``replay.state``. The watcher is not called: it has a state of its own."""
         self.end = count(state.values["end"], "end")
         filled = min(self.end, self.capacity_rows)
         for name, stored in self._stored_columns().items():
@@ -268,9 +273,9 @@ class Mirror:
         return {**columns, "r_t": self._r_t, "discount_t": self._discount_t}
 
     def _book_columns(self) -> dict[str, Array]:
-        links = {"before": self._before, "after": self._after} if self.schema.stack > 1 else {}
+        links = {"before": self._prev_row, "after": self._next_row} if self.schema.stack > 1 else {}
         heads = {"head": self._head, "chunk_end": self._chunk_end} if self.schema.lane_bytes else {}
-        return {"boot": self._boot, "sampleable": self._sampleable, **links, **heads}
+        return {"boot": self._bootstrap_row, "sampleable": self._sampleable, **links, **heads}
 
 
 def _check_within(values: Array, least: int, beyond: int, name: str) -> None:

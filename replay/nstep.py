@@ -8,7 +8,7 @@ For a row i whose env step was not followed by an end within n steps::
 
 A window stops at the first boundary row j <= i + n and then has j - i rewards, gamma^(j-i), and s_t = obs_j; its
 discount is 0 where row j-1 terminated (truncation keeps it: Pardo et al., arXiv 1712.00378). A window with neither n
-rows behind it nor a boundary row stays open until a later chunk closes it.
+rows after it nor a boundary row stays open until a later chunk closes it.
 
 ====================  =======================================================================================
 what follows row i    what row i yields
@@ -40,14 +40,14 @@ from replay.state import State, array_in
 Array = npt.NDArray[Any]
 
 
-class Closed(NamedTuple):
-    """Windows that closed, each once: row <int64>[M], r_t, discount_t <float32>[M], boot <int64>[M] (the row whose
-    observation is s_t), td_error <float32>[M] (by the actor's Q values when it acted)."""
+class NewTransitions(NamedTuple):
+    """Rows whose windows have closed, each once: row <int64>[M], r_t, discount_t <float32>[M], bootstrap_row <int64>[M]
+    (the row whose observation is s_t), td_error <float32>[M] (by the actor's Q values when it acted)."""
 
     row: Array
     r_t: Array
     discount_t: Array
-    boot: Array
+    bootstrap_row: Array
     td_error: Array
 
 
@@ -77,26 +77,26 @@ class LaneWindows:
 
     @property
     def last_row(self) -> Array:
-        """Each lane's newest row <int64>[E] where its episode goes on after it, else -1."""
+        """Returns each lane's newest row <int64>[E] where its episode goes on after it, else -1."""
         return np.where(self._carried.flags[-1] & BOUNDARY, -1, self._carried.row[-1])
 
     @property
     def last_flags(self) -> Array:
-        """Flags of each lane's newest row <uint8>[E]."""
+        """Returns the flags of each lane's newest row <uint8>[E]."""
         last: Array = self._carried.flags[-1]
         return last
 
     def state(self) -> dict[str, Array]:
-        """What is carried from chunk to chunk, by column: [n, E] each."""
+        """Returns what is carried from chunk to chunk, by column: [n, E] each."""
         return self._carried._asdict()
 
     def restore(self, carried: Mapping[str, Array]) -> None:
-        """Go on from there."""
+        """Continues from there."""
         grid = {name: array_in(State({}, carried), name, like.shape, like.dtype) for name, like in self.state().items()}
         self._carried = _Rows(**{name: np.array(each) for name, each in grid.items()})
 
-    def extend(self, reward: Array, flags: Array, row: Array, q_taken: Array, q_max: Array) -> Closed:
-        """Add T rows per lane, [T, E] each: reward, q_taken, q_max <float32>, flags <uint8>, row <int64>.
+    def extend(self, reward: Array, flags: Array, row: Array, q_taken: Array, q_max: Array) -> NewTransitions:
+        """Adds T rows per lane, [T, E] each: reward, q_taken, q_max <float32>, flags <uint8>, row <int64>.
 
         Returns what closed.
         """
@@ -106,16 +106,20 @@ class LaneWindows:
         self._carried = _Rows(*(column[-self._n :] for column in rows))
         return closed
 
-    def break_lanes(self) -> Closed:
-        """End every lane here: its last row serves as its boundary row. Returns what that closed."""
+    def break_lanes(self) -> NewTransitions:
+        """Ends every lane here: its last row serves as its boundary row. Returns what that closed."""
         self._carried.flags[-1] |= BOUNDARY
         closed = self._close(self._carried)
         self._forget()
         return closed
 
     @np.errstate(over="ignore", invalid="ignore")
-    def _close(self, rows: _Rows) -> Closed:
-        """Close what can be closed; marks it in ``rows.done`` in place."""
+    def _close(self, rows: _Rows) -> NewTransitions:
+        """Closes the windows that can be closed, for all lanes together; marks them in ``rows.done`` in place.
+
+        Step k adds the reward of row i+k to every window i that is still open, in place and where ``live``: the time
+        axis of a carried grid and a chunk is short (n + T), the lanes are many.
+        """
         reward, flags, row, q_taken, q_max, done = rows
         length, lanes = reward.shape
         boundary = (flags & BOUNDARY) != 0
@@ -130,13 +134,14 @@ class LaneWindows:
             np.multiply(discount_t[:m], reward[k : k + m], out=term[:m])
             np.add(r_t[:m], term[:m], out=r_t[:m], where=live)
             np.multiply(discount_t[:m], factor[k : k + m], out=discount_t[:m], where=live)
+            # A window ends where row i+k+1 is a boundary row, and after n rewards in any case.
             ends = live & boundary[k + 1 :] if k < self._n - 1 else live.copy()
             np.copyto(ahead[:m], k + 1, where=ends)
-            live ^= ends
+            live ^= ends  # ``ends`` is a part of ``live``, a view of ``rolling``: those that end stop rolling
         done |= ahead > 0
-        # finite: rewards that float32 holds one by one but not in sum are never in a batch
+        # Rewards that float32 holds one by one but not in sum are never in a batch.
         start = np.flatnonzero((ahead > 0) & np.isfinite(r_t))
-        boot = start + lanes * ahead.ravel()[start]
+        bootstrap = start + lanes * ahead.ravel()[start]  # in the flat grid a row of the same lane is ``lanes`` further
         r, discount = r_t.ravel()[start], discount_t.ravel()[start]
-        td_error = r + discount * q_max.ravel()[boot] - q_taken.ravel()[start]
-        return Closed(row.ravel()[start], r, discount, row.ravel()[boot], td_error)
+        td_error = r + discount * q_max.ravel()[bootstrap] - q_taken.ravel()[start]
+        return NewTransitions(row.ravel()[start], r, discount, row.ravel()[bootstrap], td_error)

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from replay.breakable import Breakable, breakable
-from replay.buffer import ReplayBuffer, Stored
-from replay.chunk import MOST_VERSION, BadChunk, Chunk, Codec, check_order
+from replay.buffer import ChunkSpan, ReplayBuffer
+from replay.chunk import MAX_VERSION, BadChunk, Chunk, Codec, check_order
 from replay.chunk_log.protocol import ChunkId, ChunkLog, Entry, may_follow
 from replay.ledger import Gap, Ledger
 from replay.quarantine import Quarantine
@@ -56,49 +56,49 @@ class Reader(Breakable):
         self._backlog: deque[Entry] = deque()
         self._trimmed: dict[int, ChunkId] = {}
         self._exhausted = set[int]()
-        self.newest_version = MOST_VERSION
+        self.newest_version = MAX_VERSION
         """The newest version of the weights that was published, where that is known."""
 
     def follow(self, slots: Iterable[int]) -> None:
-        """Read these slots too, each from its first chunk."""
+        """Reads these slots too, each from its first chunk."""
         self.ledger.open(slots)
 
     def poll(self, max_bytes: int = PAGE_BYTES, budget_s: float | None = None) -> int:
-        """Read once and take chunks in until ``budget_s`` is spent (the rest waits for the next poll).
+        """Reads once and takes chunks in until ``budget_s`` is spent (the rest waits for the next poll).
 
         Returns the env steps inserted. At least one chunk is taken where there is one.
         """
         if not self._backlog:
             slots = self.ledger.slots
-            cursors = {slot: books.cursor for slot, books in slots.items() if slot not in self._exhausted}
+            cursors = {slot: account.cursor for slot, account in slots.items() if slot not in self._exhausted}
             self._backlog.extend(self._log.read(cursors, max_bytes))
         inserted = 0
         deadline = None if budget_s is None else time.perf_counter() + budget_s
         while self._backlog:
-            inserted += self._take(self._backlog.popleft())
+            inserted += self._ingest(self._backlog.popleft())
             if deadline is not None and time.perf_counter() > deadline:
                 break
         return inserted
 
-    def drain(self, page_bytes: int = PAGE_BYTES, most_rows: float = math.inf) -> None:
-        """Take in all that the log has, a page at a time, or about ``most_rows`` of it."""
+    def drain(self, page_bytes: int = PAGE_BYTES, max_rows: float = math.inf) -> None:
+        """Takes in all that the log has, a page at a time, or about ``max_rows`` of it."""
         mirror = self.buffer.mirror
-        seen, end = None, mirror.end + most_rows
-        while mirror.end < end and seen != (seen := [books.cursor for books in self.ledger.slots.values()]):
+        seen, end = None, mirror.end + max_rows
+        while mirror.end < end and seen != (seen := [account.cursor for account in self.ledger.slots.values()]):
             self.poll(page_bytes)
 
     @property
     def backlog_chunks(self) -> int:
-        """Chunks that were read and are yet to be taken in: how far the mirror lags."""
+        """Returns the chunks that were read and are yet to be taken in: how far the mirror lags."""
         return len(self._backlog)
 
     def trim(self, keep_rows: int) -> None:
-        """Let the log drop what the mirror no longer holds, and all but the newest ``keep_rows``."""
+        """Lets the log drop what the mirror no longer holds, and all but the newest ``keep_rows``."""
         held = self.buffer.trim(keep_rows)
         bounds = {
-            slot: held.get(slot, ChunkId(books.cursor.incarnation, books.cursor.seq + 1))
-            for slot, books in self.ledger.slots.items()
-            if books.cursor > ChunkId()
+            slot: held.get(slot, ChunkId(account.cursor.incarnation, account.cursor.seq + 1))
+            for slot, account in self.ledger.slots.items()
+            if account.cursor > ChunkId()
         }
         changed = {slot: bound for slot, bound in bounds.items() if self._trimmed.get(slot) != bound}
         if changed:
@@ -110,39 +110,44 @@ class Reader(Breakable):
 
     @property
     def exhausted(self) -> Set[int]:
-        """Slots in whose stream is an id that no actor can have sent. The server takes no chunk after it, and the
-        actor waits: the next ``trim`` begins the stream anew."""
+        """Returns slots in whose stream is an id that no actor can have sent. The server takes no chunk after it, and
+        the actor waits: the next ``trim`` begins the stream anew."""
         return self._exhausted
 
     def look_again(self) -> None:
-        """Read those slots again too: for a reader that does not trim."""
+        """Reads those slots again too: for a reader that does not trim."""
         self._exhausted.clear()
 
     @breakable
-    def _take(self, entry: Entry) -> int:
-        books = self.ledger.slots[entry.slot]
+    def _ingest(self, entry: Entry) -> int:
+        """Takes an entry into the buffer, or refuses it; returns the env steps inserted.
+
+        The cursor moves first: what is refused is read only once. All checks come before the ledger and the buffer
+        change, so that a chunk is taken whole or not at all.
+        """
+        account = self.ledger.slots[entry.slot]
         if entry.slot in self._exhausted:
             return 0  # it comes after the id that no actor can have sent, so no actor has sent it either
-        if entry.id <= books.cursor:
+        if entry.id <= account.cursor:
             self.ledger.refuse(entry.slot, "duplicate")
             return 0
-        if not may_follow(entry.id, books.cursor):  # the cursor stays: no honest id would be above it any more
+        if not may_follow(entry.id, account.cursor):  # the cursor stays: no honest id would be above it any more
             self._exhausted.add(entry.slot)
-            self._refuse(entry, BadChunk("id", f"{entry.id} cannot come after {books.cursor}"))
+            self._refuse(entry, BadChunk("id", f"{entry.id} cannot come after {account.cursor}"))
             return 0
-        books.cursor = entry.id
+        account.cursor = entry.id
         try:
             chunk = self._codec.decode(entry.data, entry.slot, *entry.id)
             gap = self._check(chunk)
-            follows = gap.chunks == 0 and entry.id.incarnation == books.taken.incarnation
+            follows = gap.chunks == 0 and entry.id.incarnation == account.taken.incarnation
             if follows:
-                self._check_order(chunk)
+                self._check_order(chunk)  # across the chunks' border, where neither alone shows a fault
         except BadChunk as error:
-            books.refused_since += 1
+            account.refused_since += 1
             self._refuse(entry, error)
             return 0
         env_steps = chunk.env_steps
-        self.ledger.take(chunk, gap, env_steps, len(entry.data))
+        self.ledger.record(chunk, gap, env_steps, len(entry.data))
         self.buffer.append(chunk, follows)
         return env_steps
 
@@ -177,7 +182,7 @@ class Reader(Breakable):
         self.ledger.restore(state.values)
         self._quarantine.kept = count(state.values["quarantined"], "quarantined")
 
-    def refill(self, log: ChunkLog, stored: Sequence[Stored]) -> tuple[Array, Array]:
-        """See ``replay.refill``: returns which rows of then are which of now."""
-        was, now, self.unread = refill(log, self._codec, self.buffer, self.ledger.slots, stored)
-        return was, now
+    def refill(self, log: ChunkLog, stored: Sequence[ChunkSpan]) -> tuple[Array, Array]:
+        """See ``replay.refill``: returns which rows of the earlier mirror are which of this one."""
+        old_rows, new_rows, self.unread = refill(log, self._codec, self.buffer, self.ledger.slots, stored)
+        return old_rows, new_rows

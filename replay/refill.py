@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from replay.buffer import ReplayBuffer, Stored
+from replay.buffer import ChunkSpan, ReplayBuffer
 from replay.chunk import BadChunk, Chunk, Codec
 from replay.chunk_log.protocol import ChunkId, ChunkLog, Entry, LogError
-from replay.ledger import FIRST_ID, Slot
+from replay.ledger import FIRST_ID, SlotAccount
 
 Array = npt.NDArray[Any]
 REFILL_BYTES = 64 << 20
@@ -24,46 +24,49 @@ REFILL_WAIT_S = 60.0
 
 
 class Refilled(NamedTuple):
-    """Rows ``was`` <int64>[M] of the mirror then are rows ``now`` <int64>[M]; ``unread``: slots whose rows could not be
-    read, since their server did not answer for too long."""
+    """Rows ``old_rows`` <int64>[M] of the earlier mirror are ``new_rows`` <int64>[M] of this one; ``unread``: slots
+    whose rows could not be read, since their server did not answer for too long."""
 
-    was: Array
-    now: Array
+    old_rows: Array
+    new_rows: Array
     unread: set[int]
 
 
 def refill(
-    log: ChunkLog, codec: Codec, buffer: ReplayBuffer, slots: Mapping[int, Slot], stored: Sequence[Stored]
+    log: ChunkLog, codec: Codec, buffer: ReplayBuffer, slots: Mapping[int, SlotAccount], stored: Sequence[ChunkSpan]
 ) -> Refilled:
-    """Take in again those of the ``stored`` chunks that the log still has up to the slots' cursors.
+    """Takes in again those of the ``stored`` chunks that the log still has up to the slots' cursors.
 
-    What was refused when it first came is not taken, also where only its order told. Nothing is booked a second time.
+    What was refused when it first came is not taken, also where only its order told. Nothing is counted a second time.
     """
     pages = _Pages(log, codec, {(each.slot, each.id): each for each in stored}, len(slots))
-    was, now = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    old_rows, new_rows = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     newest: dict[int, ChunkId] = {}
-    # slots are merged by the weights that their chunks were acted with, and so about as they came in before
-    chunks = (pages.chunks(slot, books.cursor) for slot, books in slots.items())
+    # Slots are merged by the weights that their chunks were acted with, and so about as they came in before: the order
+    # of arrival decides which rows the ring keeps.
+    chunks = (pages.chunks(slot, account.cursor) for slot, account in slots.items())
     for chunk in merge(*chunks, key=lambda each: (each.weight_version, each.seq)):
         chunk_id, before = ChunkId.of(chunk), newest.get(chunk.slot, FIRST_ID)
         buffer.append(chunk, follows=chunk_id == (before.incarnation, before.seq + 1))
         newest[chunk.slot] = chunk_id
         old = pages.wanted[chunk.slot, chunk_id]
         if old.end - old.start == chunk.rows:
-            was.append(np.arange(old.start, old.end))
-            now.append(np.arange(buffer.mirror.end - chunk.rows, buffer.mirror.end))
+            old_rows.append(np.arange(old.start, old.end))
+            new_rows.append(np.arange(buffer.mirror.end - chunk.rows, buffer.mirror.end))
     for slot, chunk_id in newest.items():
         if chunk_id != slots[slot].taken:
             buffer.assembler.break_lanes(slot)  # the log's end is missing: what comes next does not follow
-    old_rows, new_rows = np.concatenate(was), np.concatenate(now)
-    alive = new_rows >= buffer.mirror.start
-    return Refilled(old_rows[alive], new_rows[alive], pages.unread)
+    before_refill, after_refill = np.concatenate(old_rows), np.concatenate(new_rows)
+    alive = after_refill >= buffer.mirror.start
+    return Refilled(before_refill[alive], after_refill[alive], pages.unread)
 
 
 class _Pages:
     """Reads the ``wanted`` chunks of a log again, a page of each slot in memory at a time."""
 
-    def __init__(self, log: ChunkLog, codec: Codec, wanted: Mapping[tuple[int, ChunkId], Stored], slots: int) -> None:
+    def __init__(
+        self, log: ChunkLog, codec: Codec, wanted: Mapping[tuple[int, ChunkId], ChunkSpan], slots: int
+    ) -> None:
         self._log, self._codec, self.wanted = log, codec, wanted
         self._page_bytes = REFILL_BYTES // max(1, slots)
         self._until_s = time.monotonic() + REFILL_WAIT_S

@@ -23,14 +23,14 @@ class State(NamedTuple):
     arrays: Mapping[str, npt.NDArray[Any]]
 
 
-MOST_COUNT = (1 << 63) - 1
+MAX_COUNT = (1 << 63) - 1
 """No count of a state is greater: what an int64 holds."""
 
 
 def count(value: Any, what: str) -> int:
     """Returns a value of a state that counts something. Raises ValueError where it counts nothing."""
-    if type(value) is not int or not 0 <= value <= MOST_COUNT:
-        raise ValueError(f"{what} is {value!r:.60}, and has to be a whole number from 0 to {MOST_COUNT}")
+    if type(value) is not int or not 0 <= value <= MAX_COUNT:
+        raise ValueError(f"{what} is {value!r:.60}, and has to be a whole number from 0 to {MAX_COUNT}")
     return value
 
 

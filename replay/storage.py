@@ -32,19 +32,19 @@ class Storage(Protocol):
     """Columns of a mirror: ``Any`` is the storage's own kind of array."""
 
     def free_bytes(self) -> int | None:
-        """Bytes that it could allocate now; None where nobody can say."""
+        """Returns the bytes that it could allocate now; None where that is not known."""
 
     def allocate(self, rows: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
-        """A column <dtype>[rows, *shape] of zeros."""
+        """Returns a column <dtype>[rows, *shape] of zeros."""
 
-    def put(self, column: Any, places: Array | slice, values: Array) -> None:
-        """Write the host's ``values`` <dtype>[M, *shape] to ``places``."""
+    def put(self, column: Any, indices: Array | slice, values: Array) -> None:
+        """Writes the host's ``values`` <dtype>[M, *shape] to ``indices``."""
 
-    def take(self, column: Any, places: Array) -> Any:
-        """Rows at ``places`` <int64>[B] as a contiguous <dtype>[B, *shape] of their own."""
+    def gather(self, column: Any, indices: Array) -> Any:
+        """Returns the rows at ``indices`` <int64>[B] as a contiguous <dtype>[B, *shape] of their own."""
 
     def host(self, column: Any, rows: int) -> Array:
-        """The first ``rows`` rows as a host's array, perhaps a view."""
+        """Returns the first ``rows`` rows as a host's array, perhaps a view."""
 
 
 class Ram:
@@ -56,11 +56,11 @@ class Ram:
     def allocate(self, rows: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         return np.zeros((rows, *shape), dtype)
 
-    def put(self, column: Array, places: Array | slice, values: Array) -> None:
-        column[places] = values
+    def put(self, column: Array, indices: Array | slice, values: Array) -> None:
+        column[indices] = values
 
-    def take(self, column: Array, places: Array) -> Array:
-        return column.take(places, axis=0)
+    def gather(self, column: Array, indices: Array) -> Array:
+        return column.take(indices, axis=0)
 
     def host(self, column: Array, rows: int) -> Array:
         return column[:rows]
@@ -102,12 +102,12 @@ class Device:
         like = self._torch.from_numpy(np.zeros(1, dtype))
         return self._torch.zeros((rows, *shape), dtype=like.dtype, device=self._device)
 
-    def put(self, column: Any, places: Array | slice, values: Array) -> None:
-        where = places if isinstance(places, slice) else self._torch.from_numpy(places).to(self._device)
+    def put(self, column: Any, indices: Array | slice, values: Array) -> None:
+        where = indices if isinstance(indices, slice) else self._torch.from_numpy(indices).to(self._device)
         self._plain(column)[where] = self._plain(self._torch.from_numpy(np.array(values)).to(self._device))
 
-    def take(self, column: Any, places: Array) -> Any:
-        taken = self._plain(column)[self._torch.from_numpy(places).to(self._device)]
+    def gather(self, column: Any, indices: Array) -> Any:
+        taken = self._plain(column)[self._torch.from_numpy(indices).to(self._device)]
         return taken.view(column.dtype)
 
     def host(self, column: Any, rows: int) -> Array:
@@ -115,13 +115,13 @@ class Device:
         return copied
 
     def _plain(self, tensor: Any) -> Any:
-        """The same bytes in a dtype that torch can index: uint16 it cannot."""
+        """Returns the same bytes in a dtype that torch can index: uint16 it cannot."""
         return tensor.view(self._torch.int16) if tensor.dtype == self._torch.uint16 else tensor
 
 
 def make_storage(kind: Kind, folder: Path | None, device: Callable[[], Any]) -> Storage:
-    """The storage of this kind. ``folder`` is where a memmap's files lie (None: the system's folder for temporary
-    files); ``device`` gives the torch device, asked for only where it is needed."""
+    """Returns the storage of this kind. ``folder`` is where a memmap's files lie (None: the system's folder for
+    temporary files); ``device`` gives the torch device, called only where it is needed."""
     if kind == "memmap":
         return Memmap(folder or Path(tempfile.gettempdir()))
     return Device(device()) if kind == "device" else Ram()
@@ -139,7 +139,7 @@ def check_fit(kind: Kind, storage: Storage, needed_bytes: int) -> None:
 
 
 def available_memory() -> int | None:
-    """Bytes that processes can still allocate here, also by the cgroup's bound; None where the system does not say."""
+    """Returns the bytes that processes can still allocate here, also by the cgroup's bound; None where not known."""
     try:
         found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
     except OSError:

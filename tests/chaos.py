@@ -35,10 +35,10 @@ from rich.console import Console
 from rich.table import Table
 
 from learner.checkpoint import names, read
-from replay.about import About
 from replay.chunk import REFUSALS
 from replay.chunk_log.protocol import WEIGHTS_HEADER_BYTES, LogError, WeightsHeader
 from replay.chunk_log.redis_log import RedisLog
+from replay.description import RunDescription
 from replay.ledger import LOSSES
 
 NAME = "chaos"
@@ -297,7 +297,7 @@ class Chaos:
             with contextlib.suppress(redis.RedisError, OSError, LogError):
                 if url := self._url():
                     with contextlib.closing(RedisLog(url, NAME, timeout_s=1.0)) as log:
-                        about = About.unpack(log.description() or b"")
+                        about = RunDescription.unpack(log.description() or b"")
                     count = sum(sum(slot.refused.values()) for slot in about.slots.values())
             return count >= 0
 

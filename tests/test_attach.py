@@ -30,15 +30,15 @@ from learner.loop import LearnerLoop
 from learner.networks import NetworkConfig
 from learner.publisher import Publisher
 from replay import attached
-from replay.about import FORMAT, About, AboutError, SlotAbout
 from replay.attached import Attached, NotThere, Replaced
 from replay.chunk import Chunk
 from replay.chunk_log.memory_log import MemoryLog
-from replay.chunk_log.protocol import ChunkId, LogError, Refused, Unavailable
+from replay.chunk_log.protocol import ChunkId, LogError, Unavailable, UnusableServer
 from replay.chunk_log.redis_log import RedisLog
 from replay.chunk_log.urls import public_url
 from replay.config import ReplayConfig
-from replay.ledger import Slot, Totals
+from replay.description import FORMAT, DescriptionError, RunDescription, SlotDescription
+from replay.ledger import SlotAccount, Totals
 from replay.mirror import Batch, Mirror
 from replay.storage import CannotFit
 
@@ -46,11 +46,13 @@ ADMIN = "~* &* +@all"
 N_STEP, GAMMA, REWARD_SCALE = 3, 0.9, 0.5
 
 
-def about(slots: int, capacity_rows: int = 1000, **changes: Any) -> About:
+def about(slots: int, capacity_rows: int = 1000, **changes: Any) -> RunDescription:
     """What a learner says of a run with this many slots."""
     fields: dict[str, Any] = {"row_schema": SCHEMA, "n_step": N_STEP, "gamma": GAMMA, "reward_scale": REWARD_SCALE}
     fields |= {"capacity_rows": capacity_rows, "env_steps": 0, "updates": 0}
-    return About(**(fields | changes), slots={slot: SlotAbout.of(Slot()) for slot in range(slots)})
+    return RunDescription(
+        **(fields | changes), slots={slot: SlotDescription.of(SlotAccount()) for slot in range(slots)}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +154,7 @@ def test_it_writes_nothing_and_needs_no_right_to(own_server: EmbeddedServer, log
     assert seen <= {"auth", "client|setname", "client|setinfo", "hello", "get", "xread", "config|resetstat", "info"}
     assert {"get", "xread"} <= seen
     assert everything() == before
-    with closing(RedisLog(own_server.url("reader"), RUN)) as reader, pytest.raises(Refused):
+    with closing(RedisLog(own_server.url("reader"), RUN)) as reader, pytest.raises(UnusableServer):
         reader.describe(1, b"")
 
 
@@ -167,7 +169,7 @@ def test_it_follows_slots_as_the_description_names_them(
         log.describe(1, about(2, env_steps=9).pack())
         monkeypatch.setattr(attached, "REFRESH_S", 0.0)
         assert memory.poll() == second.env_steps
-        assert memory.about.env_steps == 9
+        assert memory.description.env_steps == 9
 
 
 def test_the_description_is_not_read_at_every_poll(own_server: EmbeddedServer, log: RedisLog) -> None:
@@ -176,7 +178,7 @@ def test_the_description_is_not_read_at_every_poll(own_server: EmbeddedServer, l
         log.describe(1, about(1, env_steps=7).pack())
         memory._refreshed_s = time.monotonic()
         memory.poll()
-        assert memory.about.env_steps == 0
+        assert memory.description.env_steps == 0
 
 
 def test_refused_and_broken_rows_are_refused_here_too(own_server: EmbeddedServer, log: RedisLog) -> None:
@@ -254,9 +256,10 @@ def test_slots_on_several_servers_are_read_together(
             with replay.attach([server.url("reader") for server in urls], RUN) as memory:
                 assert memory.poll() == sum(chunk.env_steps for chunk in sent)
                 assert memory.mirror.rows == sum(chunk.rows for chunk in sent)
-        read = {slot: Slot(totals=Totals(chunks=1)) for slot in range(2)}
-        said = About(
-            **about(0).model_dump(exclude={"slots"}), slots={slot: SlotAbout.of(books) for slot, books in read.items()}
+        read = {slot: SlotAccount(totals=Totals(chunks=1)) for slot in range(2)}
+        said = RunDescription(
+            **about(0).model_dump(exclude={"slots"}),
+            slots={slot: SlotDescription.of(books) for slot, books in read.items()},
         )
         other.describe(1, said.pack())
         with replay.attach([own_server.url("reader"), second.url("reader")], RUN) as memory:
@@ -275,12 +278,12 @@ def test_of_several_servers_one_may_be_away(server_binary: Path, own_server: Emb
             actors[0].send(log)
             actors[1].send(other)
             assert memory.poll() == 8
-            assert not memory.away
+            assert not memory.down
             second.stop()
             actors[0].send(log)
             memory._refreshed_s = -1e9
             assert memory.poll() == 4
-            assert list(memory.away) == [public_url(urls[0])]
+            assert list(memory.down) == [public_url(urls[0])]
             with replay.attach(urls, RUN) as late:
                 assert late.poll() == 8
     with pytest.raises(Unavailable):
@@ -300,7 +303,7 @@ def test_a_run_that_is_not_there(own_server: EmbeddedServer, log: RedisLog) -> N
     assert password in url
     assert password not in str(caught.value)
     assert "server.sock" in str(caught.value)
-    with pytest.raises(Refused):
+    with pytest.raises(UnusableServer):
         replay.attach(url, "another")
 
 
@@ -319,20 +322,20 @@ def test_a_description_that_cannot_be_read(own_server: EmbeddedServer, log: Redi
         (b"[" * 100_000, "damaged"),
     ):
         log.describe(1, data)
-        with pytest.raises(AboutError, match=message):
+        with pytest.raises(DescriptionError, match=message):
             attach(own_server)
 
 
 def test_descriptions_come_back_as_they_were() -> None:
-    books = Slot(cursor=ChunkId(2, 7), weight_version=5)
+    books = SlotAccount(cursor=ChunkId(2, 7), weight_version=5)
     books.totals.refused["crc"] = 2
-    said = About(**about(0).model_dump(exclude={"slots"}), slots={3: SlotAbout.of(books)})
-    read = About.unpack(said.pack())
+    said = RunDescription(**about(0).model_dump(exclude={"slots"}), slots={3: SlotDescription.of(books)})
+    read = RunDescription.unpack(said.pack())
     assert read == said
     assert (read.slots[3].cursor, read.slots[3].incarnation, read.slots[3].refused) == ("2-7", 2, {"crc": 2})
     assert read.row_schema.digest == SCHEMA.digest
     stacked = replace(SCHEMA, obs_shape=(84, 84), obs_dtype="uint8", stack=4)
-    assert About.unpack(about(1, row_schema=stacked).pack()).row_schema.digest == stacked.digest
+    assert RunDescription.unpack(about(1, row_schema=stacked).pack()).row_schema.digest == stacked.digest
 
 
 @pytest.mark.parametrize("change", ["name", "gamma"])
@@ -410,7 +413,7 @@ def test_the_learner_describes_its_run_while_it_trains() -> None:
     loop = make_loop(log)
     loop.expect(range(2), 4)
     loop.train(0.01)
-    said = About.unpack(log.description() or b"")
+    said = RunDescription.unpack(log.description() or b"")
     assert (said.row_schema, said.n_step, said.capacity_rows) == (SCHEMA, 2, 500)
     assert list(said.slots) == [0, 1]
     assert said.slots[1].cursor == "0-0"
@@ -420,7 +423,7 @@ def test_the_learner_describes_its_run_while_it_trains() -> None:
     append(log, bad, spoilt(bad))
     second = actor.send(log)
     loop.drain()
-    said = About.unpack(log.description() or b"")
+    said = RunDescription.unpack(log.description() or b"")
     assert said.env_steps == first.env_steps + second.env_steps
     assert said.slots[0].refused == {}
     assert said.slots[1].refused == {"crc": 1}
@@ -442,7 +445,7 @@ class NoDescription(MemoryLog):
         raise self._error
 
 
-@pytest.mark.parametrize("error", [Unavailable("away"), Refused("no right")])
+@pytest.mark.parametrize("error", [Unavailable("away"), UnusableServer("no right")])
 def test_the_learner_lives_on_where_it_cannot_describe_its_run(error: LogError) -> None:
     loop = make_loop(NoDescription(error))
     loop.train(0.01)
@@ -509,7 +512,7 @@ def test_what_was_interrupted_in_a_chunk_is_attached_again(
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patched:
-            patched.setattr(memory.mirror, "close", interrupted)
+            patched.setattr(memory.mirror, "add_transitions", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 memory.poll()
         for call in (memory.poll, lambda: memory.sample(1)):

@@ -26,7 +26,7 @@ from learner.checkpoint import (
     CheckpointError,
     Found,
     Name,
-    go_on,
+    build_from_newest,
     names,
     newest,
     pack,
@@ -196,7 +196,7 @@ def test_what_was_built_half_is_let_go_before_the_next_is_built(folder: Path) ->
             raise CheckpointError("of no use")
         return found.name
 
-    assert go_on(folder, build) == FIRST
+    assert build_from_newest(folder, build) == FIRST
     assert len(built) == 2
 
 
@@ -431,7 +431,7 @@ def test_a_full_disk_keeps_the_one_before_and_is_written_again_when_there_is_roo
         bigger = {**big, "mirror": State({}, {"obs": np.zeros(120 << 10, np.uint8)})}
         for attempt in range(3):
             checkpointer.save(Name(1, 300 + attempt, 1), lambda: bigger, wait=True)
-        (told,) = checkpointer.told()
+        (told,) = checkpointer.take_notices()
         assert "No space left" in told
         assert "the newest is of update 202" in told
         assert checkpointer.figures()["checkpoint_failures"] == 3
@@ -440,7 +440,7 @@ def test_a_full_disk_keeps_the_one_before_and_is_written_again_when_there_is_roo
         assert found.name.updates == 202
         (disk / "filler").unlink()
         checkpointer.save(Name(1, 400, 1), lambda: bigger, wait=True)
-        assert checkpointer.told() == ("checkpoints can be written again",)
+        assert checkpointer.take_notices() == ("checkpoints can be written again",)
         assert names(disk / "c") == [Name(1, 400, 1)]
     finally:
         subprocess.run(["umount", disk], check=True)

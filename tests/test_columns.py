@@ -43,12 +43,12 @@ from learner.networks import NetworkConfig, NetworkSpec
 from learner.publisher import Publisher
 from learner.weights import pack
 from replay import attach
-from replay.about import About, AboutError, SlotAbout
-from replay.chunk import MOST_EXTRAS, BadChunk, Chunk, Codec, Column, Schema, encode
+from replay.chunk import MAX_EXTRAS, BadChunk, Chunk, Codec, Column, Schema, encode
 from replay.chunk_log.memory_log import MemoryLog
 from replay.chunk_log.protocol import ChunkLog
 from replay.chunk_log.redis_log import RedisLog
 from replay.config import ReplayConfig
+from replay.description import DescriptionError, RunDescription, SlotDescription
 from replay.mirror import Batch, Mirror
 from replay.state import State
 from replay.storage import Device, Memmap, Ram, Storage
@@ -173,7 +173,7 @@ def test_a_column_of_the_wrong_size_does_not_pass() -> None:
         ((MASK, MASK), "two columns are named 'mask'"),
         ((Column("mask", "float64"),), "dtype 'float64' cannot be stored"),
         ((Column("mask", "uint8", (3, 0)),), r"shape \(3, 0\); no length may be below 1"),
-        (tuple(Column(f"c{i}", "uint8") for i in range(MOST_EXTRAS + 1)), f"33 columns .* {MOST_EXTRAS} are the most"),
+        (tuple(Column(f"c{i}", "uint8") for i in range(MAX_EXTRAS + 1)), f"33 columns .* {MAX_EXTRAS} are the most"),
     ],
 )
 def test_columns_that_cannot_be_are_refused(extras: tuple[Column, ...], why: str) -> None:
@@ -189,19 +189,19 @@ def test_an_older_chunk_is_refused_with_what_to_do() -> None:
         CODEC.decode(bytes(data), 0, 1, 1)
 
 
-def about(schema: Schema = SCHEMA) -> About:
-    return About(
+def about(schema: Schema = SCHEMA) -> RunDescription:
+    return RunDescription(
         row_schema=schema, n_step=3, gamma=0.9, reward_scale=1.0, capacity_rows=1000, env_steps=0, updates=0, slots={}
     )
 
 
 def test_the_description_names_the_columns() -> None:
     """Whoever attaches reads the same rows; columns that cannot be are refused there too."""
-    assert About.unpack(about().pack()).row_schema == SCHEMA
+    assert RunDescription.unpack(about().pack()).row_schema == SCHEMA
     assert not about().same_rows(about(PLAIN))
     for wrong in (b'"float64"', b'"no dtype"'):
-        with pytest.raises(AboutError, match="damaged"):
-            About.unpack(about().pack().replace(b'"uint8"', wrong))
+        with pytest.raises(DescriptionError, match="damaged"):
+            RunDescription.unpack(about().pack().replace(b'"uint8"', wrong))
 
 
 def test_columns_are_planned_for() -> None:
@@ -284,7 +284,7 @@ def test_columns_from_a_real_server_to_a_sample(storage: str, server_url: str, r
             log.append(0, chunk_id(chunk), encode(chunk, SCHEMA, run_name))
             reader.poll()
             heads.check(reader.buffer.sample(64).batch)
-        log.describe(1, about().model_copy(update={"slots": {0: SlotAbout.of(reader.ledger.slots[0])}}).pack())
+        log.describe(1, about().model_copy(update={"slots": {0: SlotDescription.of(reader.ledger.slots[0])}}).pack())
         with attach(server_url, run_name, capacity_rows=101) as memory:
             assert memory.poll() > 100
             heads.check(memory.sample(64))

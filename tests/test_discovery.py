@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from cli_runs import qherd, running
 
-from deploy.monitoring.discovery import MOST_BYTES, Discovery, target_groups
+from deploy.monitoring.discovery import MAX_BYTES, Discovery, target_groups
 from deploy.run_directory.registration import registration
 
 
@@ -88,7 +88,7 @@ def test_there_is_nothing_else_to_get(served: int) -> None:
         '{"targets": ["host:1"], "labels": {"run": "r", "__address__": "elsewhere:1"}}',
         '{"targets": ["host:1"], "labels": {"run": "../r"}}',
         '{"targets": ["host:1"], "labels": {}}',
-        " " * MOST_BYTES + '{"targets": ["host:1"], "labels": {"run": "r"}}',
+        " " * MAX_BYTES + '{"targets": ["host:1"], "labels": {"run": "r"}}',
     ],
 )
 def test_what_is_no_registration_is_passed_over(tmp_path: Path, text: str) -> None:

@@ -69,7 +69,7 @@ def test_the_pages_parts_train_resume_and_play(cwd: Path, mode: str, env_steps: 
         ("--learner.algorithm", "sarsa", "algorithm 'sarsa' is unknown: use dqn"),
         ("--replay.sampler", "own_parts:Older", "module 'own_parts' has no attribute 'Older'"),
         ("--replay.sampler", "newest", "sampler 'newest' is unknown: use uniform, prioritised"),
-        ("--replay.sampler", "math:sqrt", "sampler 'math:sqrt' is no class with make, planned_bytes, choose, update, "),
+        ("--replay.sampler", "math:sqrt", "sampler 'math:sqrt' is no class with make, planned_bytes, sample, update, "),
         ("--learner.network.encoder", "math:sqrt", "encoder 'math:sqrt' cannot be made: TypeError: math.sqrt() takes "),
         ("--learner.network.encoder", "types:SimpleNamespace", "cannot be made: TypeError: "),
         ("--learner.network.encoder", "unittest.mock:Mock", "is a Mock; it has to be a torch.nn.Module with features"),

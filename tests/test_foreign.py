@@ -27,7 +27,7 @@ from deploy.run_directory.directory import RunDirectory
 from deploy.run_directory.target import find_run
 from deploy.sessions.scale_requests import ScaleFile
 from learner.report import Resumed
-from replay.about import About, AboutError
+from replay.description import DescriptionError, RunDescription
 from replay.foreign import Unreadable, parse_json, read_file, read_object
 
 pytestmark = pytest.mark.timeout(30)
@@ -85,8 +85,8 @@ def test_what_is_no_object_is_refused_with_its_file(tmp_path: Path, text: bytes)
 
 
 def test_a_description_of_a_run_that_nests_too_deeply_is_damaged() -> None:
-    with pytest.raises(AboutError, match="nests too deeply"):
-        About.unpack(b"[" * 100_000)
+    with pytest.raises(DescriptionError, match="nests too deeply"):
+        RunDescription.unpack(b"[" * 100_000)
 
 
 # -- a run's files

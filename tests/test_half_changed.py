@@ -209,7 +209,7 @@ def test_a_reader_that_was_interrupted_in_a_chunk_takes_no_further_one(monkeypat
     actor = FakeActor()
     for _ in range(3):
         actor.send(log)
-    monkeypatch.setattr(mirror, "close", fail_once(2, [], MemoryError("no room"), mirror.close))
+    monkeypatch.setattr(mirror, "add_transitions", fail_once(2, [], MemoryError("no room"), mirror.add_transitions))
     for _ in range(2):
         with pytest.raises(MemoryError, match="no room"):
             reader.poll()

@@ -22,7 +22,7 @@ MOST = 4
 @pytest.fixture(params=["metrics", "discovery"])
 def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Where a server answers whose bound is a handful."""
-    monkeypatch.setattr(http_server, "MOST_CONNECTIONS", MOST)
+    monkeypatch.setattr(http_server, "MAX_CONNECTIONS", MOST)
     if request.param == "metrics":
         metrics = MetricsServer("r", "0", ("127.0.0.1", 0))
         assert metrics.address is not None

@@ -192,7 +192,7 @@ def test_no_window_reaches_across_the_rebuild() -> None:
     rows = np.arange(16)[:, None]
     closed = LaneWindows(1, 3, 0.5).extend(chunk.reward, chunk.flags, rows, chunk.q_taken, chunk.q_max)
     at = closed.row.tolist().index(row)
-    assert (closed.discount_t[at], closed.boot[at]) == (0.25, row + 2)
+    assert (closed.discount_t[at], closed.bootstrap_row[at]) == (0.25, row + 2)
     assert row + 2 not in closed.row
     assert chunk.obs[row + 2, 0, 1:].tolist() == [2, 2]
 

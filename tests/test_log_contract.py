@@ -34,8 +34,8 @@ from replay.chunk_log.protocol import (
     Fenced,
     Full,
     LogError,
-    Refused,
     Unavailable,
+    UnusableServer,
     WeightsHeader,
 )
 from replay.chunk_log.redis_log import RedisLog
@@ -625,7 +625,7 @@ def test_a_fence_that_no_learner_wrote_is_refused_with_its_key(
         lambda: log.take_lease(1), lambda: log.trim(1, {0: FIRST}), lambda: log.publish(1, plenty()),
     ]  # fmt: skip
     for call in calls:
-        with pytest.raises(Refused, match=f"{log.fence_key} holds .* remove that key"):
+        with pytest.raises(UnusableServer, match=f"{log.fence_key} holds .* remove that key"):
             call()
 
 
@@ -886,7 +886,7 @@ def test_roles_can_do_their_part_and_no_more(server_binary: Path, run_name: str)
             actor.description,
             lambda: other.append(0, FIRST, b"x"),
         ):
-            with pytest.raises(Refused):
+            with pytest.raises(UnusableServer):
                 call()
         learner.trim(1, {0: ChunkId(1, 2)})
         learner.release_lease(1)
@@ -969,7 +969,7 @@ def test_wrong_or_missing_password_is_refused(server: EmbeddedServer, credential
     """Not Unavailable, which would be retried for ever; and the message says where, without the password."""
     path = urlsplit(server.url("admin")).path
     log = RedisLog(f"unix://{credentials}{path}", "run")
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(UnusableServer) as caught:
         log.append(0, FIRST, b"x")
     text = "".join(traceback.format_exception(caught.value))
     assert path in text
@@ -980,13 +980,13 @@ def test_wrong_or_missing_password_is_refused(server: EmbeddedServer, credential
 @pytest.mark.parametrize(
     ("greeting", "error"),
     [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", Refused),
-        (b"\x00\x00\x12\x04\x00\x00\x00\x00\x00" * 3, Refused),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", UnusableServer),
+        (b"\x00\x00\x12\x04\x00\x00\x00\x00\x00" * 3, UnusableServer),
         (b"", Unavailable),
         (b"-LOADING the server is loading its append-only file\r\n", Unavailable),
         (b"-MISCONF errors writing to the append-only file: no space left on device\r\n", Unavailable),
         (b"-READONLY You can't write against a read only replica.\r\n", Unavailable),
-        (b"-NOAUTH Authentication required.\r\n", Refused),
+        (b"-NOAUTH Authentication required.\r\n", UnusableServer),
     ],
     ids=["web server", "Ray", "hangs up", "loading", "misconf", "read-only", "no password"],
 )

@@ -19,7 +19,7 @@ from learner.publisher import Publisher
 from learner.report import Diverged
 from learner.weights import version
 from replay.chunk_log.memory_log import MemoryLog
-from replay.chunk_log.protocol import ChunkId, Memory
+from replay.chunk_log.protocol import ChunkId, MemoryUsage
 from replay.config import ReplayConfig
 from replay.ledger import Unbalanced
 from replay.mirror import Batch
@@ -47,7 +47,7 @@ def test_the_learners_errors_become_the_priorities() -> None:
     chosen: list[Any] = []
     errors: list[torch.Tensor] = []
     before: list[Any] = []
-    choose, update = sampler.choose, loop.learner.update
+    choose, update = sampler.sample, loop.learner.update
 
     def choosing(*arguments: Any) -> Any:
         before.append(sampler._tree.weights.copy())
@@ -61,7 +61,7 @@ def test_the_learners_errors_become_the_priorities() -> None:
         errors.append(update(batch, weights))
         return errors[-1]
 
-    sampler.choose, loop.learner.update = choosing, updating  # type: ignore[method-assign, assignment]
+    sampler.sample, loop.learner.update = choosing, updating  # type: ignore[method-assign, assignment]
     updates = loop.cycle()
     assert updates == len(errors) > 3
     expected = before[0]
@@ -130,9 +130,9 @@ def test_the_logs_bound_rises_again_when_what_filled_the_server_is_gone(monkeypa
     loop, log = make(capacity_rows=1000)
     rows, others = SCHEMA.row_bytes, 0
 
-    def memory() -> Memory:
+    def memory() -> MemoryUsage:
         stored = sum(len(entry.data) for entry in log.read({0: ChunkId()}, 1 << 30))
-        return Memory(stored + others, 1000 * rows)
+        return MemoryUsage(stored + others, 1000 * rows)
 
     monkeypatch.setattr(log, "memory", memory)
     actor = FakeActor(lanes=2, p_end=0.1)

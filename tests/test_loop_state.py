@@ -56,7 +56,7 @@ def make(
             seed=0, checkpointer=checkpointer, found=found,
         )  # fmt: skip
 
-    loop = checkpointer.go_on(build) if fence > 1 else build(None)
+    loop = checkpointer.build_from_newest(build) if fence > 1 else build(None)
     loop.expect([0, 1], 8)
     return Made(loop, log)
 
@@ -214,7 +214,7 @@ def test_a_server_that_stays_away_is_told_or_ends_the_learner(tmp_path: Path, mo
     with pytest.raises(Unavailable):
         make(tmp_path, log, fence=2, rows=False)
     monkeypatch.setattr(Away, "description", MemoryLog.description)  # another server is there
-    told = make(tmp_path, log, fence=2, rows=False).loop.report().told
+    told = make(tmp_path, log, fence=2, rows=False).loop.report().notices
     assert any("their rows of replay are not read again" in line for line in told), told
 
 
@@ -376,7 +376,7 @@ def test_an_empty_replay_is_filled_before_anything_is_learned_from_it(tmp_path: 
         actor.restart()
     actors.send(empty)
     assert other.loop.cycle() == 0, "16 rows, 40 are the least"
-    assert "the replay is lost" in " ".join(other.loop.report().told)
+    assert "the replay is lost" in " ".join(other.loop.report().notices)
     for _ in range(3):
         actors.send(empty)
     assert other.loop.cycle() > 0
@@ -486,7 +486,7 @@ def test_a_checkpoint_that_no_learner_wrote_has_the_one_before_loaded(tmp_path: 
     other = make(tmp_path, log, fence=2, sampler="prioritised")
     assert other.loop.resumed is not None
     assert (other.loop.resumed.updates, other.loop.resumed.env_steps) == older[1:]
-    passed, resumed = other.loop.report().told[:2]
+    passed, resumed = other.loop.report().notices[:2]
     assert re.search(rf"^a newer checkpoint is passed over: checkpoint {bad} has a part \w+ .*{told}", passed), passed
     assert resumed.startswith(f"resumed from checkpoint {older}: ")
     other.loop.drain()

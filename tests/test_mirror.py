@@ -10,15 +10,17 @@ from chunk_makers import SCHEMA, FakeActor
 
 from replay.chunk import Chunk, Schema
 from replay.mirror import Mirror
-from replay.nstep import Closed
+from replay.nstep import NewTransitions
 from replay.samplers.prioritised import PrioritisedSampler
 
 
-def closed(*rows: tuple[int, float, float, int]) -> Closed:
+def closed(*rows: tuple[int, float, float, int]) -> NewTransitions:
     """Windows given as (row, r_t, discount_t, boot)."""
     row, r_t, discount_t, boot = zip(*rows, strict=True)
     zeros = np.zeros(len(row), np.float32)
-    return Closed(np.array(row), np.array(r_t, np.float32), np.array(discount_t, np.float32), np.array(boot), zeros)
+    return NewTransitions(
+        np.array(row), np.array(r_t, np.float32), np.array(discount_t, np.float32), np.array(boot), zeros
+    )
 
 
 def add(mirror: Mirror, chunk: Chunk) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
@@ -42,7 +44,7 @@ def test_row_and_its_bootstrap_across_the_seam() -> None:
     add(mirror, actor.chunk(4))
     chunk = actor.chunk(4)  # rows 4..7, places 4, 5, 0, 1
     add(mirror, chunk)
-    mirror.close(closed((5, 1.5, 0.25, 7)))
+    mirror.add_transitions(closed((5, 1.5, 0.25, 7)))
     batch = mirror.gather(np.array([5]))
     assert batch.s_tm1.tolist() == [[5.0]]
     assert batch.s_t.tolist() == [[7.0]]
@@ -55,7 +57,7 @@ def test_no_row_is_sampleable_before_its_window_closes() -> None:
     mirror = Mirror(SCHEMA, 6)
     ids = add(mirror, FakeActor().chunk(4)).ravel()
     assert not mirror.sampleable(ids).any()
-    mirror.close(closed((1, 1.0, 0.5, 2), (0, 1.0, 0.5, 1)))
+    mirror.add_transitions(closed((1, 1.0, 0.5, 2), (0, 1.0, 0.5, 1)))
     assert mirror.sampleable(ids).tolist() == [True, True, False, False]
     assert mirror.sampleable_rows == 2
 
@@ -64,7 +66,7 @@ def test_eviction_takes_sampleability_with_it() -> None:
     """The new row at an old row's place is not sampleable because the old one was."""
     mirror, actor = Mirror(SCHEMA, 6), FakeActor()
     add(mirror, actor.chunk(6))
-    mirror.close(closed(*((row, 1.0, 0.5, row + 1) for row in range(5))))
+    mirror.add_transitions(closed(*((row, 1.0, 0.5, row + 1) for row in range(5))))
     assert mirror.sampleable_rows == 5
     add(mirror, actor.chunk(2))  # evicts rows 0 and 1
     assert mirror.sampleable_rows == 3
@@ -76,7 +78,7 @@ def test_window_that_closes_after_its_row_was_evicted_is_passed_over() -> None:
     mirror, actor = Mirror(SCHEMA, 6), FakeActor()
     add(mirror, actor.chunk(6))
     add(mirror, actor.chunk(2))
-    mirror.close(closed((1, 1.0, 0.5, 6), (2, 2.0, 0.5, 6)))
+    mirror.add_transitions(closed((1, 1.0, 0.5, 6), (2, 2.0, 0.5, 6)))
     assert mirror.sampleable_rows == 1
     assert mirror.sampleable(np.arange(2, 8)).tolist() == [True] + [False] * 5
     assert mirror.gather(np.array([2])).r_t.tolist() == [2.0]
@@ -87,7 +89,7 @@ def test_chunk_as_big_as_the_ring_replaces_all_of_it() -> None:
     mirror, actor = Mirror(SCHEMA, 6), FakeActor()
     add(mirror, actor.chunk(3))
     add(mirror, actor.chunk(6))
-    mirror.close(closed(*((row, 0.0, 1.0, row + 1) for row in range(3, 8))))
+    mirror.add_transitions(closed(*((row, 0.0, 1.0, row + 1) for row in range(3, 8))))
     assert mirror.gather(np.arange(3, 8)).s_tm1.ravel().tolist() == [3, 4, 5, 6, 7]
     assert mirror.gather(np.arange(3, 8)).s_t.ravel().tolist() == [4, 5, 6, 7, 8]
 
@@ -108,7 +110,7 @@ def test_batch_keeps_dtype_and_shape_and_owns_its_rows() -> None:
     chunk = actor.chunk(8)
     pictures = np.arange(8 * 6, dtype=np.uint8).reshape(8, 1, 2, 3)
     add(mirror, replace(chunk, obs=pictures))
-    mirror.close(closed((0, 1.0, 0.5, 1), (3, 2.0, 0.0, 5)))
+    mirror.add_transitions(closed((0, 1.0, 0.5, 1), (3, 2.0, 0.0, 5)))
     batch = mirror.gather(np.array([3, 0, 3]))
     add(mirror, replace(actor.chunk(8), obs=np.zeros_like(pictures)))
     np.testing.assert_array_equal(batch.s_tm1, pictures[[3, 0, 3], 0])

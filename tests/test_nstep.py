@@ -17,7 +17,7 @@ from replay.chunk import BOUNDARY, FIRST, TERMINATED, TRUNCATED, Chunk
 from replay.chunk_log.memory_log import MemoryLog
 from replay.chunk_log.protocol import ChunkLog
 from replay.mirror import Mirror
-from replay.nstep import Closed, LaneWindows
+from replay.nstep import LaneWindows, NewTransitions
 
 GAMMA = 0.5
 REWARDS = [1.0, 2.0, 4.0, 8.0, 16.0]
@@ -48,7 +48,7 @@ def windows_of(
     return as_dict(found)
 
 
-def as_dict(found: list[Closed]) -> dict[int, tuple[float, ...]]:
+def as_dict(found: list[NewTransitions]) -> dict[int, tuple[float, ...]]:
     """By row; a row that was yielded twice fails."""
     rows: dict[int, tuple[float, ...]] = {}
     for closed in found:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from replay.chunk_log.memory_log import MemoryLog
 from replay.config import PrioritisedConfig, ReplayConfig
 from replay.mirror import Mirror
-from replay.nstep import Closed
+from replay.nstep import NewTransitions
 from replay.samplers import make_sampler
 from replay.samplers.prioritised import SMALLEST_ERROR, PrioritisedSampler
 from replay.samplers.uniform import UniformSampler
@@ -126,7 +126,7 @@ def test_choice_and_weights_equal_a_naive_samplers(seed: int, chunks: int, batch
         replay.arrive(chunk % 2, 4)
     if not replay.mirror.sampleable_rows:
         return
-    rows, weights = replay.sampler.choose(batch, batches, updates=50)
+    rows, weights = replay.sampler.sample(batch, batches, updates=50)
     known = replay.weights()
     total = sum(known.values())
     assert weights is not None
@@ -150,7 +150,7 @@ def test_rows_come_in_proportion_to_their_priority() -> None:
         replay.arrive(chunk % 2, 3)
     known = replay.weights()
     # batches of 1 draw independently; larger ones are stratified, which makes the counts steadier than chi-square's
-    drawn = replay.sampler.choose(1, 200_000, 0).rows
+    drawn = replay.sampler.sample(1, 200_000, 0).rows
     counts = {row: int((drawn == row).sum()) for row in known}
     assert sum(counts.values()) == len(drawn), "a row was drawn that cannot be sampled"
     total = sum(known.values())
@@ -164,7 +164,7 @@ def test_alpha_zero_is_uniform_with_equal_weights() -> None:
     mirror, rows = Mirror(SCHEMA, 64), np.arange(40)
     sampler = PrioritisedSampler(mirror, np.random.default_rng(1), 0.0, BETA, 100)
     fill(mirror, 40, np.linspace(-5, 5, 40))
-    drawn, weights = sampler.choose(1, 40_000, 0)
+    drawn, weights = sampler.sample(1, 40_000, 0)
     counts = np.bincount(drawn, minlength=40)[rows]
     assert weights is not None
     assert (weights == 1).all()
@@ -176,7 +176,7 @@ def fill(mirror: Mirror, count: int, td_error: Array) -> None:
     chunk = FakeActor(p_end=0.0).chunk(count)
     ids = mirror.add(chunk, np.array([-1])).ravel()
     zeros = np.zeros(count, np.float32)
-    mirror.close(Closed(ids, zeros, zeros, ids, td_error.astype(np.float32)))
+    mirror.add_transitions(NewTransitions(ids, zeros, zeros, ids, td_error.astype(np.float32)))
 
 
 def test_unknown_error_takes_the_greatest_live_priority() -> None:
@@ -216,7 +216,7 @@ def test_beta_rises_with_updates(updates: int, beta: float) -> None:
     sampler = PrioritisedSampler(mirror, np.random.default_rng(0), ALPHA, 0.4, 100)
     assert sampler.beta(updates) == pytest.approx(beta)
     fill(mirror, 4, np.ones(4))
-    sampler.choose(2, 1, updates)
+    sampler.sample(2, 1, updates)
     assert sampler.figures()["importance_beta"] == pytest.approx(beta)
 
 
@@ -225,7 +225,7 @@ def test_nothing_to_sample_is_an_error_and_not_a_hang() -> None:
     mirror = Mirror(SCHEMA, 8)
     sampler = PrioritisedSampler(mirror, np.random.default_rng(0), ALPHA, BETA, 100)
     with pytest.raises(ValueError, match="none of the mirror's 0 rows"):
-        sampler.choose(1, 1, 0)
+        sampler.sample(1, 1, 0)
 
 
 def test_the_configuration_chooses() -> None:

@@ -14,7 +14,7 @@ from deploy.server.embedded import EmbeddedServer
 from learner.publisher import CREDIT_EVERY_S, Publisher
 from learner.weights import pack
 from replay.chunk_log.memory_log import MemoryLog
-from replay.chunk_log.protocol import Fenced, LogError, Refused, Status, Unavailable
+from replay.chunk_log.protocol import Fenced, LogError, Status, Unavailable, UnusableServer
 from replay.chunk_log.redis_log import RedisLog
 from replay.credit import Credit, pack_credit
 
@@ -136,9 +136,9 @@ def test_nobody_becomes_the_learner_behind_a_newer_fence(server_url: str, run_na
 
 def test_a_refusal_ends_the_thread_and_is_raised(publisher: Callable[..., Publisher]) -> None:
     """A wrong password does not mend itself."""
-    tested = publisher(Scripted(Refused("NOPERM")))
+    tested = publisher(Scripted(UnusableServer("NOPERM")))
     tested.set(plenty(), weights(1))
-    with pytest.raises(Refused, match="NOPERM"):
+    with pytest.raises(UnusableServer, match="NOPERM"):
         keep_setting(tested, plenty())
 
 

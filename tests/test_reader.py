@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learner.checkpoint import pack
-from replay.chunk import BOUNDARY, FIRST, MOST_VERSION, Chunk, Codec, Counters, encode
+from replay.chunk import BOUNDARY, FIRST, MAX_VERSION, Chunk, Codec, Counters, encode
 from replay.chunk_log.memory_log import MemoryLog
 from replay.chunk_log.protocol import ChunkId, ChunkLog, Entry, Fenced, Unavailable
 from replay.ledger import Reading, Unbalanced
@@ -242,7 +242,7 @@ def test_a_version_of_the_weights_that_was_never_published_is_refused() -> None:
     reader, _ = make(log)
     reader.newest_version = 4
     actor = FakeActor()
-    for weight_version in (4, 5, MOST_VERSION):
+    for weight_version in (4, 5, MAX_VERSION):
         append(log, replace(actor.chunk(), weight_version=weight_version))
     reader.poll()
     assert (reader.ledger.totals.chunks, dict(reader.ledger.totals.refused)) == (1, {"weights": 2})
@@ -662,12 +662,12 @@ def test_what_a_dead_actor_had_told_and_nobody_stored_is_a_tail(told: dict[int, 
     actor.restart()
     actor.restart()
     for _ in range(2):
-        reader.ledger.note_died({0: told})
+        reader.ledger.record_deaths({0: told})
         reader.ledger.check()
     assert reader.ledger.totals.rows_lost == {}
     for _ in range(2):
         actor.send(log)
-        reader.ledger.note_died({0: told})
+        reader.ledger.record_deaths({0: told})
         reader.poll()
         reader.ledger.check()
         assert reader.ledger.totals.rows_lost == reader.ledger.slots[0].totals.rows_lost == lost
@@ -687,7 +687,7 @@ def test_a_tail_that_is_told_late_is_booked_all_the_same() -> None:
     reader.poll()
     assert reader.ledger.totals.rows_lost == {}
     for _ in range(2):
-        reader.ledger.note_died({**died, 7: {1: 1000}})
+        reader.ledger.record_deaths({**died, 7: {1: 1000}})
         reader.ledger.check()
         assert reader.ledger.totals.rows_lost == {"tail": 5}
     assert reader.ledger.readings() == {0: (2, 4 + 5 + 4)}
@@ -700,13 +700,13 @@ def test_what_an_earlier_learner_had_read_of_a_dead_actor_is_not_counted_twice()
     actor = FakeActor()
     actor.send(log)
     reader.poll()
-    reader.ledger.know({0: Reading(2, 20)})
-    reader.ledger.note_died({0: {1: 12, 2: 12}})
+    reader.ledger.record_earlier({0: Reading(2, 20)})
+    reader.ledger.record_deaths({0: {1: 12, 2: 12}})
     actor.restart()
     actor.restart()
     actor.send(log)
     reader.poll()
-    reader.ledger.note_died({0: {1: 12, 2: 12}})
+    reader.ledger.record_deaths({0: {1: 12, 2: 12}})
     reader.ledger.check()
     assert reader.ledger.totals.rows_lost == {"rollback": 16, "tail": 4}
 
@@ -723,10 +723,10 @@ def test_the_books_of_an_actor_that_died_last_are_ended_with_the_run(unread: boo
     if unread:
         actor.send(log)
     actor.chunk(3)
-    reader.ledger.note_died(died_of(actor))
+    reader.ledger.record_deaths(died_of(actor))
     for _ in range(2):
         reader.ledger.end_dead(log.last_id)
-        reader.ledger.note_died(died_of(actor))
+        reader.ledger.record_deaths(died_of(actor))
         reader.ledger.check()
         assert reader.ledger.totals.rows_lost == ({} if unread else {"tail": 3})
     actor.restart()
@@ -748,7 +748,7 @@ def test_all_that_dead_actors_had_told_is_read_or_lost(fates: list[str], delays:
     made = wait = 0
     for fate, delay in zip(fates, delays, strict=False):
         if fate == "restart":
-            reader.ledger.note_died({0: died})
+            reader.ledger.record_deaths({0: died})
             died[actor._incarnation] = actor._counters.rows
             wait = delay
             made += actor._counters.rows
@@ -757,11 +757,11 @@ def test_all_that_dead_actors_had_told_is_read_or_lost(fates: list[str], delays:
         if fate != "lost":
             append(log, chunk, spoilt(chunk) if fate == "spoilt" else None)
         if wait == 0:
-            reader.ledger.note_died({0: died})
+            reader.ledger.record_deaths({0: died})
         wait = max(0, wait - 1)
         reader.poll()
         reader.ledger.check()
-    reader.ledger.note_died({0: died})
+    reader.ledger.record_deaths({0: died})
     actor.send(log)
     reader.poll()
     assert reader.ledger.slots[0].past.rows == made

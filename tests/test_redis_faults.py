@@ -32,7 +32,7 @@ from deploy.server.acl import acl_rules
 from deploy.server.binary import find_server
 from deploy.server.embedded import EmbeddedServer
 from learner.checkpoint import pack
-from replay.chunk_log.protocol import FENCE_SHIFT, ChunkId, Fenced, Refused, Status
+from replay.chunk_log.protocol import FENCE_SHIFT, ChunkId, Fenced, Status, UnusableServer
 from replay.chunk_log.redis_client import TIMEOUT_S
 from replay.chunk_log.redis_log import RedisLog
 from replay.config import ReplayConfig
@@ -303,7 +303,7 @@ def test_ids_beyond_all_take_their_streams_and_not_the_run(
         herd.works()
         loop, told = herd.learner.loop, list[str]()
         train = loop.train
-        monkeypatch.setattr(loop, "train", lambda seconds: told.extend(train(seconds).told))
+        monkeypatch.setattr(loop, "train", lambda seconds: told.extend(train(seconds).notices))
         for slot, last in enumerate(LAST):
             client.xadd(f"qherd:{run_name}:chunks:{slot}", {"c": b"stranger"}, id=last)
         herd.learner.train_until(lambda: loop.ledger.totals.refused["id"] == SLOTS, "the ids are refused")
@@ -417,7 +417,7 @@ def test_a_password_that_was_changed_ends_everybody_who_has_the_old_one(server_b
             herd.works()
             client.execute_command("ACL", "SETUSER", "herd", "resetpass", ">another")
             client.execute_command("CLIENT", "KILL", "USER", "herd")
-            with pytest.raises(Refused, match="invalid username-password pair") as refused:
+            with pytest.raises(UnusableServer, match="invalid username-password pair") as refused:
                 herd.learner.train_until(lambda: False, "the learner is refused")
             until(lambda: all(actor.ended for actor in herd.actors), "the actors end", 5.0)
             herd.assert_calls_are_bounded()

@@ -29,23 +29,25 @@ from deploy.config.models import RunConfig
 from deploy.run_directory.directory import RunDirectory
 from deploy.server.acl import acl_rules
 from deploy.server.embedded import EmbeddedServer
-from replay.about import About, SlotAbout
 from replay.chunk import Chunk
 from replay.chunk_log.inspector import RunInspector
 from replay.chunk_log.protocol import FENCE_SHIFT, ChunkId, WeightsHeader
 from replay.chunk_log.redis_log import RedisLog
 from replay.chunk_log.urls import public_url
-from replay.ledger import Slot, Totals
+from replay.description import RunDescription, SlotDescription
+from replay.ledger import SlotAccount, Totals
 
 START_S = 60.0
 
 
 def described(slots: int, **refused: int) -> bytes:
     """A description of a run whose last slot had these chunks refused."""
-    books = {slot: Slot(cursor=ChunkId(7, 1), weight_version=(3 << FENCE_SHIFT) | 9) for slot in range(slots)}
+    books = {slot: SlotAccount(cursor=ChunkId(7, 1), weight_version=(3 << FENCE_SHIFT) | 9) for slot in range(slots)}
     books[slots - 1].totals.refused.update(refused)
     fields: dict[str, Any] = {"row_schema": SCHEMA, "n_step": 1, "gamma": 0.9, "reward_scale": 1, "capacity_rows": 500}
-    said = About(**fields, env_steps=123, updates=45, slots={slot: SlotAbout.of(b) for slot, b in books.items()})
+    said = RunDescription(
+        **fields, env_steps=123, updates=45, slots={slot: SlotDescription.of(b) for slot, b in books.items()}
+    )
     return said.pack()
 
 
@@ -214,7 +216,7 @@ def test_slots_on_several_servers_are_shown_together(
         FakeActor(0).send(log)
         FakeActor(1).send(other, 7)
         with closing(other), closing(RunInspector(second.url("reader"), RUN)) as more:
-            said = About.unpack(other.description() or b"")
+            said = RunDescription.unpack(other.description() or b"")
             for servers in ([keys, more], [more, keys]):
                 assert [line.rows for line in replay_stats.measure(servers, said, CODEC)] == [4, 7]
 
@@ -229,8 +231,10 @@ def test_a_server_that_is_away_is_left_out_and_said(
     """And so is a slot that none of the servers has, though its chunks were read."""
     between(lambda: None)
     FakeActor(0).send(log)
-    books = Slot(totals=Totals(chunks=1))
-    said = About.unpack(described(1)).model_copy(update={"slots": dict.fromkeys(range(2), SlotAbout.of(books))})
+    books = SlotAccount(totals=Totals(chunks=1))
+    said = RunDescription.unpack(described(1)).model_copy(
+        update={"slots": dict.fromkeys(range(2), SlotDescription.of(books))}
+    )
     log.describe(1, said.pack())
     with EmbeddedServer(RUN, 64 << 20, binary=server_binary) as second:
         urls = (second.url("reader"), own_server.url("reader"))

@@ -25,7 +25,7 @@ from learner.networks import NetworkSpec
 from learner.weights import pack
 from replay.chunk import BOUNDARY, FIRST, TERMINATED, TRUNCATED, Chunk, Codec, Schema, check_order
 from replay.chunk_log.memory_log import MemoryLog
-from replay.chunk_log.protocol import ChunkId, Fenced, Full, LogError, Refused, Status, Unavailable
+from replay.chunk_log.protocol import ChunkId, Fenced, Full, LogError, Status, Unavailable, UnusableServer
 
 RUN, SLOT, INCARNATION = "a-run", 3, 2
 SCHEMA = Schema((3,), "float32", 2)
@@ -364,7 +364,7 @@ def test_a_lost_reply_to_a_fetch_keeps_the_chunk_once() -> None:
     assert log.chunks()[-1].weight_version == 2
 
 
-@pytest.mark.parametrize("error", [Fenced("newer"), Refused("NOPERM")], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("error", [Fenced("newer"), UnusableServer("NOPERM")], ids=lambda error: type(error).__name__)
 def test_what_does_not_pass_is_raised(error: LogError) -> None:
     tested = Actor()
     tested.log.failures = [(error, False)]

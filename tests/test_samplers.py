@@ -36,7 +36,7 @@ def test_every_sampleable_row_equally_often(rows: int) -> None:
     sampleable = alive[mirror.sampleable(alive)]
     draws = 400 * len(sampleable)
     sampler = UniformSampler(mirror, np.random.default_rng(7))
-    drawn = np.concatenate([sampler.choose(100).rows for _ in range(draws // 100)])
+    drawn = np.concatenate([sampler.sample(100).rows for _ in range(draws // 100)])
     counts = np.bincount(drawn - mirror.start, minlength=len(alive))[sampleable - mirror.start]
     assert counts.sum() == len(drawn)
     expected = len(drawn) / len(sampleable)
@@ -58,7 +58,7 @@ def test_never_a_boundary_evicted_or_open_row() -> None:
         reader.poll()
         if not mirror.sampleable_rows:
             continue
-        ids = sampler.choose(300).rows
+        ids = sampler.sample(300).rows
         assert mirror.start <= ids.min() <= ids.max() < mirror.end
         assert mirror.sampleable(ids).all()
         names = mirror.gather(ids).s_tm1[:, 0].astype(int)
@@ -76,7 +76,7 @@ def test_one_sampleable_row_among_many_is_found() -> None:
     actor.send(log, time_steps=51)
     reader.poll()
     assert mirror.sampleable_rows == 1
-    assert set(UniformSampler(mirror, np.random.default_rng(0)).choose(64).rows.tolist()) == {0}
+    assert set(UniformSampler(mirror, np.random.default_rng(0)).sample(64).rows.tolist()) == {0}
 
 
 def test_nothing_to_sample_is_an_error_and_not_a_hang() -> None:
@@ -84,14 +84,14 @@ def test_nothing_to_sample_is_an_error_and_not_a_hang() -> None:
     mirror = Mirror(SCHEMA, CAPACITY)
     sampler = UniformSampler(mirror, np.random.default_rng(0))
     with pytest.raises(ValueError, match="none of the mirror's 0 rows"):
-        sampler.choose(1)
+        sampler.sample(1)
     mirror.add(FakeActor().chunk(4), np.array([-1]))
     with pytest.raises(ValueError, match="none of the mirror's 4 rows"):
-        sampler.choose(1)
+        sampler.sample(1)
 
 
 def test_same_seed_same_draws() -> None:
     """The inline mode is bit-for-bit reproducible."""
     mirror, _ = filled(150)
-    first, second = (UniformSampler(mirror, np.random.default_rng(11)).choose(500).rows for _ in range(2))
+    first, second = (UniformSampler(mirror, np.random.default_rng(11)).sample(500).rows for _ in range(2))
     np.testing.assert_array_equal(first, second)

@@ -69,10 +69,10 @@ def test_the_samples_figures() -> None:
     samples = Samples(2)
     assert samples.figures() == {}
     rows, ends = np.array([90, 70, 99, 80]), torch.zeros(4)
-    samples.note(rows, None, 100, torch.tensor([0.0, 5.0, 0.0, 0.0]), ends)
+    samples.record(rows, None, 100, torch.tensor([0.0, 5.0, 0.0, 0.0]), ends)
     ages = {"sample_age_rows": 100 - 84.75, "sample_age_max_rows": 30.0}
     assert samples.figures() == {"batch_size": 2.0, "effective_sample_size": 2.0, "q_bound": 5.0, **ages}
-    samples.note(rows, np.array([1, 0, 1, 1], np.float32), 100, torch.tensor([0.0, 1.0, 0.0, 0.0]), ends)
+    samples.record(rows, np.array([1, 0, 1, 1], np.float32), 100, torch.tensor([0.0, 1.0, 0.0, 0.0]), ends)
     assert samples.figures() == {"batch_size": 2.0, "effective_sample_size": 1.5, "q_bound": 5.0, **ages}
-    samples.note(rows, None, 100, torch.ones(4), torch.ones(4))
+    samples.record(rows, None, 100, torch.ones(4), torch.ones(4))
     assert "q_bound" not in samples.figures()

@@ -22,7 +22,7 @@ from waiting import until
 
 from deploy.config.errors import ConfigError
 from deploy.server.credentials import write_secrets
-from replay.chunk_log.protocol import ChunkId, Refused, Unavailable
+from replay.chunk_log.protocol import ChunkId, Unavailable, UnusableServer
 from replay.chunk_log.redis_log import RedisLog
 
 SCRIPTS = ROOT / "deploy" / "ray"
@@ -252,7 +252,10 @@ def test_a_server_of_another_authority_and_one_without_tls_are_refused(encrypted
             log.status(0)
         assert not any(word in str(refused.value) for word in words(encrypted / "s"))
     in_clear = url_of(encrypted / "s", "learner").partition("?")[0].replace("rediss:", "redis:")
-    with contextlib.closing(RedisLog(in_clear, RUN, timeout_s=1)) as log, pytest.raises(Refused, match="speaks TLS"):
+    with (
+        contextlib.closing(RedisLog(in_clear, RUN, timeout_s=1)) as log,
+        pytest.raises(UnusableServer, match="speaks TLS"),
+    ):
         log.check()
     secure = url_of(plain, "actor").replace("redis:", "rediss:")
     with contextlib.closing(RedisLog(secure, RUN, timeout_s=1)) as log, pytest.raises(Unavailable):

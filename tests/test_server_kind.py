@@ -28,7 +28,7 @@ from deploy.planning.preconditions import check, check_values
 from deploy.server.acl import acl_rules
 from deploy.server.embedded import EmbeddedServer
 from replay.chunk import Schema
-from replay.chunk_log.protocol import ChunkId, Refused
+from replay.chunk_log.protocol import ChunkId, UnusableServer
 from replay.chunk_log.redis_log import RedisLog
 from replay.chunk_log.server_kind import Bounds
 
@@ -62,9 +62,11 @@ def test_a_chunk_above_the_servers_bound_is_refused_and_not_repeated_for_ever(
     with contextlib.closing(RedisLog(strict.url(role), RUN)) as log:
         log.check_length(MIB)
         log.append(role == "actor", ChunkId(1, 1), bytes(MIB))
-        with pytest.raises(Refused, match=rf"a value of {MIB + 1:,} bytes.*proto-max-bulk-len.*--actors\.chunk_steps"):
+        with pytest.raises(
+            UnusableServer, match=rf"a value of {MIB + 1:,} bytes.*proto-max-bulk-len.*--actors\.chunk_steps"
+        ):
             log.append(role == "actor", ChunkId(1, 2), bytes(MIB + 1))
-        with pytest.raises(Refused, match=f"{MIB + 1:,} bytes"):
+        with pytest.raises(UnusableServer, match=f"{MIB + 1:,} bytes"):
             log.check_length(MIB + 1)
         log.status(0)
 
@@ -72,7 +74,7 @@ def test_a_chunk_above_the_servers_bound_is_refused_and_not_repeated_for_ever(
 def test_weights_above_the_servers_bound_are_refused(strict: EmbeddedServer) -> None:
     with contextlib.closing(RedisLog(strict.url("learner"), RUN)) as log:
         log.publish(1, plenty(), bytes(MIB))
-        with pytest.raises(Refused, match=r"2,097,152 bytes.*--learner\.network\.hidden"):
+        with pytest.raises(UnusableServer, match=r"2,097,152 bytes.*--learner\.network\.hidden"):
             log.publish(1, plenty(), bytes(2 * MIB))
 
 
@@ -94,7 +96,7 @@ def test_a_bound_of_requests_that_somebody_lowers_is_told_and_not_met_for_ever(s
 
         send(3 * MIB)
         admin.config_set("client-query-buffer-limit", MIB)
-        with pytest.raises(Refused, match=r"a value of 3,145,728 bytes .*raise its client-query-buffer-limit"):
+        with pytest.raises(UnusableServer, match=r"a value of 3,145,728 bytes .*raise its client-query-buffer-limit"):
             send(3 * MIB)
         send(MIB - 4096)
         admin.config_set("client-query-buffer-limit", 4 * MIB)
@@ -212,7 +214,7 @@ def free_port() -> int:
 
 def refusal(url: str) -> str:
     """What the check of the server says; one line."""
-    with contextlib.closing(RedisLog(url, RUN)) as log, pytest.raises(Refused) as refused:
+    with contextlib.closing(RedisLog(url, RUN)) as log, pytest.raises(UnusableServer) as refused:
         log.check()
     assert "\n" not in str(refused.value)
     return str(refused.value)

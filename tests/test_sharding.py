@@ -35,7 +35,7 @@ from learner.weights import pack, unpack, version
 from replay.chunk import Schema
 from replay.chunk_log import READER_TIMEOUT_S, open_sharded_log
 from replay.chunk_log.memory_log import MemoryLog
-from replay.chunk_log.protocol import ChunkId, Entry, Fenced, LogError, Memory, Refused, Unavailable
+from replay.chunk_log.protocol import ChunkId, Entry, Fenced, LogError, MemoryUsage, Unavailable, UnusableServer
 from replay.chunk_log.redis_log import RedisLog
 from replay.chunk_log.sharded_log import PAUSE_S, Pauses, ShardedLog, shard_of
 from replay.config import ReplayConfig
@@ -56,9 +56,9 @@ class Counting(Publisher):
         self.waits: Counter[int] = Counter()
         super().__init__(*arguments)
 
-    def failed(self, shard: int, error: LogError) -> None:
+    def report_failure(self, shard: int, error: LogError) -> None:
         self.waits[shard] += 1
-        super().failed(shard, error)
+        super().report_failure(shard, error)
 
 
 class Herd:
@@ -213,7 +213,7 @@ class Faulty(MemoryLog):
     def __init__(self) -> None:
         super().__init__()
         self.fault: LogError | None = None
-        self.room: Memory | None = None
+        self.room: MemoryUsage | None = None
         self.asked = 0
 
     def _ask(self) -> None:
@@ -229,7 +229,7 @@ class Faulty(MemoryLog):
         self._ask()
         super().trim(*arguments)
 
-    def memory(self) -> Memory | None:
+    def memory(self) -> MemoryUsage | None:
         self._ask()
         return self.room
 
@@ -324,10 +324,10 @@ def test_the_fullest_server_counts(faulty: tuple[ShardedLog, list[Faulty], Clock
     """Of those that answer and have a bound."""
     log, logs, _ = faulty
     assert log.memory() is None
-    logs[0].room, logs[2].room = Memory(90, 1000), Memory(50, 100)
-    assert log.memory() == Memory(50, 100)
+    logs[0].room, logs[2].room = MemoryUsage(90, 1000), MemoryUsage(50, 100)
+    assert log.memory() == MemoryUsage(50, 100)
     logs[2].fault = Unavailable("away")
-    assert log.memory() == Memory(90, 1000)
+    assert log.memory() == MemoryUsage(90, 1000)
 
 
 def test_a_last_id_behind_a_server_that_is_away_is_unavailable_at_once(
@@ -346,7 +346,7 @@ def test_a_last_id_behind_a_server_that_is_away_is_unavailable_at_once(
     assert log.last_id(1) == ChunkId(1, 1)
 
 
-@pytest.mark.parametrize("error", [Refused("wrong password"), Fenced("newer")])
+@pytest.mark.parametrize("error", [UnusableServer("wrong password"), Fenced("newer")])
 def test_what_does_not_mend_itself_is_raised(faulty: tuple[ShardedLog, list[Faulty], Clock], error: LogError) -> None:
     log, logs, _ = faulty
     logs[2].fault = error

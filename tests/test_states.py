@@ -43,13 +43,13 @@ from learner.networks import NetworkConfig, NetworkSpec, parameter_shapes
 from learner.publisher import Publisher
 from learner.weights import pack as pack_weights
 from replay.assembler import NStepAssembler
-from replay.buffer import ReplayBuffer, Stored
+from replay.buffer import ChunkSpan, ReplayBuffer
 from replay.chunk import Counters, Schema
 from replay.chunk_log.memory_log import MemoryLog
 from replay.chunk_log.protocol import ChunkId, ChunkLog
 from replay.chunk_log.redis_log import RedisLog
 from replay.config import ReplayConfig
-from replay.ledger import Slot, Totals
+from replay.ledger import SlotAccount, Totals
 from replay.limiter import Limiter
 from replay.mirror import Mirror
 from replay.nstep import LaneWindows
@@ -144,7 +144,7 @@ TOTALS = st.builds(
     Totals, COUNT, COUNT, COUNT, COUNT, REASONS.map(Counter[str]), REASONS.map(Counter[str])
 )  # fmt: skip
 SLOTS = st.builds(
-    Slot, cursor=IDS, taken=IDS, counters=COUNTERS, past=COUNTERS, rows_read=COUNT, rows_lost=COUNT,
+    SlotAccount, cursor=IDS, taken=IDS, counters=COUNTERS, past=COUNTERS, rows_read=COUNT, rows_lost=COUNT,
     refused_since=COUNT, weight_version=COUNT, totals=TOTALS,
 )  # fmt: skip
 
@@ -155,7 +155,7 @@ def reader_of(log: MemoryLog) -> Reader:
 
 @settings(max_examples=20, derandomize=True, deadline=None)
 @given(totals=TOTALS, slots=st.dictionaries(st.integers(0, 1 << 20), SLOTS, min_size=1, max_size=2))
-def test_the_readers_books(totals: Totals, slots: dict[int, Slot]) -> None:
+def test_the_readers_books(totals: Totals, slots: dict[int, SlotAccount]) -> None:
     """Whatever they count."""
     log = MemoryLog()
     one = reader_of(log)
@@ -334,11 +334,11 @@ def test_the_mirrors_and_the_samplers(stack: int) -> None:
     for _ in range(10):
         chunk = actor.chunk()
         ids = mirror.add(chunk, windows.last_row)
-        mirror.close(windows.extend(chunk.reward, chunk.flags, ids, chunk.q_taken, chunk.q_max))
-    choice = prioritised.choose(8, 1, 50)
+        mirror.add_transitions(windows.extend(chunk.reward, chunk.flags, ids, chunk.q_taken, chunk.q_max))
+    choice = prioritised.sample(8, 1, 50)
     prioritised.update(choice.rows, np.linspace(-1, 1, 8).astype(np.float32))
     prioritised.update(np.zeros(1, np.int64), np.ones(1, np.float32))  # evicted
-    uniform.choose(8)
+    uniform.sample(8)
     others = make()
     alive = np.arange(mirror.start, mirror.end)
     for part, other in zip((mirror, prioritised, uniform), others, strict=True):
@@ -381,7 +381,7 @@ def test_the_buffers(with_rows: bool) -> None:
     assert parts["assembler"].arrays.keys() >= {"0.row", "3.row"}
     assert ("mirror" in parts) == with_rows
 
-    def refill(stored: list[Stored]) -> tuple[Any, Any]:
+    def refill(stored: list[ChunkSpan]) -> tuple[Any, Any]:
         assert stored == list(one._stored)
         assert not with_rows
         before = other.mirror.end

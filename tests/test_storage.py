@@ -66,7 +66,7 @@ def test_a_device_holds_every_dtype(dtype: str) -> None:
     values = np.arange(8).reshape(4, 2).astype(dtype)
     device.put(column, slice(1, 5), values)
     device.put(column, np.array([5, 0]), values[:2])
-    taken = device.take(column, np.array([4, 5, 1, 4]))
+    taken = device.gather(column, np.array([4, 5, 1, 4]))
     assert taken.numpy().dtype == np.dtype(dtype)
     np.testing.assert_array_equal(taken.numpy(), values[[3, 0, 0, 3]])
 

@@ -23,7 +23,7 @@ from actors.supervision.actor_supervisor import ActorSupervisor
 from actors.supervision.evaluator_supervisor import POLICY_S, SENT_S, EvaluatorSupervisor
 from actors.supervision.stall import StallDetector
 from replay.chunk import Counters
-from replay.chunk_log.protocol import Refused
+from replay.chunk_log.protocol import UnusableServer
 
 DIED = ray.exceptions.ActorDiedError()
 ALIVE = Heartbeat(Counters(), ())
@@ -382,8 +382,8 @@ def test_a_server_that_refuses_ends_the_run(fake: FakeRay) -> None:
     herd.started[0][1].collect.calls[0].finish(DIED)
     herd.supervisor.tick()
     fake.now += 10
-    herd.failures = [Refused("NOAUTH")]
-    with pytest.raises(Refused):
+    herd.failures = [UnusableServer("NOAUTH")]
+    with pytest.raises(UnusableServer):
         herd.supervisor.tick()
 
 

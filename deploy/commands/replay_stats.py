@@ -21,13 +21,13 @@ from deploy.config.cli_types import as_written
 from deploy.config.errors import ConfigError
 from deploy.config.models import RedisConfig
 from deploy.run_directory.target import Target, find_run, is_url, run_name
-from replay.about import About
-from replay.attached import find_about, slots_elsewhere
+from replay.attached import find_description, slots_elsewhere
 from replay.chunk import Chunk, Codec
 from replay.chunk_log import open_inspector
-from replay.chunk_log.inspector import RunInspector, Stored
-from replay.chunk_log.protocol import FENCE_SHIFT, Refused, Unavailable
+from replay.chunk_log.inspector import RunInspector, StreamContents
+from replay.chunk_log.protocol import FENCE_SHIFT, Unavailable, UnusableServer
 from replay.chunk_log.urls import public_url
+from replay.description import RunDescription
 
 WINDOW_S = 1.0
 """Between the two readings that give the rows per second."""
@@ -80,7 +80,7 @@ def stats(given: str, name: str | None, redis: RedisConfig, *, as_json: bool) ->
         given_servers = [
             stack.enter_context(contextlib.closing(open_inspector(url, target.run))) for url in target.urls
         ]
-        about = find_about(given_servers, target.run)
+        about = find_description(given_servers, target.run)
         servers = [server for server in given_servers if _answers(server)]
         if elsewhere := slots_elsewhere(servers, about):
             shown = ", ".join(map(str, elsewhere))
@@ -101,7 +101,7 @@ def _on_server(url: str, name: str | None) -> Target:
     with contextlib.closing(open_inspector(url, "any")) as server:
         try:
             runs = server.runs()
-        except Refused as error:
+        except UnusableServer as error:
             raise ConfigError(f"{error}; give the run's name with --run") from error
     if len(runs) == 1:
         return Target(runs[0], (url,))
@@ -120,7 +120,7 @@ def _answers(server: RunInspector) -> bool:
     return True
 
 
-def measure(servers: Sequence[RunInspector], about: About, codec: Codec) -> list[Line]:
+def measure(servers: Sequence[RunInspector], about: RunDescription, codec: Codec) -> list[Line]:
     """Read every slot twice, WINDOW_S apart by this machine's monotonic clock: no other machine's clock matters."""
     first = {slot: (*_stored(servers, slot, codec), time.monotonic()) for slot in sorted(about.slots)}
     time.sleep(WINDOW_S)
@@ -142,7 +142,7 @@ def measure(servers: Sequence[RunInspector], about: About, codec: Codec) -> list
     return lines
 
 
-def _stored(servers: Sequence[RunInspector], slot: int, codec: Codec) -> tuple[RunInspector, Stored]:
+def _stored(servers: Sequence[RunInspector], slot: int, codec: Codec) -> tuple[RunInspector, StreamContents]:
     """The server that has the slot's stream, and what it holds."""
     return max(((server, server.stored(slot, codec)) for server in servers), key=lambda found: found[1].chunks)
 
@@ -159,7 +159,9 @@ def rows_between(before: Chunk | None, now: Chunk | None) -> int:
     return now.counters.rows - (before.counters.rows if before.incarnation == now.incarnation else 0)
 
 
-def _figures(target: Target, servers: Sequence[RunInspector], about: About, lines: Sequence[Line]) -> dict[str, Any]:
+def _figures(
+    target: Target, servers: Sequence[RunInspector], about: RunDescription, lines: Sequence[Line]
+) -> dict[str, Any]:
     rows = [line.rows for line in lines]
     published = [status.weights.version for server in servers if (status := server.status(0)).weights]
     return {

@@ -22,7 +22,7 @@ from deploy.config.numbers import read_yaml
 
 PRESETS = Path(__file__).parents[1] / "presets"
 PREFIX = "QHERD_"
-MOST_BYTES = 1 << 20
+MAX_BYTES = 1 << 20
 """No file of options is bigger."""
 _KUBERNETES = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT|_PORT(_\d+_\w+)?$")
 """Variables that Kubernetes sets in every pod beside a service called qherd-something."""
@@ -172,9 +172,9 @@ def _with_files(environ: Mapping[str, str]) -> dict[str, str]:
 def _read_text(path: Path) -> str:
     """What is in a file that the user names, which may be a pipe. Raises ConfigError where there is no end to it."""
     with path.open("rb") as file:
-        data = file.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
-        raise ConfigError(f"{path} has more than {MOST_BYTES:,} bytes: it is no file of options, or of a secret")
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{path} has more than {MAX_BYTES:,} bytes: it is no file of options, or of a secret")
     return data.decode()
 
 

@@ -10,7 +10,7 @@ import yaml
 
 MOST = 2**63
 """Whole numbers are below this, so that 1e999999999 does not fill the memory."""
-DEEPEST, MOST_VALUES = 32, 10_000
+DEEPEST, MAX_VALUES = 32, 10_000
 """Bounds of a YAML document: options nest five levels deep, and env.kwargs may add some."""
 _EXPONENT = re.compile(r"[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")
 
@@ -33,9 +33,9 @@ class _Loader(yaml.SafeLoader):
     def get_single_node(self) -> yaml.Node | None:
         """See ``yaml.composer.Composer``."""
         node: yaml.Node | None = super().get_single_node()
-        if node is not None and _size(node, {}) > MOST_VALUES:
+        if node is not None and _size(node, {}) > MAX_VALUES:
             raise yaml.composer.ComposerError(
-                None, None, f"it has more than {MOST_VALUES:,} values, aliases written out", node.start_mark
+                None, None, f"it has more than {MAX_VALUES:,} values, aliases written out", node.start_mark
             )
         return node
 

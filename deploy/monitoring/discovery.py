@@ -24,7 +24,7 @@ from learner.http_server import BoundedMixIn
 from replay.foreign import Unreadable, read_file
 
 PATH = "/targets"
-MOST_BYTES = 4096
+MAX_BYTES = 4096
 """A file that is bigger is no registration."""
 
 
@@ -33,7 +33,7 @@ def target_groups(runs_dirs: Sequence[Path]) -> Iterator[dict[str, Any]]:
     for folder in runs_dirs:
         for file in sorted(folder.glob("*/scrape.json")):
             try:
-                text = read_file(file, MOST_BYTES)
+                text = read_file(file, MAX_BYTES)
                 yield Registration.model_validate_json(text).model_dump(mode="json")
             except (FileNotFoundError, Unreadable, ValidationError):  # a run ended meanwhile, or it is somebody else's
                 continue

@@ -53,7 +53,7 @@ class InlineSession(Breakable):
         self._parts = list[InlineActors | InlineEvaluation]()
         try:
             if self._fence > 1:
-                self._checkpointer.go_on(self._build)
+                self._checkpointer.build_from_newest(self._build)
             else:
                 self._build(None)
             self._begin()
@@ -164,7 +164,7 @@ class InlineSession(Breakable):
             figures |= shown(verdict)
         self._metrics.show(report, figures)
         self._rebuilt.catch_up()
-        for text in report.told:
+        for text in report.notices:
             self._notify(text)
         failing = self._evaluation.failing
         return Progress(figures, report.refused, report.rows_lost, verdict, policy, unevaluated=failing)

@@ -15,7 +15,7 @@ from deploy.config.errors import RunFailedError
 from deploy.sessions.base import Notify
 from learner.checkpoint import CheckpointError
 from learner.report import Diverged, Report, Resumed
-from replay.chunk_log.protocol import Fenced, Refused
+from replay.chunk_log.protocol import Fenced, UnusableServer
 from replay.identity import WrongCodeError
 from replay.storage import CannotFit
 
@@ -23,7 +23,7 @@ SLICE_S = 0.25
 """Seconds of one call of the learner."""
 READY_S = 120.0
 """Seconds after which a learner that has not answered counts as hung."""
-FINAL = (Diverged, Fenced, Refused, CannotFit, CheckpointError, WrongCodeError)
+FINAL = (Diverged, Fenced, UnusableServer, CannotFit, CheckpointError, WrongCodeError)
 """What another learner would meet, too."""
 
 
@@ -84,7 +84,7 @@ class LearnerSeat:
         self, figures: Mapping[str, float], died: Mapping[int, Mapping[int, int]]
     ) -> tuple[Report, Resumed | None] | None:
         """Wait up to a slice for a report; with the first one of a learner that was started anew comes where it went on
-        from. ``figures`` are the driver's, for /metrics; ``died``: see ``Ledger.note_died``.
+        from. ``figures`` are the driver's, for /metrics; ``died``: see ``Ledger.record_deaths``.
 
         Raises RunFailedError for what another learner would meet, too, and CrashLoopError beyond the budget.
         """

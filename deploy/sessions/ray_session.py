@@ -280,7 +280,7 @@ class RaySession:
 
     def _take(self, report: Report) -> None:
         self._figures, self._refused, self._rows_lost = report.figures, report.refused, report.rows_lost
-        for text in report.told:
+        for text in report.notices:
             self._notify(text)
 
     def _rewind(self, resumed: Resumed) -> None:

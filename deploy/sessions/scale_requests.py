@@ -23,7 +23,7 @@ from deploy.sessions.base import Notify
 from replay.foreign import Unreadable, read_object
 
 FILE = "scale.json"
-MOST_BYTES = 1 << 24
+MAX_BYTES = 1 << 24
 """A bigger file is no request: one has the epsilon of every lane at the most."""
 LOOK_EVERY_S = 1.0
 SETTLE_S = 120.0
@@ -53,7 +53,7 @@ class ScaleFile:
     def read(self) -> Request | None:
         """What is in it; None where there is none that can be read."""
         try:
-            return TypeAdapter(Request).validate_python(read_object(self._path, MOST_BYTES))
+            return TypeAdapter(Request).validate_python(read_object(self._path, MAX_BYTES))
         except (FileNotFoundError, Unreadable, ValidationError):
             return None
 

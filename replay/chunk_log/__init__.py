@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from replay.chunk_log.inspector import RunInspector
     from replay.chunk_log.protocol import ChunkLog
-    from replay.chunk_log.sharded_log import Health
+    from replay.chunk_log.sharded_log import ServerHealth
 
 __all__ = ["MAX_CHUNKS", "Role", "open_inspector", "open_log", "open_sharded_log"]
 
@@ -42,7 +42,7 @@ def open_log(url: str, run: str, role: Role, max_chunks: int = MAX_CHUNKS) -> Ch
     return RedisLog(url, run, max_chunks, **_CONNECTIONS[role])
 
 
-def open_sharded_log(urls: Sequence[str], run: str, role: Role, health: Health | None = None) -> ChunkLog:
+def open_sharded_log(urls: Sequence[str], run: str, role: Role, health: ServerHealth | None = None) -> ChunkLog:
     """Returns a run's log over all of its servers; ``health``: see ``ShardedLog``."""
     from replay.chunk_log.sharded_log import ShardedLog
 

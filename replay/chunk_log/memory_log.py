@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from replay.chunk_log.protocol import ChunkId, Entry, Fenced, Memory, Status, WeightsHeader, refused_append
+from replay.chunk_log.protocol import ChunkId, Entry, Fenced, MemoryUsage, Status, WeightsHeader, append_error
 from replay.credit import CREDIT_BYTES, Credit
 from replay.state import State, count
 
@@ -25,7 +25,7 @@ class MemoryLog:
         self._description: bytes | None = None
 
     def state(self) -> State:
-        """All of it, as bytes; chunks that were trimmed are not in it."""
+        """Returns all of it, as bytes; chunks that were trimmed are not in it."""
         stored = {"weights": self._weights, "description": self._description, "credit": self._credit or None} | {
             f"chunk.{slot}.{chunk_id}": data
             for slot, chunks in self._chunks.items()
@@ -41,7 +41,7 @@ class MemoryLog:
         )
 
     def restore(self, state: State) -> None:
-        """Go on from there."""
+        """Continues from there."""
         values, arrays = state
         stored = {name: array.tobytes() for name, array in arrays.items()}
         self._weights, self._description = stored.pop("weights", None), stored.pop("description", None)
@@ -58,7 +58,7 @@ class MemoryLog:
     def append(self, slot: int, chunk_id: ChunkId, data: bytes) -> Status:
         last = self.last_id(slot)
         if chunk_id < last:
-            raise refused_append(slot, chunk_id, last)
+            raise append_error(slot, chunk_id, last)
         if chunk_id > last:
             chunks = self._chunks.setdefault(slot, {})
             chunks[chunk_id] = data
@@ -105,7 +105,7 @@ class MemoryLog:
         for slot in map(int, strays):
             self.renew(fence, slot)
 
-    def memory(self) -> Memory | None:
+    def memory(self) -> MemoryUsage | None:
         return None
 
     def claim(self, nonce: str) -> bool:

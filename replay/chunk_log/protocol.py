@@ -15,7 +15,7 @@ import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple, Protocol, Self
 
-from replay.chunk import MOST_COUNT, MOST_VERSION, Chunk
+from replay.chunk import MAX_COUNT, MAX_VERSION, Chunk
 from replay.credit import Credit
 from replay.errors import QherdError
 
@@ -42,19 +42,19 @@ class Fenced(LogError):
     """A newer incarnation (or learner) has taken over; the caller has to stop."""
 
 
-class Refused(LogError):
-    """The server answers but will not serve this caller: wrong password, missing right, wrong kind of server."""
+class UnusableServer(LogError):
+    """A server that this caller cannot use: wrong password, missing right, wrong kind of server, no server's URL."""
 
 
 @contextlib.contextmanager
-def unless_away(note: Callable[[LogError], object]) -> Iterator[None]:
-    """Go on where the block's server is away for now, after ``note`` of the temporary error."""
+def tolerating_outages(on_error: Callable[[LogError], object]) -> Iterator[None]:
+    """Suppresses temporary errors raised in the block, and passes them to ``on_error``."""
     try:
         yield
     except LogError as error:
         if not error.temporary:
             raise
-        note(error)
+        on_error(error)
 
 
 class ChunkId(NamedTuple):
@@ -72,7 +72,7 @@ class ChunkId(NamedTuple):
         return cls(chunk.incarnation, chunk.seq)
 
 
-MOST_RESTARTS, MOST_CHUNKS = 1 << 20, 1 << 32
+MAX_INCARNATION_STEP, MAX_SEQ_STEP = 1 << 20, 1 << 32
 """How far incarnation and seq may be from those before them in a stream: what restarts and a server that forgot leave
 unseen. The server takes ids up to 2^64 - 1, above which nothing can be appended to a stream any more."""
 
@@ -81,7 +81,9 @@ def may_follow(chunk_id: ChunkId, before: ChunkId) -> bool:
     """Returns whether an actor of a slot can have sent ``chunk_id`` after ``before``; if not, it is a stranger's."""
     restarts = chunk_id.incarnation - before.incarnation
     chunks = chunk_id.seq - (before.seq if restarts == 0 else 0)
-    return 0 <= restarts <= MOST_RESTARTS and 1 <= chunks <= MOST_CHUNKS and 1 <= chunk_id.incarnation <= MOST_COUNT
+    return (
+        0 <= restarts <= MAX_INCARNATION_STEP and 1 <= chunks <= MAX_SEQ_STEP and 1 <= chunk_id.incarnation <= MAX_COUNT
+    )
 
 
 class Entry(NamedTuple):
@@ -95,7 +97,7 @@ class Entry(NamedTuple):
 _WEIGHTS = struct.Struct("<QQQI4x")
 WEIGHTS_HEADER_BYTES = _WEIGHTS.size
 FENCE_SHIFT = 40
-MOST_FENCE = MOST_VERSION >> FENCE_SHIFT
+MAX_FENCE = MAX_VERSION >> FENCE_SHIFT
 
 
 class WeightsHeader(NamedTuple):
@@ -107,7 +109,7 @@ class WeightsHeader(NamedTuple):
     crc: int
 
     def pack(self) -> bytes:
-        """The header's 32 bytes."""
+        """Returns the header's 32 bytes."""
         return _WEIGHTS.pack(*self)
 
     @classmethod
@@ -117,11 +119,11 @@ class WeightsHeader(NamedTuple):
         if len(data) < WEIGHTS_HEADER_BYTES:
             return None
         header = cls(*_WEIGHTS.unpack_from(data))
-        plausible = header.version <= MOST_VERSION and max(header.updates, header.env_steps) <= MOST_COUNT
+        plausible = header.version <= MAX_VERSION and max(header.updates, header.env_steps) <= MAX_COUNT
         return header if plausible else None
 
 
-def refused_append(slot: int, chunk_id: ChunkId, last: ChunkId) -> LogError:
+def append_error(slot: int, chunk_id: ChunkId, last: ChunkId) -> LogError:
     """Returns what an append of ``chunk_id`` raises where the slot's stream is at ``last``, which is above it."""
     if may_follow(last, chunk_id):
         return Fenced(f"slot {slot}: {chunk_id} is refused, the stream is at {last}")
@@ -139,7 +141,7 @@ class Status(NamedTuple):
     weights: WeightsHeader | None
 
 
-class Memory(NamedTuple):
+class MemoryUsage(NamedTuple):
     """Bytes that a server uses, and the bound at which it refuses writes."""
 
     used: int
@@ -200,12 +202,12 @@ class RunAdmin(Protocol):
         """Claims the run's name for ``nonce``; returns False where another holds it."""
 
     def describe(self, fence: int, description: bytes) -> None:
-        """Replaces the run's description (replay/about.py). Raises Fenced where a newer fence took the lease."""
+        """Replaces the run's description (replay/description.py). Raises Fenced where a newer fence took the lease."""
 
     def description(self) -> bytes | None:
         """Returns the newest description, for whoever attaches; None before the learner has written one."""
 
-    def memory(self) -> Memory | None:
+    def memory(self) -> MemoryUsage | None:
         """Returns how full the server is; None where it has no bound."""
 
     def strays(self, slots: Collection[int]) -> dict[str, int]:

@@ -10,7 +10,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from replay.chunk_log.protocol import Full, LogError, Refused, Unavailable
+from replay.chunk_log.protocol import Full, LogError, Unavailable, UnusableServer
 from replay.chunk_log.server_kind import (
     OTHER_WORDS_BYTES,
     SMALLEST_BOUND_BYTES,
@@ -49,29 +49,29 @@ class RedisClient:
         self.redis: Any = _connect(url, timeout_s, keep)
 
     def check(self) -> None:
-        """Raises Refused where this server must not hold a run: see ``replay.chunk_log.server_kind``."""
+        """Raises UnusableServer where this server must not hold a run: see ``replay.chunk_log.server_kind``."""
         try:
             info = self.call(self.redis.info)
         except LogError as error:
             if kind := who_answers(self.redis.connection_pool):
-                raise Refused(f"{self.url}: {kind}") from error
+                raise UnusableServer(f"{self.url}: {kind}") from error
             raise
         check_kind(self.url, info)
 
     def bounds(self) -> Bounds:
-        """Bytes that the server takes at the most, as far as it tells."""
+        """Returns the bytes that the server takes at the most, as far as this user may ask."""
         return self.call(lambda: bounds(self.redis))
 
     def check_length(self, nbytes: int) -> None:
-        """Raises Refused where the server refuses a value of this length. Asked up to three times, since a network that
-        fails closes connections, too."""
+        """Raises UnusableServer where the server refuses a value of this length. Asked up to three times, since a
+        network that fails closes connections, too."""
         bound = ""
         for _ in range(3 if nbytes + OTHER_WORDS_BYTES > SMALLEST_BOUND_BYTES else 0):
             bound = refuses_length(self.redis, nbytes)
             if not bound:
                 return
         if bound:
-            raise Refused(
+            raise UnusableServer(
                 f"{self.url} refuses a value of {nbytes:,} bytes for its length: raise its {bound}, or send "
                 "less (chunks: --actors.chunk_steps, --actors.lanes; weights: --learner.network.hidden)"
             )
@@ -81,7 +81,7 @@ class RedisClient:
         self.redis.close()
 
     def exchange(self, request: list[bytes], replies: int) -> list[Any]:
-        """Send packed commands and read their replies, error replies among them as exceptions.
+        """Sends packed commands and returns their replies, error replies among them as exceptions.
 
         What redis-py's pipeline does, in half of its time: this is all that an actor asks of a server, and once per
         chunk. A connection with replies still on their way is closed, so that none of them answers a later call.
@@ -92,13 +92,14 @@ class RedisClient:
             connection.send_packed_command(request)
             return [_reply(connection) for _ in range(replies)]
         except BaseException:
-            connection.disconnect()
+            connection.disconnect()  # a reply that comes later would be taken for the next call's
             raise
         finally:
             pool.release(connection)
 
     def call(self, ask: Callable[[], T], sends_bytes: int = 0) -> T:
-        """What ``ask`` returns; ``sends_bytes``: the length of the value that it sends."""
+        """Returns what ``ask`` does; its errors become the log's own. ``sends_bytes``: length of the value that it
+        sends."""
         try:
             return ask()
         except (redis.RedisError, UnicodeError) as error:  # UnicodeError: a host name that is none
@@ -108,7 +109,7 @@ class RedisClient:
             raise self.translate(error) from error
 
     def translate(self, error: Exception) -> LogError:
-        """redis-py's exception as one of the log's, with the server's public URL."""
+        """Returns redis-py's exception as one of the log's, with the server's public URL."""
         where = f"{self.url}: {error}"
         if isinstance(error, redis.WatchError):
             return Unavailable(f"{where} (another client wrote at the same time)")
@@ -116,21 +117,22 @@ class RedisClient:
             return Full(where)
         passing = isinstance(error, _PASSING_TYPES) or _PASSING_CODE.search(str(error))
         final = isinstance(error, _FINAL_TYPES) and not passing
-        return Refused(where) if final else Unavailable(where)
+        return UnusableServer(where) if final else Unavailable(where)
 
 
 def command(*words: object) -> bytes:
-    """A command as the protocol (RESP) has it: an array of bulk strings."""
+    """Packs a command as the protocol (RESP) has it: an array of bulk strings."""
     return b"".join((b"*%d\r\n" % len(words), *map(bulk, words)))
 
 
 def bulk(word: object) -> bytes:
+    """Packs a word as a bulk string."""
     text = str(word).encode()
     return b"$%d\r\n%b\r\n" % (len(text), text)
 
 
 def _reply(connection: Any) -> Any:
-    """The next reply; an error reply is returned, a broken connection raises."""
+    """Returns the next reply, also an error reply; a broken connection raises."""
     try:
         return connection.read_response()
     except redis.ResponseError as error:
@@ -138,15 +140,15 @@ def _reply(connection: Any) -> Any:
 
 
 def _on_connect_kept(connection: Any) -> None:
-    """As every connection, and exempt from ``maxmemory-clients``; a server without it, or a user without the right (of
-    an older ``qherd secrets``), answers with an error, which is passed over."""
+    """Connects as usual, exempt from ``maxmemory-clients``; a server without it, or a user without the right (of an
+    older ``qherd secrets``), answers with an error, which is ignored."""
     connection.on_connect()
     connection.send_command("CLIENT", "NO-EVICT", "ON", check_health=False)
     _reply(connection)
 
 
 def _connect(url: str, timeout_s: float, keep: bool) -> Any:
-    """A client whose every wait is bounded and which retries nothing by itself."""
+    """Returns a client whose every wait is bounded and which retries nothing by itself."""
     check_delimiters(url)
     more = {"redis_connect_func": _on_connect_kept} if keep else {}
     try:

@@ -7,7 +7,7 @@ from typing import Any
 
 import redis
 
-from replay.chunk_log.protocol import MOST_FENCE, Fenced, Full, Refused
+from replay.chunk_log.protocol import MAX_FENCE, Fenced, Full, UnusableServer
 from replay.chunk_log.redis_client import RedisClient
 
 Write = Callable[[Any], Any]
@@ -64,14 +64,14 @@ class Fence:
 
         Raises:
             Fenced: it is newer than ``fence``.
-            Refused: no learner has written what is there.
+            UnusableServer: no learner has written what is there.
         """
         if value is None:
             return 0
-        if not value.isdigit() or len(value) > len(str(MOST_FENCE)) or int(value) > MOST_FENCE:
-            raise Refused(
+        if not value.isdigit() or len(value) > len(str(MAX_FENCE)) or int(value) > MAX_FENCE:
+            raise UnusableServer(
                 f"{self._client.url}: the key {self._key} holds {value[:40]!r}, which is no learner's fence (0 to "
-                f"{MOST_FENCE}): somebody else writes to this run's keys; remove that key"
+                f"{MAX_FENCE}): somebody else writes to this run's keys; remove that key"
             )
         if int(value) > fence:
             raise Fenced(f"fence {int(value)} has taken over from {fence}")

@@ -18,12 +18,12 @@ from replay.chunk_log.protocol import (
     ChunkId,
     Entry,
     Fenced,
-    Memory,
-    Refused,
+    MemoryUsage,
     Status,
     Unavailable,
+    UnusableServer,
     WeightsHeader,
-    refused_append,
+    append_error,
 )
 from replay.chunk_log.redis_client import TIMEOUT_S, RedisClient, bulk, command
 from replay.chunk_log.redis_fence import Fence
@@ -74,7 +74,7 @@ class RedisLog(RedisClient):
         if isinstance(added, redis.ResponseError) and _STALE_ID.search(str(added)):
             last = self.last_id(slot)
             if last > chunk_id:
-                raise refused_append(slot, chunk_id, last)
+                raise append_error(slot, chunk_id, last)
             if last < chunk_id:  # it has lost the stream between the two questions
                 raise Unavailable(f"{self.url} refused {chunk_id} of slot {slot}, and has come back at {last}")
         elif isinstance(added, Exception):
@@ -113,7 +113,7 @@ class RedisLog(RedisClient):
         """See ``ChunkStream.last_id``."""
         try:
             info = self.call(lambda: self.redis.xinfo_stream(self.chunks_key(slot)))
-        except Refused as error:
+        except UnusableServer as error:
             if "no such key" in str(error):
                 return ChunkId()
             raise
@@ -148,10 +148,10 @@ class RedisLog(RedisClient):
         keys = [key.encode(errors="surrogateescape") for key in strays]
         self._fence.remove(fence, lambda pipe: pipe.unlink(*keys))
 
-    def memory(self) -> Memory | None:
+    def memory(self) -> MemoryUsage | None:
         """See ``RunAdmin.memory``."""
         info = self.call(lambda: self.redis.info("memory"))
-        return Memory(info["used_memory"], info["maxmemory"]) if info["maxmemory"] else None
+        return MemoryUsage(info["used_memory"], info["maxmemory"]) if info["maxmemory"] else None
 
     def claim(self, nonce: str) -> bool:
         """See ``RunAdmin.claim``."""

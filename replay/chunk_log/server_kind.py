@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import redis
 
-from replay.chunk_log.protocol import Refused
+from replay.chunk_log.protocol import UnusableServer
 
 MIN_SERVER = 7
 PROBE_S = 2.0
@@ -31,27 +31,27 @@ class Bounds(NamedTuple):
 
 
 def check_kind(where: str, info: Mapping[str, Any]) -> None:
-    """Raises Refused where a server with this INFO must not hold a run; ``where`` is its public URL."""
+    """Raises UnusableServer where a server with this INFO must not hold a run; ``where`` is its public URL."""
     mode = str(info.get("redis_mode", info.get("server_mode", "standalone")))
     if mode == "sentinel":
-        raise Refused(
+        raise UnusableServer(
             f"{where} is a Sentinel, which holds no data: give the URL of the server that it watches "
             "(SENTINEL GET-MASTER-ADDR-BY-NAME tells host and port)"
         )
     if mode == "cluster" or int(info.get("cluster_enabled", 0)):
-        raise Refused(
+        raise UnusableServer(
             f"{where} is a node of a Redis Cluster, which spreads keys over its nodes, and qherd writes several "
             "at once: give a server with cluster mode disabled (cluster-enabled no); for several, --redis.urls"
         )
     version = str(info.get("redis_version", "0"))
     if int(version.partition(".")[0]) < MIN_SERVER:
-        raise Refused(f"{where} runs version {version}; qherd needs Redis or Valkey {MIN_SERVER}.0 or newer")
+        raise UnusableServer(f"{where} runs version {version}; qherd needs Redis or Valkey {MIN_SERVER}.0 or newer")
     if info.get("role") == "slave":
         primary = f"{info.get('master_host')}:{info.get('master_port')}"
-        raise Refused(f"{where} is a replica, which is read-only: give the URL of its primary, {primary}")
+        raise UnusableServer(f"{where} is a replica, which is read-only: give the URL of its primary, {primary}")
     policy = info.get("maxmemory_policy", "not told")
     if policy != "noeviction":
-        raise Refused(
+        raise UnusableServer(
             f"{where} has maxmemory-policy {policy}: it would evict chunks and weights in silence; set it to "
             "noeviction (CONFIG SET maxmemory-policy noeviction; of a managed server, in the provider's parameters)"
         )

@@ -23,7 +23,7 @@ SAMPLERS: dict[str, str] = {
     "prioritised": "replay.samplers.prioritised:PrioritisedSampler",
 }
 """Sampler classes by name: see ``replay.samplers.base.Sampler``."""
-METHODS = ("make", "planned_bytes", "choose", "update", "figures", "state", "restore")
+METHODS = ("make", "planned_bytes", "sample", "update", "figures", "state", "restore")
 
 
 def sampler_of(name: str) -> type[Sampler]:

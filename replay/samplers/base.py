@@ -14,7 +14,7 @@ from replay.state import State
 Array = npt.NDArray[Any]
 
 
-class Choice(NamedTuple):
+class SampledRows(NamedTuple):
     """K batches of B rows, one after the other: rows <int64>[K·B] and their importance weights <float32>[K·B], the
     greatest of each batch 1; None where all are 1."""
 
@@ -36,14 +36,14 @@ class Sampler(Protocol):
     def planned_bytes(capacity_rows: int) -> int:
         """Returns the bytes that it allocates for a mirror of this size."""
 
-    def choose(self, batch: int, batches: int, updates: int) -> Choice:
-        """Chooses rows for ``batches`` batches. ``updates`` done so far place the schedules.
+    def sample(self, batch: int, batches: int, updates: int) -> SampledRows:
+        """Samples rows for ``batches`` batches. ``updates`` done so far place the schedules.
 
         Raises ValueError where no row is sampleable.
         """
 
     def update(self, rows: Array, td_error: Array) -> None:
-        """Takes the learner's TD errors <float32>[M] of rows <int64>[M] chosen before, in the order of their
+        """Takes the learner's TD errors <float32>[M] of rows <int64>[M] sampled before, in the order of their
         updates."""
 
     def figures(self) -> dict[str, float]:
@@ -52,8 +52,8 @@ class Sampler(Protocol):
     def state(self) -> State:
         """See ``replay.state``."""
 
-    def restore(self, state: State, was: Array, now: Array) -> None:
-        """See ``replay.state``; rows ``was`` <int64>[M] of the state's mirror are rows ``now`` of this one."""
+    def restore(self, state: State, old_rows: Array, new_rows: Array) -> None:
+        """See ``replay.state``; rows ``old_rows`` <int64>[M] of the state's mirror are ``new_rows`` of this one."""
 
 
 def check_any(mirror: Mirror) -> None:

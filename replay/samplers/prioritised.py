@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from replay.config import ReplayConfig
 from replay.mirror import Mirror
-from replay.samplers.base import Choice, check_any
+from replay.samplers.base import SampledRows, check_any
 from replay.state import State, array_in, count, number, restore_rng, rng_state
 
 Array = npt.NDArray[Any]
@@ -51,34 +51,36 @@ class PrioritisedSampler:
         """See ``Sampler.planned_bytes``: of the sum tree."""
         return 16 << max(1, (capacity_rows - 1).bit_length())
 
-    def closed(self, rows: Array, td_error: Array) -> None:
-        """See ``Watcher.closed``."""
+    def on_sampleable(self, rows: Array, td_error: Array) -> None:
+        """See ``Watcher.on_sampleable``."""
         weights = self._weights_of(td_error)
         unknown = ~np.isfinite(weights)
         if unknown.any():
             weights[unknown] = self._tree.weights.max() or 1.0
         self._tree.set(rows % self._mirror.capacity_rows, weights)
 
-    def removed(self, rows: Array) -> None:
-        """See ``Watcher.removed``."""
+    def on_unsampleable(self, rows: Array) -> None:
+        """See ``Watcher.on_unsampleable``."""
         self._tree.set(rows % self._mirror.capacity_rows, np.zeros(len(rows)))
 
-    def choose(self, batch: int, batches: int, updates: int) -> Choice:
-        """See ``Sampler.choose``. All K batches see the same priorities."""
+    def sample(self, batch: int, batches: int, updates: int) -> SampledRows:
+        """See ``Sampler.sample``. All K batches see the same priorities."""
         check_any(self._mirror)
         total = self._tree.total
+        # One row from each of B equal shares of the sum: share b holds the numbers from b to b + 1, of B.
         strata = np.arange(batch) + self._rng.random((batches, batch))
-        places = self._tree.find(np.minimum(strata * (total / batch), np.nextafter(total, 0)).reshape(-1))
+        # Rounding may give the sum itself, beyond the last row's part: the greatest number below it is in that part.
+        indices = self._tree.find(np.minimum(strata * (total / batch), np.nextafter(total, 0)).reshape(-1))
         self._newest_beta = self.beta(updates)
-        probability = self._tree.weights[places].reshape(batches, batch) / total
+        probability = self._tree.weights[indices].reshape(batches, batch) / total
         weights = (self._mirror.sampleable_rows * probability) ** -self._newest_beta
         weights /= weights.max(axis=1, keepdims=True)
         newest = self._mirror.end - 1
-        rows = newest - (newest - places) % self._mirror.capacity_rows
-        return Choice(rows, weights.astype(np.float32).reshape(-1))
+        rows = newest - (newest - indices) % self._mirror.capacity_rows  # the newest row of each index in the ring
+        return SampledRows(rows, weights.astype(np.float32).reshape(-1))
 
     def beta(self, updates: int) -> float:
-        """The exponent of the importance weights after so many updates."""
+        """Returns the exponent of the importance weights after so many updates."""
         return min(1.0, self._beta + (1.0 - self._beta) * updates / self._beta_updates)
 
     def update(self, rows: Array, td_error: Array) -> None:
@@ -92,12 +94,12 @@ class PrioritisedSampler:
         self._tree.set(rows % self._mirror.capacity_rows, weights)
 
     def _weights_of(self, td_error: Array) -> Array:
-        """p^alpha as <float64>[M]."""
+        """Returns p^alpha as <float64>[M]."""
         weights: Array = (np.abs(td_error, dtype=np.float64) + SMALLEST_ERROR) ** self._alpha
         return weights
 
     def figures(self) -> dict[str, float]:
-        """Updates for rows that were gone, beta, and the mean of p^alpha."""
+        """Returns the updates for rows that were gone, beta, and the mean of p^alpha."""
         return {
             "priority_updates_missed": self._missed,
             "importance_beta": self._newest_beta,
@@ -105,13 +107,13 @@ class PrioritisedSampler:
         }
 
     def state(self) -> State:
-        """See ``Sampler.state``: the random numbers, and every row's p^alpha at its place in the ring. beta's position
+        """See ``Sampler.state``: the random numbers, and every row's p^alpha at its index in the ring. beta's position
         is the number of updates, which is the learner's."""
         filled = min(self._mirror.end, self._mirror.capacity_rows)
         values = {"rng": rng_state(self._rng), "missed": self._missed, "beta": self._newest_beta}
         return State(values, {"weights": self._tree.weights[:filled]})
 
-    def restore(self, state: State, was: Array, now: Array) -> None:
+    def restore(self, state: State, old_rows: Array, new_rows: Array) -> None:
         """See ``Sampler.restore``. Rows that could not be sampled then keep what the actor's TD error gave them."""
         restore_rng(self._rng, state.values["rng"])
         self._missed = count(state.values["missed"], "missed")
@@ -119,6 +121,6 @@ class PrioritisedSampler:
         weights = array_in(state, "weights", (len(state.arrays["weights"]),), np.float64)
         if not (np.isfinite(weights).all() and (weights >= 0).all()):
             raise ValueError("weights has values that are no priority: each has to be a finite number of at least 0")
-        weights = weights[was % self._mirror.capacity_rows]
-        known = self._mirror.sampleable(now) & (weights > 0)
-        self._tree.set(now[known] % self._mirror.capacity_rows, weights[known])
+        weights = weights[old_rows % self._mirror.capacity_rows]
+        known = self._mirror.sampleable(new_rows) & (weights > 0)
+        self._tree.set(new_rows[known] % self._mirror.capacity_rows, weights[known])

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from replay.config import ReplayConfig
 from replay.mirror import Mirror
-from replay.samplers.base import Choice, check_any
+from replay.samplers.base import SampledRows, check_any
 from replay.state import State, restore_rng, rng_state
 
 Array = npt.NDArray[Any]
@@ -33,8 +33,8 @@ class UniformSampler:
         """See ``Sampler.planned_bytes``: none."""
         return 0
 
-    def choose(self, batch: int, batches: int = 1, updates: int = 0) -> Choice:
-        """See ``Sampler.choose``.
+    def sample(self, batch: int, batches: int = 1, updates: int = 0) -> SampledRows:
+        """See ``Sampler.sample``.
 
         Rejection: rows alive are drawn uniformly and kept where sampleable, which leaves the sampleable ones uniform.
         """
@@ -45,7 +45,7 @@ class UniformSampler:
         while len(missing):
             drawn[missing] = self._rng.integers(mirror.start, mirror.end, len(missing))
             missing = missing[~mirror.sampleable(drawn[missing])]
-        return Choice(drawn, None)
+        return SampledRows(drawn, None)
 
     def update(self, rows: Array, td_error: Array) -> None:
         """Nothing depends on TD errors here."""
@@ -58,6 +58,6 @@ class UniformSampler:
         """See ``Sampler.state``: the random numbers."""
         return State({"rng": rng_state(self._rng)}, {})
 
-    def restore(self, state: State, was: Array, now: Array) -> None:
+    def restore(self, state: State, old_rows: Array, new_rows: Array) -> None:
         """See ``Sampler.restore``."""
         restore_rng(self._rng, state.values["rng"])

@@ -12,23 +12,23 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from replay.chunk import MOST_COUNT, MOST_VERSION, Schema
+from replay.chunk import MAX_COUNT, MAX_VERSION, Schema
 from replay.chunk_log.protocol import LogError
 from replay.foreign import parse_json
-from replay.ledger import Slot
+from replay.ledger import SlotAccount
 
 FORMAT = 2
 """Raised where a field changes its meaning; fields that a reader does not know are passed over."""
 
-Count = Annotated[int, Field(ge=0, le=MOST_COUNT)]
-MOST_CAPACITY_ROWS, MOST_N_STEP = 1 << 40, 1 << 20
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+MAX_CAPACITY_ROWS, MAX_N_STEP = 1 << 40, 1 << 20
 
 
-class AboutError(LogError):
+class DescriptionError(LogError):
     """A description that cannot be read: of another version, or no description at all."""
 
 
-class SlotAbout(BaseModel):
+class SlotDescription(BaseModel):
     """One slot as far as the learner has read it. Chunks, rows, env steps and bytes are sums since it began."""
 
     model_config = ConfigDict(frozen=True)
@@ -37,47 +37,47 @@ class SlotAbout(BaseModel):
     rows: Count
     env_steps: Count
     bytes: Count
-    weight_version: Annotated[int, Field(ge=0, le=MOST_VERSION)]
+    weight_version: Annotated[int, Field(ge=0, le=MAX_VERSION)]
     """Of the weights that the newest chunk was acted with; 0 before the first."""
     incarnation: Count
     cursor: str
     """Id of the last chunk seen."""
-    refused: dict[str, Annotated[PositiveInt, Field(le=MOST_COUNT)]]
+    refused: dict[str, Annotated[PositiveInt, Field(le=MAX_COUNT)]]
     """Refused chunks by reason."""
 
     @classmethod
-    def of(cls, books: Slot) -> Self:
+    def of(cls, account: SlotAccount) -> Self:
         """Returns what the reader's ledger has of a slot."""
-        totals = books.totals
+        totals = account.totals
         return cls(
             chunks=totals.chunks,
             rows=totals.rows,
             env_steps=totals.env_steps,
             bytes=totals.bytes,
-            weight_version=books.weight_version,
-            incarnation=books.cursor.incarnation,
-            cursor=str(books.cursor),
+            weight_version=account.weight_version,
+            incarnation=account.cursor.incarnation,
+            cursor=str(account.cursor),
             refused=dict(totals.refused),
         )
 
 
-class About(BaseModel):
+class RunDescription(BaseModel):
     """A run's description."""
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
     format: PositiveInt = FORMAT
     row_schema: Schema = Field(alias="schema")
-    n_step: Annotated[PositiveInt, Field(le=MOST_N_STEP)]
+    n_step: Annotated[PositiveInt, Field(le=MAX_N_STEP)]
     gamma: float = Field(ge=0, le=1)
     reward_scale: float = Field(gt=0, allow_inf_nan=False)
-    capacity_rows: Annotated[PositiveInt, Field(le=MOST_CAPACITY_ROWS)]
+    capacity_rows: Annotated[PositiveInt, Field(le=MAX_CAPACITY_ROWS)]
     """Rows that the learner's mirror holds at the most; the log is trimmed to it."""
     env_steps: Count
     updates: Count
     written_s: float = Field(default_factory=time.time)
     """When, by the learner's clock, in Unix seconds: for information only."""
-    slots: dict[Count, SlotAbout]
+    slots: dict[Count, SlotDescription]
 
     def pack(self) -> bytes:
         """As JSON."""
@@ -85,21 +85,21 @@ class About(BaseModel):
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        """Raises AboutError where ``data`` is no description of this format."""
+        """Raises DescriptionError where ``data`` is no description of this format."""
         try:
             found: Any = parse_json(data)
             written = found.get("format") if isinstance(found, Mapping) else None
             if written != FORMAT:
-                raise AboutError(
+                raise DescriptionError(
                     f"the run describes itself in format {written!r}, this qherd reads {FORMAT}: install the run's own"
                 )
             return cls.model_validate(found)
         except ValidationError as error:
             finding = error.errors()[0]
             what = f"{'.'.join(map(str, finding['loc']))}: {finding['msg']}"
-            raise AboutError(f"the run's description is damaged: {what}") from error
+            raise DescriptionError(f"the run's description is damaged: {what}") from error
         except (ValueError, RecursionError) as error:
-            raise AboutError(f"the run's description is damaged: {error}") from error
+            raise DescriptionError(f"the run's description is damaged: {error}") from error
 
     def same_rows(self, other: Self) -> bool:
         """Whether both give the same transitions for the same rows."""
