@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from learner.algorithms import algorithm_of
 from learner.networks import NetworkConfig, NetworkSpec
@@ -26,6 +26,61 @@ class QrDqnConfig(BaseModel):
     """|TD error| of a pair of quantiles beyond which the loss is linear."""
 
 
+class IqnConfig(BaseModel):
+    """IQN (arXiv 1806.06923)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples: int = Field(32, ge=1, le=1024)
+    """Random quantiles of the action taken, per transition."""
+    target_samples: int = Field(32, ge=1, le=1024)
+    """Random quantiles that they are compared with, per transition."""
+    fractions: int = Field(32, ge=1, le=1024)
+    """Quantiles whose mean is the expected value, which is acted on."""
+    cosines: Kept[int] = Field(64, ge=1, le=1024)
+    """Cosines that a quantile's fraction is embedded by."""
+    kappa: float = Field(1.0, gt=0)
+    """|TD error| of a pair of quantiles beyond which the loss is linear."""
+
+
+class C51Config(BaseModel):
+    """C51 (arXiv 1707.06887). Returns beyond its bounds are taken for the bounds: choose them by the discounted returns
+    that are trained on, after learner.reward_scale."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    atoms: Kept[int] = Field(51, ge=2, le=1024)
+    """Returns whose probabilities are learned, evenly spaced from v_min to v_max."""
+    v_min: Kept[float] = -10.0
+    """The least of them."""
+    v_max: Kept[float] = 10.0
+    """The greatest of them."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> C51Config:
+        if not self.v_min < self.v_max:
+            raise ValueError(f"v_min has to be below v_max, got {self.v_min:g} and {self.v_max:g}")
+        return self
+
+
+class MunchausenConfig(BaseModel):
+    """Munchausen (arXiv 2007.14430), for dqn, qr_dqn and iqn: the bootstrap follows a softmax policy, and its log
+    probability of the action taken is added to the reward; of an n-step window to the first one. learner.double has no
+    effect then."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    enabled: bool = False
+    """Whether it is used."""
+    alpha: float = Field(0.9, ge=0, le=1)
+    """Share of the log probability that is added to the reward."""
+    tau: float = Field(0.03, gt=0)
+    """Temperature of the softmax, in the unit of the values that are trained on (rewards x learner.reward_scale): 0.03
+    suits rewards of -1 to 1."""
+    clip: float = Field(-1.0, lt=0)
+    """Lower bound of the log probability x tau, before alpha."""
+
+
 class LearnerConfig(BaseModel):
     """TD learning."""
 
@@ -33,13 +88,23 @@ class LearnerConfig(BaseModel):
 
     network: Kept[NetworkConfig] = NetworkConfig()
     algorithm: Kept[str] = "dqn"
-    """dqn: expected values, Huber loss; qr_dqn: quantiles of the return, whose mean is acted on; or module:Name of your
-    own, a learner.algorithms.Algorithm."""
+    """dqn: expected values, Huber loss; c51, qr_dqn, iqn: distributions of the return, whose mean is acted on, as
+    probabilities of fixed returns, as quantiles, as quantiles at random fractions; or module:Name of your own, a
+    learner.algorithms.Algorithm."""
+    c51: C51Config = C51Config()
     qr_dqn: QrDqnConfig = QrDqnConfig()
+    iqn: IqnConfig = IqnConfig()
+    munchausen: MunchausenConfig = MunchausenConfig()
+    value_rescale: Kept[bool] = False
+    """Learn values under a signed hyperbolic function (arXiv 1805.11593), for dqn: rewards of any size without
+    clipping."""
     lr: float = Field(5e-4, gt=0)
     """Adam's learning rate."""
     adam_eps: float = Field(1e-8, gt=0)
     """Adam's epsilon."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Weight decay as AdamW has it (arXiv 1711.05101): a step also takes lr x this share of each weight, but of no
+    bias and no norm."""
     batch: int = Field(128, ge=1)
     """Transitions of one update."""
     gamma: Kept[float] = Field(0.99, ge=0, le=1)
@@ -49,7 +114,7 @@ class LearnerConfig(BaseModel):
     double: bool = True
     """Double Q-learning: the online network chooses the bootstrap action, the target network values it."""
     huber_delta: float = Field(1.0, gt=0)
-    """|TD error| beyond which the loss is linear."""
+    """|TD error| beyond which the loss is linear; inf: half of the squared error everywhere."""
     reward_scale: Kept[float] = Field(1.0, gt=0)
     """Factor on the rewards that are trained on; reported returns stay the env's own."""
     max_grad_norm: float = Field(10.0, gt=0)
@@ -80,6 +145,18 @@ class LearnerConfig(BaseModel):
     def _is_known(cls, name: str) -> str:
         """A user's own is imported where it is used: its folder may not be on the path yet."""
         return name if ":" in name else (algorithm_of(name), name)[1]
+
+    @model_validator(mode="after")
+    def _options_apply(self) -> LearnerConfig:
+        if self.munchausen.enabled and self.algorithm == "c51":
+            raise ValueError("learner.munchausen is for dqn, qr_dqn and iqn, not for c51: use one of them")
+        if self.value_rescale and self.algorithm in ("c51", "qr_dqn", "iqn"):
+            raise ValueError(f"learner.value_rescale is for dqn, not for {self.algorithm}: use learner.reward_scale")
+        if self.value_rescale and self.munchausen.enabled:
+            raise ValueError(
+                "learner.value_rescale and learner.munchausen exclude each other: use learner.reward_scale"
+            )
+        return self
 
     @property
     def network_spec(self) -> NetworkSpec:

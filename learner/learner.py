@@ -15,7 +15,7 @@ from learner.algorithms.loss import Transitions
 from learner.collective import Alone, Collective
 from learner.config import LearnerConfig
 from learner.networks import build_network
-from learner.networks.q_network import QNetwork, flatten_parameters
+from learner.networks.q_network import FoldedWeight, QNetwork, decayed, flatten_parameters
 from learner.recent_updates import Figures, RecentUpdates
 from replay.chunk import Schema
 from replay.mirror import Batch
@@ -49,7 +49,8 @@ class Learner:
         self._average_parameters = flatten_parameters(self.average).detach()
         for copy in (self._target_parameters, self._average_parameters):
             copy.copy_(self._parameters.detach())
-        self._adam = Adam(self._parameters, config.lr, config.adam_eps)
+        decay = decayed(self.online) * config.weight_decay if config.weight_decay else None
+        self._adam = Adam(self._parameters, config.lr, config.adam_eps, decay)
         self._skipped, self._in_a_row = torch.zeros((), device=device), torch.zeros((), device=device)
         self.recent = RecentUpdates(device)
         self.updates = 0
@@ -98,6 +99,7 @@ class Learner:
     def state(self) -> State:
         """See ``replay.state``. Figures that were not read yet are left out: a checkpoint comes after a report."""
         arrays = {name: vector.detach().cpu().numpy() for name, vector in self._vectors().items()}
+        arrays["random"] = _random_state(self.device).numpy()
         values = {name: float(scalar) for name, scalar in self._scalars().items()}
         return State({"updates": self.updates, **values}, arrays)
 
@@ -110,6 +112,10 @@ class Learner:
             if saved.dtype != np.float32 or not np.isfinite(saved).all():
                 raise ValueError(f"{name} has parameters that are no finite <float32>")
             vector.detach().copy_(torch.from_numpy(saved))
+        saved, like = state.arrays["random"], _random_state(self.device)
+        if saved.dtype != np.uint8 or saved.shape != like.shape:
+            raise ValueError(f"random is no state of {self.device.type}'s random numbers")
+        _set_random_state(self.device, torch.from_numpy(np.array(saved)))
         for name, scalar in self._scalars().items():
             scalar.fill_(number(state.values[name], name, 0))
         self.updates = count(state.values["updates"], "updates")
@@ -132,9 +138,31 @@ class Learner:
         return {"adam_steps": self._adam.steps, "skipped": self._skipped, "skipped_in_a_row": self._in_a_row}
 
 
+def _random_state(device: torch.device) -> Tensor:
+    """Returns the state of torch's random numbers <uint8>[N] where losses draw them, such as IQN's fractions."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_random_state(device: torch.device, state: Tensor) -> None:
+    """Raises ValueError for bytes that are no such state."""
+    try:
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state, device)
+        else:
+            torch.set_rng_state(state)
+    except RuntimeError as error:
+        raise ValueError(f"random is no state of {device.type}'s random numbers: {error}") from error
+
+
 def host_arrays(network: QNetwork) -> dict[str, npt.NDArray[Any]]:
-    """A network's parameters by name, on the host."""
-    return {name: tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
+    """Returns the parameters of the network that acts, by name, on the host: where a layer computes its weight from
+    another one (spectral norm), the computed one, so that nobody who acts computes it again."""
+    arrays = {name: tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
+    for name, module in network.named_modules():
+        if isinstance(module, FoldedWeight):
+            with torch.no_grad():
+                arrays[f"{name}.weight"] = module.folded_weight().cpu().numpy()
+    return arrays
 
 
 def choose_device(name: str) -> torch.device:

@@ -6,50 +6,118 @@ the values of ``s_t``. Terminal is ``discount_t = 0``; truncation keeps the disc
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 
-def q_learning(q_tm1: Tensor, a_tm1: Tensor, r_t: Tensor, discount_t: Tensor, q_t: Tensor) -> Tensor:
+class Transform(NamedTuple):
+    """A monotonic function that values are learned under, and its inverse."""
+
+    apply: Callable[[Tensor], Tensor]
+    invert: Callable[[Tensor], Tensor]
+
+
+def q_learning(
+    q_tm1: Tensor, a_tm1: Tensor, r_t: Tensor, discount_t: Tensor, q_t: Tensor, transform: Transform | None = None
+) -> Tensor:
     """``r_t + discount_t * max_a q_t[a] - q_tm1[a_tm1]``, the target without gradient.
 
     q_tm1, q_t: <float>[B, A]; a_tm1: <int64>[B]; r_t, discount_t: <float>[B]. Returns <float>[B].
     Watkins 1989; with ``q_t`` of a target network: Mnih et al. 2015, doi 10.1038/nature14236.
+    ``transform``: see ``transformed``.
     """
     _check(q_tm1, a_tm1, r_t, discount_t, q_t)
-    target_tm1 = r_t + discount_t * q_t.amax(1)
-    return target_tm1.detach() - _taken(q_tm1, a_tm1)
+    return transformed(r_t, discount_t, q_t.amax(1), transform).detach() - taken(q_tm1, a_tm1)
 
 
 def double_q_learning(
-    q_tm1: Tensor, a_tm1: Tensor, r_t: Tensor, discount_t: Tensor, q_t_value: Tensor, q_t_selector: Tensor
+    q_tm1: Tensor,
+    a_tm1: Tensor,
+    r_t: Tensor,
+    discount_t: Tensor,
+    q_t_value: Tensor,
+    q_t_selector: Tensor,
+    transform: Transform | None = None,
 ) -> Tensor:
     """``r_t + discount_t * q_t_value[argmax_a q_t_selector[a]] - q_tm1[a_tm1]``, the target without gradient.
 
     ``q_t_selector`` is the online network's on s_t, ``q_t_value`` the target network's; shapes as in ``q_learning``.
-    Van Hasselt et al., arXiv 1509.06461.
+    Van Hasselt et al., arXiv 1509.06461. ``transform``: see ``transformed``.
     """
     _check(q_tm1, a_tm1, r_t, discount_t, q_t_value, q_t_selector)
-    target_tm1 = r_t + discount_t * _taken(q_t_value, q_t_selector.argmax(1))
-    return target_tm1.detach() - _taken(q_tm1, a_tm1)
+    value = taken(q_t_value, q_t_selector.argmax(1))
+    return transformed(r_t, discount_t, value, transform).detach() - taken(q_tm1, a_tm1)
 
 
-def quantile_regression(theta_tm1: Tensor, target_tm1: Tensor, kappa: float) -> Tensor:
+def transformed(r_t: Tensor, discount_t: Tensor, value: Tensor, transform: Transform | None) -> Tensor:
+    """Returns the target ``r_t + discount_t * value``; with a transform h, of values that are learned under it:
+    ``h(r_t + discount_t * h^-1(value))`` (Pohlen et al., arXiv 1805.11593)."""
+    if transform is None:
+        return r_t + discount_t * value
+    return transform.apply(r_t + discount_t * transform.invert(value))
+
+
+EPSILON = 1e-3
+"""Of ``signed_hyperbolic``: its slope far from 0, which makes it invertible (arXiv 1805.11593, proposition A.2)."""
+
+
+def signed_hyperbolic(x: Tensor) -> Tensor:
+    """``sign(x) (sqrt(|x| + 1) - 1) + 1e-3 x``, elementwise: near x / 2 around 0, a root of great values."""
+    return x.sign() * ((x.abs() + 1).sqrt() - 1) + EPSILON * x
+
+
+def signed_parabolic(x: Tensor) -> Tensor:
+    """The inverse of ``signed_hyperbolic``, elementwise."""
+    root = (1 + 4 * EPSILON * (EPSILON + 1 + x.abs())).sqrt()
+    return x.sign() * (((root - 1) / (2 * EPSILON)).square() - 1)
+
+
+def scaled_log_policy(q: Tensor, tau: float) -> Tensor:
+    """``tau ln softmax(q / tau)`` <float>[B, A] of values <float>[B, A], without overflow for small ``tau``
+    (Vieillard et al., arXiv 2007.14430, appendix B.1)."""
+    return tau * torch.log_softmax(q / tau, 1)
+
+
+def quantile_regression(theta_tm1: Tensor, target_tm1: Tensor, kappa: float, tau: Tensor | None = None) -> Tensor:
     """The quantile Huber loss, summed over the quantiles that learn and averaged over those of the target::
 
         sum_i mean_j |tau_i - 1{u_ij < 0}| huber(u_ij, kappa) / kappa,    u_ij = target_tm1[j] - theta_tm1[i]
 
-    with the midpoints tau_i = (i + 0.5) / N. theta_tm1: <float>[B, N], of the action taken; target_tm1: <float>[B, N'],
-    taken without gradient. Returns <float>[B]. Dabney et al., arXiv 1710.10044, equation 10.
+    theta_tm1: <float>[B, N], of the action taken, at ``tau`` <float>[B, N], which are the midpoints (i + 0.5) / N where
+    they are not given; target_tm1: <float>[B, N'], taken without gradient. Returns <float>[B].
+    Dabney et al., arXiv 1710.10044, equation 10.
     """
     if theta_tm1.dim() != 2 or target_tm1.dim() != 2 or len(theta_tm1) != len(target_tm1):
         shapes = [tuple(theta_tm1.shape), tuple(target_tm1.shape)]
         raise ValueError(f"quantiles have to be [B, N] and [B, N'], got {shapes}")
-    count = theta_tm1.shape[1]
-    tau = (torch.arange(count, device=theta_tm1.device, dtype=theta_tm1.dtype) + 0.5) / count
+    if tau is None:
+        tau = midpoints(theta_tm1.shape[1], theta_tm1).unsqueeze(0)
     u = target_tm1.detach().unsqueeze(1) - theta_tm1.unsqueeze(2)  # [B, N, N']: learning quantiles before the target's
-    weight = (tau.view(1, -1, 1) - (u.detach() < 0).to(u.dtype)).abs()
+    weight = (tau.unsqueeze(2) - (u.detach() < 0).to(u.dtype)).abs()
     return (weight * huber(u, kappa) / kappa).mean(2).sum(1)
+
+
+def midpoints(count: int, like: Tensor) -> Tensor:
+    """Returns (i + 0.5) / count <float>[count], of the dtype and on the device of ``like``."""
+    return (torch.arange(count, device=like.device, dtype=like.dtype) + 0.5) / count
+
+
+def categorical_projection(support: Tensor, probability: Tensor, atoms: Tensor) -> Tensor:
+    """Projects distributions onto atoms: each probability is shared by the two atoms around its place, by nearness.
+
+    support, probability: <float>[B, M], places and probabilities; atoms: <float>[N], ascending and evenly spaced. What
+    lies beyond the first or the last atom goes to it. Returns <float>[B, N], with the sums of ``probability``.
+    Bellemare et al., arXiv 1707.06887, equation 7.
+    """
+    if support.dim() != 2 or support.shape != probability.shape or atoms.dim() != 1 or len(atoms) < 2:
+        shapes = [tuple(each.shape) for each in (support, probability, atoms)]
+        raise ValueError(f"support and probability have to be [B, M], atoms [N], N at least 2, got {shapes}")
+    places = support.clamp(float(atoms[0]), float(atoms[-1])).unsqueeze(1)  # [B, 1, M]
+    nearness = (1 - (places - atoms.view(1, -1, 1)).abs() / (atoms[1] - atoms[0])).clamp(0, 1)  # [B, N, M]
+    return (nearness * probability.unsqueeze(1)).sum(2)
 
 
 def huber(error: Tensor, delta: float) -> Tensor:
@@ -59,7 +127,8 @@ def huber(error: Tensor, delta: float) -> Tensor:
     return quadratic * (size - 0.5 * quadratic)
 
 
-def _taken(q: Tensor, action: Tensor) -> Tensor:
+def taken(q: Tensor, action: Tensor) -> Tensor:
+    """Returns the values <float>[B] of one action each <int64>[B]; q: <float>[B, A]."""
     return q.gather(1, action.unsqueeze(1)).squeeze(1)
 
 

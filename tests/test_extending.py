@@ -74,7 +74,11 @@ def test_the_pages_parts_train_resume_and_play(cwd: Path, mode: str, env_steps: 
         ("--learner.network.encoder", "types:SimpleNamespace", "cannot be made: TypeError: "),
         ("--learner.network.encoder", "unittest.mock:Mock", "is a Mock; it has to be a torch.nn.Module with features"),
         ("--learner.algorithm", "broken_loss:BROKEN", "loss 'broken_loss:build' cannot be made: KeyError: 'kappa'"),
-        ("--learner.network.encoder", "minatar", "wants pictures, got observations of shape (4,); use mlp"),
+        (
+            "--learner.network.encoder",
+            "minatar",
+            "wants pictures of at least 3 x 3 pixels, got observations of shape (4,); use mlp",
+        ),
     ],
 )
 def test_what_is_not_there_is_refused_at_once(cwd: Path, option: str, value: str, why: str) -> None:

@@ -110,6 +110,33 @@ def test_an_update_is_torchs_own(max_norm: float, weighted: bool) -> None:
         torch.testing.assert_close(flat(tested.online), flat(twin), rtol=1e-4, atol=1e-6)
 
 
+def test_weight_decay_is_adamws_without_biases_and_norms() -> None:
+    network = NetworkConfig(hidden=(5,), layer_norm=True)
+    tested = learner(weight_decay=0.3, double=False, network=network)
+    twin, target = copy.deepcopy(tested.online), copy.deepcopy(tested.target)
+    for parameter in twin.parameters():
+        parameter.data = parameter.data.clone()
+    weights = [p for name, p in twin.named_parameters() if "norm" not in name and name.endswith("weight")]
+    others = [p for p in twin.parameters() if not any(p is weight for weight in weights)]
+    groups = [{"params": weights, "weight_decay": 0.3}, {"params": others, "weight_decay": 0.0}]
+    adam = torch.optim.AdamW(groups, lr=1e-2, eps=tested.config.adam_eps)
+    for update in range(4):
+        one = batch(update)
+        s_tm1, a_tm1, r_t, discount_t, s_t = (torch.from_numpy(column) for column in one)
+        adam.zero_grad()
+        error = q_learning(twin(s_tm1).q, a_tm1, r_t, discount_t, target(s_t).q)
+        huber(error, 1.0).mean().backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(twin.parameters(), tested.config.max_grad_norm)
+        adam.step()
+        tested.update(one)
+        torch.testing.assert_close(flat(tested.online), flat(twin), rtol=1e-4, atol=1e-6)
+    before = flat(tested.online).clone()
+    broken = batch(9)
+    broken.r_t[:] = np.nan
+    tested.update(broken)
+    torch.testing.assert_close(flat(tested.online), before, rtol=0, atol=0, msg="a skipped update decays nothing")
+
+
 def test_parameters_stay_views_of_one_vector() -> None:
     """Adam, clipping and copies work on the vector; the layers have to see it, also after many steps."""
     tested = learner()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import numpy as np
@@ -10,10 +11,13 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 from torch import nn
+from torch.testing import assert_close
 
 from actors.policy import make_policy
 from learner.learner import host_arrays
 from learner.networks import ENCODERS, HEADS, NetworkConfig, NetworkSpec, build_network, encoder_of, parameter_shapes
+from learner.networks.heads import AtomsHead, ImplicitQuantilesHead
+from learner.networks.impala import SpectralConv2d
 from learner.networks.numpy_mlp import NumpyMlp
 from learner.networks.q_network import QNetwork, flatten_parameters
 from learner.weights import pack, unpack
@@ -23,7 +27,11 @@ TOLERANCE = 2e-6
 """Of numpy's Q values against torch's, relative to the largest one: a few float32 roundings of a sum."""
 
 
-OPTIONS: dict[str, dict[str, float]] = {"quantiles": {"quantiles": 7}}
+OPTIONS: dict[str, dict[str, float]] = {
+    "quantiles": {"quantiles": 7},
+    "atoms": {"atoms": 5, "v_min": -2.0, "v_max": 3.0},
+    "implicit_quantiles": {"cosines": 6, "fractions": 5},
+}
 """What a head wants to know beside the network's configuration."""
 PICTURES = (
     Schema((10, 10, 4), "uint8", 6),
@@ -34,9 +42,13 @@ PICTURES = (
 
 
 def spec(
-    hidden: tuple[int, ...] = (), dueling: bool = False, encoder: str = "auto", head: str = "values"
+    hidden: tuple[int, ...] = (),
+    dueling: bool = False,
+    encoder: str = "auto",
+    head: str = "values",
+    **options: Any,
 ) -> NetworkSpec:
-    config = NetworkConfig(encoder=encoder, hidden=hidden, dueling=dueling)
+    config = NetworkConfig(encoder=encoder, hidden=hidden, dueling=dueling, **options)
     return NetworkSpec(config, head, OPTIONS.get(head, {}))
 
 
@@ -45,8 +57,8 @@ def network(schema: Schema, *hidden: int, dueling: bool = False) -> QNetwork:
     return build_network(spec(hidden, dueling), schema)
 
 
-def assert_same(q: npt.NDArray[Any], expected: npt.NDArray[Any]) -> None:
-    assert_allclose(q, expected, rtol=0, atol=TOLERANCE * max(1.0, float(np.abs(expected).max())))
+def assert_same(q: npt.NDArray[Any], expected: npt.NDArray[Any], within: float = 1.0) -> None:
+    assert_allclose(q, expected, rtol=0, atol=TOLERANCE * max(within, float(np.abs(expected).max())))
 
 
 def observations(schema: Schema, count: int) -> npt.NDArray[Any]:
@@ -63,16 +75,36 @@ def observations(schema: Schema, count: int) -> npt.NDArray[Any]:
 def cases() -> list[Any]:
     """Every encoder that takes the schema x head x dueling x hidden layers."""
     flat = [*(Schema((3, 2), dtype, 4) for dtype in DTYPES), Schema((8,), "float32", 1), Schema((9, 5, 2), "uint8", 18)]
-    by_encoder = {"mlp": [*flat, Schema((6,), "uint8", 2, obs_divisor=255), *PICTURES], "minatar": PICTURES}
+    big = (Schema((36, 41), "uint8", 4, stack=2, obs_divisor=255), Schema((37, 36, 3), "float32", 2))
+    by_encoder: dict[str, tuple[Schema, ...]] = {
+        "mlp": (*flat, Schema((6,), "uint8", 2, obs_divisor=255), *PICTURES),
+        "minatar": PICTURES,
+        "nature": big,
+        "impala": (PICTURES[0], big[0]),
+    }
     assert by_encoder.keys() == ENCODERS.keys()
-    return [
-        pytest.param(schema, spec(hidden, dueling, encoder, head), id=f"{schema}-{encoder}-{head}-{hidden}-{dueling}")
+    given: list[Any] = [
+        pytest.param(
+            schema,
+            spec(hidden, dueling, encoder, head, layer_norm=layer_norm),
+            id=f"{schema}-{encoder}-{head}-{hidden}-{dueling}-{layer_norm}",
+        )
         for encoder, schemas in by_encoder.items()
         for schema in schemas
         for head in HEADS
-        for hidden in ((), (16,), (32, 32, 8))
+        for hidden, layer_norm in (((), False), ((16,), False), ((32, 8), True))
         for dueling in (False, True)
     ]
+    pools: list[Any] = [
+        pytest.param(
+            PICTURES[0],
+            spec((8,), encoder="impala", impala={"width": 2, "pool": pool, "spectral_norm": norm}),
+            id=f"impala-{pool}-{norm}",
+        )
+        for pool in ("flat", "max6", "gap")
+        for norm in (False, True)
+    ]
+    return given + pools
 
 
 @pytest.mark.parametrize(("schema", "wanted"), cases())
@@ -88,14 +120,18 @@ def test_an_actors_policy_equals_the_learners_network(schema: Schema, wanted: Ne
     assert {name: array.tobytes() for name, array in policy.state().items()} == {
         name: array.tobytes() for name, array in arrays.items()
     }
-    obs = observations(schema, 64)
+    obs = observations(schema, 64 if math.prod(schema.input_shape) < 1000 else 4)
     with torch.no_grad():
-        expected = online(torch.from_numpy(obs)).q.numpy()
+        output = online(torch.from_numpy(obs))
+    expected, within = output.q.numpy(), 1.0
+    if wanted.head == "atoms":  # a rounding of the largest logit changes a probability by as much, relatively
+        assert output.distribution is not None
+        within = float(output.distribution.abs().max()) * (OPTIONS["atoms"]["v_max"] - OPTIONS["atoms"]["v_min"])
     q, state = policy(obs, policy.initial_state(len(obs)))
     assert q.dtype == expected.dtype == np.float32
-    assert q.shape == expected.shape == (64, schema.num_actions)
-    assert_same(q, expected)
-    assert_same(policy(obs[:1], state)[0], expected[:1])
+    assert q.shape == expected.shape == (len(obs), schema.num_actions)
+    assert_same(q, expected, within)
+    assert_same(policy(obs[:1], state)[0], expected[:1], within)
 
 
 @pytest.mark.parametrize("schema", PICTURES, ids=str)
@@ -123,9 +159,19 @@ def test_the_convolution_sees_the_picture(schema: Schema) -> None:
     assert_allclose(q, pixel / np.float32(schema.obs_divisor), rtol=1e-6)
 
 
-def test_auto_takes_the_encoder_of_small_pictures_for_them_alone() -> None:
-    schemas = [Schema((10, 10, 4), "uint8", 6), Schema((84, 84), "uint8", 6, stack=4), Schema((10, 10), "float32", 2)]
-    assert [encoder_of(NetworkConfig(), schema) for schema in schemas] == ["minatar", "mlp", "mlp"]
+def test_auto_takes_an_encoder_that_fits() -> None:
+    schemas = [
+        Schema((10, 10, 4), "uint8", 6),
+        Schema((35, 99, 4), "uint8", 6),
+        Schema((84, 84), "uint8", 6, stack=4),
+        Schema((36, 36, 3), "uint8", 6),
+        Schema((10, 10), "float32", 2),
+        Schema((2, 9, 1), "uint8", 2),
+    ]
+    chosen = [encoder_of(NetworkConfig(), schema) for schema in schemas]
+    assert chosen == ["minatar", "minatar", "nature", "nature", "mlp", "mlp"]
+    for schema in schemas:
+        build_network(spec((4,)), schema)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +180,7 @@ def test_auto_takes_the_encoder_of_small_pictures_for_them_alone() -> None:
         (
             spec(encoder="resnet"),
             PICTURES[0],
-            "encoder 'resnet' is unknown: use mlp, minatar, or module:Name of your own",
+            "encoder 'resnet' is unknown: use mlp, minatar, nature, impala, or module:Name of your own",
         ),
         (spec(encoder="no_such:Encoder"), PICTURES[0], "cannot be imported: No module named 'no_such'"),
         (spec(encoder="json:Encoder"), PICTURES[0], "cannot be imported: module 'json' has no attribute 'Encoder'"),
@@ -144,7 +190,13 @@ def test_auto_takes_the_encoder_of_small_pictures_for_them_alone() -> None:
             "wants pictures of at least 3 x 3 pixels, got .* use mlp",
         ),
         (spec(encoder="minatar"), Schema((2, 9, 1), "uint8", 2), "wants pictures of at least 3 x 3 pixels, got"),
-        (NetworkSpec(head="duck"), PICTURES[0], "head 'duck' is unknown: use values, quantiles"),
+        (
+            spec(encoder="nature"),
+            PICTURES[0],
+            r"nature wants pictures of at least 36 x 36 pixels, got .*\(10, 10, 4\); use minatar",
+        ),
+        (spec(encoder="impala"), Schema((8,), "float32", 2), "impala wants pictures of at least 3 x 3 .* use mlp"),
+        (NetworkSpec(head="duck"), PICTURES[0], "head 'duck' is unknown: use values, atoms, quantiles, implicit_"),
     ],
 )
 def test_what_cannot_be_built_is_refused_in_words(wanted: NetworkSpec, schema: Schema, why: str) -> None:
@@ -241,3 +293,49 @@ def test_flat_parameters_are_the_modules() -> None:
     with torch.no_grad():
         vector.zero_()
     assert not online(obs).q.any()
+
+
+def test_spectral_norm_divides_by_the_greatest_singular_value() -> None:
+    """Of random and of ill-conditioned matrices, for learning and for acting; its gradient is that of the quotient."""
+    torch.manual_seed(0)
+    conv = SpectralConv2d(6, 5, 3, padding=1)
+    for scale in (1.0, 1e-3, 50.0):
+        with torch.no_grad():
+            conv.weight.copy_(torch.randn(5, 6, 3, 3) * scale)
+            conv.weight[0] *= 3
+        exact = torch.linalg.matrix_norm(conv.weight.detach().flatten(1), 2)
+        assert_close(conv.folded_weight().detach(), conv.weight.detach() / exact, rtol=1e-4, atol=1e-6)
+    weight = conv.weight.detach().clone().requires_grad_()
+    chosen = torch.randn(5, 6, 3, 3)
+    (weight / torch.linalg.matrix_norm(weight.flatten(1), 2) * chosen).sum().backward()
+    (conv.folded_weight() * chosen).sum().backward()  # type: ignore[no-untyped-call]
+    assert_close(conv.weight.grad, weight.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_a_convolution_of_zeros_has_no_spectral_norm_to_divide_by() -> None:
+    conv = SpectralConv2d(2, 2, 3, padding=1)
+    nn.init.zeros_(conv.weight)
+    assert not conv.folded_weight().any()
+
+
+def test_an_implicit_quantile_function_by_hand() -> None:
+    """Two cosines, cos(0) = 1 and cos(pi tau): with weights 1 and 2 the embedding of tau is 1 + 2 cos(pi tau), at 1/2
+    it is 1, at 1 relu(-1). Expected values are means over the midpoints 1/4 and 3/4: of 1 + sqrt 2 and 0."""
+    head = ImplicitQuantilesHead(1, 1, NetworkSpec(head="implicit_quantiles", options={"cosines": 2, "fractions": 2}))
+    with torch.no_grad():
+        head.embedding.weight.copy_(torch.tensor([[1.0, 2.0]]))
+        head.embedding.bias.zero_()
+        head.linear.weight.fill_(10.0)
+        head.linear.bias.fill_(0.5)
+        quantiles = head.quantiles(torch.tensor([[3.0]]), torch.tensor([[0.5, 1.0, 0.0]]))
+        assert_close(quantiles, torch.tensor([[[30.5, 0.5, 90.5]]]), rtol=0, atol=1e-4)
+        assert_close(head(torch.tensor([[3.0]])).q, torch.tensor([[30 * (1 + 2**0.5) / 2 + 0.5]]))
+
+
+def test_atoms_by_hand() -> None:
+    """Atoms -1, 0 and 1 with probabilities 1/6, 2/6, 3/6: the expected value is 1/3."""
+    head = AtomsHead(1, 1, NetworkSpec(head="atoms", options={"atoms": 3, "v_min": -1.0, "v_max": 1.0}))
+    with torch.no_grad():
+        head.linear.weight.zero_()
+        head.linear.bias.copy_(torch.tensor([1.0, 2.0, 3.0]).log())
+        assert_close(head(torch.zeros(1, 1)).q, torch.tensor([[1 / 3]]))

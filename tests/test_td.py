@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from learner.td import double_q_learning, huber, q_learning
+from learner.td import (
+    Transform,
+    categorical_projection,
+    double_q_learning,
+    huber,
+    q_learning,
+    scaled_log_policy,
+    signed_hyperbolic,
+    signed_parabolic,
+)
 
 A_TM1 = torch.tensor([0, 1, 2])
 R_T = torch.tensor([1.0, -1.0, 0.5])
@@ -98,7 +111,7 @@ def test_huber_inside_at_and_outside_delta() -> None:
 )
 def test_what_would_broadcast_into_a_wrong_answer_is_refused(changed: dict[str, Tensor], message: str) -> None:
     good = {"q_tm1": Q_TM1, "a_tm1": A_TM1, "r_t": R_T, "discount_t": DISCOUNT_T, "q_t": Q_T}
-    bad = good | changed
+    bad: dict[str, Any] = good | changed
     with pytest.raises(ValueError, match=message):
         q_learning(**bad)
     bad["q_t_value"] = bad.pop("q_t")
@@ -109,3 +122,60 @@ def test_what_would_broadcast_into_a_wrong_answer_is_refused(changed: dict[str, 
 def test_double_refuses_a_selector_of_another_shape() -> None:
     with pytest.raises(ValueError, match=r"\[B, A\]"):
         double_q_learning(Q_TM1, A_TM1, R_T, DISCOUNT_T, Q_T, SELECTOR[:, :2])
+
+
+def test_values_under_a_transform_by_hand() -> None:
+    """h(x) = 2 x: the target of value 8 is 2 (1 + 0.5 * 4), of a terminal step 2 * -1; double chooses as without."""
+    double = Transform(lambda x: 2 * x, lambda x: x / 2)
+    error = q_learning(Q_TM1, A_TM1, R_T, DISCOUNT_T, Q_T, double)
+    torch.testing.assert_close(error, torch.tensor([6.0 - 1, -2.0 - 5, 2 * (0.5 - 0.5) - 9]))
+    error = double_q_learning(Q_TM1, A_TM1, R_T, DISCOUNT_T, Q_T, SELECTOR, double)
+    torch.testing.assert_close(error, torch.tensor([2 * (1 + 0.5) - 1, -2.0 - 5, 2 * (0.5 - 1) - 9]))
+
+
+def test_the_signed_hyperbolic_by_hand_and_its_inverse() -> None:
+    """sqrt(4) - 1 + 0.003 of 3, odd; inverted over twelve orders of magnitude."""
+    torch.testing.assert_close(signed_hyperbolic(torch.tensor([3.0, -3.0, 0.0])), torch.tensor([1.003, -1.003, 0.0]))
+    x = torch.cat([-(10.0 ** torch.arange(-6, 7)), 10.0 ** torch.arange(-6, 7)]).double()
+    torch.testing.assert_close(signed_parabolic(signed_hyperbolic(x)), x, rtol=1e-6, atol=1e-9)
+    assert signed_parabolic(signed_hyperbolic(torch.tensor([1e-3, 1e3]))).isfinite().all()
+
+
+def test_a_scaled_log_policy_by_hand_and_without_overflow() -> None:
+    """Values 0 and tau ln 3: probabilities 1/4 and 3/4. Far apart: tau ln p is their difference."""
+    q = torch.tensor([[0.0, 0.5 * 1.0986123], [0.0, 1e4]])
+    expected = torch.tensor([[0.5 * -1.3862944, 0.5 * -0.2876821], [-1e4, 0.0]])
+    torch.testing.assert_close(scaled_log_policy(q, 0.5), expected)
+
+
+def test_categorical_projection_by_hand() -> None:
+    """Atoms 0, 1, 2. 0.25 lies a quarter of the way to 1; 1 is an atom, and keeps all (an integer place loses it in a
+    well-known mistake); 5 and -3 lie beyond, and go to the ends."""
+    atoms = torch.tensor([0.0, 1.0, 2.0])
+    support = torch.tensor([[0.25, 1.0, 5.0], [-3.0, 1.5, 2.0]])
+    probability = torch.tensor([[0.4, 0.5, 0.1], [0.2, 0.2, 0.6]])
+    expected = torch.tensor([[0.3, 0.6, 0.1], [0.2, 0.1, 0.7]])
+    torch.testing.assert_close(categorical_projection(support, probability, atoms), expected)
+
+
+@given(
+    places=st.lists(st.floats(-20, 20), min_size=1, max_size=7),
+    ends=st.tuples(st.floats(-10, 10), st.floats(0.1, 10)),
+    count=st.integers(2, 9),
+)
+def test_a_projection_keeps_probability_and_mean(places: list[float], ends: tuple[float, float], count: int) -> None:
+    """Of what lies between the ends the mean is kept; the probabilities always sum to 1."""
+    low, high = ends[0], ends[0] + ends[1]
+    atoms = torch.linspace(low, high, count, dtype=torch.float64)
+    support = torch.tensor([places], dtype=torch.float64)
+    probability = torch.full_like(support, 1 / len(places))
+    projected = categorical_projection(support, probability, atoms)
+    assert (projected >= 0).all()
+    torch.testing.assert_close(projected.sum(), torch.tensor(1.0, dtype=torch.float64))
+    torch.testing.assert_close((projected * atoms).sum(), support.clamp(low, high).mean())
+
+
+@pytest.mark.parametrize("shapes", [((3,), (3,), (5,)), ((2, 3), (2, 4), (5,)), ((2, 3), (2, 3), (1,))])
+def test_what_cannot_be_projected_is_refused(shapes: tuple[tuple[int, ...], ...]) -> None:
+    with pytest.raises(ValueError, match=r"support and probability have to be \[B, M\]"):
+        categorical_projection(*(torch.zeros(shape) for shape in shapes))

@@ -30,7 +30,11 @@ class Algorithm(NamedTuple):
 
 ALGORITHMS: dict[str, Algorithm] = {
     "dqn": Algorithm("learner.algorithms.dqn:scalar_loss", "values", why="expected values, Huber loss"),
+    "c51": Algorithm("learner.algorithms.c51:categorical_loss", "atoms", "c51", "probabilities of returns on atoms"),
     "qr_dqn": Algorithm("learner.algorithms.qr_dqn:quantile_loss", "quantiles", "qr_dqn", "quantiles of the return"),
+    "iqn": Algorithm(
+        "learner.algorithms.iqn:implicit_quantile_loss", "implicit_quantiles", "iqn", "the return's quantile function"
+    ),
 }
 
 

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 import torch
 
 from learner.algorithms.loss import Loss, LossOutput, Transitions
+from learner.algorithms.masks import allowed
+from learner.algorithms.munchausen import MunchausenLoss, bootstrapping_of
 from learner.config import LearnerConfig
 from learner.networks.q_network import QNetwork
-from learner.td import double_q_learning, huber, q_learning
+from learner.td import Transform, double_q_learning, huber, q_learning, signed_hyperbolic, signed_parabolic
+
+RESCALED = Transform(signed_hyperbolic, signed_parabolic)
 
 
 @dataclass(frozen=True)
@@ -17,13 +21,14 @@ class QLearningLoss:
     """The Huber loss of ``td.q_learning``: the target network chooses the bootstrap action and values it."""
 
     huber_delta: float
+    transform: Transform | None = None
 
     def __call__(self, online: QNetwork, target: QNetwork, batch: Transitions) -> LossOutput:
         """See ``Loss``."""
         with torch.no_grad():
-            q_t = target(batch.s_t).q
+            q_t = allowed(target(batch.s_t).q, batch.extras_t)
         q_tm1 = online(batch.s_tm1).q
-        error = q_learning(q_tm1, batch.a_tm1, batch.r_t, batch.discount_t, q_t)
+        error = q_learning(q_tm1, batch.a_tm1, batch.r_t, batch.discount_t, q_t, self.transform)
         return LossOutput(huber(error, self.huber_delta), error.detach(), q_tm1.detach())
 
 
@@ -32,16 +37,20 @@ class DoubleQLearningLoss:
     """The Huber loss of ``td.double_q_learning``: the online network chooses, the target network values."""
 
     huber_delta: float
+    transform: Transform | None = None
 
     def __call__(self, online: QNetwork, target: QNetwork, batch: Transitions) -> LossOutput:
         """See ``Loss``."""
         with torch.no_grad():
-            q_t, q_t_selector = target(batch.s_t).q, online(batch.s_t).q
+            q_t, q_t_selector = target(batch.s_t).q, allowed(online(batch.s_t).q, batch.extras_t)
         q_tm1 = online(batch.s_tm1).q
-        error = double_q_learning(q_tm1, batch.a_tm1, batch.r_t, batch.discount_t, q_t, q_t_selector)
+        error = double_q_learning(q_tm1, batch.a_tm1, batch.r_t, batch.discount_t, q_t, q_t_selector, self.transform)
         return LossOutput(huber(error, self.huber_delta), error.detach(), q_tm1.detach())
 
 
 def scalar_loss(config: LearnerConfig) -> Loss:
-    """Builds the loss that ``learner.double`` asks for."""
-    return (DoubleQLearningLoss if config.double else QLearningLoss)(config.huber_delta)
+    """Builds the loss that ``learner.double``, ``learner.munchausen`` and ``learner.value_rescale`` ask for."""
+    if config.munchausen.enabled:
+        return MunchausenLoss(bootstrapping_of(config), config.huber_delta)
+    transform = RESCALED if config.value_rescale else None
+    return (DoubleQLearningLoss if config.double else QLearningLoss)(config.huber_delta, transform)

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
-from learner.networks.q_network import QNetwork
+from learner.networks.q_network import QNetwork, QOutput
 
 
 class Transitions(NamedTuple):
@@ -42,3 +43,15 @@ class Loss(Protocol):
 
     def __call__(self, online: QNetwork, target: QNetwork, batch: Transitions) -> LossOutput:
         """Returns losses, TD errors and Q values of a batch."""
+
+
+def distribution_of(output: QOutput, algorithm: str) -> Tensor:
+    """Returns the head's distributions <float32>[B, A, N]. Raises ValueError where the head has none."""
+    if output.distribution is None:
+        raise ValueError(f"the algorithm {algorithm} needs a head that returns distributions")
+    return output.distribution
+
+
+def of_action(values: Tensor, action: Tensor) -> Tensor:
+    """Returns the values <float32>[B, N] of one action each <int64>[B]; values: <float32>[B, A, N]."""
+    return values[torch.arange(len(action), device=action.device), action]

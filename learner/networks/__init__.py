@@ -29,13 +29,17 @@ __all__ = [
 ENCODERS: dict[str, str] = {
     "mlp": "learner.networks.mlp:MlpEncoder",
     "minatar": "learner.networks.minatar:MinAtarEncoder",
+    "nature": "learner.networks.nature:NatureEncoder",
+    "impala": "learner.networks.impala:ImpalaEncoder",
 }
 """Encoder classes by name: ``(schema, config)``, an attribute ``features``, and ``forward`` from scaled observations
 <float32>[B, *input_shape] to features <float32>[B, features]."""
 
 HEADS: dict[str, str] = {
     "values": "learner.networks.heads:ValuesHead",
+    "atoms": "learner.networks.heads:AtomsHead",
     "quantiles": "learner.networks.heads:QuantilesHead",
+    "implicit_quantiles": "learner.networks.heads:ImplicitQuantilesHead",
 }
 """Head classes by name: ``(features, num_actions, spec)``, and ``forward`` from features to a ``QOutput``."""
 

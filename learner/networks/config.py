@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ImpalaConfig(BaseModel):
+    """The encoder impala (arXiv 1802.01561)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    width: int = Field(1, ge=1, le=16)
+    """Factor on its 16, 32 and 32 channels."""
+    pool: Literal["flat", "max6", "gap"] = "flat"
+    """What its linear layers get: all pixels; the maxima of 6 x 6 fields; gap: the mean of each channel."""
+    spectral_norm: bool = False
+    """Divide the weights of its residual convolutions by their spectral norm (arXiv 1802.05957)."""
 
 
 class NetworkConfig(BaseModel):
@@ -14,10 +28,14 @@ class NetworkConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     encoder: str = "auto"
-    """mlp: linear layers; minatar: one convolution for small pictures, then linear layers; auto: minatar for pictures
-    of at most 16 x 16, mlp for all else; or module:Class of your own, imported in every worker."""
+    """mlp: linear layers; minatar: one convolution for small pictures; nature: the three of DQN's, for pictures of at
+    least 36 x 36; impala: fifteen, with residual blocks; each before linear layers. auto: nature or minatar for
+    pictures by their size, mlp for all else; or module:Class of your own, imported in every worker."""
     hidden: tuple[int, ...] = (128, 128)
     """Units of the encoder's linear layers."""
+    layer_norm: bool = False
+    """Normalise each layer's output before its ReLU (arXiv 1607.06450); of convolutions over channels and pixels."""
+    impala: ImpalaConfig = ImpalaConfig()
     dueling: bool = False
     """Split the head into a value and advantages (arXiv 1511.06581)."""
 
@@ -33,3 +51,9 @@ class NetworkSpec:
     config: NetworkConfig = field(default_factory=NetworkConfig)
     head: str = "values"
     options: Mapping[str, float] = field(default_factory=dict)
+
+
+def acting_spec(spec: NetworkSpec) -> NetworkSpec:
+    """Returns the network that computes the same with published weights, which have their spectral norm divided out."""
+    impala = spec.config.impala.model_copy(update={"spectral_norm": False})
+    return replace(spec, config=spec.config.model_copy(update={"impala": impala}))

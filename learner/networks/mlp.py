@@ -1,4 +1,4 @@
-"""The multi-layer perceptron as an encoder."""
+"""The multi-layer perceptron as an encoder, and the linear layers at the end of every other one."""
 
 from __future__ import annotations
 
@@ -12,22 +12,30 @@ from learner.networks.config import NetworkConfig
 from replay.chunk import Schema
 
 
-class MlpEncoder(nn.Module):
-    """Flattens observations of any shape; linear layers, each with a ReLU after it."""
+class LinearLayers(nn.Module):
+    """Linear layers, each with a ReLU after it, and a LayerNorm between the two where the configuration has it."""
 
-    def __init__(self, schema: Schema, config: NetworkConfig) -> None:
+    def __init__(self, inputs: int, config: NetworkConfig) -> None:
         super().__init__()
-        self.layers, self.features = linear_layers(math.prod(schema.input_shape), config.hidden)
+        sizes = (inputs, *config.hidden)
+        self.layers = nn.ModuleList(nn.Linear(size, units) for size, units in pairwise(sizes))
+        self.norms = nn.ModuleList(nn.LayerNorm(units) for units in config.hidden) if config.layer_norm else None
+        self.features = sizes[-1]
 
-    def forward(self, obs: Tensor) -> Tensor:
-        """Maps obs <float32>[B, *input_shape] to features <float32>[B, F]."""
-        x = obs.reshape(len(obs), -1)
-        for layer in self.layers:
-            x = torch.relu(layer(x))
+    def through_layers(self, x: Tensor) -> Tensor:
+        """Maps x <float32>[B, inputs] to features <float32>[B, F]."""
+        for index, layer in enumerate(self.layers):
+            x = layer(x)
+            x = torch.relu(x if self.norms is None else self.norms[index](x))
         return x
 
 
-def linear_layers(inputs: int, hidden: tuple[int, ...]) -> tuple[nn.ModuleList, int]:
-    """Returns linear layers of these units and the number of features that the last one gives."""
-    sizes = (inputs, *hidden)
-    return nn.ModuleList(nn.Linear(size, units) for size, units in pairwise(sizes)), sizes[-1]
+class MlpEncoder(LinearLayers):
+    """Flattens observations of any shape, and has linear layers."""
+
+    def __init__(self, schema: Schema, config: NetworkConfig) -> None:
+        super().__init__(math.prod(schema.input_shape), config)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Maps obs <float32>[B, *input_shape] to features <float32>[B, F]."""
+        return self.through_layers(obs.reshape(len(obs), -1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,14 @@ class QOutput(NamedTuple):
     distribution: Tensor | None = None
 
 
+@runtime_checkable
+class FoldedWeight(Protocol):
+    """A layer that computes its weight from its parameter ``weight``."""
+
+    def folded_weight(self) -> Tensor:
+        """Returns the weight that the layer is made with."""
+
+
 class QNetwork(nn.Module):
     """An encoder and a head. Only parameters are learned, copied and published: no buffers (such as batch norm's)."""
 
@@ -37,11 +45,22 @@ class QNetwork(nn.Module):
 
         Observations keep their dtype until they are here, on the device.
         """
+        output: QOutput = self.head(self.features(obs))
+        return output
+
+    def features(self, obs: Tensor) -> Tensor:
+        """Maps obs <obs_dtype>[B, *input_shape] to the encoder's features <float32>[B, F]."""
         x = obs.to(torch.float32)
         if self._divisor != 1:
             x = x / self._divisor
-        output: QOutput = self.head(self.encoder(x))
-        return output
+        features: Tensor = self.encoder(x)
+        return features
+
+
+def decayed(module: nn.Module) -> Tensor:
+    """Returns 1 for each of the module's weights and 0 for biases and for norms <float32>[P], in the order of
+    ``flatten_parameters``: what weight decay is for."""
+    return torch.cat([torch.full_like(p.detach().reshape(-1), float(p.dim() > 1)) for p in module.parameters()])
 
 
 def flatten_parameters(module: nn.Module) -> Tensor:

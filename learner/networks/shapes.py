@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from itertools import pairwise, product
+from typing import TYPE_CHECKING, NamedTuple
 
 from learner.networks.config import NetworkConfig, NetworkSpec
 
@@ -13,10 +13,24 @@ if TYPE_CHECKING:
     from replay.chunk import Schema
 
 Shapes = dict[str, tuple[int, ...]]
-SMALL_PICTURE = 16
-"""Height and width up to which ``auto`` takes the encoder of MinAtar's 10 x 10 pictures."""
+
+
+class Convolution(NamedTuple):
+    """A convolution without padding, its kernel a square."""
+
+    channels: int
+    kernel: int
+    stride: int
+
+
 MINATAR_CHANNELS, MINATAR_KERNEL = 16, 3
 """The convolution of MinAtar's reference DQN (Young and Tian, arXiv 1903.03176, examples/dqn.py)."""
+NATURE_CONVOLUTIONS = (Convolution(32, 8, 4), Convolution(64, 4, 2), Convolution(64, 3, 1))
+"""DQN's (Mnih et al. 2015, doi 10.1038/nature14236)."""
+NATURE_LEAST = 36
+"""Height and width from which all of them have something to look at."""
+IMPALA_CHANNELS = (16, 32, 32)
+"""Of IMPALA's stages (arXiv 1802.01561)."""
 
 
 def encoder_of(config: NetworkConfig, schema: Schema) -> str:
@@ -24,7 +38,9 @@ def encoder_of(config: NetworkConfig, schema: Schema) -> str:
     if config.encoder != "auto":
         return config.encoder
     picture = schema.picture_shape
-    return "minatar" if picture is not None and max(picture[1:]) <= SMALL_PICTURE else "mlp"
+    if picture is None or min(picture[1:]) < MINATAR_KERNEL:
+        return "mlp"
+    return "nature" if min(picture[1:]) >= NATURE_LEAST else "minatar"
 
 
 def parameter_shapes(spec: NetworkSpec, schema: Schema) -> Shapes:
@@ -33,47 +49,125 @@ def parameter_shapes(spec: NetworkSpec, schema: Schema) -> Shapes:
     if encoder not in _ENCODERS or spec.head not in _HEADS:
         return _shapes_of_a_users_own(spec, schema)
     shapes, features = _ENCODERS[encoder](spec.config, schema)
-    outputs = _HEADS[spec.head](spec) * (schema.num_actions + int(spec.config.dueling))
-    return shapes | _linear("head.linear", features, outputs)
+    outputs, further = _HEADS[spec.head](spec, features)
+    return (
+        shapes | further | _linear("head.linear", features, outputs * (schema.num_actions + int(spec.config.dueling)))
+    )
 
 
 def _linear(name: str, inputs: int, outputs: int) -> Shapes:
     return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
 
 
-def _layers(inputs: int, hidden: tuple[int, ...]) -> tuple[Shapes, int]:
+def _norm(name: str, units: int) -> Shapes:
+    return {f"{name}.weight": (units,), f"{name}.bias": (units,)}
+
+
+def _conv(name: str, inputs: int, outputs: int, kernel: int) -> Shapes:
+    return {f"{name}.weight": (outputs, inputs, kernel, kernel), f"{name}.bias": (outputs,)}
+
+
+def _layers(inputs: int, config: NetworkConfig) -> tuple[Shapes, int]:
     shapes: Shapes = {}
-    for layer, (size, units) in enumerate(pairwise((inputs, *hidden))):
+    for layer, (size, units) in enumerate(pairwise((inputs, *config.hidden))):
         shapes |= _linear(f"encoder.layers.{layer}", size, units)
-    return shapes, (inputs, *hidden)[-1]
+    if config.layer_norm:
+        for layer, units in enumerate(config.hidden):
+            shapes |= _norm(f"encoder.norms.{layer}", units)
+    return shapes, (inputs, *config.hidden)[-1]
 
 
 def _mlp(config: NetworkConfig, schema: Schema) -> tuple[Shapes, int]:
-    return _layers(math.prod(schema.input_shape), config.hidden)
+    return _layers(math.prod(schema.input_shape), config)
+
+
+def _picture(encoder: str, schema: Schema, least: int) -> tuple[int, int, int]:
+    """Returns channels, height and width. Raises ValueError for observations that are no pictures of that size."""
+    picture = schema.picture_shape
+    if picture is None or min(picture[1:]) < least:
+        raise ValueError(
+            f"the encoder {encoder} wants pictures of at least {least} x {least} pixels, got observations of shape "
+            f"{schema.obs_shape}; use {'mlp' if picture is None or min(picture[1:]) < MINATAR_KERNEL else 'minatar'}"
+        )
+    return picture
+
+
+def minatar_picture(schema: Schema) -> tuple[int, int, int]:
+    """Returns channels, height and width of the pictures. Raises ValueError where it is no encoder for them."""
+    return _picture("minatar", schema, MINATAR_KERNEL)
 
 
 def _minatar(config: NetworkConfig, schema: Schema) -> tuple[Shapes, int]:
-    picture = schema.picture_shape
-    if picture is None:
-        raise ValueError(f"the encoder minatar wants pictures, got observations of shape {schema.obs_shape}; use mlp")
-    channels, height, width = picture
-    kernel = MINATAR_KERNEL
-    if min(height, width) < kernel:
-        raise ValueError(f"the encoder minatar wants at least {kernel} x {kernel} pixels, got {height} x {width}")
-    shapes: Shapes = {
-        "encoder.conv.weight": (MINATAR_CHANNELS, channels, kernel, kernel),
-        "encoder.conv.bias": (MINATAR_CHANNELS,),
-    }
-    layers, features = _layers(MINATAR_CHANNELS * (height - kernel + 1) * (width - kernel + 1), config.hidden)
+    channels, height, width = minatar_picture(schema)
+    shapes = _conv("encoder.conv", channels, MINATAR_CHANNELS, MINATAR_KERNEL)
+    if config.layer_norm:
+        shapes |= _norm("encoder.norm", MINATAR_CHANNELS)
+    pixels = (height - MINATAR_KERNEL + 1) * (width - MINATAR_KERNEL + 1)
+    layers, features = _layers(MINATAR_CHANNELS * pixels, config)
     return shapes | layers, features
 
 
-_ENCODERS: dict[str, Callable[[NetworkConfig, Schema], tuple[Shapes, int]]] = {"mlp": _mlp, "minatar": _minatar}
-_HEADS: dict[str, Callable[[NetworkSpec], int]] = {
-    "values": lambda spec: 1,
-    "quantiles": lambda spec: int(spec.options["quantiles"]),
+def nature_sizes(schema: Schema) -> tuple[tuple[int, int, int], tuple[int, int]]:
+    """Returns the pictures' channels, height and width, and height and width after the last convolution. Raises
+    ValueError where it is no encoder for them."""
+    picture = _picture("nature", schema, NATURE_LEAST)
+    _, height, width = picture
+    for _, kernel, stride in NATURE_CONVOLUTIONS:
+        height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
+    return picture, (height, width)
+
+
+def _nature(config: NetworkConfig, schema: Schema) -> tuple[Shapes, int]:
+    (channels, _, _), (height, width) = nature_sizes(schema)
+    shapes: Shapes = {}
+    for index, layer in enumerate(NATURE_CONVOLUTIONS):
+        shapes |= _conv(f"encoder.convs.{index}", channels, layer.channels, layer.kernel)
+        if config.layer_norm:
+            shapes |= _norm(f"encoder.conv_norms.{index}", layer.channels)
+        channels = layer.channels
+    layers, features = _layers(channels * height * width, config)
+    return shapes | layers, features
+
+
+def impala_features(config: NetworkConfig, schema: Schema) -> tuple[int, int]:
+    """Returns the pictures' channels, and how many numbers the linear layers get. Raises ValueError where it is no
+    encoder for them."""
+    channels, height, width = _picture("impala", schema, MINATAR_KERNEL)
+    for _ in IMPALA_CHANNELS:
+        height, width = (height + 1) // 2, (width + 1) // 2
+    pixels = {"flat": height * width, "max6": 36, "gap": 1}[config.impala.pool]
+    return channels, IMPALA_CHANNELS[-1] * config.impala.width * pixels
+
+
+def _impala(config: NetworkConfig, schema: Schema) -> tuple[Shapes, int]:
+    channels, inputs = impala_features(config, schema)
+    shapes: Shapes = {}
+    for stage, base in enumerate(IMPALA_CHANNELS):
+        wide = base * config.impala.width
+        shapes |= _conv(f"encoder.stages.{stage}.0", channels, wide, 3)
+        for block, conv in product((2, 3), (0, 1)):
+            name = f"encoder.stages.{stage}.{block}"
+            shapes |= _conv(f"{name}.convs.{conv}", wide, wide, 3)
+            if config.layer_norm:
+                shapes |= _norm(f"{name}.norms.{conv}", wide)
+        channels = wide
+    layers, features = _layers(inputs, config)
+    return shapes | layers, features
+
+
+_ENCODERS: dict[str, Callable[[NetworkConfig, Schema], tuple[Shapes, int]]] = {
+    "mlp": _mlp,
+    "minatar": _minatar,
+    "nature": _nature,
+    "impala": _impala,
 }
-"""Outputs per action."""
+_HEADS: dict[str, Callable[[NetworkSpec, int], tuple[int, Shapes]]] = {
+    "values": lambda spec, features: (1, {}),
+    "atoms": lambda spec, features: (int(spec.options["atoms"]), {}),
+    "quantiles": lambda spec, features: (int(spec.options["quantiles"]), {}),
+    "implicit_quantiles": lambda spec, features: (1, _linear("head.embedding", int(spec.options["cosines"]), features)),
+}
+"""Outputs per action, and the shapes of parameters beside the last layer's."""
 
 
 def _shapes_of_a_users_own(spec: NetworkSpec, schema: Schema) -> Shapes:

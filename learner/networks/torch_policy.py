@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from learner.networks import build_network
-from learner.networks.config import NetworkSpec
+from learner.networks.config import NetworkSpec, acting_spec
 from replay.chunk import Schema
 
 Array = npt.NDArray[Any]
@@ -20,7 +20,7 @@ class TorchPolicy:
     """Computes Q values in torch on the CPU. It has the weights that ``load`` was given last."""
 
     def __init__(self, spec: NetworkSpec, schema: Schema) -> None:
-        self._network = build_network(spec, schema).requires_grad_(False)
+        self._network = build_network(acting_spec(spec), schema).requires_grad_(False)
         self._arrays: dict[str, Array] = {}
 
     def load(self, arrays: Mapping[str, Array]) -> None:

@@ -1,0 +1,60 @@
+"""Munchausen Q-learning: a softmax policy, whose log probability is part of the reward (arXiv 2007.14430)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learner.algorithms.bootstrap import Bootstrapping, BootstrapPolicy, double, greedy
+from learner.algorithms.loss import LossOutput, Transitions
+from learner.algorithms.masks import allowed
+from learner.config import LearnerConfig
+from learner.networks.q_network import QNetwork
+from learner.td import huber, scaled_log_policy, taken
+
+
+@dataclass(frozen=True)
+class Munchausen:
+    """Bootstraps from the softmax policy of the target network, whose scaled entropy is added to the values; adds
+    ``alpha`` of the scaled and clipped log probability of the action taken to the reward (the paper's equation 1).
+
+    Of an n-step window only the first reward gets that: the later actions are no part of a transition.
+    """
+
+    alpha: float
+    tau: float
+    clip: float
+
+    def __call__(self, online: QNetwork, target: QNetwork, batch: Transitions, q_t: Tensor) -> BootstrapPolicy:
+        """See ``bootstrap.Bootstrapping``."""
+        at_t = scaled_log_policy(allowed(q_t, batch.extras_t), self.tau)
+        at_tm1 = scaled_log_policy(allowed(target(batch.s_tm1).q, batch.extras_tm1), self.tau)
+        r_t = batch.r_t + self.alpha * taken(at_tm1, batch.a_tm1).clamp(self.clip, 0.0)
+        return BootstrapPolicy(r_t, (at_t / self.tau).exp(), -at_t)
+
+
+@dataclass(frozen=True)
+class MunchausenLoss:
+    """The Huber loss of Munchausen Q-learning on expected values."""
+
+    munchausen: Bootstrapping
+    huber_delta: float
+
+    def __call__(self, online: QNetwork, target: QNetwork, batch: Transitions) -> LossOutput:
+        """See ``Loss``."""
+        with torch.no_grad():
+            q_t = target(batch.s_t).q
+            policy = self.munchausen(online, target, batch, q_t)
+            target_tm1 = policy.r_t + batch.discount_t * policy.mean(q_t)
+        q_tm1 = online(batch.s_tm1).q
+        error = target_tm1 - taken(q_tm1, batch.a_tm1)
+        return LossOutput(huber(error, self.huber_delta), error.detach(), q_tm1.detach())
+
+
+def bootstrapping_of(config: LearnerConfig) -> Bootstrapping:
+    """Returns what ``learner.munchausen`` or else ``learner.double`` asks for."""
+    if config.munchausen.enabled:
+        return Munchausen(config.munchausen.alpha, config.munchausen.tau, config.munchausen.clip)
+    return double if config.double else greedy
