@@ -20,9 +20,10 @@ from benchmarks.actor_rate import CHUNK_STEPS, LANES, rollout_at_work
 from benchmarks.learner_rate import QUICK_UPDATES, WARM_UP_UPDATES, Side, running_herd
 from benchmarks.result import Result
 from deploy.config.layers import compose
+from deploy.monitoring.metrics import catalogue
 from deploy.sessions.learner_seat import SLICE_S
+from learner.exporter import RunMetrics
 from learner.loop import LearnerLoop
-from learner.metrics import RunMetrics
 from learner.recent_updates import ERRORS_KEPT
 from learner.report import Report
 
@@ -52,7 +53,7 @@ def measure(quick: bool) -> list[Result]:
 
 def _learner(loop: LearnerLoop, slices: int, repetitions: int) -> tuple[tuple[float, ...], tuple[str, ...]]:
     """Shares in percent, and the parts of the last repetition."""
-    metrics = RunMetrics(CollectorRegistry(auto_describe=False), RUN, "0")
+    metrics = RunMetrics(CollectorRegistry(auto_describe=False), catalogue(), RUN, "0")
     registry = CollectorRegistry()
     registry.register(metrics)
     shares: list[float] = []

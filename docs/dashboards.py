@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from learner.catalogue import catalogue
+from deploy.monitoring.metrics import catalogue
 
 FOLDER = Path(__file__).resolve().parent.parent / "deploy" / "grafana" / "dashboards"
 RUN = 'run=~"$run"'

@@ -1,18 +1,19 @@
-"""Makes docs/metrics.md from the catalogue: ``python -m docs.metrics``. A test holds the file equal to it."""
+"""Makes docs/metrics.md from the parts' metrics: ``python -m docs.metrics``. A test holds the file equal to it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from learner.catalogue import PARTS, Metric
+from deploy.monitoring.metrics import PARTS
 from learner.phases import PHASES
+from replay.metrics import Metric
 
 PAGE = Path(__file__).with_suffix(".md")
 HEAD = """\
 # Metrics
 
-<!-- made by python -m docs.metrics from learner/catalogue.py: edit that -->
+<!-- made by python -m docs.metrics from the metrics.py of replay, learner, actors and deploy: edit those -->
 
 What `/metrics` of a run has (`--metrics.port`; [monitoring](monitoring.md) says how to collect it). Every metric has
 the label `run`. A metric that has no value yet has its help and no series: *there* says what it takes. Figures are
@@ -50,7 +51,7 @@ def _label(metric: Metric) -> str:
         return ""
     if metric.name == "build_info":
         return " by `version`, `python`, `torch`"
-    values = ", ".join(metric.reasons or metric.figures)
+    values = ", ".join(metric.reasons or metric.keys)
     return f" by `{metric.label}`" + (f": {values}" if values and metric.label != "phase" else "")
 
 

@@ -14,9 +14,10 @@ from learner.algorithms import build_loss
 from learner.algorithms.loss import Transitions
 from learner.collective import Alone, Collective
 from learner.config import LearnerConfig
+from learner.metrics import UpdateMetrics
 from learner.networks import build_network
 from learner.networks.q_network import FoldedWeight, QNetwork, decayed, flatten_parameters
-from learner.recent_updates import Figures, RecentUpdates
+from learner.recent_updates import RecentUpdates
 from replay.chunk import Schema
 from replay.mirror import Batch
 from replay.state import State, count, number
@@ -92,7 +93,7 @@ class Learner:
         """Returns a column of the host's, or of a mirror that lies on the device already, as a tensor there."""
         return torch.as_tensor(column).to(self.device, non_blocking=True)
 
-    def figures(self) -> Figures | None:
+    def figures(self) -> UpdateMetrics | None:
         """See ``RecentUpdates.read``."""
         return self.recent.read(self._skipped, self._in_a_row)
 

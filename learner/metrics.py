@@ -1,146 +1,154 @@
-"""The run's /metrics for Prometheus: the newest report under the catalogue's names. The registry is handed in."""
+"""The learner's metrics: see ``replay.metrics``. Free of torch: the driver reads them, and would import torch for them
+(2 s, 175 MB)."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import platform
-import socket
-import struct
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import version as version_of
+from collections.abc import Mapping
+from typing import Annotated, NamedTuple
 
-from prometheus_client import CollectorRegistry, make_wsgi_app
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.core import Metric as Family
-from prometheus_client.registry import Collector
+from learner.phases import PHASES
+from replay.metrics import (
+    LimiterMetrics,
+    Metric,
+    ReplayMetrics,
+    SentMetrics,
+    Shown,
+    counter,
+    gauge,
+)
 
-from learner.catalogue import BY_REASON, PREFIX, Metric, catalogue
-from learner.http_server import BoundedWSGIServer, SilentHandler
-from learner.report import Report
-
-Labelled = Mapping[str, Mapping[str, int]]
-_SIOCGIFADDR = 0x8915
-"""Linux' ioctl for an interface's address."""
+UPDATED = "from the first update on"
+EPISODES = "from the first finished episode on"
+DISCOUNTED = "from the first update on, with `learner.gamma` < 1"
 
 
-class RunMetrics(Collector):
-    """Shows the newest report of a run as ``qherd_`` metrics, each labelled with the run.
+class ActingMetrics(NamedTuple):
+    """What the learner sees of how its actors act."""
 
-    An update replaces two references; what a scrape costs, the scrape's own thread pays.
-    """
-
-    def __init__(
-        self, registry: CollectorRegistry, run: str, version: str, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._run, self._clock = run, clock
-        self._versions = {"version": version, "python": platform.python_version(), "torch": version_of("torch")}
-        self._shown: tuple[Mapping[str, float], Labelled, float | None] = {}, {}, None
-        self._before: tuple[Mapping[str, float], Labelled] = {}, {}
-        registry.register(self)
-
-    def begin(self, figures: Mapping[str, float], labelled: Labelled) -> None:
-        """Have the counters count from these on: what the run's earlier processes did, they have shown. A counter that
-        went on from a checkpoint would fall to a number above 0, and rate() would take all of that for new."""
-        self._before = figures, labelled
-
-    def update(self, figures: Mapping[str, float], labelled: Labelled) -> None:
-        """Show these from the next scrape on; they must not change any more. Figures outside the catalogue are passed
-        over."""
-        self._shown = figures, labelled, self._clock()
-
-    def collect(self) -> Iterator[Family]:
-        """The metrics of the newest report. One without a value has its help and its type, and no series."""
-        figures, labelled, reported_s = self._shown
-        before, labelled_before = self._before
-        if reported_s is not None:
-            figures = {**figures, "report_age_seconds": self._clock() - reported_s}
-        for metric in catalogue():
-            if metric.name == "build_info":
-                yield self._build_info(metric)
-                continue
-            names = ["run", metric.label] if metric.label else ["run"]
-            kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
-            family = kind(PREFIX + metric.name, metric.text, labels=names)
-            if metric.label == BY_REASON:
-                past = labelled_before.get(metric.name, {})
-                counts = {**dict.fromkeys(metric.reasons, 0), **labelled.get(metric.name, {})}
-                for reason, count in counts.items():
-                    family.add_metric([self._run, reason], count - past.get(reason, 0))
-            for label, figure in metric.figures.items():
-                if figure in figures:
-                    past_value = before.get(figure, 0) if metric.kind == "counter" else 0
-                    family.add_metric([self._run, label] if label else [self._run], figures[figure] - past_value)
-            yield family
-
-    def _build_info(self, metric: Metric) -> Family:
-        family = GaugeMetricFamily(PREFIX + metric.name, metric.text, labels=["run", *self._versions])
-        family.add_metric([self._run, *self._versions.values()], 1)
-        return family
+    actors_expected: Annotated[
+        int, gauge("Actors that the run has slots for: as configured, or as qherd scale has set it.")
+    ]
+    weight_staleness_versions: Annotated[
+        int,
+        gauge(
+            "Versions from the weights that a slot's newest chunk was acted with to the newest weights: of the slot "
+            "that is furthest behind."
+        ),
+    ]
+    weight_staleness_mean_versions: Annotated[
+        float,
+        gauge("Versions from the weights that slots' newest chunks were acted with to the newest weights: the mean."),
+    ]
+    env_steps_per_second: Annotated[
+        float, gauge("Env steps inserted per second, over the learner's newest slice of a quarter second.")
+    ]
+    exploring_return: Annotated[
+        float | None, gauge("Mean return of the exploring actors' newest episodes.", when=EPISODES)
+    ] = None
 
 
-class MetricsServer:
-    """The run's metrics, and where an address is given the HTTP endpoint /metrics."""
+class TrainingMetrics(NamedTuple):
+    """Where the learner's time went, and what came of it."""
 
-    def __init__(self, run: str, version: str, address: tuple[str, int] | None) -> None:
-        """``address``: host and port (0: a free one); None serves nothing. Raises OSError where the port is taken."""
-        registry = CollectorRegistry()
-        self._metrics = RunMetrics(registry, run, version)
-        self._server = _serve(registry, address) if address else None
-
-    @property
-    def address(self) -> tuple[str, int] | None:
-        """Host and port to ask: where it listens on all of the machine's addresses, the one that others reach it by."""
-        if self._server is None:
-            return None
-        host = str(self._server.server_address[0])
-        return _own_address(host) if host in ("0.0.0.0", "::") else host, self._server.server_port
-
-    def show(self, report: Report, driver_figures: Mapping[str, float]) -> None:
-        """Show this report, and the driver's figures beside it, from the next scrape on."""
-        self._metrics.update({**report.figures, **driver_figures}, _labelled(report))
-
-    def begin(self, report: Report) -> None:
-        """See ``RunMetrics.begin``: what the learner has restored."""
-        self._metrics.begin(report.figures, _labelled(report))
-
-    def close(self) -> None:
-        """Give the port up."""
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
+    learner_phase_seconds: Annotated[
+        Mapping[str, float],
+        Shown(
+            "counter",
+            "Seconds of the learner by phase; they add up to the time since it started.",
+            label="phase",
+            values=tuple(PHASES),
+            key="learner_{}_seconds",
+        ),
+    ]
+    learner_starved_seconds: Annotated[
+        float, counter("Seconds that the learner waited for a core, in whichever phase.")
+    ]
+    updates: Annotated[int, counter("Gradient steps.")]
+    updates_per_second: Annotated[float, gauge("Gradient steps per second, over the learner's newest slice.")]
+    target_syncs: Annotated[int, counter("Copies of the online network to the target network, partial ones included.")]
+    weights_published: Annotated[float, counter("Versions of the weights that reached a server.")]
+    weights_published_bytes: Annotated[float, counter("Bytes of the weights sent, over all servers.")]
+    weight_version: int
 
 
-def _serve(registry: CollectorRegistry, address: tuple[str, int]) -> BoundedWSGIServer:
-    server = BoundedWSGIServer(address, SilentHandler)
-    server.set_app(make_wsgi_app(registry))
-    threading.Thread(target=server.serve_forever, name="qherd-metrics", daemon=True).start()
-    return server
+class UpdateMetrics(NamedTuple):
+    """How learning went since the last reading: the mean loss, and of the last batch the mean |TD error|, the mean Q,
+    the greatest |Q| and the gradient's norm before clipping; 0 where they are not finite. ``td_error_p50`` and so on
+    are quantiles of the newest batches' |TD error|. ``updates_skipped`` counts the updates whose loss or gradient was
+    not finite, since the beginning; ``skipped_in_a_row`` those since the last that was."""
+
+    loss: Annotated[float, gauge("Mean loss since the last report.", when=UPDATED)]
+    td_error: Annotated[float, gauge("Mean absolute TD error of the last batch.", when=UPDATED)]
+    q_mean: Annotated[float, gauge("Mean Q value of the last batch, over all actions.", when=UPDATED)]
+    q_abs_max: Annotated[float, gauge("Greatest absolute Q value of the last batch.", when=UPDATED)]
+    grad_norm: Annotated[float, gauge("Norm of the last gradient before clipping.", when=UPDATED)]
+    updates_skipped: Annotated[
+        float,
+        counter("Updates whose loss or gradient was not finite: the weights stayed as they were.", when=UPDATED),
+    ]
+    skipped_in_a_row: float
+    td_error_p50: float
+    td_error_p90: float
+    td_error_p99: float
+    td_error_p100: float
 
 
-def _labelled(report: Report) -> Labelled:
-    return {"chunks_refused": report.refused, "rows_lost": report.rows_lost}
+PERCENTILES = Metric(
+    "td_error_percentile",
+    "gauge",
+    "Percentiles of the absolute TD errors of the newest batches; 100 is the greatest.",
+    {str(percent): f"td_error_p{percent}" for percent in (50, 90, 99, 100)},
+    "percentile",
+    UPDATED,
+)
 
 
-def _own_address(host: str) -> str:
-    """The address that this machine has for others, where it listens on all of them: that of its default route, else of
-    its first interface beyond loopback. No packet is sent for it."""
-    beyond = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}  # reserved for documentation
-    for family in beyond if host == "::" else (socket.AF_INET,):
-        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((beyond[family], 9))
-            return str(probe.getsockname()[0])
-    return next(_interface_addresses(), "127.0.0.1")
+class SampleMetrics(NamedTuple):
+    """The newest cycle's samples."""
+
+    batch_size: Annotated[int, gauge("Transitions of one update.", when=UPDATED)]
+    sample_age_rows: Annotated[
+        float, gauge("Rows inserted after a sampled row, the mean over the newest cycle's samples.", when=UPDATED)
+    ]
+    sample_age_max_rows: Annotated[
+        float, gauge("Rows inserted after the oldest of the newest cycle's samples.", when=UPDATED)
+    ]
+    effective_sample_size: Annotated[
+        float,
+        gauge(
+            "Equally weighted transitions that a batch is worth: (sum w)^2 / sum w^2 of its importance weights.",
+            when=UPDATED,
+        ),
+    ]
+    q_bound: Annotated[
+        float | None,
+        gauge(
+            "Greatest absolute Q value that the rewards sampled so far can explain, max abs(r) / (1 - discount).",
+            when=DISCOUNTED,
+        ),
+    ]
 
 
-def _interface_addresses() -> Iterator[str]:
-    """IPv4 addresses of this machine's interfaces but loopback's (Linux)."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        for _, name in socket.if_nameindex():
-            with contextlib.suppress(OSError):  # it has none
-                reply = fcntl.ioctl(any_socket, _SIOCGIFADDR, struct.pack("256s", name.encode()))
-                address = socket.inet_ntoa(reply[20:24])
-                if not address.startswith("127."):
-                    yield address
+class CheckpointMetrics(NamedTuple):
+    """The checkpoints of this learner."""
+
+    checkpoints: Annotated[int, counter("Checkpoints written.")]
+    checkpoint_failures: Annotated[int, counter("Checkpoints that could not be written.")]
+    checkpoint_bytes: Annotated[int, gauge("Size of the newest checkpoint.")]
+    checkpoint_age_seconds: Annotated[float, gauge("Seconds since the newest checkpoint was whole.")]
+    checkpoint_pause_seconds: Annotated[float, counter("Seconds that the learner paused for checkpoints.")]
+
+
+class LearnerMetrics(NamedTuple):
+    """All that a learner reports. ``sampler``: the sampler's own metrics. None is what there is nothing to say of yet,
+    or never: ``checkpoint`` of a learner that writes none."""
+
+    replay: ReplayMetrics
+    limiter: LimiterMetrics
+    sent: SentMetrics
+    acting: ActingMetrics
+    training: TrainingMetrics
+    update: UpdateMetrics | None = None
+    samples: SampleMetrics | None = None
+    sampler: NamedTuple | None = None
+    checkpoint: CheckpointMetrics | None = None

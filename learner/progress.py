@@ -13,8 +13,8 @@ from learner.cpu_time import CpuTime
 from learner.ingest import Ingest
 from learner.learner import Learner
 from learner.log_upkeep import LogUpkeep
+from learner.metrics import UpdateMetrics
 from learner.phases import Phases
-from learner.recent_updates import Figures
 from learner.report import Diverged, Report
 from learner.samples import Samples
 from learner.weights import version_count
@@ -52,7 +52,7 @@ class Progress:
         self._seconds_before: Mapping[str, float] = {}
         self._reported = Counters()
         self._exploring_return: float | None = None
-        self._newest_figures: Figures | None = None
+        self._newest_figures: UpdateMetrics | None = None
 
     @contextlib.contextmanager
     def slice(self) -> Iterator[None]:
@@ -118,7 +118,7 @@ class Progress:
             figures["updates_skipped"] = self._newest_figures.updates_skipped
         return Report(figures, dict(totals.refused), dict(totals.rows_lost))
 
-    def _check_converging(self, figures: Figures) -> None:
+    def _check_converging(self, figures: UpdateMetrics) -> None:
         skipped, most = figures.skipped_in_a_row, self._learner.config.max_skipped_updates
         if skipped >= most:
             raise Diverged(
@@ -217,7 +217,7 @@ class Progress:
         if (mean := values["exploring_return"]) is not None:
             self._exploring_return = number(mean, "exploring_return")
         if (figures := values["figures"]) is not None:
-            self._newest_figures = Figures(*(number(each, "figures") for each in figures))
+            self._newest_figures = UpdateMetrics(*(number(each, "figures") for each in figures))
         self._sums_before, self._seconds_before = (
             {name: number(each, f"{what}.{name}", 0) for name, each in values[what].items()}
             for what in ("sums", "seconds")

@@ -14,7 +14,7 @@ class Diverged(QherdError, RuntimeError):
 
 
 class Report(NamedTuple):
-    """Totals so far, rates over the last slice, and counts by reason; names as in learner/catalogue.py."""
+    """Totals so far, rates over the last slice, and counts by reason; names as in ``deploy.monitoring.metrics``."""
 
     figures: dict[str, float]
     refused: dict[str, int]

@@ -19,6 +19,7 @@ from replay.chunk_log import open_log, open_sharded_log
 from replay.config import ReplayConfig
 from replay.identity import Identity
 from replay.logs import LogFile, failures_logged
+from replay.metrics import Metric
 
 LOG = logging.getLogger("qherd.learner")
 
@@ -46,6 +47,7 @@ class LearnerWorker:
         quarantine: Path | None,
         checkpointer: Checkpointer,
         must_resume: bool,
+        metrics: Sequence[Metric],
         metrics_address: tuple[str, int] | None,
         version: str,
         path: Path | None,
@@ -63,10 +65,10 @@ class LearnerWorker:
         if path is not None:
             sys.path.append(str(path))
         _prepare_torch(config.threads)
+        from learner.exporter import MetricsServer
         from learner.loop import LearnerLoop
-        from learner.metrics import MetricsServer
 
-        self._metrics = MetricsServer(run, version, metrics_address)
+        self._metrics = MetricsServer(metrics, run, version, metrics_address)
         self._publisher = publisher = _start_publisher(urls, run, fence)
         log = open_sharded_log(urls, run, "reader", publisher)
 

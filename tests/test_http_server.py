@@ -14,7 +14,7 @@ from waiting import until
 
 from deploy.monitoring.discovery import Discovery
 from learner import http_server
-from learner.metrics import MetricsServer
+from learner.exporter import MetricsServer
 
 MOST = 4
 
@@ -24,7 +24,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     """Where a server answers whose bound is a handful."""
     monkeypatch.setattr(http_server, "MAX_CONNECTIONS", MOST)
     if request.param == "metrics":
-        metrics = MetricsServer("r", "0", ("127.0.0.1", 0))
+        metrics = MetricsServer((), "r", "0", ("127.0.0.1", 0))
         assert metrics.address is not None
         yield f"http://127.0.0.1:{metrics.address[1]}/metrics"
         metrics.close()

@@ -16,8 +16,8 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
-from learner.catalogue import catalogue
-from learner.metrics import MetricsServer, RunMetrics
+from deploy.monitoring.metrics import catalogue
+from learner.exporter import BUILD_INFO, MetricsServer, RunMetrics
 from learner.report import Report
 from replay.chunk import REFUSALS
 from replay.ledger import LOSSES
@@ -51,13 +51,13 @@ def value(found: dict[str, Family], name: str) -> float:
 
 def full_report() -> tuple[dict[str, float], dict[str, dict[str, int]]]:
     """Every figure of the catalogue, and a reason for every count by reason."""
-    figures = {figure: 1.0 for metric in catalogue() for figure in metric.figures.values()}
+    figures = {key: 1.0 for metric in catalogue() for key in metric.keys.values()}
     return figures, {metric.name: dict.fromkeys(metric.reasons, 1) for metric in catalogue() if metric.reasons}
 
 
 def test_every_metric_has_help_and_its_type(registry: CollectorRegistry) -> None:
     """Also before the first report; counters end in _total by the exposition itself."""
-    metrics = RunMetrics(registry, "a-run", "1.2.3")
+    metrics = RunMetrics(registry, catalogue(), "a-run", "1.2.3")
     assert set(families(generate_latest(registry).decode())) == {f"qherd_{metric.name}" for metric in catalogue()}
     metrics.update(*full_report())
     found = families(generate_latest(registry).decode())
@@ -68,14 +68,14 @@ def test_every_metric_has_help_and_its_type(registry: CollectorRegistry) -> None
         assert family.documentation.endswith("."), metric
         assert {sample.name for sample in family.samples} == {metric.exposed}
         assert all(sample.labels["run"] == "a-run" for sample in family.samples)
-        labels = {"run", metric.label} - {""} if metric.name != "build_info" else {"run", "version", "python", "torch"}
+        labels = {"run", metric.label} - {""} if metric != BUILD_INFO else {"run", "version", "python", "torch"}
         assert all(set(sample.labels) == labels for sample in family.samples)
-        assert len(family.samples) == max(1, len(metric.figures), len(metric.reasons))
+        assert len(family.samples) == max(1, len(metric.keys), len(metric.reasons))
 
 
 def test_no_name_and_no_figure_comes_twice() -> None:
     names = [metric.name for metric in catalogue()]
-    shown = [figure for metric in catalogue() for figure in metric.figures.values()]
+    shown = [key for metric in catalogue() for key in metric.keys.values()]
     assert len(names) == len(set(names))
     both = {"env_steps", "updates"}  # of the process, as counters, and of the run, as gauges
     assert {figure for figure in shown if shown.count(figure) > 1} == both
@@ -83,7 +83,7 @@ def test_no_name_and_no_figure_comes_twice() -> None:
 
 def test_values_and_labels(registry: CollectorRegistry) -> None:
     """The newest report; what a report lacks is absent, not 0."""
-    metrics = RunMetrics(registry, "a-run", "1.2.3")
+    metrics = RunMetrics(registry, catalogue(), "a-run", "1.2.3")
     run = {"run": "a-run"}
     assert registry.get_sample_value("qherd_updates_total", run) is None
     assert registry.get_sample_value("qherd_report_age_seconds", run) is None
@@ -105,7 +105,7 @@ def test_every_reason_is_there_at_0_before_it_occurs(
     registry: CollectorRegistry, name: str, reasons: tuple[str, ...]
 ) -> None:
     """``increase()`` of a series that begins at 1 is 0: the first loss, often the only one, would fire no alert."""
-    metrics = RunMetrics(registry, "r", "1")
+    metrics = RunMetrics(registry, catalogue(), "r", "1")
     for counts in (None, {}, {name: {reasons[0]: 3}}):
         if counts is not None:
             metrics.update({}, counts)
@@ -118,7 +118,7 @@ def test_every_reason_is_there_at_0_before_it_occurs(
 def test_counters_count_from_the_start_of_their_process(registry: CollectorRegistry) -> None:
     """What a learner has restored its predecessor has shown: rate() takes a counter that falls for one that began at 0.
     Gauges, and what came with the driver's figures alone, stay as they are."""
-    metrics, value_of, run = RunMetrics(registry, "r", "1"), registry.get_sample_value, {"run": "r"}
+    metrics, value_of, run = RunMetrics(registry, catalogue(), "r", "1"), registry.get_sample_value, {"run": "r"}
     metrics.begin(
         {"updates": 1000, "env_steps": 400, "loss": 2.0, "learner_wait_seconds": 7.0}, {"rows_lost": {"gap": 5}}
     )
@@ -142,7 +142,7 @@ def test_what_falls_is_no_counter() -> None:
 def test_the_age_of_the_report_grows_until_the_next_one(registry: CollectorRegistry) -> None:
     """The endpoint is served by a thread: it goes on showing the last report of a learner that hangs."""
     now_s = 100.0
-    metrics = RunMetrics(registry, "a-run", "1.2.3", clock=lambda: now_s)
+    metrics = RunMetrics(registry, catalogue(), "a-run", "1.2.3", clock=lambda: now_s)
     for reported, read, age in ((100.0, 100.0, 0.0), (100.0, 130.0, 30.0), (131.0, 131.5, 0.5)):
         now_s = reported
         metrics.update({}, {})
@@ -151,7 +151,9 @@ def test_the_age_of_the_report_grows_until_the_next_one(registry: CollectorRegis
 
 
 def test_phases_and_percentiles_are_labels(registry: CollectorRegistry) -> None:
-    RunMetrics(registry, "r", "1").update({"learner_wait_seconds": 2.5, "td_error_p99": 3.0, "actor_restarts": 4}, {})
+    RunMetrics(registry, catalogue(), "r", "1").update(
+        {"learner_wait_seconds": 2.5, "td_error_p99": 3.0, "actor_restarts": 4}, {}
+    )
     value_of = registry.get_sample_value
     assert value_of("qherd_learner_phase_seconds_total", {"run": "r", "phase": "wait"}) == 2.5
     assert value_of("qherd_td_error_percentile", {"run": "r", "percentile": "99"}) == 3
@@ -163,7 +165,7 @@ def test_phases_and_percentiles_are_labels(registry: CollectorRegistry) -> None:
 def port() -> Iterator[int]:
     """A port on which a server shows one report."""
     number = free_port()
-    server = MetricsServer("a-run", "1.2.3", ("127.0.0.1", number))
+    server = MetricsServer(catalogue(), "a-run", "1.2.3", ("127.0.0.1", number))
     server.show(Report({"updates": 7.0}, {"crc": 1}, {"gap": 64}), {"actors_alive": 2.0})
     yield number
     server.close()
@@ -177,7 +179,7 @@ def test_the_endpoint_shows_learner_and_driver(port: int) -> None:
     assert value(found, "qherd_actors_alive") == 2
     assert value(found, "qherd_rows_lost") == 64
     with pytest.raises(OSError, match="in use"):
-        MetricsServer("another", "1.2.3", ("127.0.0.1", port))
+        MetricsServer(catalogue(), "another", "1.2.3", ("127.0.0.1", port))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
@@ -187,7 +189,7 @@ def test_without_a_default_route_an_interfaces_address_is_told(host: str, monkey
     def unreachable(*_: object) -> None:
         raise OSError("Network is unreachable")
 
-    server = MetricsServer("a-run", "1.2.3", (host, 0))
+    server = MetricsServer(catalogue(), "a-run", "1.2.3", (host, 0))
     with monkeypatch.context() as cut_off:
         cut_off.setattr("socket.socket.connect", unreachable)
         assert server.address is not None
@@ -199,7 +201,7 @@ def test_without_a_default_route_an_interfaces_address_is_told(host: str, monkey
 
 
 def test_metrics_are_served_on_an_ipv6_address() -> None:
-    server = MetricsServer("a-run", "1.2.3", ("::1", 0))
+    server = MetricsServer(catalogue(), "a-run", "1.2.3", ("::1", 0))
     assert server.address is not None
     with urllib.request.urlopen(f"http://[{server.address[0]}]:{server.address[1]}/metrics", timeout=5) as reply:
         assert b"qherd_build_info" in reply.read()
@@ -208,7 +210,7 @@ def test_metrics_are_served_on_an_ipv6_address() -> None:
 
 def test_all_of_a_machines_addresses_are_told_as_one_that_others_can_ask() -> None:
     """On a cluster Prometheus gets the address from the learner: 0.0.0.0 would be Prometheus' own machine."""
-    server = MetricsServer("a-run", "1.2.3", ("0.0.0.0", 0))
+    server = MetricsServer(catalogue(), "a-run", "1.2.3", ("0.0.0.0", 0))
     assert server.address is not None
     host, number = server.address
     assert host != "0.0.0.0"
@@ -216,7 +218,7 @@ def test_all_of_a_machines_addresses_are_told_as_one_that_others_can_ask() -> No
     with urllib.request.urlopen(f"http://{host}:{number}/metrics", timeout=5) as reply:
         assert b"qherd_build_info" in reply.read()
     server.close()
-    assert MetricsServer("a-run", "1.2.3", None).address is None
+    assert MetricsServer(catalogue(), "a-run", "1.2.3", None).address is None
 
 
 @pytest.mark.long

@@ -16,10 +16,11 @@ import yaml
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 
+from deploy.monitoring.metrics import catalogue
 from docs import dashboards as dashboards_page
 from docs import metrics as metrics_page
-from learner.catalogue import BY_REASON, catalogue
-from learner.metrics import RunMetrics
+from learner.exporter import RunMetrics
+from replay.metrics import BY_REASON
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMETHEUS = ROOT / "deploy" / "prometheus"
@@ -47,9 +48,9 @@ def promtool(*arguments: str | Path, given: str | None = None) -> str:
 def exposition() -> str:
     """/metrics with a value for every metric of the catalogue."""
     registry = CollectorRegistry()
-    figures = {figure: 1.0 for metric in catalogue() for figure in metric.figures.values()}
+    figures = {key: 1.0 for metric in catalogue() for key in metric.keys.values()}
     reasons = {metric.name: {"crc": 1} for metric in catalogue() if metric.label == BY_REASON}
-    RunMetrics(registry, "r", "1").update(figures, reasons)
+    RunMetrics(registry, catalogue(), "r", "1").update(figures, reasons)
     return generate_latest(registry).decode()
 
 

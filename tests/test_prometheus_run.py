@@ -24,7 +24,9 @@ import pytest
 from cli_runs import Run, running
 from test_monitoring import PROMETHEUS, rules, tool
 
-from learner.catalogue import BY_REASON, CONFIRMED, Metric, catalogue
+from actors.metrics import CONFIRMED
+from deploy.monitoring.metrics import catalogue
+from replay.metrics import BY_REASON, Metric
 
 ACTOR = r"ray::ActorWorker"
 FASTER = 15

@@ -9,6 +9,7 @@ from actors.restarts import Rebuilt
 from deploy import __version__
 from deploy.config.errors import RunFailedError
 from deploy.config.models import RunConfig
+from deploy.monitoring.metrics import shown_by
 from deploy.planning.memory import backstop_chunks, chunk_rows
 from deploy.process import arithmetic
 from deploy.run_directory.directory import RunDirectory
@@ -29,7 +30,7 @@ class InlineSession(Breakable):
     def __init__(self, config: RunConfig, directory: RunDirectory, schema: Schema, notify: Notify) -> None:
         import torch
 
-        from learner.metrics import MetricsServer
+        from learner.exporter import MetricsServer
 
         if (threads := arithmetic.blas_threads()) > 1:  # not in the command qherd, which pins them
             notify(
@@ -40,7 +41,7 @@ class InlineSession(Breakable):
         torch.use_deterministic_algorithms(True)
         self._config, self._directory, self._schema, self._notify = config, directory, schema, notify
         address = None if config.metrics.port is None else (config.metrics.host, config.metrics.port)
-        self._metrics = MetricsServer(directory.run, __version__, address)
+        self._metrics = MetricsServer(shown_by(config), directory.run, __version__, address)
         if self._metrics.address:
             directory.register_metrics(*self._metrics.address)
         self._fence = directory.fences.next_fence()

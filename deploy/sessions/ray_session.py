@@ -19,6 +19,7 @@ from deploy.cluster.placement import options
 from deploy.cluster.ray_running import ray_running
 from deploy.config.errors import ConfigError, RunDirError, RunFailedError
 from deploy.config.models import RunConfig, env_of
+from deploy.monitoring.metrics import shown_by
 from deploy.planning.memory import (
     backstop_chunks,
     check_limiter,
@@ -156,6 +157,7 @@ class RaySession:
             quarantine=self._directory.quarantine if local else None,
             checkpointer=make_checkpointer(config, self._directory, self._schema),
             must_resume=(self._figures or self._before).get("checkpoints", 0) > 0,
+            metrics=shown_by(config),
             metrics_address=_metrics_address(config),
             version=__version__,
             path=env_of(config).path,

@@ -27,6 +27,8 @@ class Sampler(Protocol):
 
     section: str | None
     """The field of ``ReplayConfig`` with its options."""
+    metrics_type: type[Any] | None
+    """A NamedTuple of what it reports, see ``replay.metrics``."""
 
     @classmethod
     def make(cls, config: ReplayConfig, mirror: Mirror, rng: np.random.Generator) -> Self:

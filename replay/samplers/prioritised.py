@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from replay.config import ReplayConfig
+from replay.metrics import counter, gauge
 from replay.mirror import Mirror
 from replay.samplers.base import SampledRows, check_any
 from replay.state import State, array_in, count, number, restore_rng, rng_state
 
 Array = npt.NDArray[Any]
+PRIORITISED = "with `replay.sampler: prioritised`"
 SMALLEST_ERROR = 1e-6
 """Added to every |TD error| (Schaul et al. call it epsilon), so that no row is lost for ever."""
+
+
+class PrioritisedMetrics(NamedTuple):
+    """How far the priorities are from uniform."""
+
+    priority_mean: Annotated[
+        float, gauge("Mean priority to the power alpha, over the rows that can be sampled.", when=PRIORITISED)
+    ]
+    importance_beta: Annotated[float, gauge("Exponent of the importance weights.", when=PRIORITISED)]
+    priority_updates_missed: Annotated[
+        int, counter("TD errors that came for rows evicted meanwhile.", when=PRIORITISED)
+    ]
 
 
 class PrioritisedSampler:
@@ -29,6 +43,7 @@ class PrioritisedSampler:
     """
 
     section: str | None = "prioritised"
+    metrics_type: type[Any] | None = PrioritisedMetrics
 
     def __init__(self, mirror: Mirror, rng: np.random.Generator, alpha: float, beta: float, beta_updates: int) -> None:
         from replay.sum_tree import SumTree  # numba takes a third of a second to import

@@ -19,6 +19,7 @@ class UniformSampler:
     """Every sampleable row with equal probability."""
 
     section: str | None = None
+    metrics_type: type[Any] | None = None
 
     def __init__(self, mirror: Mirror, rng: np.random.Generator) -> None:
         self._mirror, self._rng = mirror, rng
