@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, NamedTuple, Self
 
-from actors.evaluator import Verdict
-from actors.rollout import Work
+from actors.heartbeat import Work
 from replay.metrics import Shown, counter, gauge
+
+if TYPE_CHECKING:
+    from actors.evaluator import Verdict
 
 RAY = "modes local and cluster"
 EVALUATED = "from the first evaluation on"

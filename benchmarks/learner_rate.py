@@ -19,6 +19,7 @@ from learner.learner import Learner
 from learner.loop import LearnerLoop
 from learner.publisher import Publisher
 from replay.chunk_log.redis_log import RedisLog
+from replay.metrics import flat
 from replay.mirror import Batch
 
 RUN = "learner-rate"
@@ -36,7 +37,7 @@ def measure(quick: bool) -> list[Result]:
     slices, repetitions = (3, 2) if quick else (30, 15)
     config = compose("LunarLander-v3", None, None)
     with running_herd(config, QUICK_UPDATES if quick else WARM_UP_UPDATES) as loop:
-        before = loop.report().figures
+        before = flat(loop.report().metrics)
         ours, others = [], []
         running, bare = Side(_running_loop(loop)), Side(_bare_loop(config, loop))
         for _ in range(repetitions):
@@ -45,12 +46,12 @@ def measure(quick: bool) -> list[Result]:
                 bare.turn()
             ours.append(running.rate())
             others.append(bare.rate())
-        figures = loop.report().figures
-    waited = figures["learner_wait_seconds"] - before["learner_wait_seconds"]
+        metrics = flat(loop.report().metrics)
+    waited = metrics["learner_wait_seconds"] - before["learner_wait_seconds"]
     share = waited / (SLICE_S * slices * repetitions)
     preset = f"preset lunarlander: batches of {config.learner.batch}, {config.actors.count} actors"
     notes = (
-        f"{preset}, {figures['samples_per_insert']:.1f} samples per insert realised",
+        f"{preset}, {metrics['samples_per_insert']:.1f} samples per insert realised",
         f"the loop waited for actors in {share:.0%} of its time, polling meanwhile",
     )
     other = "bare update, one fixed batch"

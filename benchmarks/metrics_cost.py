@@ -25,7 +25,7 @@ from deploy.sessions.learner_seat import SLICE_S
 from learner.exporter import RunMetrics
 from learner.loop import LearnerLoop
 from learner.recent_updates import ERRORS_KEPT
-from learner.report import Report
+from replay.metrics import flat
 
 RUN = "metrics-cost"
 TARGET = 2.0
@@ -91,7 +91,7 @@ def _costs(loop: LearnerLoop, metrics: RunMetrics, registry: CollectorRegistry) 
     def report() -> None:
         learner.recent._errors.extend([error] * ERRORS_KEPT)  # each report begins them anew
         learner.recent.record(loss, error, q, loss)
-        metrics.update(loop.report().figures, {})
+        metrics.update(flat(loop.report().metrics), {})
 
     return {
         "phase": _cost(lambda: loop.phases.charge("outside")),
@@ -144,12 +144,14 @@ def _on_and_off(loop: LearnerLoop, slices: int, repetitions: int) -> tuple[tuple
         loop.train(seconds)
         return loop.learner.updates - before
 
+    reported = loop.report()
+
     def without(seconds: float) -> int:
         with (
             patch.object(loop.phases, "charge", lambda phase: None),
             patch.object(loop.samples, "record", lambda *arguments: None),
             patch.object(loop.learner.recent, "record", lambda *arguments: None),
-            patch.object(loop, "report", lambda: Report({}, {}, {})),
+            patch.object(loop, "report", lambda: reported),
         ):
             return work(seconds)
 

@@ -222,7 +222,7 @@ def _learn(url: str, done: Any) -> None:
     while True:
         report = loop.train(1.0)
         lost = sum(report.rows_lost.values())
-        done[:] = (report.figures["env_steps"], report.figures["updates"], lost, time.monotonic() - started)
+        done[:] = (report.metrics.replay.env_steps, report.metrics.training.updates, lost, time.monotonic() - started)
 
 
 def _feed(url: str, slot: int) -> None:

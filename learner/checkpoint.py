@@ -35,6 +35,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from learner.config import CheckpointConfig
+from learner.metrics import CheckpointMetrics
 from replay.errors import QherdError
 from replay.foreign import Unreadable, parse_json, read_file, read_object
 from replay.ledger import Unbalanced
@@ -348,12 +349,12 @@ class Checkpointer:
         notices, self._notices = tuple(self._notices), []
         return notices
 
-    def figures(self) -> dict[str, float]:
-        """Returns the figures, by metric name."""
-        return {
-            "checkpoints": self.written,
-            "checkpoint_failures": self.failures,
-            "checkpoint_bytes": self.newest_bytes,
-            "checkpoint_age_seconds": self.age_s,
-            "checkpoint_pause_seconds": self.paused_s,
-        }
+    def metrics(self) -> CheckpointMetrics:
+        """Returns what this learner's checkpoints were like."""
+        return CheckpointMetrics(
+            checkpoints=self.written,
+            checkpoint_failures=self.failures,
+            checkpoint_bytes=self.newest_bytes,
+            checkpoint_age_seconds=self.age_s,
+            checkpoint_pause_seconds=self.paused_s,
+        )

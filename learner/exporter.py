@@ -18,16 +18,10 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
 from learner.http_server import BoundedWSGIServer, SilentHandler
+from learner.metrics import BUILD_INFO, REPORT_AGE
 from learner.report import Report
-from replay.metrics import BY_REASON, LOST, PREFIX, REFUSED, Metric
+from replay.metrics import BY_REASON, LOST, PREFIX, REFUSED, Metric, flat
 
-REPORT_AGE = Metric(
-    "report_age_seconds",
-    "gauge",
-    "Seconds since the learner's newest report, at the scrape: its heartbeat.",
-    {"": "report_age_seconds"},
-)
-BUILD_INFO = Metric("build_info", "gauge", "1, with the versions that run.", {}, "version")
 Labelled = Mapping[str, Mapping[str, int]]
 _SIOCGIFADDR = 0x8915
 """Linux' ioctl for an interface's address."""
@@ -110,13 +104,13 @@ class MetricsServer:
         host = str(self._server.server_address[0])
         return _own_address(host) if host in ("0.0.0.0", "::") else host, self._server.server_port
 
-    def show(self, report: Report, driver_figures: Mapping[str, float]) -> None:
-        """Show this report, and the driver's figures beside it, from the next scrape on."""
-        self._metrics.update({**report.figures, **driver_figures}, _labelled(report))
+    def show(self, report: Report, driver_row: Mapping[str, float]) -> None:
+        """Shows this report, and the driver's metrics beside it, from the next scrape on."""
+        self._metrics.update({**flat(report.metrics), **driver_row}, _labelled(report))
 
     def begin(self, report: Report) -> None:
         """See ``RunMetrics.begin``: what the learner has restored."""
-        self._metrics.begin(report.figures, _labelled(report))
+        self._metrics.begin(flat(report.metrics), _labelled(report))
 
     def close(self) -> None:
         """Give the port up."""

@@ -93,7 +93,7 @@ class Learner:
         """Returns a column of the host's, or of a mirror that lies on the device already, as a tensor there."""
         return torch.as_tensor(column).to(self.device, non_blocking=True)
 
-    def figures(self) -> UpdateMetrics | None:
+    def metrics(self) -> UpdateMetrics | None:
         """See ``RecentUpdates.read``."""
         return self.recent.read(self._skipped, self._in_a_row)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, NamedTuple
 
-from learner.phases import PHASES
+from learner.phases import PHASE_KEY, PHASES
 from replay.metrics import (
     LimiterMetrics,
     Metric,
@@ -20,6 +20,15 @@ from replay.metrics import (
 UPDATED = "from the first update on"
 EPISODES = "from the first finished episode on"
 DISCOUNTED = "from the first update on, with `learner.gamma` < 1"
+
+
+REPORT_AGE = Metric(
+    "report_age_seconds",
+    "gauge",
+    "Seconds since the learner's newest report, at the scrape: its heartbeat.",
+    {"": "report_age_seconds"},
+)
+BUILD_INFO = Metric("build_info", "gauge", "1, with the versions that run.", {}, "version")
 
 
 class ActingMetrics(NamedTuple):
@@ -57,7 +66,7 @@ class TrainingMetrics(NamedTuple):
             "Seconds of the learner by phase; they add up to the time since it started.",
             label="phase",
             values=tuple(PHASES),
-            key="learner_{}_seconds",
+            key=PHASE_KEY,
         ),
     ]
     learner_starved_seconds: Annotated[
@@ -106,7 +115,7 @@ PERCENTILES = Metric(
 class SampleMetrics(NamedTuple):
     """The newest cycle's samples."""
 
-    batch_size: Annotated[int, gauge("Transitions of one update.", when=UPDATED)]
+    batch_size: Annotated[float, gauge("Transitions of one update.", when=UPDATED)]
     sample_age_rows: Annotated[
         float, gauge("Rows inserted after a sampled row, the mean over the newest cycle's samples.", when=UPDATED)
     ]

@@ -15,9 +15,11 @@ PHASES = {
     "publish": "packed weights and handed weights and credit to the publisher",
     "trim": "trimmed the chunk log and described the run",
     "checkpoint": "took the state for a checkpoint, which a thread writes",
-    "report": "put the figures together (on a GPU: waited for it)",
+    "report": "put the metrics together (on a GPU: waited for it)",
     "outside": "not in the loop: evaluation's copies, the driver; in the inline mode the actors",
 }
+PHASE_KEY = "learner_{}_seconds"
+"""What the seconds of a phase are called in rows of metrics.jsonl and in checkpoints."""
 
 
 class Phases:
@@ -33,7 +35,3 @@ class Phases:
         now_s = self._clock()
         self.seconds[phase] += now_s - self._last_s
         self._last_s = now_s
-
-    def figures(self) -> dict[str, float]:
-        """Seconds of each phase so far, by figure name."""
-        return {f"learner_{phase}_seconds": seconds for phase, seconds in self.seconds.items()}

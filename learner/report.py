@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from learner.metrics import LearnerMetrics
 from replay.errors import QherdError
 
 
@@ -14,9 +15,9 @@ class Diverged(QherdError, RuntimeError):
 
 
 class Report(NamedTuple):
-    """Totals so far, rates over the last slice, and counts by reason; names as in ``deploy.monitoring.metrics``."""
+    """A learner's metrics, and its counts by reason over the whole run."""
 
-    figures: dict[str, float]
+    metrics: LearnerMetrics
     refused: dict[str, int]
     rows_lost: dict[str, int]
     notices: tuple[str, ...] = ()

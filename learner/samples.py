@@ -10,13 +10,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from learner.metrics import SampleMetrics
+
 Array = npt.NDArray[Any]
 
 
 class Samples:
     """The rows and importance weights of the newest cycle, and the greatest |Q| that the rewards sampled can explain.
 
-    ``record`` keeps references and costs nothing; all arithmetic is in ``figures``, on one cycle's samples.
+    ``record`` keeps references and costs nothing; all arithmetic is in ``metrics``, on one cycle's samples.
     """
 
     def __init__(self, batch: int) -> None:
@@ -29,22 +31,19 @@ class Samples:
         <float32>[K·B], and the row ``end`` after the newest one inserted."""
         self._newest = rows, weights, end, r_t, discount_t
 
-    def figures(self) -> dict[str, float]:
-        """Returns the figures by name; none before the first sample. An age is a difference of insert counters, not of
-        clocks."""
+    def metrics(self) -> SampleMetrics | None:
+        """Returns them; None before the first sample. An age is a difference of insert counters, not of clocks."""
         if self._newest is None:
-            return {}
+            return None
         rows, weights, end, r_t, discount_t = self._newest
-        figures = {
-            "batch_size": float(self._batch),
-            "sample_age_rows": end - float(rows.mean()),
-            "sample_age_max_rows": float(end - rows.min()),
-            "effective_sample_size": effective_sample_size(weights, self._batch),
-        }
         self.bound = max(self.bound, q_bound(r_t, discount_t))
-        if math.isfinite(self.bound):
-            figures["q_bound"] = self.bound
-        return figures
+        return SampleMetrics(
+            batch_size=float(self._batch),
+            sample_age_rows=end - float(rows.mean()),
+            sample_age_max_rows=float(end - rows.min()),
+            effective_sample_size=effective_sample_size(weights, self._batch),
+            q_bound=self.bound if math.isfinite(self.bound) else None,
+        )
 
 
 def effective_sample_size(weights: Array | None, batch: int) -> float:

@@ -104,16 +104,14 @@ class LearnerWorker:
         return self._loop.resumed
 
     @failures_logged(LOG)
-    def train(
-        self, seconds: float, driver_figures: Mapping[str, float], died: Mapping[int, Mapping[int, int]]
-    ) -> Report:
-        """See ``LearnerLoop.train``. ``driver_figures`` are shown on /metrics beside the learner's own; ``died``: see
+    def train(self, seconds: float, driver_row: Mapping[str, float], died: Mapping[int, Mapping[int, int]]) -> Report:
+        """See ``LearnerLoop.train``. ``driver_row`` is shown on /metrics beside the learner's own; ``died``: see
         ``Ledger.record_deaths``."""
         self._loop.ledger.record_deaths(died)
         report = self._loop.train(seconds)
         for text in report.notices:
             LOG.info("%s", text)
-        self._metrics.show(report, driver_figures)
+        self._metrics.show(report, driver_row)
         return report
 
     def expect(self, slots: int, chunk_rows: int) -> None:
@@ -140,7 +138,7 @@ class LearnerWorker:
         self._loop.drain()
         self._loop.checkpoint(wait=True)
         report = self._loop.report()
-        LOG.info("finished after %d updates", report.figures["updates"])
+        LOG.info("finished after %d updates", report.metrics.training.updates)
         return report
 
 

@@ -2,7 +2,7 @@
 
 A part reports its metrics as a ``NamedTuple`` whose fields are annotated with what Prometheus shows of them: a type
 checker holds values and readers to it, and the help stands beside the value. Names as text are used at the edges alone:
-``row`` gives what metrics.jsonl and TensorBoard have, ``metrics_of`` what /metrics and docs/metrics.md have.
+``flat`` gives what metrics.jsonl and TensorBoard have, ``metrics_of`` what /metrics and docs/metrics.md have.
 
 Counters count from the start of the process that shows them, as Prometheus wants it; what the run has done in all is a
 gauge.
@@ -88,7 +88,7 @@ def metrics_of(*kinds: Any) -> tuple[Metric, ...]:
     return tuple(found)
 
 
-def row(metrics: NamedTuple) -> dict[str, float]:
+def flat(metrics: NamedTuple) -> dict[str, float]:
     """Returns the values by key. What is None is left out, and what is a NamedTuple or a mapping is laid flat."""
     values: dict[str, float] = {}
     for field, value in metrics._asdict().items():
@@ -96,7 +96,7 @@ def row(metrics: NamedTuple) -> dict[str, float]:
             key = _shown(type(metrics))[field].key
             values |= {key.format(label): each for label, each in value.items()}
         elif hasattr(value, "_asdict"):
-            values |= row(value)
+            values |= flat(value)
         elif value is not None:
             values[field] = value
     return values

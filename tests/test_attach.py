@@ -449,7 +449,7 @@ class NoDescription(MemoryLog):
 def test_the_learner_lives_on_where_it_cannot_describe_its_run(error: LogError) -> None:
     loop = make_loop(NoDescription(error))
     loop.train(0.01)
-    assert loop.report().figures["log_unavailable"] == 1
+    assert loop.report().metrics.replay.log_unavailable == 1
 
 
 # -- as a user imports it

@@ -427,14 +427,14 @@ def test_a_full_disk_keeps_the_one_before_and_is_written_again_when_there_is_roo
         big = {"learner": State({}, {"w": np.zeros(60 << 10, np.uint8)}), **parts(200)}
         for attempt in range(3):
             checkpointer.save(Name(1, 200 + attempt, 1), lambda: big, wait=True)
-        assert checkpointer.figures()["checkpoint_failures"] == 0, "it fits"
+        assert checkpointer.metrics().checkpoint_failures == 0, "it fits"
         bigger = {**big, "mirror": State({}, {"obs": np.zeros(120 << 10, np.uint8)})}
         for attempt in range(3):
             checkpointer.save(Name(1, 300 + attempt, 1), lambda: bigger, wait=True)
         (told,) = checkpointer.take_notices()
         assert "No space left" in told
         assert "the newest is of update 202" in told
-        assert checkpointer.figures()["checkpoint_failures"] == 3
+        assert checkpointer.metrics().checkpoint_failures == 3
         found = newest(disk / "c")
         assert found is not None
         assert found.name.updates == 202
@@ -466,7 +466,7 @@ def test_one_is_due_at_once_and_then_every_so_often(tmp_path: Path) -> None:
         clock.now += seconds
         due.append(checkpointer.due)
     assert due == [True, False, False, True]
-    assert checkpointer.figures()["checkpoint_age_seconds"] == 30
+    assert checkpointer.metrics().checkpoint_age_seconds == 30
 
 
 def test_the_learner_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,7 +115,7 @@ def test_where_one_learners_loss_overflows_both_skip() -> None:
     without = [each for update, each in enumerate(with_an_overflow()) if update != 1]
     expected, _ = learn_together(Ranked, without)
     for tested in (first, second):
-        figures = tested.figures()
+        figures = tested.metrics()
         assert figures is not None
         assert (figures.updates_skipped, figures.skipped_in_a_row) == (1, 0)
         assert tested.updates == 3

@@ -104,7 +104,7 @@ def test_an_update_is_torchs_own(max_norm: float, weighted: bool) -> None:
         norm = torch.nn.utils.clip_grad_norm_(twin.parameters(), max_norm)
         adam.step()
         torch.testing.assert_close(tested.update(one, weights), error.detach(), rtol=1e-4, atol=1e-6)
-        figures = tested.figures()
+        figures = tested.metrics()
         assert figures is not None
         assert figures.grad_norm == pytest.approx(float(norm), rel=1e-5)
         torch.testing.assert_close(flat(tested.online), flat(twin), rtol=1e-4, atol=1e-6)
@@ -160,7 +160,7 @@ def test_only_the_online_network_chooses_in_double_learning() -> None:
                 layer.bias.copy_(torch.tensor(bias))
         zeros = np.zeros((1, 4), np.float32)
         tested.update(Batch(zeros, np.zeros(1, np.int64), np.zeros(1, np.float32), np.full(1, 0.5, np.float32), zeros))
-        figures = tested.figures()
+        figures = tested.metrics()
         assert figures is not None
         assert figures.td_error == pytest.approx(abs(expected))
 
@@ -178,10 +178,10 @@ def test_the_loss_of_a_fixed_batch_falls() -> None:
     """To a hundredth, with a fixed target."""
     tested, fixed = learner(target_period_updates=10_000), batch()
     tested.update(fixed)
-    first = tested.figures()
+    first = tested.metrics()
     for _ in range(500):
         tested.update(fixed)
-        last = tested.figures()
+        last = tested.metrics()
     assert first is not None
     assert last is not None
     assert last.loss < first.loss / 100
@@ -190,13 +190,13 @@ def test_the_loss_of_a_fixed_batch_falls() -> None:
 def test_figures_are_means_since_the_last_reading() -> None:
     """Two updates' mean loss is the mean of the two; none without an update; the batch's figures are the last one's."""
     alone, together = learner(), learner()
-    assert alone.figures() is None
+    assert alone.metrics() is None
     singly = []
     for update in range(2):
         alone.update(batch(update))
         together.update(batch(update))
-        singly.append(alone.figures())
-    first, second, both = *singly, together.figures()
+        singly.append(alone.metrics())
+    first, second, both = *singly, together.metrics()
     assert first is not None
     assert second is not None
     assert both is not None
@@ -205,7 +205,7 @@ def test_figures_are_means_since_the_last_reading() -> None:
     for name in of_the_last:
         assert getattr(both, name) == pytest.approx(getattr(second, name)), name
     assert both.td_error_p100 == pytest.approx(max(first.td_error_p100, second.td_error_p100))
-    assert together.figures() is None
+    assert together.metrics() is None
 
 
 def test_pixels_stay_bytes_until_they_are_on_the_device() -> None:
@@ -256,7 +256,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(value: float) -> No
     for _ in range(2):
         tested.update(poisoned)
     after = [flat(tested.online), flat(tested.average), tested._adam.m, tested._adam.v]
-    figures = tested.figures()
+    figures = tested.metrics()
     assert figures is not None
     assert (figures.updates_skipped, figures.skipped_in_a_row) == (2, 2)
     assert all(math.isfinite(figure) for figure in figures)
@@ -266,6 +266,6 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(value: float) -> No
     tested.update(batch(4))
     twin.update(batch(4))
     assert torch.equal(flat(tested.online), flat(twin.online))
-    figures = tested.figures()
+    figures = tested.metrics()
     assert figures is not None
     assert (figures.updates_skipped, figures.skipped_in_a_row) == (2, 0)

@@ -80,9 +80,9 @@ def test_the_run_recovers_by_itself_from_maxmemory(server_binary: Path) -> None:
                     break
             loop.train(0.05)
         loop.drain()
-        figures = loop.report().figures
+        metrics = loop.report().metrics
         assert sender.refused > 0, "the bound was never reached: this test shows nothing"
-        assert figures["log_full"] > 0
+        assert metrics.replay.log_full > 0
         assert loop.ledger.totals.rows == sender.stored
         assert not loop.ledger.totals.rows_lost
         assert client.info("memory")["used_memory"] < 1.1 * SMALL_SERVER
@@ -140,4 +140,4 @@ def test_samples_per_insert_hold_whichever_side_is_slow(server_binary: Path, slo
         if slow == "learner":
             assert waited > 0, "there was credit all the time: the learner was not slow"
         else:
-            assert loop.report().figures["learner_wait_seconds"] > 0
+            assert loop.report().metrics.training.learner_phase_seconds["wait"] > 0

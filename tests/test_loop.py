@@ -22,6 +22,7 @@ from replay.chunk_log.memory_log import MemoryLog
 from replay.chunk_log.protocol import ChunkId, MemoryUsage
 from replay.config import ReplayConfig
 from replay.ledger import Unbalanced
+from replay.metrics import flat
 from replay.mirror import Batch
 from replay.samplers.prioritised import SMALLEST_ERROR, PrioritisedSampler
 
@@ -76,7 +77,7 @@ def test_beta_goes_by_the_learners_updates() -> None:
     FakeActor(lanes=2, p_end=0.1).send(log, 40)
     loop.learner.updates = 500
     assert loop.cycle() > 0
-    assert loop.report().figures["importance_beta"] == pytest.approx(0.6)
+    assert flat(loop.report().metrics)["importance_beta"] == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize("sampler", ["uniform", "prioritised"])
@@ -166,8 +167,9 @@ def test_a_run_whose_loss_stays_no_number_stops_and_says_why() -> None:
         next(loop.learner.online.parameters()).fill_(float("nan"))
     actor.send(log, 30)
     assert 0 < loop.cycle() < 100
-    figures = loop.report().figures
-    assert figures["updates_skipped"] == figures["skipped_in_a_row"] == loop.learner.updates
+    update = loop.report().metrics.update
+    assert update is not None
+    assert update.updates_skipped == update.skipped_in_a_row == loop.learner.updates
     while loop.learner.updates < 100:
         actor.send(log, 30)
         loop.cycle()
@@ -205,7 +207,7 @@ def test_slots_that_leave_are_read_to_their_end_and_trimmed_to_empty() -> None:
     append(log, replace(stays.chunk(16), weight_version=version(1, 4)))
     loop.cycle()
     assert loop.ledger.slots[1].rows_read == 32
-    assert loop.report().figures["weight_staleness_versions"] == 0
+    assert loop.report().metrics.acting.weight_staleness_versions == 0
     for _ in range(130):
         stays.send(log, 16)
         loop.cycle()

@@ -27,6 +27,7 @@ from replay.chunk_log.memory_log import MemoryLog
 from replay.chunk_log.protocol import FENCE_SHIFT, ChunkId, Entry, Unavailable
 from replay.chunk_log.sharded_log import ShardedLog
 from replay.config import ReplayConfig
+from replay.metrics import flat
 from replay.samplers.prioritised import PrioritisedSampler
 
 REPLAY = {"capacity_rows": 300, "min_rows": 40, "samples_per_insert": 4.0}
@@ -390,9 +391,9 @@ def test_counters_go_on(tmp_path: Path) -> None:
         actors.send(one.log)
         while one.loop.cycle():
             one.loop.broadcaster.publish_if_due()
-    before = one.loop.report().figures
+    before = flat(one.loop.report().metrics)
     one.loop.checkpoint(wait=True)
-    after = make(tmp_path, copy_of(one.log), fence=2).loop.report().figures
+    after = flat(make(tmp_path, copy_of(one.log), fence=2).loop.report().metrics)
     assert after["weights_published"] == before["weights_published"] + 1
     for name in ("updates", "env_steps", "actor_env_steps", "actor_episodes", "actor_returns_sum", "chunks", "loss"):
         assert after[name] == before[name], name
@@ -411,7 +412,9 @@ def test_no_checkpoint_is_written_of_what_is_not_finite(tmp_path: Path) -> None:
     actors.send(one.log)
     assert one.loop.cycle() > 0
     one.loop.checkpoint(wait=True)
-    assert one.loop.report().figures["checkpoints"] == 1
+    checkpoints = one.loop.report().metrics.checkpoint
+    assert checkpoints is not None
+    assert checkpoints.checkpoints == 1
     found = newest(tmp_path)
     assert found is not None
     assert np.isfinite(found.parts["learner"].arrays["online"]).all()

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 from cli_runs import running
+from made_metrics import learner_metrics
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.monitoring.metrics import catalogue
-from learner.exporter import BUILD_INFO, MetricsServer, RunMetrics
+from learner.exporter import MetricsServer, RunMetrics
+from learner.metrics import BUILD_INFO
 from learner.report import Report
 from replay.chunk import REFUSALS
 from replay.ledger import LOSSES
@@ -166,7 +168,7 @@ def port() -> Iterator[int]:
     """A port on which a server shows one report."""
     number = free_port()
     server = MetricsServer(catalogue(), "a-run", "1.2.3", ("127.0.0.1", number))
-    server.show(Report({"updates": 7.0}, {"crc": 1}, {"gap": 64}), {"actors_alive": 2.0})
+    server.show(Report(learner_metrics(updates=7), {"crc": 1}, {"gap": 64}), {"actors_alive": 2.0})
     yield number
     server.close()
     with pytest.raises(OSError, match="refused"):

@@ -197,7 +197,7 @@ def test_updates_for_evicted_rows_and_broken_numbers_are_counted_and_change_noth
     fill(mirror, 1, np.array([2.0]))
     sampler.update(np.array([0, 1, 2]), np.array([50.0, 7.0, np.nan], np.float32))
     assert sampler._tree.weights.tolist() == pytest.approx([2.0, 7.0, 1.0, 1.0], abs=1e-5)
-    assert sampler.figures()["priority_updates_missed"] == 2
+    assert sampler.metrics().priority_updates_missed == 2
 
 
 def test_of_duplicates_in_an_update_the_last_counts() -> None:
@@ -217,7 +217,7 @@ def test_beta_rises_with_updates(updates: int, beta: float) -> None:
     assert sampler.beta(updates) == pytest.approx(beta)
     fill(mirror, 4, np.ones(4))
     sampler.sample(2, 1, updates)
-    assert sampler.figures()["importance_beta"] == pytest.approx(beta)
+    assert sampler.metrics().importance_beta == pytest.approx(beta)
 
 
 def test_nothing_to_sample_is_an_error_and_not_a_hang() -> None:

@@ -127,7 +127,7 @@ def freeze(binary: Path, run: str, hold_s: float, timeout_s: float) -> None:
             herd.pauses(hold_s / 3)
             herd.learner.train_for(until_s - time.monotonic())
             herd.assert_calls_are_bounded()
-            assert herd.learner.loop.report().figures["servers_down"] == 1
+            assert herd.learner.loop.report().metrics.replay.servers_down == 1
         herd.works()
         herd.end()
         herd.assert_calls_are_bounded()
@@ -284,7 +284,7 @@ def test_a_full_server_is_emptied_by_the_learner(server_binary: Path, run_name: 
         herd.works()
         learner.train_until(lambda: observer.seen[-1].credit, "there is credit again")
         until(lambda: observer.seen[-1].weights, "the weights are there again")
-        assert learner.loop.report().figures["log_full"] > 0
+        assert learner.loop.report().metrics.replay.log_full > 0
         herd.end()
         herd.assert_calls_are_bounded()
         herd.assert_books_balance()

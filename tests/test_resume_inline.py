@@ -15,7 +15,7 @@ from cli_runs import Run, qherd, running, summary
 
 from deploy.run_directory.best_policy import HELD
 from learner.checkpoint import names, read
-from learner.phases import Phases
+from learner.phases import PHASE_KEY, PHASES
 from learner.weights import unpack
 
 PRESET = """
@@ -45,7 +45,14 @@ def ended(folder: Path) -> dict[str, Any]:
     arrays = {f"{part}.{key}": array for part, state in parts.items() for key, array in state.arrays.items()}
     unfenced = [each for each in arrays if each not in ("log.weights", "log.description")]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    timed = {"wall_s", "start_s", "env_steps_per_second", "updates_per_second", "weight_version", *Phases().figures()}
+    timed = {
+        "wall_s",
+        "start_s",
+        "env_steps_per_second",
+        "updates_per_second",
+        "weight_version",
+        *map(PHASE_KEY.format, PHASES),
+    }
     curve = [{key: row[key] for key in row if key not in timed and "checkpoint" not in key} for row in rows]
     best = json.loads((folder / "checkpoints" / "best.json").read_text())
     weights = unpack((folder / "checkpoints" / best["file"]).read_bytes())[1]

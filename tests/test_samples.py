@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from learner.metrics import SampleMetrics
 from learner.phases import PHASES, Phases
 from learner.samples import Samples, effective_sample_size, q_bound
 
@@ -30,7 +31,7 @@ def test_every_second_is_charged_to_one_phase() -> None:
         phases.charge(phase)
     assert (phases.seconds["ingest"], phases.seconds["compute"], phases.seconds["wait"]) == (1.5, 2.0, 0.0)
     assert sum(phases.seconds.values()) == clock.now_s - 5.0
-    assert set(phases.figures()) == {f"learner_{phase}_seconds" for phase in PHASES}
+    assert phases.seconds.keys() == PHASES.keys()
     with pytest.raises(KeyError):
         phases.charge("lunch")
 
@@ -64,15 +65,16 @@ def test_the_greatest_q_that_rewards_can_explain(r_t: list[float], discount_t: l
     assert q_bound(torch.tensor(r_t), torch.tensor(discount_t)) == pytest.approx(bound, rel=1e-5)
 
 
-def test_the_samples_figures() -> None:
+def test_the_samples_metrics() -> None:
     """Ages are counted in rows; the bound on Q keeps the greatest seen, and is absent where there is none."""
     samples = Samples(2)
-    assert samples.figures() == {}
+    assert samples.metrics() is None
     rows, ends = np.array([90, 70, 99, 80]), torch.zeros(4)
     samples.record(rows, None, 100, torch.tensor([0.0, 5.0, 0.0, 0.0]), ends)
-    ages = {"sample_age_rows": 100 - 84.75, "sample_age_max_rows": 30.0}
-    assert samples.figures() == {"batch_size": 2.0, "effective_sample_size": 2.0, "q_bound": 5.0, **ages}
+    assert samples.metrics() == SampleMetrics(2.0, 100 - 84.75, 30.0, effective_sample_size=2.0, q_bound=5.0)
     samples.record(rows, np.array([1, 0, 1, 1], np.float32), 100, torch.tensor([0.0, 1.0, 0.0, 0.0]), ends)
-    assert samples.figures() == {"batch_size": 2.0, "effective_sample_size": 1.5, "q_bound": 5.0, **ages}
+    assert samples.metrics() == SampleMetrics(2.0, 100 - 84.75, 30.0, effective_sample_size=1.5, q_bound=5.0)
     samples.record(rows, None, 100, torch.ones(4), torch.ones(4))
-    assert "q_bound" not in samples.figures()
+    newest = samples.metrics()
+    assert newest is not None
+    assert newest.q_bound is None

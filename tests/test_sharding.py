@@ -39,6 +39,7 @@ from replay.chunk_log.protocol import ChunkId, Entry, Fenced, LogError, MemoryUs
 from replay.chunk_log.redis_log import RedisLog
 from replay.chunk_log.sharded_log import PAUSE_S, Pauses, ShardedLog, shard_of
 from replay.config import ReplayConfig
+from replay.metrics import flat
 
 SERVERS, SLOTS = 3, 6
 SLICE_S = 0.1
@@ -457,12 +458,12 @@ def test_a_frozen_server_pauses_its_slots_only_and_nothing_is_lost(server_binary
             herd.train_until_read([0, 2, 3, 5], 10)
             assert chunks == {slot: herd.read(slot) for slot in (1, 4)}
             assert herd.publisher.waits[1] <= before + 1, "it waits for the frozen server once"
-            report = herd.loop.report().figures
+            report = flat(herd.loop.report().metrics)
             assert report["servers_down"] == 1
             assert report["log_unavailable"] >= 1
             assert report["weights_published"] > 1
         herd.train_until_read([1, 4], 10)
-        assert herd.loop.report().figures["servers_down"] == 0
+        assert herd.loop.report().metrics.replay.servers_down == 0
         herd.end()
         herd.assert_books_balance()
 
@@ -476,7 +477,7 @@ def test_a_server_that_comes_back_empty_is_used_again(server_binary: Path, run_n
         mine = [which, which + SERVERS]
         kill(herd.servers[which])
         herd.train_until_read([slot for slot in range(SLOTS) if slot not in mine], 10)
-        assert herd.loop.report().figures["servers_down"] == 1
+        assert herd.loop.report().metrics.replay.servers_down == 1
         herd.servers[which].start()
         herd.train_until_read(mine, 10)
         log = RedisLog(herd.servers[which].url("admin"), herd.run)

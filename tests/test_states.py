@@ -39,7 +39,9 @@ from learner.checkpoint import ARRAYS, VALUES, Checkpointer, newest, pack
 from learner.config import CheckpointConfig, LearnerConfig
 from learner.learner import Learner
 from learner.loop import LearnerLoop
+from learner.metrics import UpdateMetrics
 from learner.networks import NetworkConfig, NetworkSpec, parameter_shapes
+from learner.progress import Sums
 from learner.publisher import Publisher
 from learner.weights import pack as pack_weights
 from replay.assembler import NStepAssembler
@@ -51,6 +53,7 @@ from replay.chunk_log.redis_log import RedisLog
 from replay.config import ReplayConfig
 from replay.ledger import SlotAccount, Totals
 from replay.limiter import Limiter
+from replay.metrics import flat
 from replay.mirror import Mirror
 from replay.nstep import LaneWindows
 from replay.reader import Reader
@@ -196,7 +199,7 @@ def test_what_was_refused_and_lost_is_in_the_next_checkpoint_too(tmp_path: Path)
     assert (before.refused, before.rows_lost) == ({"crc": 1, "short": 1}, {"gap": 3 * 8})
     for fence in (2, 3):
         loop.checkpoint(wait=True)
-        assert loop.report().figures["checkpoint_failures"] == 0
+        assert flat(loop.report().metrics)["checkpoint_failures"] == 0
         loop = learner_loop(log, tmp_path, fence)
         after = loop.report()
         assert (after.refused, after.rows_lost) == (before.refused, before.rows_lost)
@@ -227,13 +230,13 @@ def test_garbage_and_a_lost_chunk_on_a_server_are_survived(server_url: str, tmp_
             counted = ({"short": 1}, {"gap": 2 * 8})
             before = loop.report()
             assert (before.refused, before.rows_lost) == counted
-            assert before.figures["checkpoint_failures"] == 0
+            assert flat(before.metrics)["checkpoint_failures"] == 0
             loop = learner_loop(log, tmp_path, 2, with_rows=with_rows)
             after = loop.report()
             assert (after.refused, after.rows_lost) == counted
             actor.send(log)
             loop.drain()
-            assert loop.report().figures["rows"] == 3 * 8
+            assert loop.report().metrics.replay.rows == 3 * 8
             assert loop.buffer.mirror.rows == 3 * 8
         finally:
             client.delete(stream, log.credit_key, log.fence_key, log.weights_key, log.about_key)
@@ -256,7 +259,7 @@ def learner_loop(
 
 
 def test_the_loops(tmp_path: Path) -> None:
-    """With figures, returns, sums of earlier learners and a bound on Q."""
+    """With metrics, returns, sums of earlier learners and a bound on Q."""
     log = MemoryLog()
     one = learner_loop(log, tmp_path)
     one.expect([0], 8)
@@ -271,11 +274,10 @@ def test_the_loops(tmp_path: Path) -> None:
     one.upkeep.log_full = one.ingest.outages = 7
     progress._starved_s = 0.25
     one.report()
-    assert progress._newest_figures is not None
-    figures = progress._newest_figures
-    progress._newest_figures = type(figures)(*(0.5 + i for i in range(len(figures))))
+    assert progress._newest_update is not None
+    progress._newest_update = UpdateMetrics(*(0.5 + i for i in range(len(UpdateMetrics._fields))))
     one.phases.seconds = dict.fromkeys(one.phases.seconds, 1.5)
-    progress._sums_before = dict.fromkeys(progress._sums(), 2.0)
+    progress._sums_before = Sums(*[2.0] * len(Sums._fields))
     progress._seconds_before = dict.fromkeys(progress._seconds(), 3.0)
     one.ingest.limiter.carried = 1.25
     state = one.state()["loop"]

@@ -44,14 +44,14 @@ from deploy.sessions.inline import InlineSession
 from deploy.sessions.outcome import Outcome, load_outcome
 from learner.checkpoint import names
 from learner.learner import host_arrays
-from learner.phases import Phases
+from learner.phases import PHASE_KEY, PHASES
 from learner.weights import pack
 from replay import logs
 from replay.chunk_log.protocol import Unavailable
 
 ENV_STEPS = 2500
 SPEEDS = (
-    *("wall_s", "start_s", "env_steps_per_second", "updates_per_second", *Phases().figures()),
+    *("wall_s", "start_s", "env_steps_per_second", "updates_per_second", *map(PHASE_KEY.format, PHASES)),
     *("checkpoint_age_seconds", "checkpoint_pause_seconds"),
 )
 OPTIONS: dict[str, Any] = {

@@ -7,9 +7,10 @@ from typing import Annotated, NamedTuple
 
 from actors.metrics import ActorMetrics, EvaluationMetrics
 from deploy.config.models import RunConfig
-from learner.exporter import BUILD_INFO, REPORT_AGE
 from learner.metrics import (
+    BUILD_INFO,
     PERCENTILES,
+    REPORT_AGE,
     ActingMetrics,
     CheckpointMetrics,
     SampleMetrics,

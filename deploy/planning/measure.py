@@ -99,10 +99,10 @@ def measure_updates(config: RunConfig, schema: Schema, seconds: float = MEASURE_
     extras = {column.name: np.ones((batch, *column.shape), column.dtype) for column in schema.extras}
     transitions = Batch(obs[0], rng.integers(0, schema.num_actions, batch), reward, discount, obs[1], extras, extras)
     learner.update(transitions)  # the first one sets torch up
-    learner.figures()
+    learner.metrics()
     updates, began, starved_s = 0, time.perf_counter(), CpuTime.now().starved_s
     while time.perf_counter() < began + seconds:
         learner.update(transitions)
         updates += 1
-    learner.figures()  # waits for the device
+    learner.metrics()  # waits for the device
     return updates / (time.perf_counter() - began - (CpuTime.now().starved_s - starved_s))

@@ -21,6 +21,7 @@ from learner.report import Diverged
 from replay.breakable import Breakable, breakable
 from replay.chunk import Schema
 from replay.chunk_log.memory_log import MemoryLog
+from replay.metrics import flat
 from replay.state import State, count
 
 
@@ -154,7 +155,7 @@ class InlineSession(Breakable):
             report = self.loop.report()
         except Diverged as error:
             raise RunFailedError(str(error)) from None
-        figures = report.figures | {
+        figures = flat(report.metrics) | {
             **self._restarts(),
             "actors_alive": len(self._actors),
             "evaluation_failing": float(bool(self._evaluation.failing)),

@@ -48,6 +48,7 @@ from replay.chunk_log import open_sharded_log
 from replay.chunk_log.protocol import ChunkId, LogError, may_follow
 from replay.chunk_log.sharded_log import shard_of
 from replay.identity import Identity
+from replay.metrics import flat
 
 FLUSH_S = 9.0
 """How long the end of a run waits for the actors to flush, at the most."""
@@ -281,7 +282,7 @@ class RaySession:
         return True
 
     def _take(self, report: Report) -> None:
-        self._figures, self._refused, self._rows_lost = report.figures, report.refused, report.rows_lost
+        self._figures, self._refused, self._rows_lost = flat(report.metrics), report.refused, report.rows_lost
         for text in report.notices:
             self._notify(text)
 

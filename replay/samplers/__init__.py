@@ -23,7 +23,10 @@ SAMPLERS: dict[str, str] = {
     "prioritised": "replay.samplers.prioritised:PrioritisedSampler",
 }
 """Sampler classes by name: see ``replay.samplers.base.Sampler``."""
-METHODS = ("make", "planned_bytes", "sample", "update", "figures", "state", "restore")
+MEMBERS = (
+    *("make", "planned_bytes", "sample", "update", "metrics", "state", "restore"),
+    *("section", "metrics_type"),
+)
 
 
 def sampler_of(name: str) -> type[Sampler]:
@@ -33,8 +36,8 @@ def sampler_of(name: str) -> type[Sampler]:
         ValueError: an unknown name, a module that cannot be imported, or nothing there that is a sampler's class.
     """
     found: type[Sampler] = load(SAMPLERS, name, "sampler")
-    if not all(callable(getattr(found, method, None)) for method in METHODS):
-        raise ValueError(f"sampler {name!r} is no class with {', '.join(METHODS)}: see replay.samplers.base.Sampler")
+    if not all(hasattr(found, member) for member in MEMBERS):
+        raise ValueError(f"sampler {name!r} is no class with {', '.join(MEMBERS)}: see replay.samplers.base.Sampler")
     return found
 
 

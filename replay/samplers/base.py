@@ -48,8 +48,8 @@ class Sampler(Protocol):
         """Takes the learner's TD errors <float32>[M] of rows <int64>[M] sampled before, in the order of their
         updates."""
 
-    def figures(self) -> dict[str, float]:
-        """Returns what it reports, by metric name."""
+    def metrics(self) -> NamedTuple | None:
+        """Returns what it reports, a ``metrics_type``; None where it has none."""
 
     def state(self) -> State:
         """See ``replay.state``."""

@@ -113,13 +113,13 @@ class PrioritisedSampler:
         weights: Array = (np.abs(td_error, dtype=np.float64) + SMALLEST_ERROR) ** self._alpha
         return weights
 
-    def figures(self) -> dict[str, float]:
-        """Returns the updates for rows that were gone, beta, and the mean of p^alpha."""
-        return {
-            "priority_updates_missed": self._missed,
-            "importance_beta": self._newest_beta,
-            "priority_mean": self._tree.total / max(1, self._mirror.sampleable_rows),
-        }
+    def metrics(self) -> PrioritisedMetrics:
+        """See ``Sampler.metrics``."""
+        return PrioritisedMetrics(
+            priority_mean=self._tree.total / max(1, self._mirror.sampleable_rows),
+            importance_beta=self._newest_beta,
+            priority_updates_missed=self._missed,
+        )
 
     def state(self) -> State:
         """See ``Sampler.state``: the random numbers, and every row's p^alpha at its index in the ring. beta's position

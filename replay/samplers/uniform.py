@@ -51,9 +51,8 @@ class UniformSampler:
     def update(self, rows: Array, td_error: Array) -> None:
         """Nothing depends on TD errors here."""
 
-    def figures(self) -> dict[str, float]:
-        """Nothing beside the mirror's."""
-        return {}
+    def metrics(self) -> None:
+        """See ``Sampler.metrics``: it has none."""
 
     def state(self) -> State:
         """See ``Sampler.state``: the random numbers."""
