@@ -89,6 +89,12 @@ class EvaluationMetrics(NamedTuple):
     confirmed_return: Annotated[float | None, gauge("Mean return of the newest confirmation.", when=CONFIRMED)] = None
     confirmations: int | None = None
 
+    @classmethod
+    def of_row(cls, row: Mapping[str, float]) -> Self:
+        """Returns those that a row of metrics.jsonl has."""
+        count = row.get("confirmations")
+        return cls(row.get("greedy_return"), row.get("confirmed_return"), None if count is None else int(count))
+
     def after(self, verdict: Verdict) -> Self:
         """Returns them after another verdict: a confirmation's mean stays until the next one."""
         confirmed = self.confirmed_return if verdict.confirmed is None else verdict.confirmed.mean

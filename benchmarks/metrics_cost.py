@@ -22,7 +22,7 @@ from benchmarks.result import Result
 from deploy.config.layers import compose
 from deploy.monitoring.metrics import catalogue
 from deploy.sessions.learner_seat import SLICE_S
-from learner.exporter import RunMetrics
+from learner.exporter import RunCollector
 from learner.loop import LearnerLoop
 from learner.recent_updates import ERRORS_KEPT
 from replay.metrics import flat
@@ -53,7 +53,7 @@ def measure(quick: bool) -> list[Result]:
 
 def _learner(loop: LearnerLoop, slices: int, repetitions: int) -> tuple[tuple[float, ...], tuple[str, ...]]:
     """Shares in percent, and the parts of the last repetition."""
-    metrics = RunMetrics(CollectorRegistry(auto_describe=False), catalogue(), RUN, "0")
+    metrics = RunCollector(CollectorRegistry(auto_describe=False), catalogue(), RUN, "0")
     registry = CollectorRegistry()
     registry.register(metrics)
     shares: list[float] = []
@@ -80,7 +80,7 @@ def _learner(loop: LearnerLoop, slices: int, repetitions: int) -> tuple[tuple[fl
     return tuple(shares), tuple(told)
 
 
-def _costs(loop: LearnerLoop, metrics: RunMetrics, registry: CollectorRegistry) -> dict[str, float]:
+def _costs(loop: LearnerLoop, metrics: RunCollector, registry: CollectorRegistry) -> dict[str, float]:
     """CPU seconds of each kind of metric update, on the running loop's own objects."""
     newest = loop.samples._newest
     assert newest is not None

@@ -27,7 +27,7 @@ _SIOCGIFADDR = 0x8915
 """Linux' ioctl for an interface's address."""
 
 
-class RunMetrics(Collector):
+class RunCollector(Collector):
     """Shows the newest report of a run as ``qherd_`` metrics, each labelled with the run.
 
     An update replaces two references; what a scrape costs, the scrape's own thread pays.
@@ -93,7 +93,7 @@ class MetricsServer:
     def __init__(self, metrics: Sequence[Metric], run: str, version: str, address: tuple[str, int] | None) -> None:
         """``address``: host and port (0: a free one); None serves nothing. Raises OSError where the port is taken."""
         registry = CollectorRegistry()
-        self._metrics = RunMetrics(registry, metrics, run, version)
+        self._metrics = RunCollector(registry, metrics, run, version)
         self._server = _serve(registry, address) if address else None
 
     @property
@@ -109,7 +109,7 @@ class MetricsServer:
         self._metrics.update({**flat(report.metrics), **driver_row}, _labelled(report))
 
     def begin(self, report: Report) -> None:
-        """See ``RunMetrics.begin``: what the learner has restored."""
+        """See ``RunCollector.begin``: what the learner has restored."""
         self._metrics.begin(flat(report.metrics), _labelled(report))
 
     def close(self) -> None:

@@ -31,6 +31,13 @@ REPORT_AGE = Metric(
 BUILD_INFO = Metric("build_info", "gauge", "1, with the versions that run.", {}, "version")
 
 
+class Rates(NamedTuple):
+    """Per second, over the newest slice of ``LearnerLoop.train``, or of an inline run's advance."""
+
+    env_steps: float = 0.0
+    updates: float = 0.0
+
+
 class ActingMetrics(NamedTuple):
     """What the learner sees of how its actors act."""
 

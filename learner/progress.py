@@ -13,7 +13,7 @@ from learner.cpu_time import CpuTime
 from learner.ingest import Ingest
 from learner.learner import Learner
 from learner.log_upkeep import LogUpkeep
-from learner.metrics import ActingMetrics, LearnerMetrics, TrainingMetrics, UpdateMetrics
+from learner.metrics import ActingMetrics, LearnerMetrics, Rates, TrainingMetrics, UpdateMetrics
 from learner.phases import PHASE_KEY, PHASES, Phases
 from learner.report import Diverged, Report
 from learner.samples import Samples
@@ -22,13 +22,6 @@ from replay.chunk import Counters
 from replay.metrics import LimiterMetrics, ReplayMetrics, SentMetrics
 from replay.mirror import Mirror
 from replay.state import number
-
-
-class Rates(NamedTuple):
-    """Per second, over the newest slice of ``LearnerLoop.train``."""
-
-    env_steps: float = 0.0
-    updates: float = 0.0
 
 
 class Sums(NamedTuple):

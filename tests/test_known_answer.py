@@ -150,13 +150,13 @@ def local_run(folder: Path) -> None:
     import ray
 
     try:
-        progress = advance_until(session, lambda p: p.figures.get("updates", 0) > 500)
-        assert progress.figures["actors_alive"] == 2
+        progress = advance_until(session, lambda p: updates_of(p) > 500)
+        assert restarted(progress, 0)
         victim: Any = session._supervisor._slots[0].process.handle
         os.kill(ray.get(victim.pid.remote()), signal.SIGKILL)
-        advance_until(session, lambda p: p.figures["actor_restarts"] == 1 and p.figures["actors_alive"] == 2)
+        advance_until(session, lambda p: restarted(p, 1))
         assert_the_calls_after_a_failed_one_fail_too(session, folder / "spoilt")
-        advance_until(session, lambda p: p.figures["actor_restarts"] == 2 and p.figures["actors_alive"] == 2)
+        advance_until(session, lambda p: restarted(p, 2))
         progress = advance_until(session, lambda p: p.verdict is not None and p.verdict.updates > 4000)
     finally:
         last = session.stop(20.0)
@@ -168,7 +168,9 @@ def local_run(folder: Path) -> None:
     assert last is not None
     assert not last.refused
     assert not last.rows_lost
-    assert last.figures["env_steps"] == last.figures["actor_env_steps"] > 1000
+    assert last.metrics is not None
+    assert (learner := last.metrics.learner) is not None
+    assert learner.replay.env_steps == learner.sent.actor_env_steps > 1000
     assert not ray.is_initialized()
 
 
@@ -198,9 +200,21 @@ def assert_the_calls_after_a_failed_one_fail_too(session: RaySession, spoilt: Pa
         assert log.last_id(1) == before > ChunkId()
 
 
+def updates_of(progress: Progress) -> int:
+    learner = None if progress.metrics is None else progress.metrics.learner
+    return 0 if learner is None else learner.training.updates
+
+
+def restarted(progress: Progress, times: int) -> bool:
+    """Whether both actors are alive, after so many restarts."""
+    assert progress.metrics is not None
+    driver = progress.metrics.driver
+    return (driver.restarts.actor_restarts, driver.actors.actors_alive) == (times, 2)
+
+
 def advance_until(session: RaySession, over: Callable[[Progress], bool]) -> Progress:
     """Advance until ``over``; fails after 60 s."""
     end = time.monotonic() + 60
     while not over(progress := session.advance()):
-        assert time.monotonic() < end, progress.figures
+        assert time.monotonic() < end, progress.metrics
     return progress

@@ -8,21 +8,28 @@ import socket
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, NamedTuple
 
 import pytest
 from cli_runs import running
-from made_metrics import learner_metrics
+from made_metrics import learner_metrics, run_metrics
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
-from deploy.monitoring.metrics import catalogue
-from learner.exporter import MetricsServer, RunMetrics
-from learner.metrics import BUILD_INFO
+from actors.heartbeat import Work
+from actors.metrics import ActorMetrics, EvaluationMetrics
+from deploy.config.models import RunConfig
+from deploy.monitoring.metrics import RestartMetrics, RunMetrics, catalogue, shown_by
+from learner.exporter import MetricsServer, RunCollector
+from learner.metrics import BUILD_INFO, REPORT_AGE, CheckpointMetrics, SampleMetrics, UpdateMetrics
 from learner.report import Report
 from replay.chunk import REFUSALS
 from replay.ledger import LOSSES
+from replay.metrics import counter, flat
+from replay.samplers.prioritised import PrioritisedMetrics
+from replay.samplers.uniform import UniformSampler
 
 
 @pytest.fixture
@@ -59,7 +66,7 @@ def full_report() -> tuple[dict[str, float], dict[str, dict[str, int]]]:
 
 def test_every_metric_has_help_and_its_type(registry: CollectorRegistry) -> None:
     """Also before the first report; counters end in _total by the exposition itself."""
-    metrics = RunMetrics(registry, catalogue(), "a-run", "1.2.3")
+    metrics = RunCollector(registry, catalogue(), "a-run", "1.2.3")
     assert set(families(generate_latest(registry).decode())) == {f"qherd_{metric.name}" for metric in catalogue()}
     metrics.update(*full_report())
     found = families(generate_latest(registry).decode())
@@ -83,9 +90,58 @@ def test_no_name_and_no_figure_comes_twice() -> None:
     assert {figure for figure in shown if shown.count(figure) > 1} == both
 
 
+def test_every_metric_is_of_a_value_that_is_reported() -> None:
+    """And what is None is not there: a learner without checkpoints, updates, a server's bound."""
+    metrics = run_metrics()
+    work = ActorMetrics.of(2, Work(seconds=5.0, env_seconds=2.0))
+    learner = learner_metrics(log_memory_bytes=1, log_memory_limit_bytes=2, exploring_return=0.5)._replace(
+        update=UpdateMetrics(*[0.0] * len(UpdateMetrics._fields)),
+        samples=SampleMetrics(1.0, 1.0, 1.0, 1.0, 1.0),
+        sampler=PrioritisedMetrics(1.0, 1.0, 0),
+        checkpoint=CheckpointMetrics(1, 0, 1, 0.0, 0.0),
+    )
+    full = RunMetrics(
+        metrics.driver._replace(
+            actors=work,
+            evaluation=EvaluationMetrics(1.0, 1.0, 1),
+            restarts=RestartMetrics(0, 0, 0, 0, 0),
+            checkpoint_interval_seconds=30.0,
+        ),
+        learner,
+    )
+    keys = {key for metric in catalogue() for key in metric.keys.values()}
+    assert keys - flat(full).keys() == {REPORT_AGE.name}
+    assert flat(full)["actor_own_seconds"] == 3.0
+    assert keys & flat(metrics).keys() < keys
+    assert "loss" not in flat(metrics)
+    assert None not in flat(metrics).values()
+
+
+class CountedMetrics(NamedTuple):
+    draws: Annotated[int, counter("Rows that were drawn.")]
+    unmarked: int = 3
+
+
+class Counted(UniformSampler):
+    """A sampler of a user's own that reports something."""
+
+    metrics_type = CountedMetrics
+
+
+def test_a_sampler_of_ones_own_brings_its_metrics(registry: CollectorRegistry) -> None:
+    own = RunConfig.model_validate({"replay": {"sampler": f"{__name__}:Counted"}})
+    metrics = RunCollector(registry, shown_by(own), "r", "1")
+    learner = learner_metrics()._replace(sampler=CountedMetrics(draws=7))
+    metrics.update(flat(learner), {})
+    assert registry.get_sample_value("qherd_draws_total", {"run": "r"}) == 7
+    assert flat(learner)["unmarked"] == 3
+    assert registry.get_sample_value("qherd_unmarked", {"run": "r"}) is None
+    assert shown_by(RunConfig()) == catalogue()
+
+
 def test_values_and_labels(registry: CollectorRegistry) -> None:
     """The newest report; what a report lacks is absent, not 0."""
-    metrics = RunMetrics(registry, catalogue(), "a-run", "1.2.3")
+    metrics = RunCollector(registry, catalogue(), "a-run", "1.2.3")
     run = {"run": "a-run"}
     assert registry.get_sample_value("qherd_updates_total", run) is None
     assert registry.get_sample_value("qherd_report_age_seconds", run) is None
@@ -107,7 +163,7 @@ def test_every_reason_is_there_at_0_before_it_occurs(
     registry: CollectorRegistry, name: str, reasons: tuple[str, ...]
 ) -> None:
     """``increase()`` of a series that begins at 1 is 0: the first loss, often the only one, would fire no alert."""
-    metrics = RunMetrics(registry, catalogue(), "r", "1")
+    metrics = RunCollector(registry, catalogue(), "r", "1")
     for counts in (None, {}, {name: {reasons[0]: 3}}):
         if counts is not None:
             metrics.update({}, counts)
@@ -120,7 +176,7 @@ def test_every_reason_is_there_at_0_before_it_occurs(
 def test_counters_count_from_the_start_of_their_process(registry: CollectorRegistry) -> None:
     """What a learner has restored its predecessor has shown: rate() takes a counter that falls for one that began at 0.
     Gauges, and what came with the driver's figures alone, stay as they are."""
-    metrics, value_of, run = RunMetrics(registry, catalogue(), "r", "1"), registry.get_sample_value, {"run": "r"}
+    metrics, value_of, run = RunCollector(registry, catalogue(), "r", "1"), registry.get_sample_value, {"run": "r"}
     metrics.begin(
         {"updates": 1000, "env_steps": 400, "loss": 2.0, "learner_wait_seconds": 7.0}, {"rows_lost": {"gap": 5}}
     )
@@ -144,7 +200,7 @@ def test_what_falls_is_no_counter() -> None:
 def test_the_age_of_the_report_grows_until_the_next_one(registry: CollectorRegistry) -> None:
     """The endpoint is served by a thread: it goes on showing the last report of a learner that hangs."""
     now_s = 100.0
-    metrics = RunMetrics(registry, catalogue(), "a-run", "1.2.3", clock=lambda: now_s)
+    metrics = RunCollector(registry, catalogue(), "a-run", "1.2.3", clock=lambda: now_s)
     for reported, read, age in ((100.0, 100.0, 0.0), (100.0, 130.0, 30.0), (131.0, 131.5, 0.5)):
         now_s = reported
         metrics.update({}, {})
@@ -153,7 +209,7 @@ def test_the_age_of_the_report_grows_until_the_next_one(registry: CollectorRegis
 
 
 def test_phases_and_percentiles_are_labels(registry: CollectorRegistry) -> None:
-    RunMetrics(registry, catalogue(), "r", "1").update(
+    RunCollector(registry, catalogue(), "r", "1").update(
         {"learner_wait_seconds": 2.5, "td_error_p99": 3.0, "actor_restarts": 4}, {}
     )
     value_of = registry.get_sample_value

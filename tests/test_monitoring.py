@@ -19,7 +19,7 @@ from prometheus_client.exposition import generate_latest
 from deploy.monitoring.metrics import catalogue
 from docs import dashboards as dashboards_page
 from docs import metrics as metrics_page
-from learner.exporter import RunMetrics
+from learner.exporter import RunCollector
 from replay.metrics import BY_REASON
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,7 +50,7 @@ def exposition() -> str:
     registry = CollectorRegistry()
     figures = {key: 1.0 for metric in catalogue() for key in metric.keys.values()}
     reasons = {metric.name: {"crc": 1} for metric in catalogue() if metric.label == BY_REASON}
-    RunMetrics(registry, catalogue(), "r", "1").update(figures, reasons)
+    RunCollector(registry, catalogue(), "r", "1").update(figures, reasons)
     return generate_latest(registry).decode()
 
 

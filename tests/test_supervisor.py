@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from made_metrics import learner_metrics
 
 from actors.config import ActorConfig, EvalConfig
 from actors.episodes import Episodes
@@ -24,6 +25,7 @@ from actors.supervision.evaluator_supervisor import POLICY_S, SENT_S, EvaluatorS
 from actors.supervision.stall import StallDetector
 from replay.chunk import Counters
 from replay.chunk_log.protocol import UnusableServer
+from replay.metrics import LimiterMetrics, ReplayMetrics
 
 DIED = ray.exceptions.ActorDiedError()
 ALIVE = Heartbeat(Counters(), ())
@@ -661,38 +663,42 @@ class Ticking:
         return self.now
 
 
+def reported(**values: int) -> tuple[ReplayMetrics, LimiterMetrics]:
+    metrics = learner_metrics(**values)
+    return metrics.replay, metrics.limiter
+
+
 @pytest.mark.parametrize(
-    ("figures", "too_long"),
+    ("metrics", "too_long"),
     [
-        ({"env_steps": 7, "credit_rows": 16.0}, True),
-        ({"env_steps": 7, "credit_rows": 0.0}, False),
-        ({"env_steps": 7, "credit_rows": 16.0, "servers_down": 1}, False),
-        ({}, False),
+        ({"env_steps": 7, "credit_rows": 16}, True),
+        ({"env_steps": 7, "credit_rows": 0}, False),
+        ({"env_steps": 7, "credit_rows": 16, "servers_down": 1}, False),
     ],
-    ids=["nothing comes in", "nobody has credit", "a server is away", "no report yet"],
+    ids=["nothing comes in", "nobody has credit", "a server is away"],
 )
-def test_silence_is_noticed_and_nothing_else_is(figures: dict[str, float], too_long: bool) -> None:
-    """The learner reports four times a second; after 11 s of the same figures, where 10 are allowed."""
+def test_silence_is_noticed_and_nothing_else_is(metrics: dict[str, int], too_long: bool) -> None:
+    """The learner reports four times a second; after 11 s of the same metrics, where 10 are allowed."""
     clock = Ticking()
     detector = StallDetector(10.0, clock)
-    assert not detector.stalled({"env_steps": 7, "credit_rows": 16.0})
+    assert not detector.stalled(*reported(env_steps=7, credit_rows=16))
     for _ in range(44):
         clock.now += 0.25
-        stalled = detector.stalled(figures)
+        stalled = detector.stalled(*reported(**metrics))
         assert not stalled or clock.now > 110.0
     assert stalled is too_long
 
 
 def test_silence_of_another_learner_is_counted_anew() -> None:
-    """One that was restarted goes on with the same figures; its start is not the actors' silence."""
+    """One that was restarted goes on with the same metrics; its start is not the actors' silence."""
     clock = Ticking()
-    detector, figures = StallDetector(10.0, clock), {"env_steps": 7, "credit_rows": 16.0}
-    assert not detector.stalled(figures)
+    detector, metrics = StallDetector(10.0, clock), reported(env_steps=7, credit_rows=16)
+    assert not detector.stalled(*metrics)
     clock.now += 60.0
     detector.reset()
-    assert not detector.stalled(figures)
+    assert not detector.stalled(*metrics)
     clock.now += 10.5
-    assert detector.stalled(figures)
+    assert detector.stalled(*metrics)
 
 
 def test_silence_is_counted_anew_after_each_env_step() -> None:
@@ -700,9 +706,9 @@ def test_silence_is_counted_anew_after_each_env_step() -> None:
     detector = StallDetector(10.0, clock)
     for env_steps in range(5):
         clock.now += 9.0
-        assert not detector.stalled({"env_steps": env_steps, "credit_rows": 16.0})
+        assert not detector.stalled(*reported(env_steps=env_steps, credit_rows=16))
     clock.now += 10.5
-    assert detector.stalled({"env_steps": 4, "credit_rows": 16.0})
+    assert detector.stalled(*reported(env_steps=4, credit_rows=16))
 
 
 # -- another number of slots while they work

@@ -20,6 +20,7 @@ import pytest
 import torch
 from cli_runs import QHERD, environment, qherd, summary
 from gymnasium.envs.classic_control import CartPoleEnv
+from made_metrics import run_metrics
 
 from actors import episodes, evaluator
 from actors.config import EnvConfig
@@ -48,6 +49,7 @@ from learner.phases import PHASE_KEY, PHASES
 from learner.weights import pack
 from replay import logs
 from replay.chunk_log.protocol import Unavailable
+from replay.metrics import flat
 
 ENV_STEPS = 2500
 SPEEDS = (
@@ -96,7 +98,8 @@ def learned(tmp_path: Path, seed: int) -> tuple[dict[str, np.ndarray[Any, Any]],
     """The learner's networks after some thousand env steps, and all figures on the way."""
     settings = config(tmp_path / f"{seed}-{time.monotonic_ns()}", seed)
     session = InlineSession(settings, RunDirectory.create(settings), probe_env(settings), print)
-    seen = [session.advance().figures for _ in range(5)]
+    seen = [flat(metrics) for _ in range(5) if (metrics := session.advance().metrics)]
+    assert len(seen) == 5
     nets = session.loop.learner
     arrays = {
         f"{part}.{name}": array
@@ -210,8 +213,8 @@ class Script:
         if isinstance(following, Exception):
             raise following
         policy = pack(1, 10, 100, {"mean": np.array([following.episodes.mean])})
-        steps = 100.0 * (3 - len(self.verdicts))
-        return Progress({"env_steps": steps, "chunks": 4.0}, {"crc": 2}, {"gap": 5}, following, policy)
+        metrics = run_metrics(env_steps=100 * (3 - len(self.verdicts)), chunks=4)
+        return Progress(metrics, {"crc": 2}, {"gap": 5}, following, policy)
 
     def status_line(self) -> str:
         return "actor 0 sleeps"
@@ -219,7 +222,7 @@ class Script:
     def stop(self, deadline_s: float, policy: bytes | None = None, skip: Any = None) -> Progress | None:
         self.stopped += 1
         self.held_out = policy
-        return Progress({}, {}, {}, None, None, holdout=self.holdout)
+        return Progress(None, {}, {}, None, None, holdout=self.holdout)
 
 
 def test_the_hold_out_stays_with_the_policy_that_was_played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,10 +237,10 @@ def test_the_hold_out_stays_with_the_policy_that_was_played(tmp_path: Path, monk
     assert manifest["mean"] == 30.5
     assert summary(tmp_path / "r").items() >= expected.items()
     assert script.held_out == directory.best.packed()
-    unchanged = load_outcome(config(tmp_path), directory).summary(config(tmp_path), "r", Clock({}))
+    unchanged = load_outcome(config(tmp_path), directory).summary(config(tmp_path), "r", Clock())
     assert unchanged.items() >= expected.items()
     directory.best.save(b"better", {name: manifest[name] for name in manifest if not name.startswith("holdout")})
-    changed = load_outcome(config(tmp_path), directory).summary(config(tmp_path), "r", Clock({}))
+    changed = load_outcome(config(tmp_path), directory).summary(config(tmp_path), "r", Clock())
     assert [changed[name] for name in expected] == [None, None, 0]
     damaged = {**json.loads((tmp_path / "r/checkpoints/best.json").read_text()), "holdout_mean": "x"}
     (tmp_path / "r/checkpoints/best.json").write_text(json.dumps(damaged))
@@ -568,7 +571,7 @@ def test_so_does_a_run_that_is_interrupted_before_anything_has_run(
     class Interrupts(Script):
         def advance(self) -> Progress:
             os.kill(os.getpid(), signal.SIGTERM)
-            return Progress({"env_steps": 0}, {}, {}, None, None)
+            return Progress(run_metrics(), {}, {}, None, None)
 
     monkeypatch.setattr(driver, "start_session", lambda *_: Interrupts())
     assert train(config(tmp_path / "runs")) == 75
@@ -599,7 +602,7 @@ def test_a_run_into_which_nothing_came_has_failed_whatever_its_budget(
 ) -> None:
     class Nothing(Script):
         def advance(self) -> Progress:
-            return Progress({"env_steps": 0}, {}, {}, None, None)
+            return Progress(run_metrics(), {}, {}, None, None)
 
     monkeypatch.setattr(driver, "start_session", lambda *_: Nothing())
     with pytest.raises(RunFailedError, match=r"no env step has come in within the 0.1 s .*: actor 0 sleeps"):
@@ -624,8 +627,8 @@ def test_the_budget_of_seconds_counts_from_where_learner_and_actor_have_answered
         def advance(self) -> Progress:
             self.advances += 1
             now_s[0] += 10
-            steps = 100.0 * max(0, self.advances - 3)
-            return Progress({"env_steps": steps}, {}, {}, None, None)
+            steps = 100 * max(0, self.advances - 3)
+            return Progress(run_metrics(env_steps=steps), {}, {}, None, None)
 
     monkeypatch.setattr(driver, "start_session", lambda *_: Slow())
     assert train(config(tmp_path, budget={"seconds": 25})) == 0
@@ -647,7 +650,7 @@ def test_runs_that_share_a_folder_of_checkpoints_leave_each_others_alone(tmp_pat
     assert [names(tmp_path / "shared" / run)[0].fence for run in ("a", "b")] == [2, 1]
 
 
-def test_an_outcome_without_figures_is_still_a_summary() -> None:
-    written = Outcome().summary(compose("CartPole-v1", None, None, {}), "r", Clock({}))
+def test_an_outcome_without_metrics_is_still_a_summary() -> None:
+    written = Outcome().summary(compose("CartPole-v1", None, None, {}), "r", Clock())
     assert (written["env_steps"], written["updates"], written["eval_mean"], written["chunks_sent"]) == (0, 0, None, 0)
     json.dumps(written)

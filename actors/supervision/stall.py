@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+
+from replay.metrics import LimiterMetrics, ReplayMetrics
 
 
 class StallDetector:
@@ -11,16 +13,15 @@ class StallDetector:
 
     def __init__(self, most_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._most_s, self._clock = most_s, clock
-        self._env_steps: float | None = None
+        self._env_steps: int | None = None
         self._since_s = 0.0
 
-    def stalled(self, figures: Mapping[str, float]) -> bool:
-        """Returns whether ``figures``, the learner's, have shown no new env step for too long. Time without credit, or
-        with a server down, does not count: actors have to wait then."""
-        env_steps = figures.get("env_steps")
-        waiting = not figures.get("credit_rows") or figures.get("servers_down")
-        if env_steps is None or env_steps != self._env_steps or waiting:
-            self._env_steps, self._since_s = env_steps, self._clock()
+    def stalled(self, replay: ReplayMetrics, limiter: LimiterMetrics) -> bool:
+        """Returns whether the learner's metrics have shown no new env step for too long. Time without credit, or with a
+        server down, does not count: actors have to wait then."""
+        waiting = not limiter.credit_rows or replay.servers_down
+        if replay.env_steps != self._env_steps or waiting:
+            self._env_steps, self._since_s = replay.env_steps, self._clock()
         return self._clock() - self._since_s > self._most_s
 
     def reset(self) -> None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from deploy.config.models import RunConfig
+from learner.phases import PHASE_KEY
 
 Kind = Literal["env", "actor CPU", "Redis", "network", "learner", "limiter", "none", "not known"]
 MUCH = 0.15
@@ -89,7 +90,7 @@ def measured(before: Mapping[str, float], newest: Mapping[str, float]) -> Window
         return max(0.0, newest.get(name, 0.0) - before.get(name, 0.0))
 
     seconds = max(1e-9, passed("wall_s"))
-    phases = {phase: passed(f"learner_{phase}_seconds") for phase in PHASES if f"learner_{phase}_seconds" in newest}
+    phases = {phase: passed(key) for phase in PHASES if (key := PHASE_KEY.format(phase)) in newest}
     spent = sum(phases.values()) if len(phases) > 1 else seconds
     learner = {phase: min(1.0, took / max(spent, 1e-9)) for phase, took in phases.items()}
     return Window(

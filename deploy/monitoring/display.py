@@ -40,7 +40,7 @@ NEWS: tuple[tuple[str, Callable[[Mapping[str, float]], str]], ...] = (
 
 
 class Display:
-    """Shows a run's figures on ``stream``, by default stdout. A context manager: what it draws ends with it. ``gone()``
+    """Shows a run's metrics on ``stream``, by default stdout. A context manager: what it draws ends with it. ``gone()``
     is called when nobody can see them any more."""
 
     def __init__(
@@ -51,7 +51,7 @@ class Display:
         self._console = Console(file=cast("IO[str]", self._output))
         self._fancy = self._console.is_terminal and not os.environ.get("CI")
         self._messages: list[str] = []
-        self._figures: Mapping[str, float] = {}
+        self._row: Mapping[str, float] = {}
         self._live: Live | None = None
         self._last_line_s = -LINE_EVERY_S
         self._started_s = time.monotonic()
@@ -83,14 +83,14 @@ class Display:
             self._messages = [*self._messages[-4:], f"{self._seconds():6.1f} s  {message}"]
             self._live.update(self._drawing())
 
-    def update(self, figures: Mapping[str, float]) -> None:
-        """Show new figures."""
-        self._figures = figures
+    def update(self, row: Mapping[str, float]) -> None:
+        """Shows a new row of metrics, by key."""
+        self._row = row
         if self._live is not None:
             self._live.update(self._drawing())
         elif time.monotonic() - self._last_line_s >= LINE_EVERY_S:
             self._last_line_s = time.monotonic()
-            self._print("  ".join(f"{name} {shown}" for name, shown in _shown(figures)))
+            self._print("  ".join(f"{name} {shown}" for name, shown in _shown(row)))
 
     def _print(self, text: str) -> None:
         self.print(f"{self._seconds():6.1f} s  {text}")
@@ -104,7 +104,7 @@ class Display:
 
     def _drawing(self) -> Group:
         table = Table.grid(padding=(0, 3))
-        for name, shown in _shown(self._figures):
+        for name, shown in _shown(self._row):
             table.add_row(f"[dim]{name}[/]", shown)
         self._bar.update(self._task, completed=self._share(), shown=self._goal())
         title = f"qherd  {self._config.env.id}  [dim]{self._run}[/]"
@@ -114,26 +114,26 @@ class Display:
         """How far the run is: towards the threshold from the first return seen, or through its budget."""
         threshold = self._config.eval.threshold
         if threshold is not None:
-            newest = self._figures.get("greedy_return")
-            first = self._figures.get("first_greedy_return")
+            newest = self._row.get("greedy_return")
+            first = self._row.get("first_greedy_return")
             if newest is None or first is None or first >= threshold:
                 return 0.0
             return min(1.0, max(0.0, (newest - first) / (threshold - first)))
         env_steps, seconds = self._config.budget.env_steps, self._config.budget.seconds
-        shares = [self._figures.get("env_steps", 0) / env_steps] if env_steps else []
-        trained_s = self._figures.get("wall_s", 0.0) - self._figures.get("start_s", 0.0)
+        shares = [self._row.get("env_steps", 0) / env_steps] if env_steps else []
+        trained_s = self._row.get("wall_s", 0.0) - self._row.get("start_s", 0.0)
         return min(1.0, max([*shares, trained_s / seconds if seconds else 0.0]))
 
     def _goal(self) -> str:
         threshold = self._config.eval.threshold
         if threshold is None:
             return ""
-        newest = self._figures.get("greedy_return")
+        newest = self._row.get("greedy_return")
         return f"{newest:.0f} of {threshold:g}" if newest is not None else f"goal {threshold:g}"
 
 
-def _shown(figures: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+def _shown(row: Mapping[str, float]) -> Iterator[tuple[str, str]]:
     """The rows with their present values."""
     for name, show in (*ROWS, *NEWS):
-        if shown := show(figures):
+        if shown := show(row):
             yield name, shown

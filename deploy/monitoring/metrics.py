@@ -13,6 +13,7 @@ from learner.metrics import (
     REPORT_AGE,
     ActingMetrics,
     CheckpointMetrics,
+    LearnerMetrics,
     SampleMetrics,
     TrainingMetrics,
     UpdateMetrics,
@@ -42,6 +43,16 @@ class RestartMetrics(NamedTuple):
     learner_restarts: int | None = None
     server_restarts: int | None = None
 
+    @classmethod
+    def of_row(cls, row: Mapping[str, float]) -> RestartMetrics:
+        """Returns those of a row of metrics.jsonl."""
+        return cls(**{name: int(row.get(name, 0)) for name in cls._fields})
+
+    def plus(self, earlier: RestartMetrics) -> RestartMetrics:
+        """Returns these and those of earlier drivers."""
+        pairs = zip(self, earlier, strict=True)
+        return RestartMetrics(*(None if own is None else own + (before or 0) for own, before in pairs))  # type: ignore[arg-type]
+
 
 class DriverMetrics(NamedTuple):
     """What the driver knows of a run."""
@@ -56,6 +67,13 @@ class DriverMetrics(NamedTuple):
         float | None,
         gauge("Seconds that are configured between two checkpoints.", when="modes local and cluster"),
     ] = None
+
+
+class RunMetrics(NamedTuple):
+    """All that is known of a run at work; of its learner nothing before the first report."""
+
+    driver: DriverMetrics
+    learner: LearnerMetrics | None = None
 
 
 RESTARTS = Metric(

@@ -33,11 +33,11 @@ def write_restart(writer: Any, env_steps: int) -> None:
     writer.flush()
 
 
-def write_scalars(writer: Any, figures: Mapping[str, float]) -> None:
+def write_scalars(writer: Any, row: Mapping[str, float]) -> None:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    values = [Summary.Value(tag=f"qherd/{name}", simple_value=value) for name, value in figures.items()]
-    event = Event(wall_time=time.time(), step=int(figures.get("env_steps", 0)), summary=Summary(value=values))
+    values = [Summary.Value(tag=f"qherd/{name}", simple_value=value) for name, value in row.items()]
+    event = Event(wall_time=time.time(), step=int(row.get("env_steps", 0)), summary=Summary(value=values))
     writer.write(event.SerializeToString())
     writer.flush()

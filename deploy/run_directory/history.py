@@ -1,4 +1,4 @@
-"""The history of a run's figures: metrics.jsonl and TensorBoard's events, appended to, and rewound to a checkpoint."""
+"""The history of a run's metrics: metrics.jsonl and TensorBoard's events, appended to, and rewound to a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUPERSEDED = "metrics.superseded.jsonl"
 
 
 class MetricHistory:
-    """The rows of one run: one a second, with the run's figures by name."""
+    """The rows of one run: one a second, with the run's metrics by key."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._path = folder, folder / "metrics.jsonl"
@@ -37,7 +37,7 @@ class MetricHistory:
             self._metrics = self._path.open("a")
             self._events = open_events(self._folder / "tb")
 
-    def append(self, figures: Mapping[str, float]) -> None:
+    def append(self, row: Mapping[str, float]) -> None:
         """Appends one row, at the step ``env_steps``.
 
         Raises:
@@ -45,9 +45,9 @@ class MetricHistory:
         """
         metrics, events = self._opened()
         with naming(self._path):
-            metrics.write(json.dumps({key: _rounded(value) for key, value in figures.items()}) + "\n")
+            metrics.write(json.dumps({key: _rounded(value) for key, value in row.items()}) + "\n")
             metrics.flush()
-            write_scalars(events, figures)
+            write_scalars(events, row)
 
     def _opened(self) -> tuple[IO[str], Any]:
         if self._metrics is None:

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 from actors.episodes import Episodes
 from actors.evaluator import Verdict
 from deploy.config.models import RunConfig
+from deploy.monitoring.metrics import RunMetrics
 from deploy.planning.memory import rows_in_checkpoint
 from deploy.run_directory.directory import RunDirectory
 from learner.checkpoint import Checkpointer
@@ -18,29 +19,15 @@ from replay.config import ReplayConfig
 from replay.logs import LogFile
 
 Notify = Callable[[str], None]
-RESTARTS = ("actor_restarts", "evaluator_restarts", "learner_restarts", "server_restarts", "env_rebuilds")
-"""Figures that count what was restarted, over the whole run."""
-WORK = {
-    "seconds": "actor_seconds",
-    "env_seconds": "actor_env_seconds",
-    "own_seconds": "actor_own_seconds",
-    "log_seconds": "actor_log_seconds",
-    "fetch_seconds": "actor_fetch_seconds",
-    "wait_seconds": "actor_wait_seconds",
-    "cpu_seconds": "actor_cpu_seconds",
-    "starved_seconds": "actor_starved_seconds",
-    "fetches": "weights_fetched",
-    "fetched_bytes": "weights_fetched_bytes",
-}
-"""Figures of ``actors.rollout.Work``, over all actors and the whole run, by its name."""
 
 
 class Progress(NamedTuple):
-    """What one advance brought: the newest figures, counts by label, and a verdict with its policy if one came in.
+    """What one advance brought: the newest metrics (None: those of before), counts by reason, and a verdict with its
+    policy if one came in.
     ``deaths``: what died of what, such as ``actor: ActorDiedError``, since this driver started. ``unevaluated``: why no
     policy can be evaluated; empty where one can."""
 
-    figures: dict[str, float]
+    metrics: RunMetrics | None
     refused: dict[str, int]
     rows_lost: dict[str, int]
     verdict: Verdict | None
@@ -52,12 +39,6 @@ class Progress(NamedTuple):
 
 HOLDOUT_S = 8.0
 """Seconds that the hold-out may take at a run's end, while the actors flush and the last checkpoint is written."""
-
-
-def shown(verdict: Verdict) -> dict[str, float]:
-    """Returns the figures of a verdict: the screen's mean is the curve, a confirmation's is another figure."""
-    figures = {"greedy_return": verdict.screen.mean, "confirmations": verdict.spent.confirmations}
-    return figures if verdict.confirmed is None else {**figures, "confirmed_return": verdict.confirmed.mean}
 
 
 class Session(Protocol):

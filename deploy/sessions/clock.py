@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
 
 
 class Clock:
     """What a run has taken, what it took before it was resumed included; its starts end when learner and an actor have
     answered."""
 
-    def __init__(self, figures: Mapping[str, float]) -> None:
-        """``figures``: the newest row of the run that is resumed, empty for a new one."""
+    def __init__(self, wall_s: float = 0.0, start_s: float = 0.0) -> None:
+        """``wall_s`` and ``start_s``: those of the run that is resumed."""
         self._started_s, self._begun_s = time.monotonic(), math.inf
-        self._wall_before_s, self._start_before_s = figures.get("wall_s", 0.0), figures.get("start_s", 0.0)
+        self._wall_before_s, self._start_before_s = wall_s, start_s
 
     def begin(self) -> None:
         """The start is over, if it was not."""
@@ -46,17 +45,15 @@ class Rates:
     def __init__(self) -> None:
         self._seen: deque[tuple[float, float, float]] = deque()
 
-    def note(self, now_s: float, figures: Mapping[str, float]) -> dict[str, float]:
-        """Returns the rates, given the newest counts; empty where there are none of two moments yet."""
-        if "env_steps" not in figures:
-            return {}
-        newest = (now_s, figures["env_steps"], figures.get("updates", 0.0))
+    def note(self, now_s: float, env_steps: int, updates: int) -> dict[str, float]:
+        """Returns the rates, by key, given the newest counts; empty where there are none of two moments yet."""
+        newest = (now_s, env_steps, updates)
         if self._seen and newest[1:] < self._seen[-1][1:]:  # a learner that went back to its checkpoint
             self._seen.clear()
         self._seen.append(newest)
         while len(self._seen) > 2 and self._seen[1][0] <= now_s - self.OVER_S:
             self._seen.popleft()
-        passed_s, env_steps, updates = (new - old for new, old in zip(newest, self._seen[0], strict=True))
+        passed_s, more_env_steps, more_updates = (new - old for new, old in zip(newest, self._seen[0], strict=True))
         if passed_s <= 0:
             return {}
-        return {"env_steps_per_second": env_steps / passed_s, "updates_per_second": updates / passed_s}
+        return {"env_steps_per_second": more_env_steps / passed_s, "updates_per_second": more_updates / passed_s}

@@ -23,6 +23,7 @@ from deploy.sessions.launch import give_name_back, start_session
 from deploy.sessions.outcome import Outcome, closing_message, load_outcome
 from replay.chunk import Schema
 from replay.logs import failures_logged
+from replay.metrics import flat
 
 LOG = logging.getLogger("qherd.driver")
 STOP_S = 17.0
@@ -48,7 +49,7 @@ def train(config: RunConfig) -> int:
 def continue_run(config: RunConfig, directory: RunDirectory) -> int:
     """Continues a run, as ``train``; one that is over already is left alone."""
     outcome = load_outcome(config, directory)
-    if reason := stop_reason(config, outcome, Stop(), Clock(outcome.figures).trained_s):
+    if reason := stop_reason(config, outcome, Stop(), Clock(outcome.wall_s, outcome.start_s).trained_s):
         print(f"{directory.shown} is over: {reason}{_REMEDIES.get(reason, '')}")
         return 0
     schema, stop = check_before_run(config), Stop()
@@ -63,7 +64,7 @@ def stop_reason(config: RunConfig, outcome: Outcome, stop: Stop, trained_s: floa
         return outcome.reason
     if stop.asked:
         return "interrupted"
-    if config.budget.env_steps and outcome.figures.get("env_steps", 0) >= config.budget.env_steps:
+    if config.budget.env_steps and outcome.totals.env_steps >= config.budget.env_steps:
         return "budget of env steps"
     if config.budget.seconds and trained_s >= config.budget.seconds:
         return "budget of seconds"
@@ -112,7 +113,7 @@ class Driver:
         self._config, self._directory, self._schema = config, directory, schema
         self._outcome, self._stop, self._display = outcome, stop, display
         self._new, self._changed = new, changed
-        self._clock, self._disk = Clock(outcome.figures), DiskAlarm(display.notify)
+        self._clock, self._disk = Clock(outcome.wall_s, outcome.start_s), DiskAlarm(display.notify)
 
     @failures_logged(LOG)
     def run(self) -> None:
@@ -148,7 +149,7 @@ class Driver:
 
     def _advance_and_stop(self, session: Session) -> None:
         outcome = self._outcome
-        outcome.keep_screens_only()
+        outcome.forget_totals()
         self._display.notify("waiting for the first experience")
         try:
             self._advance_until_over(session)
@@ -176,21 +177,32 @@ class Driver:
             elapsed_s = clock.wall_s
             if progress.verdict is not None and progress.policy is not None:
                 self._record_evaluation(progress.verdict, progress.policy, elapsed_s)
-            times = {"wall_s": elapsed_s, "start_s": clock.start_s}
-            lately = rates.note(elapsed_s, outcome.figures)
-            figures = times | outcome.figures | lately | {"write_failures": self._disk.failures}
-            self._display.update(figures)
+            row = self._row(elapsed_s, rates)
+            self._display.update(row)
             due = config.mode == "inline" or elapsed_s - logged_s >= LOG_EVERY_S or progress.verdict is not None
-            if figures.get("env_steps") and due:
+            if outcome.totals.env_steps and due:
                 with self._disk.writing():
-                    self._directory.history.append(figures)
+                    self._directory.history.append(row)
                 logged_s = elapsed_s
             outcome.reason = outcome.reason or stop_reason(config, outcome, self._stop, clock.trained_s)
-        if outcome.reason == "budget of seconds" and not outcome.figures.get("env_steps"):
+        if outcome.reason == "budget of seconds" and not outcome.totals.env_steps:
             raise RunFailedError(
                 f"no env step has come in within the {config.budget.seconds:g} s of --budget.seconds: "
                 f"{session.status_line()}"
             )
+
+    def _row(self, elapsed_s: float, rates: Rates) -> dict[str, float]:
+        """Returns what the display and metrics.jsonl show now, by key."""
+        outcome = self._outcome
+        row = {"wall_s": elapsed_s, "start_s": self._clock.start_s}
+        if outcome.metrics is not None:
+            row |= flat(outcome.metrics)
+            if outcome.metrics.learner is not None:
+                row |= rates.note(elapsed_s, outcome.totals.env_steps, outcome.totals.updates)
+        row |= flat(outcome.evaluation)
+        if outcome.first_greedy_return is not None:
+            row["first_greedy_return"] = outcome.first_greedy_return
+        return row | {"write_failures": self._disk.failures}
 
     def _record_evaluation(self, verdict: Verdict, policy: bytes, elapsed_s: float) -> None:
         """Also shows why a confirmation failed: of the first, second, fourth, eighth, and so on."""
@@ -212,7 +224,7 @@ class Driver:
         outcome, directory = self._outcome, self._directory
         if not outcome.failed:  # a run that failed is to be noticed
             directory.unregister_metrics()
-        if self._new and outcome.reason == "interrupted" and not outcome.figures.get("env_steps"):
+        if self._new and outcome.reason == "interrupted" and not outcome.totals.env_steps:
             give_name_back(self._config, directory)
         if directory.path.exists():
             with DiskAlarm(self._display.notify).writing():

@@ -5,18 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from actors.metrics import ActorMetrics, EvaluationMetrics
 from actors.restarts import Rebuilt
 from deploy import __version__
 from deploy.config.errors import RunFailedError
 from deploy.config.models import RunConfig
-from deploy.monitoring.metrics import shown_by
+from deploy.monitoring.metrics import DriverMetrics, RestartMetrics, RunMetrics, shown_by
 from deploy.planning.memory import backstop_chunks, chunk_rows
 from deploy.process import arithmetic
 from deploy.run_directory.directory import RunDirectory
-from deploy.sessions.base import Notify, Progress, make_checkpointer, replay_of, shown
+from deploy.sessions.base import Notify, Progress, make_checkpointer, replay_of
 from deploy.sessions.inline_actors import InlineActors
 from deploy.sessions.inline_evaluation import InlineEvaluation
 from learner.checkpoint import Found, restoring
+from learner.metrics import Rates
 from learner.report import Diverged
 from replay.breakable import Breakable, breakable
 from replay.chunk import Schema
@@ -52,6 +54,7 @@ class InlineSession(Breakable):
                 f"the replay memory is bigger than checkpoint.rows_max_bytes = {config.checkpoint.rows_max_bytes:,}: a "
                 "resumed run begins with an empty one, not to the bit"
             )
+        self._verdicts = EvaluationMetrics()
         self._parts = list[InlineActors | InlineEvaluation]()
         try:
             if self._fence > 1:
@@ -116,12 +119,12 @@ class InlineSession(Breakable):
         if self.loop.resumed is None:
             self._checkpointer.check()
 
-    def _restarts(self) -> dict[str, int]:
-        return {"env_rebuilds": self._rebuilt.total, "evaluator_restarts": self._evaluation.restarts}
+    def _restarts(self) -> RestartMetrics:
+        return RestartMetrics(evaluator_restarts=self._evaluation.restarts, env_rebuilds=self._rebuilt.total)
 
     def _checkpoint(self) -> None:
         """Writes all of the process, between two advances: whatever the last one did is in metrics.jsonl by then."""
-        counts = {**self._evaluation.counts(), **self._restarts()}
+        counts = {**self._evaluation.counts(), **flat(self._restarts())}
         session = {"session": State(counts, {}), "evaluator": self._evaluation.evaluator_state()}
         self.loop.checkpoint({**self._actors.states(), **session, "log": self._log.state()}, wait=True)
         self._checkpointed_at = self.loop.learner.updates
@@ -151,25 +154,28 @@ class InlineSession(Breakable):
         self.loop.ingest.reader.trim(0)  # nobody else reads this log
         elapsed = time.perf_counter() - started
         verdict, policy = self._evaluation.screen(self.loop.learner.updates, self.loop.candidate)
+        if verdict is not None:
+            self._verdicts = self._verdicts.after(verdict)
+        updates, env_steps = self.loop.learner.updates - before[0], self.loop.ledger.totals.env_steps - before[1]
+        self.loop.progress.rates = Rates(env_steps / elapsed, updates / elapsed)
         try:
             report = self.loop.report()
         except Diverged as error:
             raise RunFailedError(str(error)) from None
-        figures = flat(report.metrics) | {
-            **self._restarts(),
-            "actors_alive": len(self._actors),
-            "evaluation_failing": float(bool(self._evaluation.failing)),
-            "updates_per_second": (self.loop.learner.updates - before[0]) / elapsed,
-            "env_steps_per_second": (self.loop.ledger.totals.env_steps - before[1]) / elapsed,
-        }
-        if verdict is not None:
-            figures |= shown(verdict)
-        self._metrics.show(report, figures)
+        metrics = DriverMetrics(
+            ActorMetrics(actors_alive=len(self._actors)),
+            self._verdicts,
+            self._restarts(),
+            evaluation_failing=float(bool(self._evaluation.failing)),
+        )
+        self._metrics.show(report, flat(metrics))
         self._rebuilt.catch_up()
         for text in report.notices:
             self._notify(text)
         failing = self._evaluation.failing
-        return Progress(figures, report.refused, report.rows_lost, verdict, policy, unevaluated=failing)
+        return Progress(
+            RunMetrics(metrics, report.metrics), report.refused, report.rows_lost, verdict, policy, unevaluated=failing
+        )
 
     def stop(
         self, deadline_s: float, policy: bytes | None = None, skip: Callable[[], bool] = lambda: False
@@ -184,7 +190,7 @@ class InlineSession(Breakable):
         finally:
             self._close_parts()
             self._metrics.close()
-        return Progress({}, {}, {}, None, None, unevaluated=self._evaluation.failing, holdout=holdout)
+        return Progress(None, {}, {}, None, None, unevaluated=self._evaluation.failing, holdout=holdout)
 
     def _close_parts(self) -> None:
         parts, self._parts = self._parts, []

@@ -34,7 +34,7 @@ class LearnerSeat:
         self._start, self.restarts, self._notify = start, restarts, notify
         self._slices: deque[Any] = deque()
         self._restart_at_s: float | None = None
-        self._figures: Mapping[str, float] = {}
+        self._driver_row: Mapping[str, float] = {}
         self._died: Mapping[int, Mapping[int, int]] = {}
         self._sit_down()
 
@@ -46,7 +46,7 @@ class LearnerSeat:
 
     def _ask(self) -> None:
         while len(self._slices) < 2:  # so that the learner never waits for the driver
-            self._slices.append(self.handle.train.remote(SLICE_S, self._figures, self._died))
+            self._slices.append(self.handle.train.remote(SLICE_S, self._driver_row, self._died))
         self._heard_s = time.monotonic()
 
     @property
@@ -81,14 +81,14 @@ class LearnerSeat:
         return resumed
 
     def tick(
-        self, figures: Mapping[str, float], died: Mapping[int, Mapping[int, int]]
+        self, driver_row: Mapping[str, float], died: Mapping[int, Mapping[int, int]]
     ) -> tuple[Report, Resumed | None] | None:
         """Wait up to a slice for a report; with the first one of a learner that was started anew comes where it went on
-        from. ``figures`` are the driver's, for /metrics; ``died``: see ``Ledger.record_deaths``.
+        from. ``driver_row``: the driver's metrics by key, for /metrics; ``died``: see ``Ledger.record_deaths``.
 
         Raises RunFailedError for what another learner would meet, too, and CrashLoopError beyond the budget.
         """
-        self._figures, self._died = figures, died
+        self._driver_row, self._died = driver_row, died
         if self._restart_at_s is not None:
             self._restart_when_due(self._restart_at_s)
             return None

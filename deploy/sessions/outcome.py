@@ -2,18 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from actors.episodes import Episodes
 from actors.evaluator import Verdict
+from actors.metrics import EvaluationMetrics
 from deploy.config.models import RunConfig
+from deploy.monitoring.metrics import RestartMetrics, RunMetrics
 from deploy.run_directory.directory import RunDirectory
-from deploy.sessions.base import HOLDOUT_S, RESTARTS, Progress, checkpoint_folder
+from deploy.sessions.base import HOLDOUT_S, Progress, checkpoint_folder
 from deploy.sessions.clock import Clock
 from learner.checkpoint import names
 
-_SCREENS = ("greedy_return", "first_greedy_return", "confirmed_return", "confirmations")
+
+class Totals(NamedTuple):
+    """What a run has done in all."""
+
+    env_steps: int = 0
+    updates: int = 0
+    episodes: int = 0
+    chunks: int = 0
+    samples_per_insert: float = 0.0
+    restarts: RestartMetrics = RestartMetrics(0, 0)
+
+    @classmethod
+    def of(cls, metrics: RunMetrics) -> Totals:
+        """Returns those of the newest metrics."""
+        learner, restarts = metrics.learner, metrics.driver.restarts
+        if learner is None:
+            return cls(restarts=restarts)
+        return cls(
+            env_steps=learner.replay.env_steps,
+            updates=learner.training.updates,
+            episodes=learner.sent.actor_episodes,
+            chunks=learner.replay.chunks,
+            samples_per_insert=learner.limiter.samples_per_insert,
+            restarts=restarts,
+        )
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, float]) -> Totals:
+        """Returns those of a row of metrics.jsonl."""
+        return cls(
+            env_steps=int(row.get("env_steps", 0)),
+            updates=int(row.get("updates", 0)),
+            episodes=int(row.get("actor_episodes", 0)),
+            chunks=int(row.get("chunks", 0)),
+            samples_per_insert=row.get("samples_per_insert", 0.0),
+            restarts=RestartMetrics.of_row(row),
+        )
 
 
 @dataclass
@@ -26,7 +65,14 @@ class Outcome:
     best: dict[str, Any] = field(default_factory=dict)
     final: dict[str, Any] = field(default_factory=dict)
     holdout: Episodes | None = None
-    figures: dict[str, float] = field(default_factory=dict)
+    totals: Totals = field(default_factory=Totals)
+    metrics: RunMetrics | None = None
+    """The newest of this driver."""
+    evaluation: EvaluationMetrics = field(default_factory=EvaluationMetrics)
+    first_greedy_return: float | None = None
+    wall_s: float = 0.0
+    start_s: float = 0.0
+    """Of earlier drivers."""
     refused: dict[str, int] = field(default_factory=dict)
     rows_lost: dict[str, int] = field(default_factory=dict)
     deaths: dict[str, int] = field(default_factory=dict)
@@ -46,16 +92,19 @@ class Outcome:
         """Records that the best policy has solved the environment."""
         self.reason = "solved"
         self.solved_s = elapsed_s
-        self.solved_env_steps = int(self.figures.get("env_steps", 0))
+        self.solved_env_steps = self.totals.env_steps
 
-    def keep_screens_only(self) -> None:
-        """Forgets the figures of before a resume but for the evaluations': the learner's own are its checkpoint's,
-        which may be older than the newest row of metrics.jsonl."""
-        self.figures = {name: self.figures[name] for name in _SCREENS if name in self.figures}
+    def forget_totals(self) -> None:
+        """Forgets what was counted before a resume: a learner counts on from its checkpoint, which may be older than
+        the newest row of metrics.jsonl."""
+        self.totals = Totals()
 
     def add(self, progress: Progress) -> None:
         """Takes in what an advance of the session brought."""
-        self.figures |= progress.figures
+        if progress.metrics is not None:
+            self.metrics, self.totals = progress.metrics, Totals.of(progress.metrics)
+        if progress.verdict is not None:
+            self.evaluation = self.evaluation.after(progress.verdict)
         self.holdout = progress.holdout
         self.deaths = dict(progress.deaths)
         self.unevaluated = progress.unevaluated
@@ -72,7 +121,8 @@ class Outcome:
             RunDirError: the disk refuses the policy. Nothing is recorded then: a later one may be kept.
         """
         episodes = verdict.episodes
-        self.figures.setdefault("first_greedy_return", verdict.screen.mean)
+        if self.first_greedy_return is None:
+            self.first_greedy_return = verdict.screen.mean
         self.final = {"updates": verdict.updates, "mean": verdict.screen.mean}
         before = self.best.get("solved", False), self.best.get("rank_bound", float("-inf"))
         if (verdict.solved, episodes.cautious) > before:
@@ -105,7 +155,7 @@ class Outcome:
 
     def summary(self, config: RunConfig, run: str, clock: Clock) -> dict[str, Any]:
         """Returns the fields of summary.json."""
-        figures = self.figures
+        totals, restarts = self.totals, self.totals.restarts
         refused = sum(self.refused.values())
         return {
             "run": run,
@@ -117,9 +167,9 @@ class Outcome:
             "start_s": round(clock.start_s, 2),
             "solved_s": self.solved_s and round(self.solved_s, 2),
             "solved_env_steps": self.solved_env_steps,
-            "env_steps": int(figures.get("env_steps", 0)),
-            "updates": int(figures.get("updates", 0)),
-            "episodes": int(figures.get("actor_episodes", 0)),
+            "env_steps": totals.env_steps,
+            "updates": totals.updates,
+            "episodes": totals.episodes,
             "eval_mean": self.best.get("mean"),
             "eval_std": self.best.get("std"),
             "eval_episodes": self.best.get("episodes"),
@@ -130,15 +180,19 @@ class Outcome:
             "holdout_episodes": self.best.get("holdout_episodes", 0),
             "final_updates": self.final.get("updates"),
             "final_mean": self.final.get("mean"),
-            "confirmations": int(figures.get("confirmations", 0)),
-            "chunks_sent": int(figures.get("chunks", 0)) + refused,
-            "chunks_stored": int(figures.get("chunks", 0)),
+            "confirmations": self.evaluation.confirmations or 0,
+            "chunks_sent": totals.chunks + refused,
+            "chunks_stored": totals.chunks,
             "chunks_refused": self.refused,
             "rows_lost": self.rows_lost,
             "deaths": self.deaths,
             "unevaluated": self.unevaluated,
-            "samples_per_insert": figures.get("samples_per_insert", 0.0),
-            **{name: int(figures.get(name, 0)) for name in RESTARTS},
+            "samples_per_insert": totals.samples_per_insert,
+            "actor_restarts": restarts.actor_restarts or 0,
+            "evaluator_restarts": restarts.evaluator_restarts,
+            "learner_restarts": restarts.learner_restarts or 0,
+            "server_restarts": restarts.server_restarts or 0,
+            "env_rebuilds": restarts.env_rebuilds,
         }
 
 
@@ -148,13 +202,21 @@ def load_outcome(config: RunConfig, directory: RunDirectory) -> Outcome:
     Raises:
         RunDirError: the directory is damaged.
     """
-    figures, best = directory.history.newest(), directory.best.manifest() or {}
+    row, best = directory.history.newest(), directory.best.manifest() or {}
+    totals = Totals.of_row(row)
     newest = names(checkpoint_folder(config, directory))[:1]
     for checkpoint in newest:  # its last driver may have drained the log after it wrote its last row
-        figures["env_steps"] = max(figures.get("env_steps", 0), checkpoint.env_steps)
-    outcome = Outcome(best=best, figures=figures)
+        totals = totals._replace(env_steps=max(totals.env_steps, checkpoint.env_steps))
+    outcome = Outcome(
+        best=best,
+        totals=totals,
+        evaluation=EvaluationMetrics.of_row(row),
+        first_greedy_return=row.get("first_greedy_return"),
+        wall_s=row.get("wall_s", 0.0),
+        start_s=row.get("start_s", 0.0),
+    )
     if best.get("solved"):
-        outcome.solve(figures.get("wall_s", 0.0))
+        outcome.solve(outcome.wall_s)
     return outcome
 
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 from actors.closing import CLOSE_S, LATE_S
 from actors.episodes import Episodes
 from actors.evaluator import Verdict
+from actors.metrics import ActorMetrics, EvaluationMetrics, work_of
 from actors.restarts import CrashLoopError, NotNowError, Restarts
 from deploy import __version__
 from deploy.cluster.capacity import Capacity
@@ -19,7 +20,7 @@ from deploy.cluster.placement import options
 from deploy.cluster.ray_running import ray_running
 from deploy.config.errors import ConfigError, RunDirError, RunFailedError
 from deploy.config.models import RunConfig, env_of
-from deploy.monitoring.metrics import shown_by
+from deploy.monitoring.metrics import DriverMetrics, RestartMetrics, RunMetrics, shown_by
 from deploy.planning.memory import (
     backstop_chunks,
     check_limiter,
@@ -31,17 +32,15 @@ from deploy.process.signals import Stop
 from deploy.run_directory.directory import RunDirectory
 from deploy.sessions.base import (
     HOLDOUT_S,
-    RESTARTS,
-    WORK,
     Notify,
     Progress,
     log_file,
     make_checkpointer,
     replay_of,
-    shown,
 )
 from deploy.sessions.replay_server import open_servers
 from deploy.sessions.scale_requests import ScaleRequestInbox, ScaleRequests
+from learner.metrics import LearnerMetrics
 from learner.report import Report, Resumed
 from replay.chunk import Schema
 from replay.chunk_log import open_sharded_log
@@ -62,14 +61,19 @@ class RaySession:
     def __init__(self, config: RunConfig, directory: RunDirectory, schema: Schema, notify: Notify, stop: Stop) -> None:
         self._config, self._directory, self._schema, self._notify, self._stop = config, directory, schema, notify, stop
         self._cleanup = contextlib.ExitStack()
-        self._before = directory.history.newest()
-        self._figures: dict[str, float] = {}
+        before = directory.history.newest()
+        self._restarts_before, self._work_before = RestartMetrics.of_row(before), work_of(before)
+        self._checkpointed = before.get("checkpoints", 0) > 0
+        self._learner: LearnerMetrics | None = None
         self._refused: dict[str, int] = {}
         self._rows_lost: dict[str, int] = {}
-        self._driver_figures: dict[str, float] = {
-            "actors_alive": 0,
-            "checkpoint_interval_seconds": config.checkpoint.every_s,
-        }
+        self._driver = DriverMetrics(
+            ActorMetrics(actors_alive=0),
+            EvaluationMetrics(),
+            self._restarts_before,
+            evaluation_failing=0.0,
+            checkpoint_interval_seconds=config.checkpoint.every_s,
+        )
         self._registered: Any = None
         self._inbox = ScaleRequestInbox(directory.path)
         self._folder = Path.cwd() if config.mode == "local" else None
@@ -157,7 +161,7 @@ class RaySession:
             chunk_rows=chunk_rows(config),
             quarantine=self._directory.quarantine if local else None,
             checkpointer=make_checkpointer(config, self._directory, self._schema),
-            must_resume=(self._figures or self._before).get("checkpoints", 0) > 0,
+            must_resume=self._checkpointed,
             metrics=shown_by(config),
             metrics_address=_metrics_address(config),
             version=__version__,
@@ -244,19 +248,17 @@ class RaySession:
                 self._stall.reset()
             if reported:  # a learner that says nothing is the seat's to notice
                 self._check_silence()
-            result = self._screening.tick(learning=self._seat.works and self._figures.get("updates", 0) > 0)
+            result = self._screening.tick(learning=self._seat.works and self._updates > 0)
         except CrashLoopError as error:
             raise RunFailedError(str(error), error.details) from None
-        self._servers.report_down(int(self._figures.get("servers_down", 0)))
+        self._servers.report_down(0 if self._learner is None else self._learner.replay.servers_down)
         try:
             verdict, policy = (result[0], ray.get(result[1])) if result else (None, None)
         except ray.exceptions.RayError:  # it went with the learner that had made it
             verdict, policy = None, None
         if verdict is not None:
-            self._driver_figures |= shown(verdict)
             self._note_spent(verdict)
-        failing = {"evaluation_failing": float(bool(self._screening.failing))}
-        self._driver_figures |= failing | {"actors_alive": self._supervisor.alive, **self._restarts(), **self._work()}
+        self._driver = self._driver_metrics(verdict)
         return self._progress(verdict, policy)
 
     def _note_spent(self, verdict: Verdict) -> None:
@@ -270,7 +272,7 @@ class RaySession:
     def _take_report(self) -> bool:
         """Wait up to a slice for what the learner has to report, and whether it had; one that was started anew has its
         curves go on from where it went on."""
-        found = self._seat.tick(self._driver_figures, self._supervisor.died)
+        found = self._seat.tick(flat(self._driver), self._supervisor.died)
         if found is None:
             return False
         report, resumed = found
@@ -282,7 +284,9 @@ class RaySession:
         return True
 
     def _take(self, report: Report) -> None:
-        self._figures, self._refused, self._rows_lost = flat(report.metrics), report.refused, report.rows_lost
+        self._learner, self._refused, self._rows_lost = report.metrics, report.refused, report.rows_lost
+        if (checkpoint := report.metrics.checkpoint) is not None:
+            self._checkpointed = checkpoint.checkpoints > 0
         for text in report.notices:
             self._notify(text)
 
@@ -292,24 +296,29 @@ class RaySession:
         except RunDirError as error:  # a full disk: what was learned matters more
             self._notify(f"{error}; the curve goes back to update {resumed.updates:,} there")
 
-    def _restarts(self) -> dict[str, float]:
-        """Restarts by kind, those before the run was resumed included."""
-        counts = (
-            self._supervisor.restarts,
-            self._screening.restarts,
-            self._seat.restarts.total,
-            self._servers.restarts.total,
-            self._supervisor.rebuilds + self._screening.rebuilds,
-        )
-        return {name: self._before.get(name, 0) + count for name, count in zip(RESTARTS, counts, strict=True)}
+    @property
+    def _updates(self) -> int:
+        return 0 if self._learner is None else self._learner.training.updates
 
-    def _work(self) -> dict[str, float]:
-        """Where the actors' time went, that before the run was resumed included."""
-        work = self._supervisor.work
-        return {figure: self._before.get(figure, 0) + getattr(work, name) for name, figure in WORK.items()}
+    def _driver_metrics(self, verdict: Verdict | None) -> DriverMetrics:
+        """Returns them, what was counted before the run was resumed included."""
+        restarts = RestartMetrics(
+            actor_restarts=self._supervisor.restarts,
+            evaluator_restarts=self._screening.restarts,
+            learner_restarts=self._seat.restarts.total,
+            server_restarts=self._servers.restarts.total,
+            env_rebuilds=self._supervisor.rebuilds + self._screening.rebuilds,
+        )
+        evaluation = self._driver.evaluation
+        return self._driver._replace(
+            actors=ActorMetrics.of(self._supervisor.alive, self._work_before.plus(self._supervisor.work)),
+            evaluation=evaluation if verdict is None else evaluation.after(verdict),
+            restarts=restarts.plus(self._restarts_before),
+            evaluation_failing=float(bool(self._screening.failing)),
+        )
 
     def _check_silence(self) -> None:
-        if self._stall.stalled(self._figures):
+        if self._learner is not None and self._stall.stalled(self._learner.replay, self._learner.limiter):
             raise RunFailedError(
                 f"no env step has come in for {self._config.actors.silence_s:g} s (actors.silence_s), though "
                 f"actors have credit: {self._supervisor.status_line()}"
@@ -351,8 +360,8 @@ class RaySession:
         self._registered = self._seat.handle
 
     def _progress(self, verdict: Verdict | None, policy: bytes | None) -> Progress:
-        figures, failing = self._figures | self._driver_figures, self._screening.failing
-        return Progress(figures, self._refused, self._rows_lost, verdict, policy, self._deaths(), failing)
+        metrics, failing = RunMetrics(self._driver, self._learner), self._screening.failing
+        return Progress(metrics, self._refused, self._rows_lost, verdict, policy, self._deaths(), failing)
 
     def _deaths(self) -> dict[str, int]:
         parts = {
