@@ -12,7 +12,7 @@ import pytest
 
 from deploy.cli import main
 from deploy.config.models import RunConfig
-from deploy.planning.forecast import foresee
+from deploy.planning.forecast import forecast_run
 from deploy.planning.measure import ActorRate, measure_actor, measure_updates
 from deploy.planning.memory import ACTOR_BYTES, network_bytes
 from replay.chunk import HEADER_BYTES, Schema
@@ -37,48 +37,48 @@ def config(mode: str = "local", env: dict[str, Any] | None = None, **actors: Any
 def test_a_slow_learner_has_the_actors_wait() -> None:
     """2 x 1000 env steps/s against 100 updates/s x 64 / 16 = 400 env steps/s: 80 % waiting for credit. 400 rows of 33
     bytes in chunks of 8 x 16; 100 updates/s are a broadcast a second, which 2 actors fetch once a second."""
-    outlook = foresee(config(), SCHEMA, ActorRate(1000.0), 100.0, cores=4)
-    assert (outlook.bound_by, outlook.herd_env_steps_per_s, outlook.env_steps_per_s) == ("learner", 2000, 400)
-    assert (outlook.expected_updates_per_s, outlook.samples_per_insert) == (100, 16)
-    assert (outlook.actors_wait_share, outlook.learner_wait_share) == (0.8, 0)
-    assert (outlook.first_update_s, outlook.replay_full_s) == (0.5, 125)
-    assert (outlook.row_bytes, outlook.weights_bytes) == (4 * 4 + 17, WEIGHTS)
-    assert outlook.chunks_per_s == pytest.approx(400 / 128)
-    assert outlook.rows_bytes_per_s == pytest.approx(400 * 33 + 400 / 128 * HEADER_BYTES)
-    assert (outlook.weights_published_bytes_per_s, outlook.weights_fetched_bytes_per_s) == (WEIGHTS, 2 * WEIGHTS)
-    assert outlook.network_bytes_per_s == pytest.approx(2 * outlook.rows_bytes_per_s + 3 * WEIGHTS)
-    assert outlook.mirror_bytes == 50_000 * (16 + 25)
-    assert outlook.training_bytes == 6 * WEIGHTS
-    assert outlook.actors_bytes == 2 * (ACTOR_BYTES + WEIGHTS)
+    forecast = forecast_run(config(), SCHEMA, ActorRate(1000.0), 100.0, cores=4)
+    assert (forecast.bound_by, forecast.herd_env_steps_per_s, forecast.env_steps_per_s) == ("learner", 2000, 400)
+    assert (forecast.expected_updates_per_s, forecast.samples_per_insert) == (100, 16)
+    assert (forecast.actors_wait_share, forecast.learner_wait_share) == (0.8, 0)
+    assert (forecast.first_update_s, forecast.replay_full_s) == (0.5, 125)
+    assert (forecast.row_bytes, forecast.weights_bytes) == (4 * 4 + 17, WEIGHTS)
+    assert forecast.chunks_per_s == pytest.approx(400 / 128)
+    assert forecast.rows_bytes_per_s == pytest.approx(400 * 33 + 400 / 128 * HEADER_BYTES)
+    assert (forecast.weights_published_bytes_per_s, forecast.weights_fetched_bytes_per_s) == (WEIGHTS, 2 * WEIGHTS)
+    assert forecast.network_bytes_per_s == pytest.approx(2 * forecast.rows_bytes_per_s + 3 * WEIGHTS)
+    assert forecast.mirror_bytes == 50_000 * (16 + 25)
+    assert forecast.training_bytes == 6 * WEIGHTS
+    assert forecast.actors_bytes == 2 * (ACTOR_BYTES + WEIGHTS)
 
 
 def test_slow_actors_have_the_learner_wait() -> None:
     """2 x 10 env steps/s of 400: it waits 95 % of its time; a chunk has what 1 s brings, but a time step at the least:
     8 rows, though flush_s = 1 s has 10. 5 updates/s are a broadcast in 20 s."""
-    outlook = foresee(config(flush_s=0.5), SCHEMA, ActorRate(10.0), 100.0, cores=4)
-    assert (outlook.bound_by, outlook.env_steps_per_s, outlook.expected_updates_per_s) == ("actors", 20, 5)
-    assert (outlook.actors_wait_share, outlook.learner_wait_share) == (0, 0.95)
-    assert outlook.chunks_per_s == pytest.approx(20 / 8)
-    assert outlook.weights_fetched_bytes_per_s == pytest.approx(2 * WEIGHTS / 20)
+    forecast = forecast_run(config(flush_s=0.5), SCHEMA, ActorRate(10.0), 100.0, cores=4)
+    assert (forecast.bound_by, forecast.env_steps_per_s, forecast.expected_updates_per_s) == ("actors", 20, 5)
+    assert (forecast.actors_wait_share, forecast.learner_wait_share) == (0, 0.95)
+    assert forecast.chunks_per_s == pytest.approx(20 / 8)
+    assert forecast.weights_fetched_bytes_per_s == pytest.approx(2 * WEIGHTS / 20)
 
 
 def test_cores_bound_what_computes_and_not_what_waits() -> None:
     """8 actors of 1000 env steps/s on 2 cores: 2000 where they compute, all 8000 where a fifth of it is computing. On a
     cluster each has a core."""
     for mode, cpu_share, herd in (("local", 1.0, 2000), ("local", 0.2, 8000), ("cluster", 1.0, 8000)):
-        outlook = foresee(config(mode, count=8), SCHEMA, ActorRate(1000.0, cpu_share), 1e6, cores=2)
-        assert outlook.herd_env_steps_per_s == herd
+        forecast = forecast_run(config(mode, count=8), SCHEMA, ActorRate(1000.0, cpu_share), 1e6, cores=2)
+        assert forecast.herd_env_steps_per_s == herd
 
 
 def test_weights_are_broadcast_ten_times_a_second_at_the_most() -> None:
     """And fetched as often as fetch_every_s allows: 1e6 updates/s are 10 broadcasts, 4 actors x 2 of them."""
-    outlook = foresee(config(count=4, fetch_every_s=0.5), SCHEMA, ActorRate(1e9, 0.001), 1e6, cores=64)
-    assert outlook.weights_published_bytes_per_s == pytest.approx(10 * WEIGHTS)
-    assert outlook.weights_fetched_bytes_per_s == pytest.approx(4 * 2 * WEIGHTS)
+    forecast = forecast_run(config(count=4, fetch_every_s=0.5), SCHEMA, ActorRate(1e9, 0.001), 1e6, cores=64)
+    assert forecast.weights_published_bytes_per_s == pytest.approx(10 * WEIGHTS)
+    assert forecast.weights_fetched_bytes_per_s == pytest.approx(4 * 2 * WEIGHTS)
 
 
 def test_inline_has_no_server() -> None:
-    assert foresee(config("inline"), SCHEMA, ActorRate(1000.0), 100.0, cores=4).server_bytes == 0
+    assert forecast_run(config("inline"), SCHEMA, ActorRate(1000.0), 100.0, cores=4).server_bytes == 0
 
 
 def test_a_sleeping_environment_is_measured_as_one() -> None:
@@ -116,7 +116,7 @@ def test_the_command_prints_the_plan(capsys: pytest.CaptureFixture[str]) -> None
     code, out, err = run(capsys, *GIVEN, "--json")
     shown = json.loads(out)
     assert (code, shown["env_steps_per_s"], shown["learner_env_steps_per_s"]) == (0, 400, 400)
-    assert set(asdict(foresee(config(), SCHEMA, ActorRate(1.0), 1.0, 1))) < set(shown)
+    assert set(asdict(forecast_run(config(), SCHEMA, ActorRate(1.0), 1.0, 1))) < set(shown)
 
 
 def test_what_a_network_of_ones_own_prints_is_not_in_the_json(

@@ -19,7 +19,7 @@ from chunk_makers import CODEC, SCHEMA, FakeActor, reader_on
 
 from deploy.config.errors import ConfigError
 from deploy.config.models import RunConfig
-from deploy.planning.memory import check_memory, plan
+from deploy.planning.memory import check_memory, plan_memory
 from learner.config import LearnerConfig
 from learner.learner import Learner
 from replay import storage as storage_module
@@ -157,14 +157,14 @@ def test_plan_counts_all_of_a_run() -> None:
     """Mirror, tree and server, each as it will be allocated; an inline run has no server."""
     schema = Schema((84, 84), "uint8", 6, stack=4)
     config = RunConfig.model_validate({"replay": {"capacity_rows": 100_000, "sampler": "prioritised"}})
-    planned = plan(config, schema)
+    planned = plan_memory(config, schema)
     assert planned.mirror == Mirror.planned_bytes(schema, 100_000) > 100_000 * 7056
     assert planned.tree == 16 << 17
     assert planned.server > 1.25 * 100_000 * 7056
-    short = plan(RunConfig.model_validate({"replay": {"capacity_rows": 100_000, "log_rows": 10_000}}), schema)
+    short = plan_memory(RunConfig.model_validate({"replay": {"capacity_rows": 100_000, "log_rows": 10_000}}), schema)
     assert short.server < planned.server / 3
     assert short.tree == 0
-    assert plan(config.model_copy(update={"mode": "inline"}), schema).server == 0
+    assert plan_memory(config.model_copy(update={"mode": "inline"}), schema).server == 0
     assert "100,000 rows: 710 MB (ram) and a sum tree of 2 MB in the learner; the server at most" in planned.told(
         config
     )

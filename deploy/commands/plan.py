@@ -18,7 +18,7 @@ from rich.filesize import decimal
 from deploy.commands.run_options import RunOptions, base_config
 from deploy.config.cli_types import as_written
 from deploy.config.models import RunConfig
-from deploy.planning.forecast import RUNNING_SHARE, Outlook, _check_processes, _in_memory, foresee
+from deploy.planning.forecast import RUNNING_SHARE, Forecast, check_machine_memory, forecast_run, memory_needed
 from deploy.planning.measure import ActorRate, measure_actor, measure_updates
 from deploy.planning.memory import (
     LEARNER_BYTES,
@@ -80,33 +80,33 @@ def plan_command(
             check_values(config, schema, Bounds(), "a server")
         actor = ActorRate(env_steps_per_s) if env_steps_per_s else measure_actor(config, schema)
         updates = updates_per_s or RUNNING_SHARE * measure_updates(config, schema)
-    outlook = foresee(config, schema, actor, updates, usable_cores())
-    _check_processes(config, outlook)
+    forecast = forecast_run(config, schema, actor, updates, usable_cores())
+    check_machine_memory(config, forecast)
     if as_json:
-        print(json.dumps(asdict(outlook) | {"network_bytes_per_s": outlook.network_bytes_per_s}))
+        print(json.dumps(asdict(forecast) | {"network_bytes_per_s": forecast.network_bytes_per_s}))
     else:
-        _print(config, schema, outlook, (env_steps_per_s is None, updates_per_s is None))
+        _print(config, schema, forecast, (env_steps_per_s is None, updates_per_s is None))
     return 0
 
 
-def _print(config: RunConfig, schema: Schema, outlook: Outlook, measured: tuple[bool, bool]) -> None:
+def _print(config: RunConfig, schema: Schema, forecast: Forecast, measured: tuple[bool, bool]) -> None:
     at = {"inline": "in one process", "local": "on this machine", "cluster": "on a cluster"}[config.mode]
     print(
-        f"plan for {outlook.env}: {outlook.actors} actor(s) of {outlook.lanes} lanes, a replay of "
+        f"plan for {forecast.env}: {forecast.actors} actor(s) of {forecast.lanes} lanes, a replay of "
         f"{config.replay.capacity_rows:,} rows, {at}"
     )
-    lines = [*_memory_lines(config, schema, outlook), *_speed_lines(config, outlook, measured)]
-    lines += _network_lines(config, outlook)
+    lines = [*_memory_lines(config, schema, forecast), *_speed_lines(config, forecast, measured)]
+    lines += _network_lines(config, forecast)
     for name, value, source in lines:
         print(f"  {name:18}  {value:>21}  {source}")
-    print(_verdict(config, outlook))
+    print(_verdict(config, forecast))
 
 
 Line = tuple[str, str, str]
 
 
-def _memory_lines(config: RunConfig, schema: Schema, outlook: Outlook) -> Iterator[Line]:
-    limits, row = config.replay, outlook.row_bytes
+def _memory_lines(config: RunConfig, schema: Schema, forecast: Forecast) -> Iterator[Line]:
+    limits, row = config.replay, forecast.row_bytes
     stack = f", of {schema.stack} stacked ones the newest" if schema.stack > 1 else ""
     yield (
         "row",
@@ -114,105 +114,107 @@ def _memory_lines(config: RunConfig, schema: Schema, outlook: Outlook) -> Iterat
         f"observation {schema.obs_bytes:,} B ({schema.obs_dtype}{stack}) + {row - schema.obs_bytes} B: "
         + ", ".join(("action, reward, Qs", *(column.name for column in schema.extras))),
     )
-    if outlook.server_bytes:
+    if forecast.server_bytes:
         in_flight = 4 * config.actors.count * chunk_rows(config)
         yield (
             "server, at most",
-            megabytes(outlook.server_bytes),
+            megabytes(forecast.server_bytes),
             f"1.25 x ({limits.rows_in_log:,} rows of the log + {in_flight:,} in flight, chunk headers), 3 x "
             "the weights, 32 MB of its own",
         )
     yield (
         "mirror",
-        megabytes(outlook.mirror_bytes),
+        megabytes(forecast.mirror_bytes),
         f"{limits.capacity_rows:,} rows in {limits.storage}, with links and n-step",
     )
-    if outlook.tree_bytes:
-        yield "sum tree", megabytes(outlook.tree_bytes), "16 B a row, capacity rounded up to a power of two"
+    if forecast.tree_bytes:
+        yield "sum tree", megabytes(forecast.tree_bytes), "16 B a row, capacity rounded up to a power of two"
     yield (
         "learner besides",
-        megabytes(LEARNER_BYTES + outlook.training_bytes),
-        f"Python, torch; 6 x the weights of {_bytes(outlook.weights_bytes)}: online, target, average, gradient, Adam",
+        megabytes(LEARNER_BYTES + forecast.training_bytes),
+        f"Python, torch; 6 x the weights of {_bytes(forecast.weights_bytes)}: online, target, average, gradient, Adam",
     )
     if config.mode != "inline":
-        each = megabytes(outlook.actors_bytes / outlook.actors)
+        each = megabytes(forecast.actors_bytes / forecast.actors)
         envs = "environments not counted, since their rate was given"
-        if outlook.actor_env_share is not None:
-            envs = f"of it {megabytes(outlook.actor_env_bytes)} its {outlook.lanes} environments, as measured here"
-        yield "actors", megabytes(outlook.actors_bytes), f"{outlook.actors} processes of {each}, {envs}"
+        if forecast.actor_env_share is not None:
+            envs = f"of it {megabytes(forecast.actor_env_bytes)} its {forecast.lanes} environments, as measured here"
+        yield "actors", megabytes(forecast.actors_bytes), f"{forecast.actors} processes of {each}, {envs}"
     free = available_memory()
     if config.mode != "cluster" and free is not None:
         yield (
             "in all",
-            megabytes(_in_memory(config, outlook)),
+            megabytes(memory_needed(config, forecast)),
             f"of this machine's memory, of which {megabytes(free)} are free",
         )
 
 
-def _speed_lines(config: RunConfig, outlook: Outlook, measured: tuple[bool, bool]) -> Iterator[Line]:
+def _speed_lines(config: RunConfig, forecast: Forecast, measured: tuple[bool, bool]) -> Iterator[Line]:
     source = "measured here for a second" if measured[0] else "as given"
-    if outlook.actor_env_share is not None:
-        source += f": {outlook.actor_env_share:.0%} of it in the environment, {outlook.actor_cpu_share:.0%} on the core"
-    yield "one actor", f"{outlook.actor_env_steps_per_s:,.0f} env steps/s", source
+    if forecast.actor_env_share is not None:
+        source += (
+            f": {forecast.actor_env_share:.0%} of it in the environment, {forecast.actor_cpu_share:.0%} on the core"
+        )
+    yield "one actor", f"{forecast.actor_env_steps_per_s:,.0f} env steps/s", source
     shared = f"on {usable_cores():g} cores" if config.mode != "cluster" else "each on a core like this machine's"
     yield (
         "all actors",
-        f"{outlook.herd_env_steps_per_s:,.0f} env steps/s",
-        f"{outlook.actors} of them, {shared}, never waiting",
+        f"{forecast.herd_env_steps_per_s:,.0f} env steps/s",
+        f"{forecast.actors} of them, {shared}, never waiting",
     )
     source = f"{RUNNING_SHARE:g} x a bare loop's, measured here for a second" if measured[1] else "as given"
-    yield "learner", f"{outlook.updates_per_s:,.0f} updates/s", source
-    spi, batch = outlook.samples_per_insert, config.learner.batch
+    yield "learner", f"{forecast.updates_per_s:,.0f} updates/s", source
+    spi, batch = forecast.samples_per_insert, config.learner.batch
     yield (
         "it allows",
-        f"{outlook.learner_env_steps_per_s:,.0f} env steps/s",
+        f"{forecast.learner_env_steps_per_s:,.0f} env steps/s",
         f"updates/s x batch {batch} / {spi:g} samples per insert",
     )
-    yield "expected", f"{outlook.env_steps_per_s:,.0f} env steps/s", f"the smaller one: the {outlook.bound_by}"
-    yield "", f"{outlook.expected_updates_per_s:,.0f} updates/s", f"{spi:g} / {batch} updates per env step"
+    yield "expected", f"{forecast.env_steps_per_s:,.0f} env steps/s", f"the smaller one: the {forecast.bound_by}"
+    yield "", f"{forecast.expected_updates_per_s:,.0f} updates/s", f"{spi:g} / {batch} updates per env step"
     yield (
         "samples per insert",
         f"{spi:g}",
-        f"held by the limiter to within {outlook.half_band_samples:,.0f} samples, however fast either side is",
+        f"held by the limiter to within {forecast.half_band_samples:,.0f} samples, however fast either side is",
     )
     yield (
         "waiting",
-        f"{outlook.actors_wait_share:.0%} / {outlook.learner_wait_share:.0%}",
+        f"{forecast.actors_wait_share:.0%} / {forecast.learner_wait_share:.0%}",
         "of the actors' time / of the learner's",
     )
     yield (
         "first update",
-        f"{outlook.first_update_s:,.2f} s",
+        f"{forecast.first_update_s:,.2f} s",
         f"after {config.replay.min_rows:,} env steps, once all works",
     )
-    yield "replay full", f"{outlook.replay_full_s:,.0f} s", f"after {config.replay.capacity_rows:,} rows"
+    yield "replay full", f"{forecast.replay_full_s:,.0f} s", f"after {config.replay.capacity_rows:,} rows"
 
 
-def _network_lines(config: RunConfig, outlook: Outlook) -> Iterator[Line]:
-    if outlook.mode == "inline":
+def _network_lines(config: RunConfig, forecast: Forecast) -> Iterator[Line]:
+    if forecast.mode == "inline":
         return
-    rows = outlook.rows_bytes_per_s
-    chunks = f"{outlook.chunks_per_s:,.0f} chunks/s of {_bytes(rows / max(outlook.chunks_per_s, 1e-9))}"
-    yield "rows in", f"{_bytes(rows)}/s", f"env steps/s x {outlook.row_bytes:,} B and headers: {chunks}"
+    rows = forecast.rows_bytes_per_s
+    chunks = f"{forecast.chunks_per_s:,.0f} chunks/s of {_bytes(rows / max(forecast.chunks_per_s, 1e-9))}"
+    yield "rows in", f"{_bytes(rows)}/s", f"env steps/s x {forecast.row_bytes:,} B and headers: {chunks}"
     yield "rows out", f"{_bytes(rows)}/s", "read once, by the learner"
-    weights, published = outlook.weights_bytes, outlook.weights_published_bytes_per_s
+    weights, published = forecast.weights_bytes, forecast.weights_published_bytes_per_s
     times = f"{published / weights:,.1f} times/s {_bytes(weights)}"
     yield "weights in", f"{_bytes(published)}/s", times
-    fetches = f"to {outlook.actors} actor(s), each at most every {config.actors.fetch_every_s:g} s"
-    yield "weights out", f"{_bytes(outlook.weights_fetched_bytes_per_s)}/s", fetches
+    fetches = f"to {forecast.actors} actor(s), each at most every {config.actors.fetch_every_s:g} s"
+    yield "weights out", f"{_bytes(forecast.weights_fetched_bytes_per_s)}/s", fetches
     yield (
         "network",
-        f"{_bytes(outlook.network_bytes_per_s)}/s",
-        f"{outlook.network_bytes_per_s / LINK_BYTES_S:.1%} of a link of 1 Gbit/s",
+        f"{_bytes(forecast.network_bytes_per_s)}/s",
+        f"{forecast.network_bytes_per_s / LINK_BYTES_S:.1%} of a link of 1 Gbit/s",
     )
 
 
-def _verdict(config: RunConfig, outlook: Outlook) -> str:
+def _verdict(config: RunConfig, forecast: Forecast) -> str:
     """What to change, in a line or two."""
-    waiting, learner = outlook.actors_wait_share, outlook.learner_wait_share
-    if outlook.bound_by == "learner":
-        fewer = max(1, math.ceil(outlook.actors * (1 - waiting)))
-        would_do = f"; {fewer} of them would do" if fewer < outlook.actors else ""
+    waiting, learner = forecast.actors_wait_share, forecast.learner_wait_share
+    if forecast.bound_by == "learner":
+        fewer = max(1, math.ceil(forecast.actors * (1 - waiting)))
+        would_do = f"; {fewer} of them would do" if fewer < forecast.actors else ""
         text = (
             f"the learner bounds this run, and its actors wait {waiting:.0%} of their time{would_do}; a faster learner "
             "or fewer samples per insert would use them"
@@ -220,9 +222,9 @@ def _verdict(config: RunConfig, outlook: Outlook) -> str:
     else:
         text = (
             f"the actors bound this run, and its learner waits {learner:.0%} of its time; more actors, or up to "
-            f"{outlook.samples_per_insert / (1 - learner):,.3g} samples per insert, would use it"
+            f"{forecast.samples_per_insert / (1 - learner):,.3g} samples per insert, would use it"
         )
-    if config.mode == "cluster" and outlook.network_bytes_per_s > LINK_BYTES_S:
+    if config.mode == "cluster" and forecast.network_bytes_per_s > LINK_BYTES_S:
         text += "\nmore goes over the network than a link of 1 Gbit/s carries"
     return text
 

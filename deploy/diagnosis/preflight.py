@@ -23,7 +23,7 @@ from deploy.planning.memory import (
     check_limiter,
     check_memory,
     check_windows,
-    plan,
+    plan_memory,
 )
 from deploy.planning.preconditions import check_unused, look_at_env
 from replay.chunk import Schema
@@ -67,4 +67,4 @@ def _limits(config: RunConfig) -> Iterator[Check]:
 def _memory(config: RunConfig, schema: Schema) -> Iterator[Check]:
     check_windows(config, schema)
     check_memory(config, schema)
-    yield Check("memory", "ok", plan(config, schema).told(config))
+    yield Check("memory", "ok", plan_memory(config, schema).summary_line(config))

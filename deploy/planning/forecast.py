@@ -1,7 +1,4 @@
-"""``qherd plan``: what a run will take and do, before anything is started; each number with what it is made of.
-
-Rates are measured here for a second each, with the run's own environment and network, or given.
-"""
+"""The arithmetic of ``qherd plan``: what a run will take and do, from its configuration and two rates."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from deploy.planning.memory import (
     chunk_rows,
     megabytes,
     network_bytes,
-    plan,
+    plan_memory,
 )
 from learner.config import PUBLISH_MIN_S
 from replay.chunk import HEADER_BYTES, Schema
@@ -29,7 +26,7 @@ RUNNING_SHARE = 0.88
 
 
 @dataclass(frozen=True)
-class Outlook:
+class Forecast:
     """A run before it starts. Bytes, per second where the name says so; ``bound_by`` is what limits its env steps."""
 
     env: str
@@ -70,16 +67,16 @@ class Outlook:
         return 2 * self.rows_bytes_per_s + self.weights_published_bytes_per_s + self.weights_fetched_bytes_per_s
 
 
-def foresee(config: RunConfig, schema: Schema, actor: ActorRate, updates_per_s: float, cores: float) -> Outlook:
-    """The arithmetic of the plan. ``updates_per_s``: what the learner could do; ``cores``: of this machine, which in
-    the modes of one machine is all there is.
+def forecast_run(config: RunConfig, schema: Schema, actor: ActorRate, updates_per_s: float, cores: float) -> Forecast:
+    """Computes the forecast of a run. ``updates_per_s``: what the learner could do; ``cores``: of this machine, which
+    in the modes of one machine is all there is.
 
     An update takes ``batch`` samples, and an env step allows ``samples_per_insert``: the learner's updates allow
     ``updates_per_s * batch / samples_per_insert`` env steps per second. The slower side bounds the run, and the limiter
     has the other one wait.
     """
     limiter, actors = check_limiter(config), config.actors
-    planned, weights = plan(config, schema), network_bytes(config, schema)
+    planned, weights = plan_memory(config, schema), network_bytes(config, schema)
     herd = actors.count * actor.env_steps_per_s
     if config.mode != "cluster":
         herd = min(herd, cores * actor.env_steps_per_s / max(actor.cpu_share, 1e-3))
@@ -90,7 +87,7 @@ def foresee(config: RunConfig, schema: Schema, actor: ActorRate, updates_per_s: 
     published = min(1 / PUBLISH_MIN_S, updates / config.learner.publish_every_updates)
     fetched = actors.count * min(published, 1 / actors.fetch_every_s if actors.fetch_every_s else math.inf)
     header = HEADER_BYTES / rows_per_chunk
-    return Outlook(
+    return Forecast(
         env=config.env.id,
         mode=config.mode,
         actors=actors.count,
@@ -125,25 +122,25 @@ def foresee(config: RunConfig, schema: Schema, actor: ActorRate, updates_per_s: 
     )
 
 
-def _check_processes(config: RunConfig, outlook: Outlook) -> None:
+def check_machine_memory(config: RunConfig, forecast: Forecast) -> None:
     """Raises ConfigError where this machine cannot hold the run's processes and what they hold."""
     free = available_memory()
     if config.mode == "cluster" or free is None:
         return
-    needed = _in_memory(config, outlook)
+    needed = memory_needed(config, forecast)
     if needed > free:
         raise ConfigError(
-            f"{outlook.actors} actors of {megabytes(outlook.actors_bytes / outlook.actors)} each, the learner and the "
-            f"server need {megabytes(needed)} of memory, {megabytes(free)} are free: lower --actors.count or "
+            f"{forecast.actors} actors of {megabytes(forecast.actors_bytes / forecast.actors)} each, the learner and "
+            f"the server need {megabytes(needed)} of memory, {megabytes(free)} are free: lower --actors.count or "
             "--replay.capacity_rows, or use --mode cluster"
         )
 
 
-def _in_memory(config: RunConfig, outlook: Outlook) -> float:
-    """Bytes of this machine's memory, all processes together."""
-    learner = LEARNER_BYTES + outlook.training_bytes + outlook.tree_bytes
-    learner += outlook.mirror_bytes if config.replay.storage == "ram" else 0
+def memory_needed(config: RunConfig, forecast: Forecast) -> float:
+    """Returns bytes of this machine's memory, all processes together."""
+    learner = LEARNER_BYTES + forecast.training_bytes + forecast.tree_bytes
+    learner += forecast.mirror_bytes if config.replay.storage == "ram" else 0
     if config.mode == "inline":  # of one process, to which the evaluator adds some lanes
-        return learner + (outlook.actors + 1) * outlook.actor_env_bytes
-    evaluator = ACTOR_BYTES + outlook.actor_env_bytes  # it is like an actor
-    return learner + outlook.server_bytes + outlook.actors_bytes + evaluator
+        return learner + (forecast.actors + 1) * forecast.actor_env_bytes
+    evaluator = ACTOR_BYTES + forecast.actor_env_bytes  # it is like an actor
+    return learner + forecast.server_bytes + forecast.actors_bytes + evaluator

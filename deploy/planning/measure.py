@@ -39,10 +39,14 @@ class ActorRate(NamedTuple):
 
 
 def measure_actor(config: RunConfig, schema: Schema, seconds: float = MEASURE_S) -> ActorRate:
-    """One actor of the run at work on a log in memory, so that nothing but itself holds it up."""
+    """Measures one actor of the run at work on a log in memory, so that nothing but itself holds it up.
+
+    Raises:
+        EnvError: the environment cannot be made, or raised more often than it may.
+    """
     log = MemoryLog(max_chunks=4)
     log.take_lease(1)
-    log.publish(1, pack_credit({0: Credit(1, 0, 1 << 62)}), some_weights(config, schema))
+    log.publish(1, pack_credit({0: Credit(1, 0, 1 << 62)}), random_weights(config, schema))
     actor, empty_bytes = ActorId("plan", config.seed, 0, 1, 1), resident_bytes()
     with environments_apart():
         lanes = make_lanes(env_of(config), config.actors.lanes, config.actors.restarts)
@@ -65,15 +69,15 @@ def measure_actor(config: RunConfig, schema: Schema, seconds: float = MEASURE_S)
 
 
 def resident_bytes() -> int:
-    """This process's memory in RAM; 0 where the system does not tell."""
+    """Returns this process's memory in RAM, in bytes; 0 where the system does not have the number."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):
         return 0
 
 
-def some_weights(config: RunConfig, schema: Schema) -> bytes:
-    """Packed weights as the run's first ones are: of its size, and random."""
+def random_weights(config: RunConfig, schema: Schema) -> bytes:
+    """Returns packed weights as the run's first ones are: of its size, and random."""
     rng = np.random.default_rng(0)
     shapes = parameter_shapes(config.learner.network_spec, schema)
     arrays = {
@@ -84,7 +88,7 @@ def some_weights(config: RunConfig, schema: Schema) -> bytes:
 
 
 def measure_updates(config: RunConfig, schema: Schema, seconds: float = MEASURE_S) -> float:
-    """Updates per second of a bare loop on one batch, on the learner's device where this machine has it."""
+    """Measures updates per second of a bare loop on one batch, on the learner's device where this machine has it."""
     import torch
 
     from learner.learner import Learner, choose_device

@@ -25,15 +25,15 @@ WEIGHTS_OVERHEAD_BYTES = 64 << 10
 """More than the header and the names of the tensors take."""
 
 
-class Plan(NamedTuple):
-    """Bytes at the most: of the server's memory, of the mirror where ``replay.storage`` says, and of the sum tree."""
+class MemoryPlan(NamedTuple):
+    """Upper bounds in bytes: the server's memory, the mirror in ``replay.storage``, and the sum tree."""
 
     server: int
     mirror: int
     tree: int
 
-    def told(self, config: RunConfig) -> str:
-        """One line for the start of a run."""
+    def summary_line(self, config: RunConfig) -> str:
+        """Returns one line for the start of a run."""
         limits = config.replay
         tree = f" and a sum tree of {megabytes(self.tree)}" if self.tree else ""
         server = f"; the server at most {megabytes(self.server)}" if self.server else ""
@@ -43,24 +43,26 @@ class Plan(NamedTuple):
         )
 
 
-def plan(config: RunConfig, schema: Schema) -> Plan:
-    """What this run takes. An inline run has no server, and its log keeps nothing that the mirror has.
+def plan_memory(config: RunConfig, schema: Schema) -> MemoryPlan:
+    """Returns what this run takes. An inline run has no server, and its log keeps nothing that the mirror has.
 
-    Raises ConfigError for a sampler that cannot be imported."""
+    Raises:
+        ConfigError: a sampler cannot be imported.
+    """
     capacity = config.replay.capacity_rows
     try:
         tree = sampler_of(config.replay.sampler).planned_bytes(capacity)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     server = 0 if config.mode == "inline" else server_bytes(config, schema)
-    return Plan(server, Mirror.planned_bytes(schema, capacity), tree)
+    return MemoryPlan(server, Mirror.planned_bytes(schema, capacity), tree)
 
 
 def check_memory(config: RunConfig, schema: Schema) -> None:
     """Raises ConfigError where this machine cannot hold the run. On a cluster the learner itself looks."""
     if config.mode == "cluster":
         return
-    planned, kind = plan(config, schema), config.replay.storage
+    planned, kind = plan_memory(config, schema), config.replay.storage
     folder = config.replay.memmap_dir or _existing(config.runs_dir)
     try:
         if kind == "memmap":
@@ -72,7 +74,7 @@ def check_memory(config: RunConfig, schema: Schema) -> None:
     if free is not None and in_ram > free:
         memmap = ", or choose --replay.storage memmap with a --replay.log_rows that fits" if kind == "ram" else ""
         raise ConfigError(
-            f"{planned.told(config)}: {megabytes(in_ram)} of memory in all, {megabytes(free)} are free; lower "
+            f"{planned.summary_line(config)}: {megabytes(in_ram)} of memory in all, {megabytes(free)} are free; lower "
             f"--replay.capacity_rows{memmap}"
         )
 
@@ -128,7 +130,11 @@ def check_values(config: RunConfig, schema: Schema, bounds: Bounds, where: str) 
 
 
 def check_limiter(config: RunConfig) -> Limiter:
-    """The limiter that the run begins with. Raises ConfigError for a replay too small for its first batch."""
+    """Returns the limiter that the run begins with.
+
+    Raises:
+        ConfigError: the replay is too small for its first batch.
+    """
     limits = config.replay
     try:
         limiter = Limiter(limits.samples_per_insert, limits.min_rows, limits.capacity_rows, config.learner.batch)
@@ -149,34 +155,35 @@ def check_more_actors(config: RunConfig, more: int) -> None:
 
 
 def rows_in_checkpoint(config: RunConfig, schema: Schema) -> bool:
-    """Whether the replay memory's rows are a part of each checkpoint."""
+    """Returns whether the replay memory's rows are a part of each checkpoint."""
     return Mirror.planned_bytes(schema, config.replay.capacity_rows) <= config.checkpoint.rows_max_bytes
 
 
 def chunk_rows(config: RunConfig) -> int:
-    """Rows of a full chunk."""
+    """Returns the rows of a full chunk."""
     return config.actors.lanes * config.actors.chunk_steps
 
 
 def chunk_bytes(config: RunConfig, schema: Schema) -> int:
-    """Bytes of a full chunk, which is one value of the server's."""
+    """Returns the bytes of a full chunk, which is one value of the server's."""
     return schema.chunk_bytes(chunk_rows(config), config.actors.lanes)
 
 
 def longest_value_bytes(config: RunConfig, schema: Schema) -> int:
-    """Twice what the run sends as one value at the most, a chunk, the weights or the description, and 1 MB."""
+    """Returns twice the longest value that the run sends, a chunk, the weights or the description, and 1 MB."""
     about = 512 * config.actors.count
     return 2 * max(chunk_bytes(config, schema), network_bytes(config, schema), about) + (1 << 20)
 
 
 def backstop_chunks(config: RunConfig) -> int:
-    """MAXLEN of a slot's stream: it never cuts what the mirror may still need, if all rows came from one slot."""
+    """Returns MAXLEN of a slot's stream: it never cuts what the mirror may still need, even if all rows came from one
+    slot."""
     return 2 * (config.replay.capacity_rows // config.actors.lanes + 1)
 
 
 def server_bytes(config: RunConfig, schema: Schema) -> int:
-    """Memory planned for the embedded server: the log as far as it is kept, what is in flight, a quarter more, three
-    copies of the weights, and 32 MB for itself and its connections."""
+    """Returns the memory planned for the embedded server: the log as far as it is kept, what is in flight, a quarter
+    more, three copies of the weights, and 32 MB for itself and its connections."""
     in_flight = max(4 * config.actors.count * chunk_rows(config), 2 * check_limiter(config).window_rows)
     rows = config.replay.rows_in_log + in_flight
     lanes = config.actors.lanes
@@ -185,16 +192,16 @@ def server_bytes(config: RunConfig, schema: Schema) -> int:
 
 
 def network_bytes(config: RunConfig, schema: Schema) -> int:
-    """Bytes of the Q-network's weights, which are broadcast as they are."""
+    """Returns the bytes of the Q-network's weights, which are broadcast as they are."""
     return 4 * sum(map(math.prod, parameter_shapes(config.learner.network_spec, schema).values()))
 
 
 def _existing(folder: Path) -> Path:
-    """The nearest folder above that exists: where ``folder`` would be made."""
+    """Returns the nearest folder above that exists: where ``folder`` would be made."""
     folder = folder.absolute()
     return next(found for found in (folder, *folder.parents) if found.is_dir())
 
 
 def megabytes(nbytes: float) -> str:
-    """For messages."""
+    """Returns a number of bytes for messages."""
     return f"{nbytes / 1e6:,.0f} MB"

@@ -12,7 +12,7 @@ from actors.evaluator import Verdict
 from deploy.config.errors import RunDirError, RunFailedError
 from deploy.config.models import RunConfig
 from deploy.monitoring.display import Display
-from deploy.planning.memory import plan
+from deploy.planning.memory import plan_memory
 from deploy.planning.preconditions import check_before_run
 from deploy.process.isolation import output_apart
 from deploy.process.signals import Interrupted, Stop
@@ -134,7 +134,7 @@ class Driver:
     def _announce(self) -> None:
         notify, config = self._display.notify, self._config
         notify(f"run {self._directory.shown}")
-        notify(plan(config, self._schema).told(config))
+        notify(plan_memory(config, self._schema).summary_line(config))
         if self._changed:
             not_so = ", so it does not go on to the bit" if config.mode == "inline" else ""
             notify(f"the run computes otherwise than before{not_so}: {'; '.join(self._changed)}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from actors.restarts import Restarts
 from deploy.config.errors import ConfigError
 from deploy.config.models import RunConfig
-from deploy.planning.memory import longest_value_bytes, plan, rows_in_checkpoint
+from deploy.planning.memory import longest_value_bytes, plan_memory, rows_in_checkpoint
 from deploy.run_directory.directory import RunDirectory
 from deploy.server.embedded import EmbeddedServer
 from deploy.server.private_dir import temporary_folder
@@ -120,7 +120,7 @@ def open_servers(
         notify(warning)
     server = EmbeddedServer(
         directory.run,
-        plan(config, schema).server,
+        plan_memory(config, schema).server,
         _data_dir(config, directory, schema, notify),
         max_value_bytes=longest_value_bytes(config, schema),
     )
