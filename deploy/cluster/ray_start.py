@@ -28,10 +28,10 @@ and nodes have. The mode local starts a Ray of its own, which none of this is ab
 
 
 def start_ray(config: RunConfig, cleanup: contextlib.ExitStack) -> None:
-    """Start this machine's own Ray (``local``), or join the cluster; ``cleanup`` ends it.
+    """Starts this machine's own Ray (``local``), or joins the cluster; ``cleanup`` ends it.
 
     Raises:
-        ConfigError: the cluster cannot be used, or no folder for Ray's sockets.
+        ConfigError: the cluster cannot be used, or there is no folder for Ray's sockets.
         RunFailedError: Ray was imported before, or this machine's own has not started.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -87,7 +87,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _make_paths_absolute() -> None:
-    """Have Ray and the workers, which are in another folder, read these variables as this process does."""
+    """Makes paths in variables absolute: Ray and its workers read them in another folder."""
     for name in ("PYTHONPATH", "TMPDIR", "RAY_AUTH_TOKEN_PATH", *_TLS_FILES):
         if given := os.environ.get(name):
             paths = given.split(os.pathsep) if name == "PYTHONPATH" else [given]

@@ -43,9 +43,10 @@ def run(arguments: list[str]) -> int:
 
 
 def clean(given: str, redis: RedisConfig, *, yes: bool) -> int:
-    """Remove the keys of a run, given by its directory or name, unless the user says no; the exit code.
+    """Removes the keys of a run, given by its directory or name, unless the user declines; returns the exit code.
 
-    Raises ConfigError where the run is alive, the keys are another's, there are none, or nobody can be asked.
+    Raises:
+        ConfigError: the run is alive, the keys are another's, there are none, or nobody can be asked.
     """
     if is_url(given):
         raise ConfigError("clean takes a run, not a server: qherd clean NAME --redis.url URL")
@@ -85,7 +86,11 @@ def check_ownership(target: Target, servers: Sequence[RunInspector]) -> None:
 
 
 def _confirmed(run: str) -> bool:
-    """Ask on the terminal. Raises ConfigError where there is none."""
+    """Asks on the terminal.
+
+    Raises:
+        ConfigError: there is none.
+    """
     if not sys.stdin.isatty():
         raise ConfigError(f"nobody can be asked, since stdin is no terminal: qherd clean {run} --yes does not ask")
     try:

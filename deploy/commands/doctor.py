@@ -70,12 +70,12 @@ def _with_env_first(arguments: list[str]) -> list[str]:
 
 
 def doctor(config: RunConfig, *, as_json: bool) -> int:
-    """Check what a run with this configuration needs; 0 where there is no problem, else 1."""
+    """Checks what a run with this configuration needs; returns 0 where there is no problem, else 1."""
     return _show(preflight(config), None, as_json, {})
 
 
 def doctor_of_run(path: Path, *, as_json: bool) -> int:
-    """Look at a run: whether it is well, and what bounds it; 0 where it is at work or over in order, else 1."""
+    """Reports whether a run is well, and what bounds it; returns 0 where it is at work or over in order, else 1."""
     directory = RunDirectory.open(path)
     config, holder = directory.config, directory.lock.owner()
     about: dict[str, Any] = {"run": directory.run, "holder": holder, "at_work": holder is not None}
@@ -96,7 +96,7 @@ def doctor_of_run(path: Path, *, as_json: bool) -> int:
 def _show(
     checks: Iterable[Check], found: tuple[Window, Diagnosis] | None, as_json: bool, about: Mapping[str, Any]
 ) -> int:
-    """Print each check as it comes, or all as JSON; the exit code."""
+    """Prints each check as it comes, or all as JSON; returns the exit code."""
     console, seen = Console(markup=False, highlight=False, soft_wrap=True), list[Check]()
     if not as_json and "over" in about:
         console.print(f"{about['run']} is not at work; it ended: {about['over']}")

@@ -40,8 +40,8 @@ def run(arguments: list[str]) -> int:
 
 
 def evaluate(run: Path, episodes: int, seed: int, *, env_path: Path | None, as_json: bool) -> int:
-    """Play ``episodes`` greedy episodes and print mean, std, min and max of the returns, and the lengths. ``env_path``:
-    the folder of the environment's module, where that is elsewhere than it was."""
+    """Plays ``episodes`` greedy episodes and prints mean, std, min and max of the returns, and the lengths.
+    ``env_path``: the folder of the environment's module, where that is elsewhere than it was."""
     directory = RunDirectory.open(run)
     limit = directory.config.eval.max_episode_steps
     if seed + episodes - 1 > MOST:

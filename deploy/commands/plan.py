@@ -68,7 +68,11 @@ def run(arguments: list[str]) -> int:
 def plan_command(
     config: RunConfig, env_steps_per_s: float | None, updates_per_s: float | None, *, as_json: bool
 ) -> int:
-    """Print the plan; the exit code. Raises ConfigError, EnvError or CannotFit for what cannot work."""
+    """Prints the plan; returns the exit code.
+
+    Raises:
+        ConfigError, EnvError, CannotFit: what cannot work.
+    """
     check_limiter(config)
     check_unused(config)
     with output_apart():  # modules of the user's own may print as they are imported
@@ -210,7 +214,7 @@ def _network_lines(config: RunConfig, forecast: Forecast) -> Iterator[Line]:
 
 
 def _verdict(config: RunConfig, forecast: Forecast) -> str:
-    """What to change, in a line or two."""
+    """Returns what to change, in a line or two."""
     waiting, learner = forecast.actors_wait_share, forecast.learner_wait_share
     if forecast.bound_by == "learner":
         fewer = max(1, math.ceil(forecast.actors * (1 - waiting)))

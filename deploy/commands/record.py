@@ -39,7 +39,7 @@ def run(arguments: list[str]) -> int:
 
 
 def record(run: Path, out: Path | None, seed: int, *, env_path: Path | None) -> int:
-    """Play one greedy episode and write it as MP4 or GIF. ``env_path``: see ``evaluate``."""
+    """Plays one greedy episode and writes it as MP4 or GIF. ``env_path``: see ``evaluate``."""
     directory = RunDirectory.open(run)
     out = out or directory.path / "best.mp4"
     if out.suffix not in (".mp4", ".gif"):

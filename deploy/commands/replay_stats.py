@@ -72,7 +72,7 @@ class Line:
 
 
 def stats(given: str, name: str | None, redis: RedisConfig, *, as_json: bool) -> int:
-    """Print the statistics of a run, given by its directory, its name or its server's URL; the exit code."""
+    """Prints the statistics of a run, given by its directory, its name or its server's URL; returns the exit code."""
     if name is not None and not is_url(given):
         raise ConfigError(f"--run {name} goes with a server's URL, and {given} names a run already")
     target = _on_server(given, name) if is_url(given) else find_run(given, redis)
@@ -95,7 +95,7 @@ def stats(given: str, name: str | None, redis: RedisConfig, *, as_json: bool) ->
 
 
 def _on_server(url: str, name: str | None) -> Target:
-    """The run ``name``, or the only run of the server."""
+    """Returns the run ``name``, or the only run of the server."""
     if name is not None:
         return Target(run_name(name), (url,))
     with contextlib.closing(open_inspector(url, "any")) as server:
@@ -111,7 +111,7 @@ def _on_server(url: str, name: str | None) -> Target:
 
 
 def _answers(server: RunInspector) -> bool:
-    """Whether a server is there; says so where it is not."""
+    """Returns whether a server answers; prints on stderr where it does not."""
     try:
         server.alive()
     except Unavailable as error:
@@ -121,7 +121,7 @@ def _answers(server: RunInspector) -> bool:
 
 
 def measure(servers: Sequence[RunInspector], about: RunDescription, codec: Codec) -> list[Line]:
-    """Read every slot twice, WINDOW_S apart by this machine's monotonic clock: no other machine's clock matters."""
+    """Reads every slot twice, WINDOW_S apart by this machine's monotonic clock: no other machine's clock matters."""
     first = {slot: (*_stored(servers, slot, codec), time.monotonic()) for slot in sorted(about.slots)}
     time.sleep(WINDOW_S)
     lines = []
@@ -143,12 +143,13 @@ def measure(servers: Sequence[RunInspector], about: RunDescription, codec: Codec
 
 
 def _stored(servers: Sequence[RunInspector], slot: int, codec: Codec) -> tuple[RunInspector, StreamContents]:
-    """The server that has the slot's stream, and what it holds."""
+    """Returns the server that has the slot's stream, and what it holds."""
     return max(((server, server.stored(slot, codec)) for server in servers), key=lambda found: found[1].chunks)
 
 
 def rows_between(before: Chunk | None, now: Chunk | None) -> int:
-    """Rows that an actor sent after ``before`` up to ``now``, by its own count, which each incarnation starts anew.
+    """Returns the rows that an actor sent after ``before`` up to ``now``, by its own count, which each incarnation
+    begins anew.
 
     Where nothing was stored before, at least what ``now`` holds.
     """

@@ -43,8 +43,8 @@ def run(arguments: list[str]) -> int:
 
 
 def config_of(path: Path) -> RunConfig:
-    """The configuration that a run is resumed with where no option says otherwise: its own, with the environment's
-    variables over it (a server's password is nowhere else)."""
+    """Returns the configuration that a run is resumed with where no option changes it: its own, with the
+    environment's variables over it (a server's password is nowhere else)."""
     directory = RunDirectory.open(path)
     config = compose(None, None, directory.config_file)
     parent = path.parent if path.name else path.absolute().parent  # of "." the folder that it is in
@@ -52,7 +52,7 @@ def config_of(path: Path) -> RunConfig:
 
 
 def check_changes(before: RunConfig, after: RunConfig) -> None:
-    """Raises ConfigError for an option that a run has to keep."""
+    """Raises ConfigError for an option that a run has to keep and that is another."""
     old, new = dump(before), dump(after)
     for path in kept_options(before.mode):
         was, asked = _at(old, path), _at(new, path)
@@ -71,7 +71,7 @@ def _at(values: Mapping[str, Any], path: str) -> Any:
 
 
 def resume(path: Path, config: RunConfig) -> int:
-    """Go on with the run in ``path`` under ``config``; the exit code."""
+    """Continues the run in ``path`` under ``config``; returns the exit code."""
     with closing(RunDirectory.reopen(path)) as directory:
         check_changes(directory.config, config)
         if any("***" in url for url in (*config.redis.servers, *config.redis.actor_servers)):

@@ -46,7 +46,7 @@ def run(arguments: list[str]) -> int:
 
 
 def scale(path: Path, actors: int, *, as_json: bool) -> int:
-    """Ask the run in ``path`` for so many actors, and wait until they are there; the exit code."""
+    """Requests so many actors of the run in ``path``, and waits until they are there; returns the exit code."""
     directory = RunDirectory.open(path)
     if directory.config.mode == "inline":
         raise ConfigError(
@@ -68,7 +68,7 @@ def scale(path: Path, actors: int, *, as_json: bool) -> int:
 
 
 def _ask(directory: RunDirectory, file: ScaleFile, request: Request) -> Request:
-    """Hand the request in, and wait for the last answer. What is not taken up is taken back."""
+    """Writes the request, and waits for the last answer. A request that is not taken up is taken back."""
     present = file.read()
     if present is not None and present.state in ("asked", "begun"):
         raise ConfigError(f"{directory.shown}: another qherd scale, to {present.actors} actors, is not done yet")

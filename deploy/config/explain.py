@@ -10,7 +10,7 @@ from deploy.config.models import RENAMED, option_paths
 
 
 def explain(error: ValidationError, where: str) -> str:
-    """pydantic's findings, a line each, with the nearest name for one that is unknown."""
+    """Returns pydantic's findings, a line each, with the nearest name for one that is unknown."""
     lines = []
     for finding in error.errors(include_url=False):
         path = ".".join(map(str, finding["loc"]))

@@ -29,12 +29,12 @@ _KUBERNETES = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT|_PORT(_\d+_\w+)?$")
 
 
 def preset_names() -> list[str]:
-    """The presets that come with qherd."""
+    """Returns the presets that come with qherd."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
 def preset_for(env_id: str) -> str | None:
-    """The default preset of an environment."""
+    """Returns the default preset of an environment."""
     for name in preset_names():
         if _read_yaml(PRESETS / f"{name}.yaml").get("default_for") == env_id:
             return name
@@ -44,9 +44,10 @@ def preset_for(env_id: str) -> str | None:
 def compose(
     env_id: str | None, preset: str | None, file: Path | None, environ: Mapping[str, str] = os.environ
 ) -> RunConfig:
-    """Defaults, preset, file and environment as one config; the command line comes on top of it.
+    """Merges defaults, preset, file and environment into one config; the command line comes on top of it.
 
-    Raises ConfigError where any of them names something unknown or a value out of its bounds.
+    Raises:
+        ConfigError: any of them names something unknown or a value out of its bounds.
     """
     layers = []
     if file is not None:
@@ -98,7 +99,7 @@ def check_bounds(arguments: Sequence[str]) -> None:
 
 
 def _put(values: dict[str, Any], path: str, value: Any) -> None:
-    """Set the value at a dotted path."""
+    """Sets the value at a dotted path."""
     *parents, leaf = path.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
@@ -114,7 +115,7 @@ def _preset(name: str) -> dict[str, Any]:
 
 
 def _takes_text(path: str) -> bool:
-    """Whether an option is a text, so that a run may be called 12 or 12e4."""
+    """Returns whether an option is a text, so that a run may be called 12 or 12e4."""
     kind: Any = RunConfig
     for name in path.split("."):
         kind = kind.model_fields[name].annotation
@@ -126,8 +127,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    """QHERD_LEARNER_LR=5e-4 is learner.lr; values are read as YAML. QHERD_REDIS_URL_FILE names a file that holds the
-    value of QHERD_REDIS_URL, as containers get their secrets."""
+    """Returns the options in variables: QHERD_LEARNER_LR=5e-4 is learner.lr; values are read as YAML.
+    QHERD_REDIS_URL_FILE names a file that holds the value of QHERD_REDIS_URL, as containers get their secrets."""
     environ = _with_files(environ)
     known = {_variable(path): path for path in option_paths()}
     values: dict[str, Any] = {}
@@ -155,7 +156,7 @@ def _variable(path: str) -> str:
 
 
 def _with_files(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment with the contents of the files that its QHERD_..._FILE name."""
+    """Returns the environment with the contents of the files that its QHERD_..._FILE name."""
     values = {name: text for name, text in environ.items() if not (name.startswith(PREFIX) and name.endswith("_FILE"))}
     for variable in environ.keys() - values.keys():
         name = variable.removesuffix("_FILE")
@@ -170,7 +171,11 @@ def _with_files(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _read_text(path: Path) -> str:
-    """What is in a file that the user names, which may be a pipe. Raises ConfigError where there is no end to it."""
+    """Returns what is in a file that the user names, which may be a pipe.
+
+    Raises:
+        ConfigError: there is no end to it.
+    """
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:

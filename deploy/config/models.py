@@ -88,7 +88,7 @@ class RedisConfig(BaseModel):
 
 
 def _place(url: str) -> str | tuple[str, int]:
-    """Which server a URL means, without how to get in; the URL itself where it is malformed."""
+    """Returns the server that a URL means, without how to get in; the URL itself where it is malformed."""
     try:
         parts = urlsplit(url)
         return (parts.hostname or "localhost", parts.port or 6379) if parts.scheme != "unix" else parts.path
@@ -146,7 +146,7 @@ class RunConfig(BaseModel):
 
 
 def option_paths(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
-    """The dotted names of all options."""
+    """Yields the dotted names of all options."""
     for name, info in model.model_fields.items():
         kind = info.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -166,7 +166,7 @@ def kept_options(mode: str, model: type[BaseModel] = RunConfig, prefix: str = ""
 
 
 def dump(config: RunConfig) -> dict[str, Any]:
-    """The config as plain values, without the servers' passwords."""
+    """Returns the config as plain values, without the servers' passwords."""
     from replay.chunk_log.urls import public_url
 
     values = config.model_dump(mode="json")
@@ -178,6 +178,6 @@ def dump(config: RunConfig) -> dict[str, Any]:
 
 
 def env_of(config: RunConfig) -> EnvConfig:
-    """The run's environment, with its folder made absolute: workers have another working directory."""
+    """Returns the run's environment, with its folder made absolute: workers have another working directory."""
     path = config.env.path
     return config.env if path is None else config.env.model_copy(update={"path": path.resolve()})

@@ -58,8 +58,11 @@ def read_yaml(text: str) -> Any:
 
 
 def _size(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
-    """How many values a node stands for, once its aliases are written out. Raises ComposerError where one is in
-    itself."""
+    """Returns how many values a node stands for, once its aliases are written out.
+
+    Raises:
+        ComposerError: an alias is within what it names.
+    """
     if node in known:
         if not known[node]:
             raise yaml.composer.ComposerError(None, None, "an alias stands within what it names", node.start_mark)

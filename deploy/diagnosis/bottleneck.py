@@ -75,7 +75,8 @@ class Diagnosis:
 def window_of(
     rows: Sequence[Mapping[str, float]], seconds: float
 ) -> tuple[Mapping[str, float], Mapping[str, float]] | None:
-    """The newest row, and the one about ``seconds`` before it by the run's own clock; None for fewer than two rows."""
+    """Returns the newest row, and the one about ``seconds`` before it by the run's own clock; None for fewer than
+    two rows."""
     if len(rows) < 2:
         return None
     newest = rows[-1]
@@ -84,7 +85,7 @@ def window_of(
 
 
 def measured(before: Mapping[str, float], newest: Mapping[str, float]) -> Window:
-    """What passed between two rows of metrics.jsonl."""
+    """Returns what passed between two rows of metrics.jsonl."""
 
     def passed(name: str) -> float:
         return max(0.0, newest.get(name, 0.0) - before.get(name, 0.0))
@@ -117,7 +118,7 @@ def _actors(spent: Mapping[str, float], seconds: float) -> Actors | None:
 
 
 def diagnose(window: Window, config: RunConfig) -> Diagnosis:
-    """Name the bottleneck of a run that is at work."""
+    """Names the bottleneck of a run that is at work."""
     if window.servers_down:
         why = f"{window.servers_down} server(s) do not answer the learner, and the actors of their slots wait"
         return Diagnosis("Redis", why, ("bring the server back: the run goes on by itself",))
@@ -128,7 +129,7 @@ def diagnose(window: Window, config: RunConfig) -> Diagnosis:
 
 
 def _of_both_sides(window: Window, actors: Actors, config: RunConfig) -> Diagnosis:
-    """The table of cases above."""
+    """Applies the table of cases above."""
     waiting, wait = actors.waiting, window.learner["wait"]
     if waiting >= MUCH:
         return _learner(window, waiting, config) if wait < MUCH else _limiter(waiting, wait, config)
@@ -145,7 +146,7 @@ def _of_both_sides(window: Window, actors: Actors, config: RunConfig) -> Diagnos
 
 
 def _learner(window: Window, waiting: float, config: RunConfig) -> Diagnosis:
-    """The actors wait for credit, the learner does not wait: its biggest phase says why."""
+    """Names the learner's biggest phase: the actors wait for credit, and the learner does not wait."""
     phases = {name: share for name, share in window.learner.items() if name != "wait"}
     biggest = max(phases, key=lambda name: phases[name], default="")
     takes = f", {biggest} being {phases[biggest]:.0%} of its time" if biggest else ""
@@ -191,7 +192,7 @@ def _limiter(waiting: float, wait: float, config: RunConfig) -> Diagnosis:
 
 
 def _actors_side(window: Window, actors: Actors, config: RunConfig) -> Diagnosis:
-    """The actors are never held up by the learner: where does their time go?"""
+    """Names where the actors' time goes: the learner never holds them up."""
     alive, cores = window.actors_alive, window.cores
     working = max(1e-9, 1 - actors.waiting)
     if actors.starved / working >= STARVED:
@@ -223,7 +224,7 @@ def _actors_side(window: Window, actors: Actors, config: RunConfig) -> Diagnosis
 
 
 def _env(window: Window, actors: Actors, share: str) -> Diagnosis:
-    """It computes, or it waits for something else than a core: what no part accounts for."""
+    """Distinguishes an environment that computes from one that waits for something else than a core."""
     asleep = max(0.0, 1 - actors.waiting - actors.log - actors.weights - actors.on_core - actors.starved)
     if asleep > actors.env / 2:
         why = f"{share} is the environment, which waits for most of it and takes only {actors.on_core:.0%} of a core"

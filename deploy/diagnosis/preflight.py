@@ -30,7 +30,7 @@ from replay.chunk import Schema
 
 
 def preflight(config: RunConfig) -> Iterator[Check]:
-    """Everything that a run with this configuration needs, one after the other, the slow ones last."""
+    """Checks everything that a run with this configuration needs, one after the other, the slow ones last."""
     yield versions()
     yield from guarded("limits", lambda: _limits(config))
     schema = None

@@ -61,7 +61,7 @@ def measure_run(directory: RunDirectory, config: RunConfig, holder: str | None) 
 
 
 def _rows_when_enough(directory: RunDirectory) -> list[Mapping[str, float]]:
-    """The run's rows, once they tell of some seconds of learning."""
+    """Returns the run's rows, once they cover some seconds of learning."""
     end, said = time.monotonic() + PATIENCE_S, False
     while True:
         rows = directory.history.rows()
@@ -76,7 +76,8 @@ def _rows_when_enough(directory: RunDirectory) -> list[Mapping[str, float]]:
 
 
 def _with_server(window: Window, directory: RunDirectory) -> Window:
-    """How far the server is away and how busy, as far as it lets us know; of several servers the busiest."""
+    """Adds the server's round trip and CPU utilisation to the window, the maximum over servers, where they can be
+    measured."""
     busy, trips = list[float](), list[float]()
     with contextlib.suppress(ConfigError, LogError, OSError):
         # not the directory's own configuration: it keeps no password, the environment has it
@@ -93,7 +94,8 @@ def _with_server(window: Window, directory: RunDirectory) -> Window:
 
 
 def _server_cpu_s(server: RunInspector, url: str) -> float | None:
-    """CPU seconds of the server so far: by its INFO, or, of an embedded one, by the process behind its socket."""
+    """Returns the CPU seconds of the server so far: by its INFO, or, of an embedded one, by the process behind its
+    socket."""
     with contextlib.suppress(LogError):
         return server.cpu_seconds()
     parts = urlsplit(url)
@@ -125,7 +127,8 @@ def checks_of_run(directory: RunDirectory, config: RunConfig, holder: str | None
 
 
 def silence_checks(directory: RunDirectory, config: RunConfig, holder: str) -> Iterator[Check]:
-    """A driver locks the directory anew when it starts, and then writes row after row."""
+    """Checks how old the newest row is: a driver locks the directory anew when it starts, and then writes row after
+    row."""
     started_s = (directory.path / "lock").stat().st_mtime
     metrics = directory.path / "metrics.jsonl"
     newest_s = metrics.stat().st_mtime if metrics.exists() else 0.0
@@ -161,7 +164,7 @@ COUNTS = (
 
 
 def count_checks(newest: Mapping[str, float]) -> Iterator[Check]:
-    """What went wrong since the run began, by its own counts."""
+    """Checks what went wrong since the run began, by its own counts."""
     found = [(text.format(newest[name]), remedy) for name, text, remedy in COUNTS if newest.get(name)]
     for text, remedy in found:
         yield Check("counts", "warning", text, remedy)

@@ -29,7 +29,7 @@ MAX_BYTES = 4096
 
 
 def target_groups(runs_dirs: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """The registrations of all runs below these folders. What is no registration is passed over."""
+    """Yields the registrations of all runs below these folders. What is no registration is passed over."""
     for folder in runs_dirs:
         for file in sorted(folder.glob("*/scrape.json")):
             try:
@@ -67,7 +67,11 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def serve(runs_dirs: Sequence[Path], host: str, port: int) -> int:
-    """Serve until interrupted. Raises ConfigError where it cannot."""
+    """Serves until interrupted.
+
+    Raises:
+        ConfigError: the port cannot be used.
+    """
     try:
         server = Discovery((host, port), runs_dirs)
     except (OSError, UnicodeError) as error:

@@ -111,7 +111,7 @@ class Display:
         return Group(Panel(Group(table, self._bar), title=title, title_align="left"), *map(Text, self._messages))
 
     def _share(self) -> float:
-        """How far the run is: towards the threshold from the first return seen, or through its budget."""
+        """Returns how far the run is: towards the threshold from the first return seen, or through its budget."""
         threshold = self._config.eval.threshold
         if threshold is not None:
             newest = self._row.get("greedy_return")
@@ -133,7 +133,7 @@ class Display:
 
 
 def _shown(row: Mapping[str, float]) -> Iterator[tuple[str, str]]:
-    """The rows with their present values."""
+    """Yields the rows with their present values."""
     for name, show in (*ROWS, *NEWS):
         if shown := show(row):
             yield name, shown

@@ -27,10 +27,10 @@ from replay.samplers import SAMPLERS, sampler_of
 
 
 def check_before_run(config: RunConfig) -> Schema:
-    """Returns the schema of the run's environment.
+    """Returns the schema of the run's environment, once nothing is found that cannot work. Makes and starts nothing.
 
     Raises:
-        ConfigError, EnvError, ValueError: what cannot work, before anything is made or started.
+        ConfigError, EnvError, ValueError: what cannot work, with the remedy.
     """
     check(config)
     check_process(config)
@@ -43,7 +43,11 @@ def check_before_run(config: RunConfig) -> Schema:
 
 
 def probe_env(config: RunConfig) -> Schema:
-    """The schema of the run's environment. Raises EnvError where it cannot be used; warns on stderr."""
+    """Returns the schema of the run's environment; warns on stderr.
+
+    Raises:
+        EnvError: the environment cannot be used.
+    """
     look = look_at_env(config)
     for text in look.warnings:
         _tell(text)
@@ -51,7 +55,11 @@ def probe_env(config: RunConfig) -> Schema:
 
 
 def look_at_env(config: RunConfig) -> Look:
-    """A first look at the run's environment; on stderr what it waits for. Raises EnvError where it cannot be used."""
+    """Makes and plays the run's environment for a moment; on stderr what it waits for.
+
+    Raises:
+        EnvError: the environment cannot be used.
+    """
     check_env_path(config)
     use_path(env_of(config))  # parts of the user's own are looked for here, after the environment
     (seed, *_), _ = ActorId("look", config.seed, 0, config.actors.count, 1).seeds(1)
@@ -170,7 +178,11 @@ def _check_cluster(config: RunConfig) -> None:
 
 @contextlib.contextmanager
 def _asked(url: str) -> Iterator[RunInspector]:
-    """A server, to be asked. Raises ConfigError where it does not answer, or cannot hold a run."""
+    """Yields a server that can be asked.
+
+    Raises:
+        ConfigError: it does not answer, or cannot hold a run.
+    """
     try:
         with contextlib.closing(open_inspector(url, "check")) as log:
             yield log
@@ -181,7 +193,7 @@ def _asked(url: str) -> Iterator[RunInspector]:
 
 
 def check_port(config: RunConfig) -> None:
-    """Find a busy metrics port before anything is started."""
+    """Raises ConfigError for a busy metrics port, before anything is started."""
     if config.metrics.port is None or config.mode == "cluster":
         return
     host, port = config.metrics.host, config.metrics.port

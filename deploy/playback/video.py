@@ -23,13 +23,17 @@ class Video:
     """An MP4 or GIF that is written frame by frame. A context manager: where its block raises, there is no file."""
 
     def __init__(self, out: Path, name: str, fps: float) -> None:
-        """``name``: the environment's, for messages."""
+        """Creates no file yet. ``name``: the environment's, for messages."""
         self._out, self._name, self._fps = out, name, fps
         self._size = (0, 0)
         self._writer: Generator[None, Any, None] | None = None
 
     def add(self, rendered: Any) -> None:
-        """Write what ``render`` returned. Raises EnvError where it is no picture, or one of another size."""
+        """Writes what ``render`` returned.
+
+        Raises:
+            EnvError: it is no picture, or one of another size.
+        """
         frame = picture(self._name, rendered)
         height, width, _ = frame.shape
         if self._writer is None:

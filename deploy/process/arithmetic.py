@@ -24,7 +24,7 @@ VARIABLES = (
 
 
 def pin() -> None:
-    """Give numpy's BLAS one thread in this process and in those that it starts, whatever the environment had.
+    """Gives numpy's BLAS one thread in this process and in those that it starts, whatever the environment had.
 
     Only before numpy is imported: a BLAS does not look again. torch's threads are ``learner.threads``.
     """
@@ -32,8 +32,8 @@ def pin() -> None:
 
 
 def describe(mode: str) -> dict[str, str | int]:
-    """The CPU and numpy's BLAS, its kernel and threads; in the mode inline, where torch computes in this process, its
-    kernels too. Empty for the mode cluster, whose processes are elsewhere."""
+    """Returns the CPU and numpy's BLAS, its kernel and threads; in the mode inline, where torch computes in this
+    process, its kernels too. Empty for the mode cluster, whose processes are elsewhere."""
     if mode == "cluster":
         return {}
     found: dict[str, str | int] = {"cpu": cpu(), "blas": blas(), "blas_threads": blas_threads()}
@@ -45,19 +45,19 @@ def describe(mode: str) -> dict[str, str | int]:
 
 
 def changes(recorded: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    """What of a record is otherwise now, a text each; what only one of them has is passed over."""
+    """Returns what of a record is otherwise now, a text each; what only one of them has is passed over."""
     return [f"{name} {own[name]}, was {was}" for name, was in recorded.items() if own.get(name, was) != was]
 
 
 def cpu() -> str:
-    """The processor's name: libraries choose their kernels by it."""
+    """Returns the processor's name: libraries choose their kernels by it."""
     cpuinfo = Path("/proc/cpuinfo")
     names = (line.partition(":")[2].strip() for line in _lines(cpuinfo) if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
 
 
 def blas() -> str:
-    """Name, version and kernel of numpy's BLAS, the last only of OpenBLAS, which numpy's wheels bring."""
+    """Returns name, version and kernel of numpy's BLAS, the last only of OpenBLAS, which numpy's wheels bring."""
     import numpy as np
 
     built = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
@@ -66,15 +66,16 @@ def blas() -> str:
 
 
 def blas_threads() -> int:
-    """How many threads numpy's BLAS shares its work out to; of another than OpenBLAS, what the environment asks for."""
+    """Returns how many threads numpy's BLAS shares its work out to; of another than OpenBLAS, what the environment
+    asks for."""
     threads = _openblas("get_num_threads", ctypes.c_int)
     asked = (os.environ.get(name, "") for name in VARIABLES)
     return int(threads or next((int(text) for text in asked if text.isdecimal()), os.cpu_count() or 1))
 
 
 def _openblas(function: str, returns: type[Any]) -> Any:
-    """What a function of the OpenBLAS of numpy's wheel returns; None where numpy has another BLAS. Its names have
-    affixes, by the size of its integers."""
+    """Returns what a function of the OpenBLAS of numpy's wheel returns; None where numpy has another BLAS. Its names
+    have affixes, by the size of its integers."""
     import numpy as np
 
     packages = Path(np.__file__).parent.parent

@@ -18,8 +18,8 @@ from deploy.process.signals import SIGNALS
 
 @contextlib.contextmanager
 def environments_apart() -> Iterator[None]:
-    """While the block plays environments, what they print goes to stderr, and a signal leaves the block as an exception
-    that is not theirs, so that they are closed; afterwards it has its usual effect."""
+    """Separates environments that the block plays from the command: what they print goes to stderr, and a signal
+    leaves the block as an exception that is not theirs, so that they are closed; afterwards it has its usual effect."""
     with output_apart(), _signals_apart():
         yield
 
@@ -49,8 +49,8 @@ def output_apart() -> Iterator[TextIO | None]:
 
 
 def _stream_to(descriptor: int, stdout: TextIO) -> TextIO:
-    """A stream like ``stdout`` to another file descriptor; ``stdout`` itself where it does not write to its own, as in
-    a notebook."""
+    """Returns a stream like ``stdout`` to another file descriptor; ``stdout`` itself where it does not write to its
+    own, as in a notebook."""
     with contextlib.suppress(OSError, AttributeError):
         if stdout.fileno() == 1:
             return open(descriptor, "w", encoding=stdout.encoding, errors=stdout.errors, closefd=False)

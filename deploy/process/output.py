@@ -38,7 +38,7 @@ class Output:
     What a full disk refuses is dropped."""
 
     def __init__(self, gone: Callable[[], None], stream: IO[str] | None = None) -> None:
-        """``stream``: instead of the present sys.stdout."""
+        """Wraps the present sys.stdout, or ``stream``. ``gone()``: see the class."""
         self._gone, self._own = gone, stream
 
     @property
@@ -63,5 +63,5 @@ class Output:
                 self._gone()
 
     def __getattr__(self, name: str) -> Any:
-        """All else (isatty, encoding, fileno) is the stream's own."""
+        """Passes all else (isatty, encoding, fileno) on to the stream."""
         return getattr(self._stream, name)

@@ -11,8 +11,8 @@ from typing import Any
 
 
 def open_events(folder: Path) -> Any:
-    """A writer of TensorBoard's records on a file of our own: its EventFileWriter writes from a thread, where a full
-    disk ends as a traceback that nobody can catch."""
+    """Opens a writer of TensorBoard's records on a file of our own: its EventFileWriter writes from a thread, where
+    a full disk ends as a traceback that nobody can catch."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -25,7 +25,7 @@ def open_events(folder: Path) -> Any:
 
 
 def write_restart(writer: Any, env_steps: int) -> None:
-    """TensorBoard passes over earlier files' events at this step and behind it."""
+    """Has TensorBoard pass over earlier files' events at this step and after it."""
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
     start = SessionLog(status=SessionLog.START)

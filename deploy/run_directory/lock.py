@@ -17,7 +17,7 @@ class RunLock:
     lock with the process, however that ends."""
 
     def __init__(self, folder: Path, shown: Path) -> None:
-        """``shown``: the folder as the user named it, for messages."""
+        """Acquires nothing yet. ``shown``: the folder as the user named it, for messages."""
         self._path, self._shown = folder / "lock", shown
         self._fd: int | None = None
 

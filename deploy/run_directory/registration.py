@@ -30,5 +30,5 @@ class Registration(BaseModel):
 
 
 def registration(run: str, host: str, port: int) -> str:
-    """The text of scrape.json."""
+    """Returns the text of scrape.json."""
     return Registration(targets=(host_and_port(host, port),), labels=Labels(run=run)).model_dump_json() + "\n"

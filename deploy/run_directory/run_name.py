@@ -46,7 +46,7 @@ def recognised(counts: Mapping[str, Any], path: Path, run: str, config: RunConfi
 
 
 def _original(counts: Mapping[str, Any], path: Path) -> Path | None:
-    """The folder that ``path`` is a copy of; None where it is none, or where its original is not to be seen."""
+    """Returns the folder that ``path`` is a copy of; None where it is none, or where its original cannot be seen."""
     original = Path(str(counts.get("path") or path))
     try:
         theirs = read_object(original / "fences.json", COUNTS_BYTES)

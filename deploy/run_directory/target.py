@@ -26,12 +26,16 @@ class Target(NamedTuple):
 
 
 def is_url(given: str) -> bool:
-    """Whether a command's argument names a server, not a run."""
+    """Returns whether a command's argument names a server, not a run."""
     return "://" in given
 
 
 def run_name(given: str) -> str:
-    """``given``, if it can be a run's name. Raises ConfigError otherwise."""
+    """Returns ``given``, if it can be a run's name.
+
+    Raises:
+        ConfigError: it cannot.
+    """
     if not re.fullmatch(RUN_NAME, given):
         shown = "what was given" if set(given) & set(":@") else repr(given)  # a mistyped URL may hold a password
         raise ConfigError(
@@ -42,9 +46,11 @@ def run_name(given: str) -> str:
 
 
 def find_run(given: str, redis: RedisConfig) -> Target:
-    """The run of a directory or a name. The server is ``redis``'s, else the environment's, else the directory's.
+    """Returns the run of a directory or a name. The server is ``redis``'s, else the environment's, else the
+    directory's.
 
-    Raises ConfigError where the run has no server, or none is known.
+    Raises:
+        ConfigError: the run has no server, or none is known.
     """
     if (Path(given) / "config.yaml").is_file():
         directory = RunDirectory.open(Path(given))
@@ -59,7 +65,7 @@ def find_run(given: str, redis: RedisConfig) -> Target:
 
 
 def given_urls(redis: RedisConfig) -> tuple[str, ...]:
-    """The servers of the options, or else of the environment."""
+    """Returns the servers of the options, or else of the environment."""
     return redis.servers or compose(None, None, None).redis.servers
 
 

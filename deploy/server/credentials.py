@@ -77,7 +77,7 @@ def _user(role: str, password: str, rules: str) -> str:
 
 
 def _appear(folder: Path, files: dict[str, str]) -> None:
-    """All files at once: a launcher that was interrupted in between would else start with half of them."""
+    """Writes all files at once: a launcher that was interrupted in between would else start with half of them."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     # an empty mount point stays the folder that it is
     inside = folder.exists()

@@ -120,7 +120,7 @@ class EmbeddedServer:
         return self._process.pid
 
     def url(self, role: str) -> str:
-        """redis-py URL with the role's name and password: a secret, never to be printed.
+        """Returns the redis-py URL with the role's name and password: a secret, never to be printed.
 
         Raises:
             ValueError: unknown role.
@@ -131,11 +131,11 @@ class EmbeddedServer:
         return f"unix://{role}:{self._passwords[role]}@{quote(str(self._socket()))}"
 
     def alive(self) -> bool:
-        """Whether the server's process runs (a frozen one does, too)."""
+        """Returns whether the server's process runs (a frozen one does, too)."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start the server and wait until it answers.
+        """Starts the server and waits until it answers.
 
         Raises:
             ServerStartError: it runs already, this is not the main thread, or the server ended or stayed silent (then
@@ -159,13 +159,13 @@ class EmbeddedServer:
             raise
 
     def kill(self) -> None:
-        """End a server that does not answer, and leave its directory for ``start()``."""
+        """Ends a server that does not answer, and leaves its directory for ``start()``."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
     def stop(self, grace_s: float = 5.0) -> None:
-        """End the server, by SIGKILL if SIGTERM did not within ``grace_s``, and remove its directory. Idempotent."""
+        """Ends the server, by SIGKILL if SIGTERM did not within ``grace_s``, and removes its directory. Idempotent."""
         if self._home is None or not self._home.is_mine():
             return
         if self._process is not None:
@@ -199,7 +199,7 @@ class EmbeddedServer:
             )
 
     def _config(self, home: Path) -> str:
-        """The server's configuration file."""
+        """Returns the server's configuration file."""
         users = [
             f"user {role} reset on #{hashlib.sha256(self._passwords[role].encode()).hexdigest()} {rules}"
             for role, rules in self._roles.items()
@@ -235,7 +235,7 @@ class EmbeddedServer:
         )
 
     def _await_answer(self) -> None:
-        """Ping until PONG; LOADING counts as progress."""
+        """Pings until PONG; LOADING counts as progress."""
         role = next(iter(self._roles))
         started = time.monotonic()
         with redis.Redis.from_url(self.url(role), socket_timeout=1.0, retry=Retry(NoBackoff(), 0)) as client:
@@ -261,7 +261,7 @@ class EmbeddedServer:
 
 
 def _end(process: subprocess.Popen[bytes], grace_s: float) -> None:
-    """SIGTERM, which lets the server write its append-only file out, then SIGKILL."""
+    """Sends SIGTERM, which lets the server write its append-only file out, then SIGKILL."""
     process.terminate()
     try:
         process.wait(timeout=grace_s)
@@ -271,7 +271,7 @@ def _end(process: subprocess.Popen[bytes], grace_s: float) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Next to nothing: none of our environment's secrets is the server's business."""
+    """Returns next to nothing: none of our environment's secrets is meant for the server."""
     kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "TZ") if name in os.environ}
     return {"LC_ALL": "C", **kept}
 

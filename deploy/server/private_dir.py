@@ -47,7 +47,7 @@ def temporary_folder() -> tuple[Path, str]:
 
 
 def _unusable(folder: Path) -> str:
-    """Why ``folder`` cannot hold a private directory; empty where it can."""
+    """Returns why ``folder`` cannot hold a private directory; empty where it can."""
     if not folder.is_dir():
         return "is no folder"
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -59,7 +59,8 @@ def _unusable(folder: Path) -> str:
 
 
 def _open_to_others(folder: Path) -> bool:
-    """Whether others may rename what lies in ``folder``, or a folder above it, and put something else in its place."""
+    """Returns whether others may rename what lies in ``folder``, or a folder above it, and put something else in its
+    place."""
     real = folder.resolve()
     modes = [each.stat().st_mode for each in (real, *real.parents)]
     return any(mode & (stat.S_IWGRP | stat.S_IWOTH) and not mode & stat.S_ISVTX for mode in modes)
@@ -82,7 +83,7 @@ class PrivateDir:
             raise
 
     def _lock(self) -> int:
-        """Lock first, name afterwards: a lock file that others can see is held from the start."""
+        """Locks first, names afterwards: a lock file that others can see is held from the start."""
         new = self.path / "owner.new"
         fd = os.open(new, os.O_CREAT | os.O_RDWR | os.O_EXCL, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -100,7 +101,7 @@ class PrivateDir:
             )
 
     def is_mine(self) -> bool:
-        """False in a forked child, which must not remove what its parent uses."""
+        """Returns False in a forked child, which must not remove what its parent uses."""
         return os.getpid() == self._owner_pid
 
     def remove(self) -> None:
@@ -109,7 +110,7 @@ class PrivateDir:
 
 
 def remove_stale_dirs() -> list[Path]:
-    """Remove what processes that were killed left in the temporary folder; returns the removed directories."""
+    """Removes what processes that were killed left in the temporary folder; returns the removed directories."""
     found = temporary_folder()[0].glob(f"{_PREFIX}*/{_LOCK}")
     return [lock.parent for lock in found if _remove_if_stale(lock)]
 

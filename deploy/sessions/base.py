@@ -52,37 +52,37 @@ class Session(Protocol):
         """Returns what each actor was last known to do, in one line."""
 
     def advance(self) -> Progress:
-        """Let the run go on for a moment."""
+        """Lets the run proceed for a moment."""
 
     def stop(
         self, deadline_s: float, policy: bytes | None = None, skip: Callable[[], bool] = lambda: False
     ) -> Progress | None:
-        """Flush, take in what was flushed, write a checkpoint, and end everything that this session started.
+        """Flushes, takes in what was flushed, writes a checkpoint, and ends everything that this session started.
 
         Meanwhile ``policy``, if there is one, is played once more for at most HOLDOUT_S, or until ``skip()``.
         """
 
 
 def checkpoint_folder(config: RunConfig, directory: RunDirectory) -> Path:
-    """Where this run's checkpoints are; runs that share a ``checkpoint.dir`` have a folder each in it, since each run
-    removes its older ones."""
+    """Returns where this run's checkpoints are; runs that share a ``checkpoint.dir`` have a folder each in it, since
+    each run removes its older ones."""
     shared = config.checkpoint.dir
     return directory.checkpoints if shared is None else shared.absolute() / directory.run
 
 
 def make_checkpointer(config: RunConfig, directory: RunDirectory, schema: Schema) -> Checkpointer:
-    """The writer of this run's checkpoints."""
+    """Returns the writer of this run's checkpoints."""
     return Checkpointer(checkpoint_folder(config, directory), config.checkpoint, rows_in_checkpoint(config, schema))
 
 
 def log_file(config: RunConfig, directory: RunDirectory, name: str) -> LogFile:
-    """The log of one of the run's processes."""
+    """Returns the log of one of the run's processes."""
     return LogFile(directory.logs, name, config.log_level)
 
 
 def replay_of(config: RunConfig, directory: RunDirectory) -> ReplayConfig:
-    """The replay's configuration, with the run's folder for a memmap on this machine, where none is given; absolute,
-    since the learner has a working directory of its own."""
+    """Returns the replay's configuration, with the run's folder for a memmap on this machine, where none is given;
+    absolute, since the learner has a working directory of its own."""
     if config.mode == "cluster":
         return config.replay
     folder = config.replay.memmap_dir or directory.path

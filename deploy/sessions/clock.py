@@ -12,12 +12,12 @@ class Clock:
     answered."""
 
     def __init__(self, wall_s: float = 0.0, start_s: float = 0.0) -> None:
-        """``wall_s`` and ``start_s``: those of the run that is resumed."""
+        """Starts to count. ``wall_s`` and ``start_s``: those of the run that is resumed."""
         self._started_s, self._begun_s = time.monotonic(), math.inf
         self._wall_before_s, self._start_before_s = wall_s, start_s
 
     def begin(self) -> None:
-        """The start is over, if it was not."""
+        """Ends the start, if it has not ended."""
         self._begun_s = min(self._begun_s, time.monotonic())
 
     @property

@@ -205,7 +205,7 @@ class Driver:
         return row | {"write_failures": self._disk.failures}
 
     def _record_evaluation(self, verdict: Verdict, policy: bytes, elapsed_s: float) -> None:
-        """Also shows why a confirmation failed: of the first, second, fourth, eighth, and so on."""
+        """Records the verdict, and shows why a confirmation failed: of the first, second, fourth, eighth, and so on."""
         with self._disk.writing():
             self._outcome.record_evaluation(self._config, self._directory, verdict, policy, elapsed_s)
         count, threshold = verdict.spent.confirmations, self._config.eval.threshold

@@ -26,7 +26,7 @@ class ExternalServers:
     """Servers that others keep at work. Their outages are shown, as the learner meets them."""
 
     def __init__(self, directory: RunDirectory, urls: Mapping[str, tuple[str, ...]], notify: Notify) -> None:
-        """``urls``: of the servers, by the role that uses them."""
+        """Connects to nothing yet. ``urls``: of the servers, by the role that uses them."""
         self._directory, self._notify = directory, notify
         self.urls = urls
         self.restarts = Restarts("the replay server", 0)
@@ -70,7 +70,7 @@ class LocalServer(ExternalServers):
         notify: Notify,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``server`` is started; ``budget``: the restarts that it may need."""
+        """Takes over a ``server`` that is started. ``budget``: the restarts that it may need."""
         super().__init__(directory, {role: (server.url(role),) for role in ("learner", "actor")}, notify)
         self.restarts = Restarts("the replay server", budget, clock)
         self._server, self._clock = server, clock

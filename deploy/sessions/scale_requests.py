@@ -51,14 +51,14 @@ class ScaleFile:
         self._path = folder / FILE
 
     def read(self) -> Request | None:
-        """What is in it; None where there is none that can be read."""
+        """Returns what is in it; None where there is none that can be read."""
         try:
             return TypeAdapter(Request).validate_python(read_object(self._path, MAX_BYTES))
         except (FileNotFoundError, Unreadable, ValidationError):
             return None
 
     def write(self, request: Request) -> None:
-        """Replace it in one step."""
+        """Replaces it in one step."""
         temporary = self._path.with_name(f"{FILE}.{os.getpid()}.tmp")
         try:
             temporary.write_text(json.dumps(asdict(request)))
@@ -67,7 +67,7 @@ class ScaleFile:
             temporary.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Take it away."""
+        """Removes it."""
         self._path.unlink(missing_ok=True)
 
 
@@ -81,7 +81,7 @@ class ScaleRequestInbox:
             self._file.remove()  # of a command whose run has ended before
 
     def asked(self) -> Request | None:
-        """A request that was not answered yet, if a second is over since the last look."""
+        """Returns a request that was not answered yet, if a second has passed since the last look."""
         if self._clock() - self._looked_s < LOOK_EVERY_S:
             return None
         self._looked_s = self._clock()
@@ -89,7 +89,7 @@ class ScaleRequestInbox:
         return request if request is not None and request.state == "asked" else None
 
     def answer(self, request: Request) -> None:
-        """Write an answer, unless another command has asked meanwhile. A full disk stops no run."""
+        """Writes an answer, unless another command has asked meanwhile. A full disk stops no run."""
         present = self._file.read()
         if present is None or present.id == request.id:
             with contextlib.suppress(OSError):

@@ -20,7 +20,7 @@ class Check(NamedTuple):
 
 
 def guarded(name: str, look: Callable[[], Iterator[Check]]) -> Iterator[Check]:
-    """What ``look`` finds; what it raises for a user becomes a problem."""
+    """Yields what ``look`` finds; an error for users that it raises becomes a problem."""
     try:
         yield from look()
     except (QherdError, OSError, ValueError) as error:

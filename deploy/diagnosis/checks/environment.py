@@ -15,7 +15,7 @@ COMPUTES = 0.7
 
 
 def environment_checks(config: RunConfig, look: Look) -> Iterator[Check]:
-    """Spaces and dtypes, what comes out of it, the autoreset mode, and the step rate."""
+    """Checks spaces and dtypes, what comes out of it, the autoreset mode, and the step rate."""
     name, schema = "env", look.schema
     stored = f"stored as {schema.obs_dtype}{list(schema.obs_shape)}, {schema.row_bytes} B a row"
     yield Check(name, "ok", f"{config.env.id}: {look.spaces}; {stored}")
@@ -37,7 +37,7 @@ def environment_checks(config: RunConfig, look: Look) -> Iterator[Check]:
 
 
 def _played(name: str, played: Played, config: RunConfig) -> Check:
-    """How it was played at random."""
+    """Checks how it was played at random."""
     if played.slowest_s * config.actors.lanes > config.actors.step_timeout_s / 2:
         return Check(
             name,

@@ -28,7 +28,7 @@ FILES_PER_ACTOR, FILES = 32, 512
 
 
 def versions(recorded: dict[str, str] | None = None) -> Check:
-    """Python and the packages against what this qherd was tested with at the least, or against those that a run was
+    """Checks Python and the packages against the least that qherd was tested with, or against those that a run was
     started with."""
     own = {"python": platform.python_version()}
     wrong = []
@@ -58,7 +58,7 @@ def ports_checks(config: RunConfig) -> Iterator[Check]:
 
 
 def disk_check(folder: Path) -> Check:
-    """Whether a run's directory can be made, and how much room there is."""
+    """Checks whether a run's directory can be made, and how much room there is."""
     existing = next(found for found in (folder.absolute(), *folder.absolute().parents) if found.is_dir())
     free = shutil.disk_usage(existing).free
     if not os.access(existing, os.W_OK):
@@ -116,7 +116,7 @@ def gpu_checks(config: RunConfig) -> Iterator[Check]:
 
 
 def shared_memory_check(config: RunConfig) -> Check:
-    """Ray keeps its objects in /dev/shm; containers have 64 MB of it unless they are told."""
+    """Checks /dev/shm, where Ray keeps its objects: containers have 64 MB of it by default."""
     folder = Path("/dev/shm")
     if sys.platform != "linux" or not folder.is_dir():
         return Check("/dev/shm", "ok", "not used on this system")

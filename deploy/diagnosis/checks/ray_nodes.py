@@ -16,7 +16,7 @@ NODE_S = 60.0
 
 
 def ray_checks(config: RunConfig) -> Iterator[Check]:
-    """Start Ray as a run would, or join the cluster; then have each node compare its code with this one's."""
+    """Starts Ray as a run would, or joins the cluster; then has each node compare its code with this one's."""
     if config.mode == "cluster" and config.ray.address is None:
         yield Check("Ray", "problem", "the cluster mode has no Ray cluster", "give --ray.address (host:port, or auto)")
         return
@@ -34,7 +34,7 @@ def ray_checks(config: RunConfig) -> Iterator[Check]:
 
 
 def compare_code(identity: Identity) -> None:
-    """On a node: see ``Identity.check``."""
+    """Compares the code, on a node: see ``Identity.check``."""
     identity.check()
 
 
@@ -63,6 +63,6 @@ def _nodes_code() -> Iterator[Check]:
 
 
 def _main_resources(node: Resources) -> str:
-    """The resources of a node that people know by name."""
+    """Returns a text with the resources of a node that people know by name."""
     kept = sorted(name for name in node if not name.startswith(("node:", "memory", "object_store")))
     return formatted({name: node[name] for name in kept})

@@ -64,7 +64,7 @@ def _values(config: RunConfig, schema: Schema) -> Iterator[Check]:
 
 
 def server_check(url: str, planned: int) -> Check:
-    """One of the cluster's servers: version, memory policy, room, and how far away it is."""
+    """Checks one of the cluster's servers: version, memory policy, room, and how far away it is."""
     with contextlib.closing(open_inspector(url, "doctor")) as log:
         log.check()
         trip_s, memory = round_trip(log), log.memory()
@@ -88,7 +88,7 @@ def server_check(url: str, planned: int) -> Check:
 
 
 def round_trip(server: RunInspector) -> float:
-    """Seconds of one exchange with the server: the median of some."""
+    """Returns the seconds of one exchange with the server: the median of some."""
     took = []
     for _ in range(TRIES):
         began = time.perf_counter()
