@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from deploy.process.output import GONE, silence, stand_in
-from deploy.process.signals import deaf, quiet_interrupt
+from deploy.process.signals import ignore_signals, quiet_interrupt
 
 with quiet_interrupt():  # these take a third of a second
     from pydantic import ValidationError
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = _guarded(lambda: _dispatch(arguments))
     finally:
         if argv is None:
-            deaf()
+            ignore_signals()
     if argv is None:
         _leave(code)
     sys.exit(code)
@@ -126,12 +126,12 @@ def _guarded(run: Callable[[], int]) -> int:
     """Turns what a user can cause into a message; lets what is a defect show its traceback."""
     try:
         try:
-            return _explained(run)
+            return _with_messages(run)
         finally:
             if sys.stdout is not None:  # as >&- has it
                 sys.stdout.flush()
     except KeyboardInterrupt:
-        _tell("interrupted")
+        _print_error("interrupted")
         return 130
     except OSError as error:
         if error.errno not in GONE or error.filename is not None:
@@ -140,7 +140,7 @@ def _guarded(run: Callable[[], int]) -> int:
         return 128 + signal.SIGPIPE
 
 
-def _explained(run: Callable[[], int]) -> int:
+def _with_messages(run: Callable[[], int]) -> int:
     try:
         return run()
     except ValidationError as error:
@@ -151,11 +151,11 @@ def _explained(run: Callable[[], int]) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
             raise
         code, message = 2, f"{error.filename or 'a file'}: {error.strerror}"
-    _tell(f"qherd: {message}")
+    _print_error(f"qherd: {message}")
     return code
 
 
-def _tell(message: str) -> None:
+def _print_error(message: str) -> None:
     """Prints on stderr, where there is one."""
     try:
         print(message, file=sys.stderr, flush=True)

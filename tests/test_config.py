@@ -12,7 +12,7 @@ import yaml
 from deploy.config.errors import ConfigError
 from deploy.config.layers import PRESETS, check_bounds, compose, preset_for, preset_names
 from deploy.config.models import RedisConfig, RunConfig, dump, option_paths
-from deploy.config.numbers import read_yaml, whole, write_yaml
+from deploy.config.numbers import parse_whole, read_yaml, write_yaml
 
 ENV = "CartPole-v1"
 
@@ -104,14 +104,14 @@ def test_a_whole_number_is_written_as_people_write_it(tmp_path: Path, text: str,
     (tmp_path / "c.yaml").write_text(f"budget: {{env_steps: {text}}}")
     from_file = compose(ENV, None, tmp_path / "c.yaml", {})
     from_variable = compose(ENV, None, None, {variable("budget.env_steps"): text})
-    assert from_file.budget.env_steps == from_variable.budget.env_steps == whole(text) == value
+    assert from_file.budget.env_steps == from_variable.budget.env_steps == parse_whole(text) == value
     assert type(from_file.budget.env_steps) is int
 
 
 @pytest.mark.parametrize("text", ["1.5", "15e-1", "abc", "", "inf", "nan", "1e999999999"])
 def test_what_is_no_whole_number_is_refused_in_words(tmp_path: Path, text: str) -> None:
     with pytest.raises(ValueError, match=r"whole"):
-        whole(text)
+        parse_whole(text)
     (tmp_path / "c.yaml").write_text(f"budget: {{env_steps: '{text}'}}")
     with pytest.raises(ConfigError, match=r"file .*c\.yaml.*\n.*budget\.env_steps: .*valid integer"):
         compose(ENV, None, tmp_path / "c.yaml", {})

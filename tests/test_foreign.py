@@ -21,7 +21,7 @@ from deploy.commands.resume import config_of
 from deploy.config.errors import ConfigError, RunDirError
 from deploy.config.layers import compose
 from deploy.config.models import RunConfig
-from deploy.config.numbers import DEEPEST, read_yaml
+from deploy.config.numbers import MAX_DEPTH, read_yaml
 from deploy.monitoring.discovery import target_groups
 from deploy.run_directory.directory import RunDirectory
 from deploy.run_directory.target import find_run
@@ -226,7 +226,7 @@ WRONG = {
     "a bomb": BOMB,
     "deep": "[" * 5000,
     "deep blocks": "".join(" " * n + "a:\n" for n in range(200)),
-    "deep by aliases": "a: &a [1]\n" + f"b: {'[' * (DEEPEST + 1)}*a{']' * (DEEPEST + 1)}",
+    "deep by aliases": "a: &a [1]\n" + f"b: {'[' * (MAX_DEPTH + 1)}*a{']' * (MAX_DEPTH + 1)}",
     "in itself": "&a [*a]",
     "a month": "2001-13-45",
     "no number": "!!int x",

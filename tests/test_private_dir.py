@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deploy.server import private_dir
-from deploy.server.private_dir import DEEPEST, PlaceError, PrivateDir, remove_stale_dirs, temporary_folder
+from deploy.server.private_dir import LONGEST_SOCKET, NoFolderError, PrivateDir, remove_stale_dirs, temporary_folder
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_it_is_private_and_goes(tmp: Path) -> None:
 def test_one_that_was_opened_to_others_is_refused(tmp: Path) -> None:
     home = PrivateDir()
     home.path.chmod(0o777)
-    with pytest.raises(PlaceError, match=rf"{home.path} has mode 0777 .* has to be 0700"):
+    with pytest.raises(NoFolderError, match=rf"{home.path} has mode 0777 .* has to be 0700"):
         home.check()
     home.remove()
 
@@ -59,7 +59,7 @@ def test_rays_sockets_fit_into_the_longest_folder_that_is_taken(tmp: Path, elsew
         folder.mkdir(exist_ok=True)
         os.environ["TMPDIR"] = str(folder)
         home = PrivateDir()
-        socket = len(os.fsencode(home.path / DEEPEST))
+        socket = len(os.fsencode(home.path / LONGEST_SOCKET))
         home.remove()
         if home.path.parent == elsewhere:
             break
@@ -88,7 +88,7 @@ def test_without_any_folder_each_is_named_with_its_reason(
     elsewhere.rmdir()
     monkeypatch.setenv("TMPDIR", str(tmp / ("d" * 100)))
     (tmp / ("d" * 100)).mkdir()
-    with pytest.raises(PlaceError, match=rf"too long.*{elsewhere} is no folder: set TMPDIR to a short one"):
+    with pytest.raises(NoFolderError, match=rf"too long.*{elsewhere} is no folder: set TMPDIR to a short one"):
         PrivateDir()
 
 

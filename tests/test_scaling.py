@@ -44,16 +44,16 @@ def test_a_request_is_taken_up_once_and_answered(tmp_path: Path) -> None:
     """The driver looks once a second; what an earlier command has left is none of its business."""
     now, file = [0.0], ScaleFile(tmp_path)
     file.write(Request("old", 7))
-    desk = ScaleRequestInbox(tmp_path, clock=lambda: now[0])
-    assert desk.asked() is None
+    inbox = ScaleRequestInbox(tmp_path, clock=lambda: now[0])
+    assert inbox.next_request() is None
     file.write(Request("a", 3))
-    assert desk.asked() is None, "it has just looked"
+    assert inbox.next_request() is None, "it has just looked"
     now[0] += 1
-    request = desk.asked()
+    request = inbox.next_request()
     assert request == Request("a", 3)
-    desk.answer(replace(request, state="done", epsilon={"0": (0.5,)}))
+    inbox.answer(replace(request, state="done", epsilon={"0": (0.5,)}))
     now[0] += 1
-    assert desk.asked() is None
+    assert inbox.next_request() is None
     answered = file.read()
     assert answered is not None
     assert answered.state == "done"
@@ -61,9 +61,9 @@ def test_a_request_is_taken_up_once_and_answered(tmp_path: Path) -> None:
 
 
 def test_an_answer_does_not_hide_a_later_request(tmp_path: Path) -> None:
-    desk, file = ScaleRequestInbox(tmp_path), ScaleFile(tmp_path)
+    inbox, file = ScaleRequestInbox(tmp_path), ScaleFile(tmp_path)
     file.write(Request("b", 4))
-    desk.answer(Request("a", 3, "done"))
+    inbox.answer(Request("a", 3, "done"))
     assert file.read() == Request("b", 4)
 
 

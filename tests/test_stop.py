@@ -154,14 +154,14 @@ def test_rates_are_a_mean_over_seconds() -> None:
     """Rows come in bursts: 250 in one quarter second of four."""
     rates, shown = Rates(), dict[str, float]()
     for quarter in range(100):
-        shown = rates.note(quarter / 4, 250 * (quarter // 4), 25 * quarter)
+        shown = rates.update(quarter / 4, 250 * (quarter // 4), 25 * quarter)
         if quarter > 24:
             assert shown["env_steps_per_second"] == pytest.approx(250, rel=0.2)
     assert shown["updates_per_second"] == pytest.approx(100)
-    back = rates.note(25.0, 10, 1)
+    back = rates.update(25.0, 10, 1)
     assert back == {}, "a learner that went back to its checkpoint"
-    assert rates.note(26.0, 110, 3)["env_steps_per_second"] == 100
-    assert Rates().note(1.0, 0, 0) == {}
+    assert rates.update(26.0, 110, 3)["env_steps_per_second"] == 100
+    assert Rates().update(1.0, 0, 0) == {}
 
 
 def test_threads_are_no_obstacle_to_an_interrupt_without_words() -> None:

@@ -77,14 +77,14 @@ def doctor(config: RunConfig, *, as_json: bool) -> int:
 def doctor_of_run(path: Path, *, as_json: bool) -> int:
     """Reports whether a run is well, and what bounds it; returns 0 where it is at work or over in order, else 1."""
     directory = RunDirectory.open(path)
-    config, holder = directory.config, directory.lock.owner()
-    about: dict[str, Any] = {"run": directory.run, "holder": holder, "at_work": holder is not None}
-    if holder is None:
+    config, lock_owner = directory.config, directory.lock.owner()
+    about: dict[str, Any] = {"run": directory.run, "holder": lock_owner, "at_work": lock_owner is not None}
+    if lock_owner is None:
         about["over"] = how_it_ended(path)
     elif not as_json:
-        print(f"{path} is at work, in {holder}")
-    checks = list(checks_of_run(directory, config, holder))
-    found = measure_run(directory, config, holder)
+        print(f"{path} is at work, in {lock_owner}")
+    checks = list(checks_of_run(directory, config, lock_owner))
+    found = measure_run(directory, config, lock_owner)
     if found is not None:
         window, diagnosis = found
         about |= {"window": asdict(window), "diagnosis": asdict(diagnosis)}

@@ -57,7 +57,7 @@ def scale(path: Path, actors: int, *, as_json: bool) -> int:
             f"{path} is not at work: give the number of actors as you go on with it, qherd resume {path} "
             f"--actors.count {actors}"
         )
-    answer = _ask(directory, ScaleFile(directory.path), Request(secrets.token_hex(8), actors))
+    answer = _send_and_wait(directory, ScaleFile(directory.path), Request(secrets.token_hex(8), actors))
     if answer.state == "refused":
         raise ConfigError(answer.told)
     if as_json:
@@ -67,25 +67,25 @@ def scale(path: Path, actors: int, *, as_json: bool) -> int:
     return 0 if answer.state == "done" else 1
 
 
-def _ask(directory: RunDirectory, file: ScaleFile, request: Request) -> Request:
+def _send_and_wait(directory: RunDirectory, file: ScaleFile, request: Request) -> Request:
     """Writes the request, and waits for the last answer. A request that is not taken up is taken back."""
     present = file.read()
     if present is not None and present.state in ("asked", "begun"):
-        raise ConfigError(f"{directory.shown}: another qherd scale, to {present.actors} actors, is not done yet")
+        raise ConfigError(f"{directory.given_path}: another qherd scale, to {present.actors} actors, is not done yet")
     file.write(request)
     asked_s = time.monotonic()
     try:
         while True:
             answer = file.read()
             if answer is None or answer.id != request.id:
-                raise ConfigError(f"{directory.shown}: another qherd scale came between; ask again")
+                raise ConfigError(f"{directory.given_path}: another qherd scale came between; ask again")
             if answer.state not in ("asked", "begun"):
                 return answer
             if directory.lock.owner() is None:
-                raise RunFailedError(f"{directory.shown} has ended meanwhile")
+                raise RunFailedError(f"{directory.given_path} has ended meanwhile")
             waited_s = time.monotonic() - asked_s
             if waited_s > (TAKEN_UP_S if answer.state == "asked" else ANSWER_S):
-                raise RunFailedError(f"{directory.shown}: its driver has not answered for {waited_s:.0f} s")
+                raise RunFailedError(f"{directory.given_path}: its driver has not answered for {waited_s:.0f} s")
             time.sleep(0.1)
     finally:
         answer = file.read()

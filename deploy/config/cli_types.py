@@ -7,7 +7,7 @@ from typing import Any, get_origin
 import tyro
 import yaml
 
-from deploy.config.numbers import read_yaml, whole, write_yaml
+from deploy.config.numbers import parse_whole, read_yaml, write_yaml
 
 
 def as_written() -> tyro.constructors.ConstructorRegistry:
@@ -23,7 +23,7 @@ def as_written() -> tyro.constructors.ConstructorRegistry:
         return tyro.constructors.PrimitiveConstructorSpec(
             nargs=1,
             metavar="INT",
-            instance_from_str=lambda given: whole(given[0]),
+            instance_from_str=lambda given: parse_whole(given[0]),
             is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
             str_from_instance=lambda value: [str(value)],
         )

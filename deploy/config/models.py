@@ -57,7 +57,8 @@ class RedisConfig(BaseModel):
 
     @model_validator(mode="after")
     def _actors_have_the_same_servers(self) -> Self:
-        if self.actor_servers and list(map(_place, self.actor_servers)) != list(map(_place, self.servers)):
+        actors, learner = (list(map(_server_address, urls)) for urls in (self.actor_servers, self.servers))
+        if actors and actors != learner:
             raise ValueError(
                 "redis.actor_url (redis.actor_urls) has to name the servers of redis.url (redis.urls), in their order: "
                 "only user and password may be others"
@@ -68,9 +69,9 @@ class RedisConfig(BaseModel):
     def _each_server_once(self) -> Self:
         if self.url is not None and self.urls:
             raise ValueError("redis.url and redis.urls are both given; give the one server or the several")
-        places = [_place(url) for url in self.urls]
-        for url, place in zip(self.urls, places, strict=True):
-            if places.count(place) > 1:
+        addresses = [_server_address(url) for url in self.urls]
+        for url, address in zip(self.urls, addresses, strict=True):
+            if addresses.count(address) > 1:
                 from replay.chunk_log.urls import public_url
 
                 raise ValueError(f"redis.urls has the server of {public_url(url)} more than once")
@@ -87,7 +88,7 @@ class RedisConfig(BaseModel):
         return self.actor_urls or ((self.actor_url,) if self.actor_url is not None else ())
 
 
-def _place(url: str) -> str | tuple[str, int]:
+def _server_address(url: str) -> str | tuple[str, int]:
     """Returns the server that a URL means, without how to get in; the URL itself where it is malformed."""
     try:
         parts = urlsplit(url)

@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-MOST = 2**63
+MAX_WHOLE = 2**63
 """Whole numbers are below this, so that 1e999999999 does not fill the memory."""
-DEEPEST, MAX_VALUES = 32, 10_000
+MAX_DEPTH, MAX_VALUES = 32, 10_000
 """Bounds of a YAML document: options nest five levels deep, and env.kwargs may add some."""
 _EXPONENT = re.compile(r"[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")
 
@@ -23,9 +23,9 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """See ``yaml.composer.Composer``."""
         self._depth += 1
-        if self._depth > DEEPEST:
+        if self._depth > MAX_DEPTH:
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, f"it nests more than {DEEPEST} levels deep", mark)
+            raise yaml.composer.ComposerError(None, None, f"it nests more than {MAX_DEPTH} levels deep", mark)
         node: yaml.Node | None = super().compose_node(parent, index)
         self._depth -= 1
         return node
@@ -33,7 +33,7 @@ class _Loader(yaml.SafeLoader):
     def get_single_node(self) -> yaml.Node | None:
         """See ``yaml.composer.Composer``."""
         node: yaml.Node | None = super().get_single_node()
-        if node is not None and _size(node, {}) > MAX_VALUES:
+        if node is not None and _count_values(node, {}) > MAX_VALUES:
             raise yaml.composer.ComposerError(
                 None, None, f"it has more than {MAX_VALUES:,} values, aliases written out", node.start_mark
             )
@@ -57,7 +57,7 @@ def read_yaml(text: str) -> Any:
         raise yaml.MarkedYAMLError(problem=f"a value that is none: {error}"[:200]) from None
 
 
-def _size(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+def _count_values(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
     """Returns how many values a node stands for, once its aliases are written out.
 
     Raises:
@@ -70,7 +70,7 @@ def _size(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
     known[node] = 0
     inner = node.value if isinstance(node, yaml.CollectionNode) else ()
     each = (part for entry in inner for part in (entry if isinstance(entry, tuple) else (entry,)))
-    known[node] = 1 + sum(_size(part, known) for part in each)
+    known[node] = 1 + sum(_count_values(part, known) for part in each)
     return known[node]
 
 
@@ -83,7 +83,7 @@ def whole(text: str) -> int:
     """Returns the whole number that is written so. Raises ValueError."""
     try:
         number = Decimal(text.strip())
-        fits = -MOST < number < MOST
+        fits = -MAX_WHOLE < number < MAX_WHOLE
     except InvalidOperation:
         raise ValueError(f"{text!r} is no whole number, such as 1000000, 1_000_000 or 1e6") from None
     if not fits:

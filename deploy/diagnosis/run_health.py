@@ -42,8 +42,8 @@ BUSY_S = 300.0
 SERVER_S = 1.0
 
 
-def measure_run(directory: RunDirectory, config: RunConfig, holder: str | None) -> tuple[Window, Diagnosis] | None:
-    rows = _rows_when_enough(directory) if holder is not None else directory.history.rows()
+def measure_run(directory: RunDirectory, config: RunConfig, lock_owner: str | None) -> tuple[Window, Diagnosis] | None:
+    rows = _rows_when_enough(directory) if lock_owner is not None else directory.history.rows()
     bounds = window_of(rows, LOOK_S)
     if bounds is None:
         return None
@@ -51,13 +51,14 @@ def measure_run(directory: RunDirectory, config: RunConfig, holder: str | None) 
     if config.mode == "inline":
         why = "the mode inline has learner, actors and evaluator take turns in one process"
         return window, Diagnosis("none", why, ("use --mode local for speed",))
-    if holder is not None:
+    if lock_owner is not None:
         window = _with_server(window, directory)
     if config.mode == "local":
         window = replace(window, cores=usable_cores())
     diagnosis = diagnose(window, config)
-    named = tuple(change.replace("qherd scale RUN", f"qherd scale {directory.shown}") for change in diagnosis.change)
-    return window, replace(diagnosis, change=named)
+    scale = f"qherd scale {directory.given_path}"
+    changes = tuple(change.replace("qherd scale RUN", scale) for change in diagnosis.change)
+    return window, replace(diagnosis, change=changes)
 
 
 def _rows_when_enough(directory: RunDirectory) -> list[Mapping[str, float]]:
@@ -81,7 +82,7 @@ def _with_server(window: Window, directory: RunDirectory) -> Window:
     busy, trips = list[float](), list[float]()
     with contextlib.suppress(ConfigError, LogError, OSError):
         # not the directory's own configuration: it keeps no password, the environment has it
-        for url in find_run(str(directory.shown), RedisConfig()).urls:
+        for url in find_run(str(directory.given_path), RedisConfig()).urls:
             with contextlib.closing(open_inspector(url, directory.run)) as server:
                 trips.append(round_trip(server))
                 before, began = _server_cpu_s(server, url), time.monotonic()
@@ -110,23 +111,23 @@ def _server_cpu_s(server: RunInspector, url: str) -> float | None:
     return None
 
 
-def checks_of_run(directory: RunDirectory, config: RunConfig, holder: str | None) -> Iterator[Check]:
+def checks_of_run(directory: RunDirectory, config: RunConfig, lock_owner: str | None) -> Iterator[Check]:
     written = directory.written
     yield versions(written.get("versions"))
     rows = directory.history.rows()
     newest = rows[-1] if rows else {}
-    if holder is not None:
-        yield from silence_checks(directory, config, holder)
+    if lock_owner is not None:
+        yield from silence_checks(directory, config, lock_owner)
     yield from count_checks(newest)
     if "log_memory_limit_bytes" in newest:
         used, bound = newest["log_memory_bytes"], newest["log_memory_limit_bytes"]
         state, remedy = ("warning", "raise its maxmemory") if used > 0.9 * bound else ("ok", "")
         yield Check("server memory", state, f"{megabytes(used)} of {megabytes(bound)}", remedy)  # type: ignore[arg-type]
-    if config.mode == "cluster" and holder is not None:
+    if config.mode == "cluster" and lock_owner is not None:
         yield from guarded("server", lambda: credit_checks(directory))
 
 
-def silence_checks(directory: RunDirectory, config: RunConfig, holder: str) -> Iterator[Check]:
+def silence_checks(directory: RunDirectory, config: RunConfig, lock_owner: str) -> Iterator[Check]:
     """Checks how old the newest row is: a driver locks the directory anew when it starts, and then writes row after
     row."""
     started_s = (directory.path / "lock").stat().st_mtime
@@ -137,13 +138,13 @@ def silence_checks(directory: RunDirectory, config: RunConfig, holder: str) -> I
         return
     if starts:
         found = f"it started {silent_s:.0f} s ago, and there are none yet"
-        yield Check("figures", "warning", found, f"what its driver ({holder}) prints says what it waits for")
+        yield Check("figures", "warning", found, f"what its driver ({lock_owner}) prints says what it waits for")
     else:
-        yield Check("figures", "problem", f"the newest are {silent_s:.0f} s old", f"its driver ({holder}) is stuck")
+        yield Check("figures", "problem", f"the newest are {silent_s:.0f} s old", f"its driver ({lock_owner}) is stuck")
 
 
 def credit_checks(directory: RunDirectory) -> Iterator[Check]:
-    for url in find_run(str(directory.shown), RedisConfig()).urls:
+    for url in find_run(str(directory.given_path), RedisConfig()).urls:
         with contextlib.closing(open_inspector(url, directory.run)) as server:
             alive = server.alive()
             found = f"{server.url} answers; the learner {'renews' if alive else 'does not renew'} its credit there"

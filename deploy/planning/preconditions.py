@@ -50,7 +50,7 @@ def probe_env(config: RunConfig) -> Schema:
     """
     look = look_at_env(config)
     for text in look.warnings:
-        _tell(text)
+        _warn(text)
     return look.schema
 
 
@@ -63,10 +63,10 @@ def look_at_env(config: RunConfig) -> Look:
     check_env_path(config)
     use_path(env_of(config))  # parts of the user's own are looked for here, after the environment
     (seed, *_), _ = ActorId("look", config.seed, 0, config.actors.count, 1).seeds(1)
-    return first_look(env_of(config), seed or 0, config.actors.step_timeout_s, _tell)
+    return first_look(env_of(config), seed or 0, config.actors.step_timeout_s, _warn)
 
 
-def _tell(text: str) -> None:
+def _warn(text: str) -> None:
     print(f"qherd: {text}", file=sys.stderr, flush=True)
 
 
@@ -118,7 +118,7 @@ def check_values(config: RunConfig, schema: Schema) -> None:
         memory.check_values(config, schema, Bounds(), "a server")
     if config.mode == "cluster":
         for url in config.redis.servers:
-            with _asked(url) as log:
+            with _inspecting(url) as log:
                 memory.check_values(config, schema, log.bounds(), log.url)
                 for nbytes in (memory.chunk_bytes(config, schema), memory.network_bytes(config, schema)):
                     log.check_length(nbytes)
@@ -172,12 +172,12 @@ def _check_cluster(config: RunConfig) -> None:
         except (OSError, UnicodeError) as error:
             raise ConfigError(f"no Ray cluster answers at {config.ray.address}: {error}; see ray status") from error
     for url in config.redis.servers:
-        with _asked(url) as log:
+        with _inspecting(url) as log:
             log.check()
 
 
 @contextlib.contextmanager
-def _asked(url: str) -> Iterator[RunInspector]:
+def _inspecting(url: str) -> Iterator[RunInspector]:
     """Yields a server that can be asked.
 
     Raises:

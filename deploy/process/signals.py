@@ -60,9 +60,9 @@ class Stop:
 
     def _arm(self, numbers: list[signal.Signals]) -> None:
         for number in numbers:
-            signal.signal(number, self._heard)
+            signal.signal(number, self._on_signal)
 
-    def _heard(self, number: int, _: object) -> None:
+    def _on_signal(self, number: int, _: object) -> None:
         if self.signal is not None and number != signal.SIGHUP:
             os._exit(128 + number)
         self.signal, self.asked = self.signal or number, True
@@ -98,7 +98,7 @@ def quiet_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def deaf() -> None:
+def ignore_signals() -> None:
     """Ignores all signals from now on: the work is done, and the exit code stands."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -34,7 +34,7 @@ from deploy.run_directory.history import MetricHistory
 from deploy.run_directory.lock import RunLock
 from deploy.run_directory.provenance import git_revision, provenance
 from deploy.run_directory.registration import registration
-from deploy.run_directory.run_name import new_nonce, recognised, unique_name
+from deploy.run_directory.run_name import identity_for, new_nonce, unique_name
 from replay.foreign import read_file
 
 _CONFIG = re.compile(r"config-(\d+)\.yaml$")
@@ -45,8 +45,13 @@ class RunDirectory:
 
     def __init__(self, path: Path, made_parent: bool = False) -> None:
         self._made_parent = made_parent
-        self.shown = path  # as the user named it
+        self.given_path = path  # as the user named it
         self.path = path.absolute()  # the working directory changes while Ray starts
+        self.checkpoints = self.path / "checkpoints"  # and the best policy
+        self.logs = self.path / "logs"  # of the run's processes
+        self.ray_log = self.path / "ray.log"  # what Ray itself writes: the terminal is the run's
+        self.quarantine = self.path / "quarantine"  # refused chunks
+        self.replay_url = self.path / "replay.url"  # of the run's own server, to read its replay memory with
         self.lock = RunLock(self.path, path)
         self.fences = Fences(self.path / "fences.json")
         self.history = MetricHistory(self.path)
@@ -108,7 +113,7 @@ class RunDirectory:
         directory._acquire_lock()
         try:
             counts = directory.fences.counts()
-            directory.fences.assume_identity(recognised(counts, directory.path, directory.run, directory.config))
+            directory.fences.assume_identity(identity_for(counts, directory.path, directory.run, directory.config))
         except RunDirError:
             directory.close()
             raise
@@ -181,31 +186,6 @@ class RunDirectory:
     def _write_config(self, name: str, config: RunConfig) -> None:
         header = {"qherd": __version__, "git": git_revision(), **provenance(config)}
         replace_file(self.path / name, write_yaml({**header, "config": dump(_anywhere(config))}).encode())
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where the checkpoints and the best policy are."""
-        return self.path / "checkpoints"
-
-    @property
-    def ray_log(self) -> Path:
-        """Where what Ray itself writes goes: the terminal is the run's."""
-        return self.path / "ray.log"
-
-    @property
-    def logs(self) -> Path:
-        """Where the run's processes log."""
-        return self.path / "logs"
-
-    @property
-    def quarantine(self) -> Path:
-        """Where refused chunks go."""
-        return self.path / "quarantine"
-
-    @property
-    def replay_url(self) -> Path:
-        """The file with a URL to read the run's replay memory with, while the run's own server is there."""
-        return self.path / "replay.url"
 
     @contextlib.contextmanager
     def showing_replay_url(self, url: str) -> Iterator[None]:

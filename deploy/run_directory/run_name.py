@@ -33,7 +33,7 @@ def new_nonce() -> str:
     return secrets.token_hex(16)
 
 
-def recognised(counts: Mapping[str, Any], path: Path, run: str, config: RunConfig) -> dict[str, Any]:
+def identity_for(counts: Mapping[str, Any], path: Path, run: str, config: RunConfig) -> dict[str, Any]:
     """Returns what fences.json has from now on beside its counts, for the folder ``path`` in which a run called ``run``
     is found."""
     now = {"run": run, "path": str(path.resolve()), "nonce": counts["nonce"]}

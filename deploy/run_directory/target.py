@@ -72,7 +72,7 @@ def given_urls(redis: RedisConfig) -> tuple[str, ...]:
 def _urls_of(directory: RunDirectory, redis: RedisConfig) -> tuple[str, ...]:
     config = directory.config
     if config.mode == "inline":
-        raise ConfigError(f"{directory.shown} is a run of mode inline: its replay memory is in its own process")
+        raise ConfigError(f"{directory.given_path} is a run of mode inline: its replay memory is in its own process")
     if config.mode == "local":
         return (_local_url(directory),)
     return given_urls(redis) or _urls_in_config(directory, config)
@@ -86,7 +86,7 @@ def _local_url(directory: RunDirectory) -> str:
             probe.connect(unquote(urlsplit(url).path))
     except (OSError, ValueError):  # a run that was killed leaves the file, and perhaps the socket
         raise ConfigError(
-            f"{directory.shown} has no replay server: that of a run of mode local starts and ends with the run"
+            f"{directory.given_path} has no replay server: that of a run of mode local starts and ends with the run"
         ) from None
     return url
 
@@ -97,7 +97,7 @@ def _urls_in_config(directory: RunDirectory, config: RunConfig) -> tuple[str, ..
     if not urls or any(url != public_url(url) or "***" in url for url in urls):
         shown = f" {', '.join(map(public_url, urls))}" if urls else ""
         raise ConfigError(
-            f"{directory.shown}/config.yaml keeps no password of its server{shown}: give the whole URL with "
+            f"{directory.given_path}/config.yaml keeps no password of its server{shown}: give the whole URL with "
             f"{SERVER_OPTIONS}"
         )
     return urls

@@ -68,7 +68,7 @@ def write_secrets(folder: Path, server: str, run: str | None, scheme: str = "red
     }
     token = secrets.token_hex(32)
     files |= {f"{role}/ray_token": token for role in ("driver", "ray")}
-    _appear(folder, files)
+    _write_all(folder, files)
     return True
 
 
@@ -76,7 +76,7 @@ def _user(role: str, password: str, rules: str) -> str:
     return f"user {role} reset on #{hashlib.sha256(password.encode()).hexdigest()} {rules}"
 
 
-def _appear(folder: Path, files: dict[str, str]) -> None:
+def _write_all(folder: Path, files: dict[str, str]) -> None:
     """Writes all files at once: a launcher that was interrupted in between would else start with half of them."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     # an empty mount point stays the folder that it is

@@ -140,7 +140,7 @@ class EmbeddedServer:
         Raises:
             ServerStartError: it runs already, this is not the main thread, or the server ended or stayed silent (then
                 the message has the end of its log).
-            PlaceError: there is no folder for its socket.
+            NoFolderError: there is no folder for its socket.
         """
         if self.alive():
             raise ServerStartError(f"the embedded server runs already, as process {self.pid}")

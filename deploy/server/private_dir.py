@@ -11,7 +11,7 @@ from pathlib import Path
 
 from deploy.config.errors import ConfigError
 
-DEEPEST = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+LONGEST_SOCKET = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """The longest path of a socket below a ``PrivateDir``: Ray's; the embedded server's is shorter."""
 
 _PREFIX, _RANDOM = "qherd-", 8
@@ -21,7 +21,7 @@ _ELSEWHERE = (Path("/tmp"), Path("/var/tmp"))
 _RENAMED = "is one in which others may rename what is yours"
 
 
-class PlaceError(ConfigError):
+class NoFolderError(ConfigError):
     """There is no folder that can hold sockets and temporary files."""
 
 
@@ -30,7 +30,7 @@ def temporary_folder() -> tuple[Path, str]:
     folder for temporary files (TMPDIR), or that others may rename what lies in it.
 
     Raises:
-        PlaceError: none of the candidates can be used.
+        NoFolderError: none of the candidates can be used.
     """
     asked = Path(os.environ.get("TMPDIR") or tempfile.gettempdir()).absolute()
     candidates = tuple(dict.fromkeys((asked, *_ELSEWHERE)))
@@ -38,7 +38,7 @@ def temporary_folder() -> tuple[Path, str]:
     usable = [folder for folder in candidates if not reasons[folder]]
     if not usable:
         refused = "; ".join(f"{folder} {why}" for folder, why in reasons.items())
-        raise PlaceError(f"no folder can hold sockets and temporary files: {refused}: set TMPDIR to a short one")
+        raise NoFolderError(f"no folder can hold sockets and temporary files: {refused}: set TMPDIR to a short one")
     closed = [folder for folder in usable if not _open_to_others(folder)]
     chosen = (closed or usable)[0]
     if chosen != asked:
@@ -52,7 +52,7 @@ def _unusable(folder: Path) -> str:
         return "is no folder"
     if not os.access(folder, os.W_OK | os.X_OK):
         return "cannot be written"
-    longest = len(os.fsencode(folder)) + len(f"/{_PREFIX}/{DEEPEST}") + _RANDOM
+    longest = len(os.fsencode(folder)) + len(f"/{_PREFIX}/{LONGEST_SOCKET}") + _RANDOM
     if longest > _MAX_SOCKET_PATH_BYTES:
         return f"is too long: its sockets' paths would have {longest} bytes, the system takes {_MAX_SOCKET_PATH_BYTES}"
     return ""
@@ -92,10 +92,10 @@ class PrivateDir:
         return fd
 
     def check(self) -> None:
-        """Raises PlaceError where others may enter by now: what else lies in it counts on that they cannot."""
+        """Raises NoFolderError where others may enter by now: what else lies in it counts on that they cannot."""
         about = self.path.lstat()
         if about.st_uid != os.geteuid() or stat.S_IMODE(about.st_mode) != 0o700 or not stat.S_ISDIR(about.st_mode):
-            raise PlaceError(
+            raise NoFolderError(
                 f"{self.path} has mode {stat.S_IMODE(about.st_mode):04o} and owner {about.st_uid}, and has to be 0700 "
                 f"and {os.geteuid()}'s: something has opened it to others"
             )

@@ -45,7 +45,7 @@ class Rates:
     def __init__(self) -> None:
         self._seen: deque[tuple[float, float, float]] = deque()
 
-    def note(self, now_s: float, env_steps: int, updates: int) -> dict[str, float]:
+    def update(self, now_s: float, env_steps: int, updates: int) -> dict[str, float]:
         """Returns the rates, by key, given the newest counts; empty where there are none of two moments yet."""
         newest = (now_s, env_steps, updates)
         if self._seen and newest[1:] < self._seen[-1][1:]:  # a learner that went back to its checkpoint

@@ -50,7 +50,7 @@ def continue_run(config: RunConfig, directory: RunDirectory) -> int:
     """Continues a run, as ``train``; one that is over already is left alone."""
     outcome = load_outcome(config, directory)
     if reason := stop_reason(config, outcome, Stop(), Clock(outcome.wall_s, outcome.start_s).trained_s):
-        print(f"{directory.shown} is over: {reason}{_REMEDIES.get(reason, '')}")
+        print(f"{directory.given_path} is over: {reason}{_REMEDIES.get(reason, '')}")
         return 0
     schema, stop = check_before_run(config), Stop()
     with stop.listening():
@@ -133,7 +133,7 @@ class Driver:
 
     def _announce(self) -> None:
         notify, config = self._display.notify, self._config
-        notify(f"run {self._directory.shown}")
+        notify(f"run {self._directory.given_path}")
         notify(plan_memory(config, self._schema).summary_line(config))
         if self._changed:
             not_so = ", so it does not go on to the bit" if config.mode == "inline" else ""
@@ -198,7 +198,7 @@ class Driver:
         if outcome.metrics is not None:
             row |= flat(outcome.metrics)
             if outcome.metrics.learner is not None:
-                row |= rates.note(elapsed_s, outcome.totals.env_steps, outcome.totals.updates)
+                row |= rates.update(elapsed_s, outcome.totals.env_steps, outcome.totals.updates)
         row |= flat(outcome.evaluation)
         if outcome.first_greedy_return is not None:
             row["first_greedy_return"] = outcome.first_greedy_return
@@ -217,7 +217,7 @@ class Driver:
         if isinstance(error, RunFailedError) and error.details and self._directory.path.exists():
             with contextlib.suppress(OSError):  # a full disk: the message says what matters
                 (self._directory.path / "failure.txt").write_text(error.details)
-            self._display.notify(f"the part's own traceback: {self._directory.shown}/failure.txt")
+            self._display.notify(f"the part's own traceback: {self._directory.given_path}/failure.txt")
 
     def _leave(self) -> None:
         """Leaves in the directory what is to be known of the run; or no directory."""

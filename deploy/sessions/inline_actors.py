@@ -15,7 +15,7 @@ from deploy.config.errors import RunFailedError
 from deploy.config.models import RunConfig, env_of
 from deploy.run_directory.directory import RunDirectory
 from deploy.sessions.base import Notify
-from deploy.sessions.waiting import telling_of
+from deploy.sessions.waiting import notifying
 from learner.checkpoint import Found, restoring
 from replay.chunk import Schema
 from replay.chunk_log.memory_log import MemoryLog
@@ -90,7 +90,7 @@ class InlineActors:
                 rollout = self._make_rollout(slot, incarnation)
                 with (
                     restoring(found, part),
-                    telling_of(self._notify, f"actor {slot} is still playing its episodes again"),
+                    notifying(self._notify, f"actor {slot} is still playing its episodes again"),
                 ):
                     rollout.restore(found.parts[part])
             except NotReplayable as error:
@@ -107,7 +107,7 @@ class InlineActors:
 
         config = self._config
         lanes, restarts = config.actors.lanes, config.actors.restarts
-        with telling_of(self._notify, f"actor {slot} is still making its {lanes} environments"):
+        with notifying(self._notify, f"actor {slot} is still making its {lanes} environments"):
             self._lanes.append(make_lanes(env_of(config), lanes, restarts, recorded=True, slot=slot))
         return Rollout(
             ActorId(self._directory.run, config.seed, slot, config.actors.count, incarnation),

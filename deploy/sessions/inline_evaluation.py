@@ -15,7 +15,7 @@ from actors.setbacks import Setbacks
 from actors.verdicts import Spent
 from deploy.config.models import RunConfig, env_of
 from deploy.sessions.base import HOLDOUT_S, Notify
-from deploy.sessions.waiting import telling_of
+from deploy.sessions.waiting import notifying
 from replay.state import State, count, number
 
 
@@ -28,7 +28,7 @@ class InlineEvaluation:
         self._restarts = Restarts("the evaluator", config.actors.restarts)
         self._setbacks, self._not_before_s = Setbacks(self._restarts, notify), 0.0
         self._screened_at, self._spent = 0, Spent()
-        with telling_of(notify, "the evaluator is still making its environments"):
+        with notifying(notify, "the evaluator is still making its environments"):
             self._evaluator = Evaluator(env_of(config), config.eval, config.learner.network_spec, config.seed)
 
     @property
@@ -66,7 +66,7 @@ class InlineEvaluation:
         if self._setbacks.failing:
             self._not_before_s = time.monotonic() + wait_s
         try:
-            with telling_of(self._notify, "the evaluator is still making its environments"):
+            with notifying(self._notify, "the evaluator is still making its environments"):
                 self._evaluator.restart()
         except Exception as again:  # whatever its constructor raises
             self._not_before_s = time.monotonic() + self._setbacks.died(again)

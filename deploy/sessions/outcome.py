@@ -222,7 +222,7 @@ def load_outcome(config: RunConfig, directory: RunDirectory) -> Outcome:
 
 def closing_message(directory: RunDirectory, outcome: Outcome) -> str:
     """Returns the last lines of a run."""
-    best, shown = outcome.best, directory.shown
+    best, shown = outcome.best, directory.given_path
     if not directory.path.exists():
         return "interrupted before anything had run: nothing is left of it, and its name is free"
     lines = [f"{outcome.reason}: {shown}"]

@@ -80,7 +80,7 @@ class ScaleRequestInbox:
         with contextlib.suppress(OSError):
             self._file.remove()  # of a command whose run has ended before
 
-    def asked(self) -> Request | None:
+    def next_request(self) -> Request | None:
         """Returns a request that was not answered yet, if a second has passed since the last look."""
         if self._clock() - self._looked_s < LOOK_EVERY_S:
             return None
@@ -125,7 +125,7 @@ class ScaleRequests:
         """Takes up a request, or answers the one that was taken up."""
         if self._begun is not None:
             self._finish(*self._begun)
-        elif (request := self._inbox.asked()) is not None:
+        elif (request := self._inbox.next_request()) is not None:
             self._begin(request)
 
     def _begin(self, request: Request) -> None:

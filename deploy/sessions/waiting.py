@@ -12,18 +12,18 @@ from deploy.sessions.base import Notify
 
 
 @contextlib.contextmanager
-def telling_of(notify: Notify, what: str) -> Iterator[None]:
+def notifying(notify: Notify, what: str) -> Iterator[None]:
     """Shows now and then, from another thread, for how long the block has been at work."""
     over, began_s = threading.Event(), time.monotonic()
 
-    def tell() -> None:
+    def notify_now() -> None:
         while not over.wait(TELL_EVERY_S):
             notify(f"{what}, for {time.monotonic() - began_s:.0f} s now")
 
-    telling = threading.Thread(target=tell, name="qherd-waiting", daemon=True)
-    telling.start()
+    thread = threading.Thread(target=notify_now, name="qherd-waiting", daemon=True)
+    thread.start()
     try:
         yield
     finally:
         over.set()
-        telling.join()
+        thread.join()

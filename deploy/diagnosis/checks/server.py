@@ -35,11 +35,13 @@ def server_checks(config: RunConfig, schema: Schema | None) -> Iterator[Check]:
             started_s = time.perf_counter() - began
             with contextlib.closing(open_inspector(server.url("learner"), "doctor")) as log:
                 log.check()
-                trip_s = round_trip(log)
+                took_s = round_trip(log)
         shown_version = subprocess.run([find_server(), "--version"], capture_output=True, text=True, check=False).stdout
         version = " ".join(shown_version.split()[:3])
         yield Check(
-            "server", "ok", f"{version}, noeviction, up in {started_s:.1f} s; a round trip takes {trip_s * 1e6:,.0f} us"
+            "server",
+            "ok",
+            f"{version}, noeviction, up in {started_s:.1f} s; a round trip takes {took_s * 1e6:,.0f} us",
         )
         if schema is not None:
             yield from guarded("values", lambda: _values(config, schema))
@@ -67,8 +69,8 @@ def server_check(url: str, planned: int) -> Check:
     """Checks one of the cluster's servers: version, memory policy, room, and how far away it is."""
     with contextlib.closing(open_inspector(url, "doctor")) as log:
         log.check()
-        trip_s, memory = round_trip(log), log.memory()
-    found = f"{log.url} answers in {trip_s * 1e6:,.0f} us; noeviction"
+        round_trip_s, memory = round_trip(log), log.memory()
+    found = f"{log.url} answers in {round_trip_s * 1e6:,.0f} us; noeviction"
     if memory is None:
         return Check("server", "warning", f"{found}, no maxmemory", f"set one: this run wants {megabytes(planned)}")
     room = memory.bound - memory.used
@@ -80,7 +82,7 @@ def server_check(url: str, planned: int) -> Check:
             f"{found}, this run wants {megabytes(planned)}",
             "raise its maxmemory, or lower --replay.log_rows",
         )
-    if trip_s > SLOW_S:
+    if round_trip_s > SLOW_S:
         return Check(
             "server", "warning", found, "slow: run qherd near it, or send bigger chunks (--actors.chunk_steps)"
         )
