@@ -9,7 +9,6 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -140,32 +139,6 @@ def test_each_run_has_a_nonce_of_its_own(tmp_path: Path) -> None:
 
 
 # -- counts
-
-
-def test_fences_and_incarnations_only_rise_also_across_processes(directory: RunDirectory) -> None:
-    assert [directory.fences.next_fence(), directory.fences.next_fence()] == [1, 2]
-    assert [directory.fences.next_incarnation(slot) for slot in (0, 0, 1)] == [1, 2, 1]
-    again = RunDirectory.open(directory.path)
-    assert again.fences.next_fence() == 3
-    assert [again.fences.next_incarnation(0), again.fences.next_incarnation(1)] == [3, 2]
-
-
-def test_an_incarnation_is_above_what_the_server_has_seen(directory: RunDirectory) -> None:
-    assert directory.fences.next_incarnation(0, at_least=7) == 8
-    assert directory.fences.next_incarnation(0, at_least=3) == 9
-    assert directory.fences.next_incarnation(1) == 1
-
-
-def test_a_count_is_synced_to_disk_before_it_is_used(
-    directory: RunDirectory, at_each_fsync: Callable[[Check], None]
-) -> None:
-    seen: list[dict[str, Any]] = []
-    path = directory.path / "fences.json"
-    at_each_fsync(lambda: seen.append(json.loads(path.read_text())))
-    fence, incarnation = directory.fences.next_fence(), directory.fences.next_incarnation(3)
-    assert len(seen) >= 2, "no fsync"
-    assert [counts["fence"] for counts in seen][:2] == [0, fence], "the old until the new is synced"
-    assert json.loads(path.read_text())["incarnations"] == {"3": incarnation}
 
 
 def test_nothing_temporary_stays(directory: RunDirectory) -> None:
@@ -480,24 +453,6 @@ def test_the_newest_configuration_counts_and_the_first_stays(directory: RunDirec
     assert directory.config_file.name == "config-10.yaml"
     assert directory.config.budget.seconds == 7
     assert (directory.path / "config.yaml").read_bytes() == before
-
-
-def test_evaluators_are_counted_over_all_drivers(directory: RunDirectory) -> None:
-    """Each plays seeds of its own."""
-    assert [directory.fences.next_evaluator() for _ in range(2)] == [0, 1]
-    directory.close()
-    resumed = RunDirectory.reopen(directory.path)
-    assert resumed.fences.next_evaluator() == 2
-    resumed.close()
-
-
-def test_a_run_of_an_older_qherd_can_be_resumed(directory: RunDirectory) -> None:
-    """Its fences.json counts no evaluators."""
-    path = directory.path / "fences.json"
-    path.write_text(
-        json.dumps({name: count for name, count in json.loads(path.read_text()).items() if name != "evaluators"})
-    )
-    assert directory.fences.next_evaluator() == 0
 
 
 def test_what_confirmations_have_spent_is_kept(tmp_path: Path) -> None:
