@@ -79,7 +79,7 @@ def write_yaml(value: Any, *, flow: bool = False) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=flow)
 
 
-def whole(text: str) -> int:
+def parse_whole(text: str) -> int:
     """Returns the whole number that is written so. Raises ValueError."""
     try:
         number = Decimal(text.strip())
