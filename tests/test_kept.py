@@ -26,6 +26,11 @@ KEPT: dict[str, Any] = {
     "learner.network": {"hidden": (7,)},
     "learner.algorithm": "qr_dqn",
     "learner.qr_dqn.quantiles": 7,
+    "learner.iqn.cosines": 7,
+    "learner.c51.atoms": 7,
+    "learner.c51.v_min": -7.0,
+    "learner.c51.v_max": 7.0,
+    "learner.value_rescale": True,
     "learner.gamma": 0.123,
     "learner.n_step": 7,
     "learner.reward_scale": 0.123,
@@ -84,4 +89,4 @@ def test_the_documentation_lists_them() -> None:
     text = " ".join(SURVIVE.read_text().split())
     _, _, after = text.partition("What shapes the contents of a checkpoint stays")
     listed, _, _ = after.partition("Another `samples_per_insert`")
-    assert set(re.findall(r"`([a-z_.]+)`", listed)) - {"inline"} == set(kept_options("inline"))
+    assert set(re.findall(r"`([a-z0-9_.]+)`", listed)) - {"inline"} == set(kept_options("inline"))
