@@ -33,7 +33,7 @@ def ray_running(config: RunConfig, log: Path = Path(os.devnull)) -> Iterator[Non
 @contextlib.contextmanager
 def stderr_to(log: Path) -> Iterator[None]:
     """Has what is written on file descriptor 2 appended to ``log`` while the block runs: the stack traces of Ray's C++
-    parts, which know of no sys.stderr, and what its threads say of lost nodes."""
+    parts, which do not use sys.stderr, and what its threads print about lost nodes."""
     if sys.stderr is None:  # as 2>&- has it
         yield
         return

@@ -78,28 +78,28 @@ def doctor_of_run(path: Path, *, as_json: bool) -> int:
     """Reports whether a run is well, and what bounds it; returns 0 where it is at work or over in order, else 1."""
     directory = RunDirectory.open(path)
     config, lock_owner = directory.config, directory.lock.owner()
-    about: dict[str, Any] = {"run": directory.run, "holder": lock_owner, "at_work": lock_owner is not None}
+    result: dict[str, Any] = {"run": directory.run, "holder": lock_owner, "at_work": lock_owner is not None}
     if lock_owner is None:
-        about["over"] = how_it_ended(path)
+        result["over"] = how_it_ended(path)
     elif not as_json:
         print(f"{path} is at work, in {lock_owner}")
     checks = list(checks_of_run(directory, config, lock_owner))
     found = measure_run(directory, config, lock_owner)
     if found is not None:
         window, diagnosis = found
-        about |= {"window": asdict(window), "diagnosis": asdict(diagnosis)}
+        result |= {"window": asdict(window), "diagnosis": asdict(diagnosis)}
         if window.actors is not None:
-            about["window"]["actors"] = window.actors._asdict()
-    return _show(iter(checks), found, as_json, about)
+            result["window"]["actors"] = window.actors._asdict()
+    return _show(iter(checks), found, as_json, result)
 
 
 def _show(
-    checks: Iterable[Check], found: tuple[Window, Diagnosis] | None, as_json: bool, about: Mapping[str, Any]
+    checks: Iterable[Check], found: tuple[Window, Diagnosis] | None, as_json: bool, result: Mapping[str, Any]
 ) -> int:
     """Prints each check as it comes, or all as JSON; returns the exit code."""
     console, seen = Console(markup=False, highlight=False, soft_wrap=True), list[Check]()
-    if not as_json and "over" in about:
-        console.print(f"{about['run']} is not at work; it ended: {about['over']}")
+    if not as_json and "over" in result:
+        console.print(f"{result['run']} is not at work; it ended: {result['over']}")
     for check in checks:
         seen.append(check)
         if not as_json:
@@ -109,13 +109,13 @@ def _show(
                 console.print(f"{'':24}-> {check.remedy}")
     problems = sum(check.state == "problem" for check in seen)
     if as_json:
-        print(json.dumps({**about, "checks": [check._asdict() for check in seen], "problems": problems}))
+        print(json.dumps({**result, "checks": [check._asdict() for check in seen], "problems": problems}))
         return 1 if problems else 0
     if found is not None:
         _print_window(console, *found)
-    elif about:
+    elif result:
         console.print("there are no figures yet to judge its speed by")
-    if not about:
+    if not result:
         console.print(f"{problems} problem(s)" if problems else "all is here that a run needs")
     return 1 if problems else 0
 

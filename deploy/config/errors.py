@@ -6,11 +6,12 @@ from replay.errors import QherdError
 
 
 class ServerError(QherdError, RuntimeError):
-    """The embedded server cannot do what was asked; the message says why and what to do."""
+    """The embedded server cannot do what was asked; the message has the reason and the remedy."""
 
 
 class RunFailedError(QherdError, RuntimeError):
-    """A run that cannot go on; the text says which part failed of what. ``details`` is that part's own traceback."""
+    """A run that cannot continue; the text names the part that failed and its error. ``details`` is that part's own
+    traceback."""
 
     exit_code = 1
 
@@ -20,7 +21,7 @@ class RunFailedError(QherdError, RuntimeError):
 
 
 class RunDirError(QherdError, ValueError):
-    """A run directory that is there already, is not there, or is damaged; the text says which and what to do."""
+    """A run directory that is there already, is not there, or is damaged; the text has which, and the remedy."""
 
 
 class ConfigError(QherdError, ValueError):

@@ -1,7 +1,7 @@
 """What holds a run up, from its measured waits. Pure: figures in, words out.
 
 Two sides work at a ratio that the limiter holds. The slower side is never made to wait, so it is the one that bounds
-the run; where its own time goes then says what to change. A table of cases:
+the run; where its own time goes then decides what to change. A table of cases:
 
 =====================  ==================  ===================================================================
 actors without credit  learner waits       what bounds the run
@@ -48,7 +48,7 @@ class Actors(NamedTuple):
 class Window:
     """What was measured over the last seconds of a run. ``learner``: shares of its time by phase, of which ``wait`` is
     always there; ``learner_starved``: share for which it waited for a core, across them; ``server_busy``: share of a
-    core that the server took, where that can be told; ``cores`` of the one machine that all runs on."""
+    core that the server took, where that can be measured; ``cores`` of the one machine that all runs on."""
 
     seconds: float
     env_steps_per_s: float

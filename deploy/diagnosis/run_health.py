@@ -33,7 +33,7 @@ from replay.foreign import Unreadable, read_object
 LOOK_S = 30.0
 """How much of a run's past is looked at."""
 ENOUGH_S = 5.0
-"""Less than this says little: a run that is younger is waited for."""
+"""A shorter window is not conclusive: a run that is younger is waited for."""
 PATIENCE_S = 60.0
 STALE_S = 15.0
 """A driver writes a row a second: one that has not for so long is stuck."""

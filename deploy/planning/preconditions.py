@@ -113,7 +113,7 @@ def check_process(config: RunConfig) -> None:
 
 def check_values(config: RunConfig, schema: Schema) -> None:
     """Raises ConfigError where a server refuses a full chunk or the weights for their bytes. A cluster's servers are
-    asked: for their bounds, and since managed ones do not tell them, whether they take such values."""
+    asked: for their bounds, and since managed ones do not return them, whether they take such values."""
     if config.mode == "local":
         memory.check_values(config, schema, Bounds(), "a server")
     if config.mode == "cluster":

@@ -34,7 +34,7 @@ def stand_in() -> None:
 
 
 class Output:
-    """A run's stdout, which goes on whatever becomes of it; ``gone()`` is called once, when nobody reads it any more.
+    """A run's stdout, usable whatever becomes of it; ``gone()`` is called once, when nobody reads it any more.
     What a full disk refuses is dropped."""
 
     def __init__(self, gone: Callable[[], None], stream: IO[str] | None = None) -> None:

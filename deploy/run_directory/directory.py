@@ -41,7 +41,7 @@ _CONFIG = re.compile(r"config-(\d+)\.yaml$")
 
 
 class RunDirectory:
-    """The directory of one run. ``create`` makes a new one, ``open`` an existing one, ``reopen`` one to go on with."""
+    """The directory of one run. ``create`` makes a new one, ``open`` an existing one, ``reopen`` one to continue."""
 
     def __init__(self, path: Path, made_parent: bool = False) -> None:
         self._made_parent = made_parent
@@ -103,8 +103,8 @@ class RunDirectory:
 
     @classmethod
     def reopen(cls, path: Path) -> RunDirectory:
-        """Opens and locks an existing directory, to go on with its run, or, in a copy of it, with a run of its own.
-        Writes nothing but the lock: whether the run goes on is not yet decided.
+        """Opens and locks an existing directory, to continue its run, or, in a copy of it, a run of its own.
+        Writes nothing but the lock: whether the run continues is not yet decided.
 
         Raises:
             RunDirError: it is none, is damaged, or another driver has it.
@@ -165,7 +165,7 @@ class RunDirectory:
         return found
 
     def record_config(self, config: RunConfig) -> list[str]:
-        """Keeps which run goes on here, and the configuration that it is resumed with, beside the earlier ones, where
+        """Keeps which run continues here, and the configuration that it is resumed with, beside the earlier ones, where
         it is another, or where other versions or kernels compute; these are returned, a text each.
 
         Raises:

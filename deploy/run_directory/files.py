@@ -15,7 +15,7 @@ from replay.storage import available_memory
 CONFIG_BYTES = 1 << 20
 """No file of options or counts is bigger."""
 MEMORY_BYTES = 1 << 32
-"""What is read at the most where the system does not say how much memory is free."""
+"""What is read at the most where the free memory is unknown."""
 WRITTEN = ("*.json", "*.jsonl", "*.yaml", "lock", "replay.url", "failure.txt", "checkpoints/*.json", "logs/*")
 """What a run writes in place, or puts in the place of."""
 

@@ -26,7 +26,7 @@ class NoFolderError(ConfigError):
 
 
 def temporary_folder() -> tuple[Path, str]:
-    """Returns where private directories are made, and what there is to tell about it: why it is not the system's
+    """Returns where private directories are made, and what there is to show about it: why it is not the system's
     folder for temporary files (TMPDIR), or that others may rename what lies in it.
 
     Raises:
@@ -69,8 +69,8 @@ def _open_to_others(folder: Path) -> bool:
 class PrivateDir:
     """A directory ``qherd-*`` (0700) in ``temporary_folder()``, locked for as long as this process lives.
 
-    The kernel drops the lock however the process ends, so :func:`remove_stale_dirs` can tell whose owner is dead; a
-    process id could be another's by then, or belong to another container that shares the folder.
+    The kernel drops the lock however the process ends, so :func:`remove_stale_dirs` can find those whose owner is dead;
+    a process id could be another's by then, or belong to another container that shares the folder.
     """
 
     def __init__(self) -> None:

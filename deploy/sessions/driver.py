@@ -232,7 +232,7 @@ class Driver:
 
 
 class DiskAlarm:
-    """Has a run go on where the disk refuses what it writes: shown once per spell, and counted."""
+    """Lets a run continue where the disk refuses what it writes: shown once per spell, and counted."""
 
     def __init__(self, notify: Notify) -> None:
         self._notify, self._failing = notify, False

@@ -21,7 +21,7 @@ from replay.state import State, count, number
 
 class InlineEvaluation:
     """Every ``eval.every_updates`` updates a policy is screened. One that raises is tried again later, within the
-    budget of ``actors.restarts``; beyond it no policy is judged for a while, and the run goes on."""
+    budget of ``actors.restarts``; beyond it no policy is judged for a while, and the run continues."""
 
     def __init__(self, config: RunConfig, rebuilt: Rebuilt, notify: Notify) -> None:
         self._every_updates, self._rebuilt, self._notify = config.eval.every_updates, rebuilt, notify
@@ -61,7 +61,8 @@ class InlineEvaluation:
         return verdict, policy
 
     def _restart(self, error: Exception) -> None:
-        """Has another evaluator go on with the next seeds. Where there are too many no policy is judged for a while."""
+        """Replaces the evaluator; the new one continues with the next seeds. Where there are too many of them no policy
+        is judged for a while."""
         wait_s = self._setbacks.died(error)
         if self._setbacks.failing:
             self._not_before_s = time.monotonic() + wait_s

@@ -2,7 +2,7 @@
 
 The command and the run's driver are two processes that share the run's directory: the command writes a request into
 ``scale.json``, the driver, which looks once a second, writes its answers over it. Each write replaces the file in one
-step; the request's id tells whose answer it is.
+step; the request's id distinguishes answers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SETTLE_S = 120.0
 @dataclass(frozen=True)
 class Request:
     """What is asked for, and how far it is. ``epsilon``: what each slot's lanes explore with once annealed, as its
-    actor says itself."""
+    actor reports it."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -105,7 +105,7 @@ class ScaleRequests:
             changes nothing, where it cannot be.
         ladder: what the lanes of each slot explore with once annealed; None until all actors have answered.
         status: what each actor was last known to do, in one line.
-        say: shows a message.
+        notify: shows a message.
     """
 
     def __init__(
