@@ -165,9 +165,8 @@ def test_plan_counts_all_of_a_run() -> None:
     assert short.server < planned.server / 3
     assert short.tree == 0
     assert plan_memory(config.model_copy(update={"mode": "inline"}), schema).server == 0
-    assert "100,000 rows: 710 MB (ram) and a sum tree of 2 MB in the learner; the server at most" in planned.told(
-        config
-    )
+    line = planned.summary_line(config)
+    assert "100,000 rows: 710 MB (ram) and a sum tree of 2 MB in the learner; the server at most" in line
 
 
 @pytest.mark.parametrize("kind", ["ram", "memmap"])
