@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cli_runs import qherd, summary
 
@@ -52,8 +53,9 @@ def test_the_pages_parts_train_resume_and_play(cwd: Path, mode: str, env_steps: 
     assert done.code == 0, done
     assert summary(run)["updates"] > first["updates"]
     parts = read(run / "checkpoints", names(run / "checkpoints")[0])
-    newest = parts["learner"].arrays
-    assert newest["online"].shape == (4 * 64 + 64 + 64 * 2 + 2,), "Sines and the head, nothing else"
+    newest, column = parts["learner"].arrays, parts["mirror"].arrays["column.lean"]
+    assert 0 < np.abs(column).max() < 0.5, "the angle at which CartPole ends is 0.21"
+    assert newest["online"].shape == (4 * 64 + 64 + 2 * (64 * 2 + 2),), "Sines and Twins, nothing else"
     done = qherd("eval", "runs/own", "--episodes", "3", cwd=cwd)
     assert done.code == 0, done
     assert "3 greedy episodes" in done.out
