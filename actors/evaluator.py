@@ -10,15 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy.typing as npt
 
-from actors.config import EnvConfig, EvalConfig
+from actors.config import EvalConfig
 from actors.contract import Env
-from actors.envs import schema_of
 from actors.episodes import Episodes, play
 from actors.players import Players
-from actors.policy import Acting, Policy, PolicyState, make_policy
+from actors.policy import Acting, Policy, PolicyState
 from actors.seeds import evaluation_seed, evaluation_seeds_from
 from actors.verdicts import Spent, episodes_of, error_of, lower_bound
-from learner.networks import NetworkSpec
 from learner.weights import unpack
 from replay.breakable import Breakable, breakable
 from replay.state import State, count
@@ -105,20 +103,17 @@ class Evaluator(Breakable):
 
     def __init__(
         self,
-        env: EnvConfig,
+        players: Players,
+        policy: Policy,
         config: EvalConfig,
-        network: NetworkSpec,
         seed: int,
-        restart: int = 0,
-        stopped: Callable[[], bool] = lambda: False,
+        restart: int,
+        stopped: Callable[[], bool],
     ) -> None:
         """``restart`` counts the evaluators of this run before this one, whose seeds are not played again. Where
         ``stopped()`` becomes true, what is being played ends with EvaluationStopped."""
         self._stopped, self._asked_s = stopped, time.monotonic()
-        self._config = config
-        self._env = env
-        self._players = self._make_players()
-        self._policy = make_policy(network, schema_of(self._players.envs[0]))
+        self._players, self._policy, self._config = players, policy, config
         self._next_seed = evaluation_seeds_from(seed, restart)
 
     def check_unbroken(self) -> None:
@@ -190,13 +185,9 @@ class Evaluator(Breakable):
         players, limit = self._players, self._config.max_episode_steps
         return play(players.envs, policy or self._policy, seeds, limit, players.replace, self._go_on)
 
-    def _make_players(self) -> Players:
-        return Players(self._env, min(LANES, max(self._config.screen_episodes, self._config.confirm_episodes)))
-
     def restart(self) -> None:
-        """Close the environments and make them anew; the seeds go on."""
-        self._players.close()
-        self._players = self._make_players()
+        """Closes the environments and makes them anew; the seeds go on."""
+        self._players.make_anew()
         self._broken_by = None
 
     def _go_on(self, env: Env) -> None:

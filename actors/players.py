@@ -22,13 +22,19 @@ class Players:
     closes them."""
 
     def __init__(self, config: EnvConfig, count: int, *, render_mode: str | None = None) -> None:
-        """``count`` environments."""
-        self._config, self._render_mode = config, render_mode
+        """Makes ``count`` environments."""
+        self._config, self._count, self._render_mode = config, count, render_mode
         self.envs: list[Env] = []
-        self._budgets = [Restarts(f"environment {index} of {config.id}", RESTARTS) for index in range(count)]
+        self.make_anew()
+
+    def make_anew(self) -> None:
+        """Closes all environments and makes others, with budgets of their own."""
+        self.close()
         self._remade: list[str] = []
+        named = (f"environment {index} of {self._config.id}" for index in range(self._count))
+        self._budgets = [Restarts(name, RESTARTS) for name in named]
         try:
-            for index in range(count):
+            for index in range(self._count):
                 self.envs.append(self._make(index))
         except BaseException:
             self.close()

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from gymnasium.vector import SyncVectorEnv
 
 from actors.actor_id import ActorId
+from actors.closing import close_all
 from actors.config import ActorConfig
 from actors.epsilon import Exploration
 from actors.heartbeat import Heartbeat, WorkMeter
@@ -67,6 +68,11 @@ class Rollout(Breakable):
         return self._weights.version
 
     @property
+    def schema(self) -> Schema:
+        """The schema of its rows."""
+        return self._stepper.schema
+
+    @property
     def lanes(self) -> list[Any]:
         """The environments, one a lane."""
         return list(self._stepper.envs.envs)
@@ -114,7 +120,7 @@ class Rollout(Breakable):
     def fill(self) -> None:
         """Collects rows until the chunk is full or ``flush_s`` is over, and encodes it."""
         deadline_s = self._clock() + self._config.flush_s
-        num_actions = self._stepper.schema.num_actions
+        num_actions = self.schema.num_actions
         plan = explore(self._exploration.epsilon, self._config.chunk_steps, num_actions, self._rng)
         self._encode(*self._stepper.collect(plan, deadline_s, self.counters))
 
@@ -122,7 +128,7 @@ class Rollout(Breakable):
         self.counters = counters
         actor = self._actor
         chunk = Chunk(actor.slot, actor.incarnation, self._outbox.seq, self.weight_version, counters, *columns)
-        self._outbox.pending = encode(chunk, self._stepper.schema, actor.run)
+        self._outbox.pending = encode(chunk, self.schema, actor.run)
 
     @breakable
     def send(self) -> bool:
@@ -204,6 +210,10 @@ class Rollout(Breakable):
                 return False
             self._sleep(POLL_MIN_S)
         return True
+
+    def close(self) -> list[str]:
+        """Closes the environments; returns a line for each that did not let itself be closed."""
+        return close_all(self.lanes)
 
     def state(self) -> State:
         """Returns all that a fresh rollout of the same actor goes on from bit by bit, between two chunks; for lanes

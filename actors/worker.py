@@ -9,14 +9,11 @@ from pathlib import Path
 import ray
 
 from actors.actor_id import ActorId
-from actors.closing import close_all
+from actors.builders import build_actor, build_evaluator
 from actors.config import ActorConfig, EnvConfig, EvalConfig
-from actors.envs import make_lanes, schema_of
 from actors.episodes import Episodes
-from actors.evaluator import EvaluationStopped, Evaluator, Verdict
+from actors.evaluator import EvaluationStopped, Verdict
 from actors.heartbeat import Heartbeat
-from actors.policy import make_policy
-from actors.rollout import Rollout
 from actors.verdicts import Spent
 from learner.networks import NetworkSpec
 from replay.chunk_log import open_log
@@ -51,14 +48,8 @@ class ActorWorker:
         ACTOR.info("incarnation %d of slot %d, %d lanes of %s", actor.incarnation, actor.slot, config.lanes, env.id)
         if folder is not None:
             os.chdir(folder)
-        self._lanes = make_lanes(env, config.lanes, config.restarts, slot=actor.slot)
-        try:
-            log = open_log(url, actor.run, "actor", chunks)
-            schema = schema_of(self._lanes.envs[0])
-            self._rollout = Rollout(actor, self._lanes, schema, make_policy(network, schema), log, config)
-        except BaseException:
-            self.close()
-            raise
+        log = open_log(url, actor.run, "actor", chunks)
+        self._rollout = build_actor(actor, env, config, network, log)
 
     def pid(self) -> int:
         """This worker's process id."""
@@ -83,7 +74,7 @@ class ActorWorker:
 
     def close(self) -> list[str]:
         """Close the environments; a line for each that did not let itself be closed."""
-        unclosed = close_all(self._lanes.envs)
+        unclosed = self._rollout.close()
         ACTOR.info("closed its environments%s", "".join(f"; {line}" for line in unclosed))
         return unclosed
 
@@ -111,7 +102,7 @@ class EvaluatorWorker:
         if folder is not None:
             os.chdir(folder)
         stopped = ray.get_runtime_context().is_canceled
-        self._evaluator = Evaluator(env, config, network, seed, restart, stopped)
+        self._evaluator = build_evaluator(env, config, network, seed, restart, stopped)
 
     @failures_logged(EVALUATOR, EvaluationStopped)
     def screen(self, candidate: bytes, spent: Spent) -> Verdict:

@@ -10,9 +10,9 @@ import numpy as np
 from gymnasium.vector import SyncVectorEnv
 
 from actors.actor_id import ActorId
+from actors.builders import build_actor
 from actors.config import ActorConfig, EnvConfig
-from actors.envs import make_env, make_lanes, schema_of
-from actors.policy import make_policy
+from actors.envs import make_env, schema_of
 from actors.rollout import Rollout
 from benchmarks.herd import beside, publish_weights
 from benchmarks.result import Result, alternate
@@ -32,13 +32,12 @@ ENV = EnvConfig(id="LunarLander-v3")
 def rollout_at_work() -> Iterator[Rollout]:
     """One actor's rollout on a real server, with weights and all the credit it can use."""
     with EmbeddedServer(RUN, 256 << 20) as server:
-        envs = make_lanes(ENV, LANES)
-        schema = schema_of(envs.envs[0])
+        schema = schema_of(make_env(ENV, training=True))
         sizes = (*schema.obs_shape, *HIDDEN, schema.num_actions)
         config = ActorConfig(count=1, lanes=LANES, chunk_steps=CHUNK_STEPS)
         with beside(publish_weights, server.url("learner"), RUN, sizes):
             log = RedisLog(server.url("actor"), RUN, max_chunks=1000)
-            rollout = Rollout(ActorId(RUN, 0, 0, 1, 1), envs, schema, make_policy(NetworkSpec(), schema), log, config)
+            rollout = build_actor(ActorId(RUN, 0, 0, 1, 1), ENV, config, NetworkSpec(), log)
             while not rollout.ready():
                 time.sleep(0.05)
             yield rollout

@@ -56,17 +56,12 @@ def publish_weights(url: str, run: str, sizes: tuple[int, ...]) -> None:
 def act(url: str, run: str, slot: int, slots: int, env: EnvConfig, config: ActorConfig, chunks: int) -> None:
     """One real actor, until it is terminated; its stream holds at most ``chunks``."""
     from actors.actor_id import ActorId
-    from actors.envs import make_lanes, schema_of
-    from actors.policy import make_policy
-    from actors.rollout import Rollout
+    from actors.builders import build_actor
     from learner.networks import NetworkSpec
     from replay.chunk_log.redis_log import RedisLog
 
-    lanes = make_lanes(env, config.lanes)
-    place = ActorId(run, 0, slot, slots, 1)
-    schema = schema_of(lanes.envs[0])
-    policy = make_policy(NetworkSpec(), schema)
-    rollout = Rollout(place, lanes, schema, policy, RedisLog(url, run, chunks), config)
+    actor, log = ActorId(run, 0, slot, slots, 1), RedisLog(url, run, chunks)
+    rollout = build_actor(actor, env, config, NetworkSpec(), log)
     with contextlib.suppress(LogError):  # the server ends first
         while True:
             rollout.collect(1.0)

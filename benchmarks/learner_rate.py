@@ -15,6 +15,7 @@ from deploy.config.models import RunConfig
 from deploy.planning.memory import backstop_chunks, chunk_rows, server_bytes
 from deploy.planning.preconditions import probe_env
 from deploy.server.embedded import EmbeddedServer
+from learner.builders import LearnerSpec, build_learner
 from learner.learner import Learner
 from learner.loop import LearnerLoop
 from learner.publisher import Publisher
@@ -91,8 +92,9 @@ def running_herd(config: RunConfig, warm_up_updates: int) -> Iterator[LearnerLoo
         publisher.start()
         herd.callback(publisher.stop)
         log = RedisLog(url, RUN)
-        loop = LearnerLoop(RUN, log, publisher, schema, config.replay, config.learner, fence=1, seed=config.seed)
-        loop.expect(range(count), chunk_rows(config))
+        rows = chunk_rows(config)
+        spec = LearnerSpec(RUN, schema, config.replay, config.learner, 1, config.seed, slots=count, chunk_rows=rows)
+        loop = build_learner(spec, log, publisher)
         place = (server.url("actor"), RUN)
         for slot in range(count):
             herd.enter_context(beside(act, *place, slot, count, config.env, config.actors, backstop_chunks(config)))

@@ -15,8 +15,9 @@ import torch
 from stable_baselines3 import DQN  # type: ignore[import-not-found, unused-ignore]
 from stable_baselines3.common.callbacks import BaseCallback  # type: ignore[import-not-found, unused-ignore]
 
+from actors.builders import build_evaluator
 from actors.config import EnvConfig, EvalConfig
-from actors.evaluator import Evaluator, Verdict
+from actors.evaluator import Verdict
 from actors.verdicts import Spent
 from learner.networks import NetworkSpec
 from learner.weights import pack
@@ -49,7 +50,7 @@ class UntilSolved(BaseCallback):  # type: ignore[misc, unused-ignore]
     def __init__(self, seed: int, seconds: float) -> None:
         super().__init__()
         self._config = EvalConfig(threshold=200)
-        self._evaluator = Evaluator(EnvConfig(id="LunarLander-v3"), self._config, NetworkSpec(), seed)
+        self._evaluator = build_evaluator(EnvConfig(id="LunarLander-v3"), self._config, NetworkSpec(), seed)
         self._end_s = time.perf_counter() + seconds
         self._next_screen_s = time.perf_counter()
         self.verdict: Verdict | None = None

@@ -209,15 +209,16 @@ class FedLearner:
 
 def _learn(url: str, done: Any) -> None:
     """A learner for ever; says in ``done`` how far it is."""
-    from learner.loop import LearnerLoop
+    from learner.builders import LearnerSpec, build_learner
     from learner.publisher import Publisher
 
     replay = ReplayConfig(capacity_rows=FED_CAPACITY, samples_per_insert=0.25, sampler="prioritised")
     config = LearnerConfig(batch=128, network=NetworkConfig(hidden=(64, 64)))
     publisher = Publisher(RedisLog(url, FED), fence=1)
     publisher.start()
-    loop = LearnerLoop(FED, RedisLog(url, FED), publisher, FED_SCHEMA, replay, config, fence=1, seed=0)
-    loop.expect(range(SENDERS), Feed(FED_SCHEMA, FED).rows)
+    rows = Feed(FED_SCHEMA, FED).rows
+    spec = LearnerSpec(FED, FED_SCHEMA, replay, config, fence=1, seed=0, slots=SENDERS, chunk_rows=rows)
+    loop = build_learner(spec, RedisLog(url, FED), publisher)
     started = time.monotonic()
     while True:
         report = loop.train(1.0)

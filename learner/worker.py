@@ -7,19 +7,21 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray
 
+from learner.builders import LearnerSpec, build_learner
 from learner.checkpoint import Checkpointer, CheckpointError, Found
-from learner.config import LearnerConfig
 from learner.publisher import Publisher
 from learner.report import Report, Resumed
-from replay.chunk import Schema
 from replay.chunk_log import open_log, open_sharded_log
-from replay.config import ReplayConfig
 from replay.identity import Identity
 from replay.logs import LogFile, failures_logged
 from replay.metrics import Metric
+
+if TYPE_CHECKING:
+    from learner.loop import LearnerLoop
 
 LOG = logging.getLogger("qherd.learner")
 
@@ -34,17 +36,8 @@ class LearnerWorker:
         identity: Identity,
         log_file: LogFile,
         urls: Sequence[str],
-        run: str,
-        schema: Schema,
-        replay: ReplayConfig,
-        config: LearnerConfig,
+        spec: LearnerSpec,
         *,
-        fence: int,
-        seed: int,
-        slots: int,
-        slots_ever: int,
-        chunk_rows: int,
-        quarantine: Path | None,
         checkpointer: Checkpointer,
         must_resume: bool,
         metrics: Sequence[Metric],
@@ -53,24 +46,23 @@ class LearnerWorker:
         path: Path | None,
     ) -> None:
         """``urls`` of all servers have the learner's own passwords: they come as an argument since Ray logs a
-        runtime_env in clear. ``slots_ever``: how many there were at the most, of which the last ones may have left.
-        ``must_resume``: an earlier learner of this run has written checkpoints. ``path``: the folder of the user's own
-        modules, with encoders and algorithms perhaps.
+        runtime_env in clear. ``must_resume``: an earlier learner of this run has written checkpoints. ``path``: the
+        folder of the user's own modules, with encoders and algorithms perhaps.
 
-        Raises CheckpointError where there is none to go on from but should be, or where the first cannot be written.
+        Raises:
+            CheckpointError: there is no checkpoint to go on from but should be, or the first cannot be written.
         """
         identity.check()
         log_file.start(stderr=True)
-        LOG.info("learner with fence %d", fence)
+        LOG.info("learner with fence %d", spec.fence)
         if path is not None:
             sys.path.append(str(path))
-        _prepare_torch(config.threads)
+        _prepare_torch(spec.config.threads)
         from learner.exporter import MetricsServer
-        from learner.loop import LearnerLoop
 
-        self._metrics = MetricsServer(metrics, run, version, metrics_address)
-        self._publisher = publisher = _start_publisher(urls, run, fence)
-        log = open_sharded_log(urls, run, "reader", publisher)
+        self._metrics = MetricsServer(metrics, spec.run, version, metrics_address)
+        self._publisher = publisher = _start_publisher(urls, spec.run, spec.fence)
+        log = open_sharded_log(urls, spec.run, "reader", publisher)
 
         def build(found: Found | None) -> LearnerLoop:
             if found is None and must_resume:
@@ -78,23 +70,10 @@ class LearnerWorker:
                     f"none of the run's checkpoints is in {checkpointer.folder} on {socket.gethostname()}: give a "
                     "--checkpoint.dir that every node sees on which the learner may run"
                 )
-            return LearnerLoop(
-                run,
-                log,
-                publisher,
-                schema,
-                replay,
-                config,
-                fence=fence,
-                seed=seed,
-                quarantine=quarantine,
-                checkpointer=checkpointer,
-                found=found,
-            )
+            return build_learner(spec, log, publisher, checkpointer, found)
 
-        self._loop = checkpointer.build_from_newest(build) if fence > 1 else build(None)
+        self._loop = checkpointer.build_from_newest(build) if spec.fence > 1 else build(None)
         self._metrics.begin(self._loop.progress.initial_counters())
-        self._loop.expect(range(slots), chunk_rows, range(slots_ever))
         self._loop.checkpoint(wait=self._loop.resumed is None)
         if self._loop.resumed is None:
             checkpointer.check()

@@ -13,12 +13,11 @@ from typing import Any, Self, cast
 import torch
 
 from actors.actor_id import ActorId
+from actors.builders import build_actor
 from actors.config import ActorConfig, EnvConfig
 from actors.envs import make_lanes, schema_of
-from actors.policy import make_policy
-from actors.rollout import Rollout
+from learner.builders import LearnerSpec, build_learner
 from learner.config import LearnerConfig
-from learner.loop import LearnerLoop
 from learner.networks import NetworkConfig
 from learner.publisher import Publisher
 from replay.chunk_log.protocol import ChunkLog, LogError, Status
@@ -72,16 +71,9 @@ class Actor:
     def __init__(self, url: str, run: str, slot: int, incarnation: int, timeout_s: float, env: EnvConfig) -> None:
         self.slot, self.incarnation = slot, incarnation
         self.log = Watched(RedisLog(url, run, timeout_s=timeout_s))
-        envs = make_lanes(env, ACTORS.lanes)
-        schema = schema_of(envs.envs[0])
-        self.rollout = Rollout(
-            ActorId(run, 1, slot, SLOTS, incarnation),
-            envs,
-            schema,
-            make_policy(LEARNER.network_spec, schema),
-            cast(ChunkLog, self.log),
-            ACTORS,
-        )
+        actor, log = ActorId(run, 1, slot, SLOTS, incarnation), cast(ChunkLog, self.log)
+        self.rollout = build_actor(actor, env, ACTORS, LEARNER.network_spec, log)
+        envs = self.rollout._stepper.envs
         self.steps = self.steps_in_doubt = 0
         self.failure: LogError | None = None
         self.flushed = False
@@ -133,8 +125,9 @@ class Learner:
         self.publisher.start()
         log = ShardedLog([cast(ChunkLog, self.reader_log)], self.publisher)
         schema = schema_of(envs.envs[0])
-        self.loop = LearnerLoop(run, log, self.publisher, schema, replay, LEARNER, fence=fence, seed=1)
-        self.loop.expect(range(SLOTS), ACTORS.lanes * ACTORS.chunk_steps)
+        chunk_rows = ACTORS.lanes * ACTORS.chunk_steps
+        spec = LearnerSpec(run, schema, replay, LEARNER, fence=fence, seed=1, slots=SLOTS, chunk_rows=chunk_rows)
+        self.loop = build_learner(spec, log, self.publisher)
         envs.close()
 
     def train_until(self, over: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> None:

@@ -24,11 +24,10 @@ from hypothesis import strategies as st
 from lending import plenty
 
 from actors.actor_id import ActorId
+from actors.builders import build_actor
 from actors.config import ActorConfig, EnvConfig
 from actors.contract import ContractError, columns_of
-from actors.envs import make_lanes, schema_of
 from actors.lanes import LaneError, RecordedLane
-from actors.policy import make_policy
 from actors.rollout import Rollout
 from deploy.config.models import RunConfig
 from deploy.planning.memory import chunk_bytes, server_bytes
@@ -412,11 +411,9 @@ def masked(recorded: bool = False, incarnation: int = 1, **kwargs: Any) -> tuple
     log.publish(1, plenty(), pack(1, 0, 0, {
         "head.linear.weight": np.zeros((4, 1), np.float32), "head.linear.bias": np.zeros(4, np.float32)
     }))  # fmt: skip
-    lanes = make_lanes(EnvConfig(id="Masked-v0", kwargs=kwargs), 2, recorded=recorded)
-    schema = schema_of(lanes.envs[0])
-    config = ActorConfig(lanes=2, chunk_steps=4, flush_s=1_000)
-    place = ActorId(RUN, 7, 0, 1, incarnation)
-    return Rollout(place, lanes, schema, make_policy(NetworkSpec(), schema), log, config), log
+    env, config = EnvConfig(id="Masked-v0", kwargs=kwargs), ActorConfig(lanes=2, chunk_steps=4, flush_s=1_000)
+    actor = ActorId(RUN, 7, 0, 1, incarnation)
+    return build_actor(actor, env, config, NetworkSpec(), log, recorded=recorded), log
 
 
 def check_sent(log: MemoryLog, schema: Schema) -> int:
@@ -437,7 +434,7 @@ def check_sent(log: MemoryLog, schema: Schema) -> int:
 def test_an_environments_infos_become_columns(broken_at: int) -> None:
     """By the names in its metadata: across chunks, ends of episodes, the flush, and environments made anew."""
     rollout, log = masked(numbers=itertools.count(1), broken_at=broken_at)
-    schema = rollout._stepper.schema
+    schema = rollout.schema
     assert schema.extras == (Column("mask", "uint8", (4,)), Column("wind", "float32", ()))
     for _ in range(3):
         assert rollout.ready()
@@ -467,7 +464,7 @@ def test_a_lane_that_is_played_again_has_its_columns_back() -> None:
     other.fill()
     other.send()
     assert other.flush(1.0)
-    assert check_sent(log, one._stepper.schema) > 15
+    assert check_sent(log, one.schema) > 15
 
 
 @pytest.mark.parametrize(

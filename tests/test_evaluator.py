@@ -14,11 +14,12 @@ import scripted_env
 from numpy.testing import assert_allclose, assert_array_equal
 
 from actors.actor_id import ActorId
+from actors.builders import build_evaluator
 from actors.config import EnvConfig, EvalConfig
 from actors.contract import EnvError
 from actors.envs import make_env
 from actors.episodes import Episodes, play
-from actors.evaluator import EvaluationStopped, Evaluator, Verdict
+from actors.evaluator import EvaluationStopped, Verdict
 from actors.lanes import LaneError
 from actors.players import Players
 from actors.policy import PolicyState
@@ -161,7 +162,7 @@ def test_an_evaluation_can_be_stopped() -> None:
     endless = EnvConfig(id="scripted_env:Scripted-v0", kwargs={"lengths": (10**9,)})
     asked = iter([False, True])
     config = EvalConfig(max_episode_steps=10**9)
-    evaluator = Evaluator(endless, config, NetworkSpec(), 0, stopped=lambda: next(asked))
+    evaluator = build_evaluator(endless, config, NetworkSpec(), 0, stopped=lambda: next(asked))
     with pytest.raises(EvaluationStopped):
         evaluator.screen(policy())
 
@@ -199,7 +200,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
 
         monkeypatch.setattr("actors.evaluator.play", fake)
         config = EvalConfig(screen_episodes=20, confirm_episodes=100, threshold=threshold)
-        return Evaluator(FIXED, config, NetworkSpec(), 0).screen(policy(), spent), seeds_played
+        return build_evaluator(FIXED, config, NetworkSpec(), 0).screen(policy(), spent), seeds_played
 
     return screen
 
@@ -277,7 +278,7 @@ def test_a_later_confirmation_plays_more_and_needs_more(scripted: Scripted) -> N
 def test_a_hold_out_plays_whole_rounds_until_its_time_is_up() -> None:
     """As many episodes as are asked for where there is time; what was not finished is left out."""
     config = EvalConfig(screen_episodes=3, confirm_episodes=3, holdout_episodes=7)
-    evaluator = Evaluator(FIXED, config, NetworkSpec(), 0)
+    evaluator = build_evaluator(FIXED, config, NetworkSpec(), 0)
     played = evaluator.holdout(policy(), 60.0)
     assert played is not None
     assert played.lengths.tolist() == [4] * 7
@@ -305,7 +306,7 @@ def test_no_seed_is_played_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actors.evaluator.play", fake)
     for seed in (0, 1):
         for restart in (0, 1, 2):
-            evaluator = Evaluator(FIXED, EvalConfig(threshold=0.0), NetworkSpec(), seed, restart)
+            evaluator = build_evaluator(FIXED, EvalConfig(threshold=0.0), NetworkSpec(), seed, restart)
             for _ in range(50):
                 evaluator.screen(policy())
     assert len(set(played)) == len(played) == 2 * 3 * 50 * 120
@@ -317,7 +318,7 @@ def test_no_seed_is_played_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_real_evaluation_is_greedy() -> None:
     """Four env steps of the first scripted episodes, the chosen action in each; the time it took is counted."""
-    evaluator = Evaluator(FIXED, EvalConfig(screen_episodes=1, confirm_episodes=2), NetworkSpec(), 0)
+    evaluator = build_evaluator(FIXED, EvalConfig(screen_episodes=1, confirm_episodes=2), NetworkSpec(), 0)
     worse, better = evaluator.screen(policy(action=1)), evaluator.screen(policy(action=0))
     assert worse.screen.returns.tolist() == [-(0 + 1 + 2 + 3)]
     assert better.screen.returns.tolist() == [400 + 1 + 2 + 3]
@@ -327,7 +328,7 @@ def test_a_real_evaluation_is_greedy() -> None:
 
 def test_training_limits_do_not_shorten_the_evaluation() -> None:
     config = FIXED.model_copy(update={"max_episode_steps": 2})
-    verdict = Evaluator(config, EvalConfig(screen_episodes=1), NetworkSpec(), 0).screen(policy())
+    verdict = build_evaluator(config, EvalConfig(screen_episodes=1), NetworkSpec(), 0).screen(policy())
     assert verdict.screen.lengths.tolist() == [4]
 
 
@@ -342,7 +343,7 @@ def test_a_screen_that_was_stopped_leaves_an_evaluator_that_plays_the_hold_out()
     """As at the end of a run whose budget is over in the middle of a screen: a stop breaks nothing."""
     asked = [True]
     config = EvalConfig(screen_episodes=2, confirm_episodes=2, holdout_episodes=4)
-    evaluator = Evaluator(FIXED, config, NetworkSpec(), 0, 0, lambda: asked[0])
+    evaluator = build_evaluator(FIXED, config, NetworkSpec(), 0, 0, lambda: asked[0])
     evaluator._asked_s = -math.inf  # it asks at once
     with pytest.raises(EvaluationStopped):
         evaluator.screen(policy())

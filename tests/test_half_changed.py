@@ -14,13 +14,14 @@ from chunk_makers import RUN, SCHEMA, FakeActor, reader_on
 from lending import plenty
 
 from actors.actor_id import ActorId
+from actors.builders import build_evaluator
 from actors.config import ActorConfig, EnvConfig, EvalConfig
 from actors.contract import EnvError
 from actors.envs import make_lanes, schema_of
-from actors.evaluator import Evaluator
 from actors.lanes import LaneError
 from actors.policy import make_policy
 from actors.rollout import Rollout
+from learner.builders import LearnerSpec, build_learner
 from learner.config import LearnerConfig
 from learner.loop import LearnerLoop
 from learner.networks import NetworkConfig, NetworkSpec
@@ -149,7 +150,7 @@ def test_an_actors_second_call_does_not_go_on_after_the_first_one_failed(
         with pytest.raises(told) as again:
             call()
         assert first.value in (again.value, again.value.__cause__)
-    arrived, reader = sampled(log, rollout._stepper.schema)
+    arrived, reader = sampled(log, rollout.schema)
     expected = {s: transition for episode in episodes for s, transition in truth(episode).items()}
     chunks = (at - 1 + sum(at > end for end in (3, 4, 9, 11))) // 4
     assert reader.ledger.totals.chunks == chunks, "boundary rows between"
@@ -166,8 +167,8 @@ def loop_of() -> LearnerLoop:
     log = MemoryLog()
     replay = ReplayConfig(capacity_rows=500, min_rows=40, samples_per_insert=4.0)
     config = LearnerConfig(network=NetworkConfig(hidden=(4,)), batch=8, device="cpu")
-    loop = LearnerLoop(RUN, log, Publisher(log, 1), SCHEMA, replay, config, fence=1, seed=0)
-    loop.expect([0], 16)
+    spec = LearnerSpec(RUN, SCHEMA, replay, config, fence=1, seed=0, slots=1, chunk_rows=16)
+    loop = build_learner(spec, log, Publisher(log, 1))
     actor = FakeActor(lanes=2, p_end=0.1)
     for _ in range(10):
         actor.send(log, 8)
@@ -218,7 +219,7 @@ def test_a_reader_that_was_interrupted_in_a_chunk_takes_no_further_one(monkeypat
 
 def test_an_evaluator_that_raised_gives_no_further_verdict() -> None:
     at = {"fault": "raises", "at": 2, "note": print}
-    evaluator = Evaluator(
+    evaluator = build_evaluator(
         EnvConfig(id="Recorded-v0", kwargs=at), EvalConfig(screen_episodes=1, confirm_episodes=2), NetworkSpec(), 0
     )
     with pytest.raises(LaneError, match="the bridge is down") as first:

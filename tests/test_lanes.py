@@ -15,6 +15,7 @@ from lending import plenty
 from scripted_env import ENDS, RaisingEnv
 
 from actors.actor_id import ActorId
+from actors.builders import build_actor
 from actors.config import ActorConfig, EnvConfig
 from actors.contract import EnvError
 from actors.envs import make_lanes
@@ -32,7 +33,7 @@ RUN = "a-run"
 SCHEMA = Schema((3,), "float32", 2)
 LENGTHS = (3, 1, 5, 2)
 END_FLAGS = dict(zip(ENDS, (TERMINATED, TRUNCATED, TERMINATED | TRUNCATED), strict=True))
-PLACE = ActorId(RUN, 7, 0, 1, 1)
+ME = ActorId(RUN, 7, 0, 1, 1)
 Where = tuple[str, int, int, int]
 """What raises: "step" or "reset", of the lane's how-manieth environment, in which episode, at which time."""
 
@@ -44,7 +45,7 @@ class Faults:
         self.places = places or {}
         self.makes_before_failing = 10**9
         self._whose = {}
-        for lane, seed in enumerate(PLACE.seeds(lanes)[0]):
+        for lane, seed in enumerate(ME.seeds(lanes)[0]):
             for number, each in enumerate(seeds(seed, rebuilds)):
                 self._whose[each % 10_000] = lane, number
 
@@ -85,9 +86,7 @@ class Actor:
         config = ActorConfig(lanes=lanes, chunk_steps=chunk_steps, epsilon=1.0, epsilon_alpha=0.0)
         env = EnvConfig(id="scripted_env:Raising-v0", kwargs={"fault": faults, "lengths": LENGTHS})
         self.envs = make_lanes(env, lanes, restarts)
-        self.rollout = Rollout(
-            PLACE, self.envs, SCHEMA, make_policy(NetworkSpec(), SCHEMA), self.log, config, lambda: 0.0
-        )
+        self.rollout = Rollout(ME, self.envs, SCHEMA, make_policy(NetworkSpec(), SCHEMA), self.log, config, lambda: 0.0)
 
     def work(self, chunks: int) -> list[Chunk]:
         """Collect and send so many chunks; all that were sent, decoded (which checks their flags)."""
@@ -130,7 +129,7 @@ def _one_environment(number: int, seed: int, raises: set[Where]) -> Iterator[tup
 def check(chunks: list[Chunk], places: dict[int, set[Where]]) -> None:
     """Every lane's rows and the counters of every header."""
     obs, flags, reward, action = (column(chunks, name) for name in ("obs", "flags", "reward", "action"))
-    for lane, seed in enumerate(PLACE.seeds(flags.shape[1])[0]):
+    for lane, seed in enumerate(ME.seeds(flags.shape[1])[0]):
         for t, (see, flag, size) in zip(range(len(flags)), lived(seed, places.get(lane, set())), strict=False):
             assert (obs[t, lane].tolist(), flags[t, lane]) == (see, flag), (lane, t)
             assert reward[t, lane] == (-size if action[t, lane] else size)
@@ -160,7 +159,7 @@ def test_a_raising_step_is_a_boundary_row_of_its_lane_alone(caplog: pytest.LogCa
     places = {0: {("step", 0, 0, 2)}}
     tested = Actor(Faults(2, places))
     chunks = tested.work(3)
-    first, anew = (seed % 10_000 for seed in seeds(PLACE.seeds(2)[0][0], 1))
+    first, anew = (seed % 10_000 for seed in seeds(ME.seeds(2)[0][0], 1))
     assert chunks[0].obs[:, 0].tolist() == [[first, 0, 0], [first, 0, 1], [first, 0, 2], [anew, 0, 0]]
     assert chunks[0].flags[:, 0].tolist() == [FIRST, 0, BOUNDARY, FIRST]
     assert chunks[0].reward[2, 0] == chunks[0].q_taken[2, 0] == 0
@@ -269,7 +268,7 @@ def test_a_first_reset_that_raises_is_treated_alike() -> None:
 
     env = EnvConfig(id="scripted_env:Raising-v0", kwargs={"fault": once})
     log = MemoryLog()
-    rollout = Rollout(PLACE, make_lanes(env, 2), SCHEMA, make_policy(NetworkSpec(), SCHEMA), log, ActorConfig(lanes=2))
+    rollout = build_actor(ME, env, ActorConfig(lanes=2), NetworkSpec(), log)
     assert rollout.pop_rebuilt() == ("lane 0: RuntimeError: not yet, after env step 0 of it",)
 
 
@@ -286,8 +285,8 @@ def test_a_keyboards_interrupt_is_no_fault() -> None:
 
 def test_no_lane_is_given_a_seed_twice() -> None:
     """Of many lanes, actors, incarnations and rebuilds."""
-    places = (ActorId(RUN, 7, slot, 4, incarnation) for slot in range(4) for incarnation in (1, 2))
-    all_seeds = [each for place in places for lane in place.seeds(16)[0] for each in seeds(lane, 10)]
+    actors = (ActorId(RUN, 7, slot, 4, incarnation) for slot in range(4) for incarnation in (1, 2))
+    all_seeds = [each for actor in actors for lane in actor.seeds(16)[0] for each in seeds(lane, 10)]
     assert len(set(all_seeds)) == len(all_seeds) == 4 * 2 * 16 * 11
 
 
@@ -308,7 +307,7 @@ def test_what_is_not_finite_has_its_environment_lane_and_env_step(bad: dict[str,
     envs, log = make_lanes(config, 2), open_log()
     vars(envs.envs[1].unwrapped).update(bad)
     rollout = Rollout(
-        PLACE, envs, SCHEMA, make_policy(NetworkSpec(), SCHEMA), log, ActorConfig(lanes=2, chunk_steps=4), lambda: 0.0
+        ME, envs, SCHEMA, make_policy(NetworkSpec(), SCHEMA), log, ActorConfig(lanes=2, chunk_steps=4), lambda: 0.0
     )
     for chunk in range(3):
         assert rollout.ready()

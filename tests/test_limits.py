@@ -13,6 +13,7 @@ import redis
 from chunk_makers import FakeActor, chunk_id
 
 from deploy.server.embedded import EmbeddedServer
+from learner.builders import LearnerSpec, build_learner
 from learner.config import LearnerConfig
 from learner.loop import LearnerLoop
 from learner.networks import NetworkConfig
@@ -61,8 +62,8 @@ def herd(binary: Path, server_bytes: int, replay: ReplayConfig) -> Iterator[tupl
         publisher = Publisher(RedisLog(url, RUN), fence=1)
         publisher.start()
         stack.callback(publisher.stop)
-        loop = LearnerLoop(RUN, RedisLog(url, RUN), publisher, PICTURES, replay, LEARNER, fence=1, seed=0)
-        loop.expect([0], 64)
+        spec = LearnerSpec(RUN, PICTURES, replay, LEARNER, fence=1, seed=0, slots=1, chunk_rows=64)
+        loop = build_learner(spec, RedisLog(url, RUN), publisher)
         yield loop, Sender(RedisLog(url, RUN)), stack.enter_context(redis.Redis.from_url(url))
 
 

@@ -11,6 +11,7 @@ import torch
 from chunk_makers import RUN, SCHEMA, FakeActor, append
 
 from learner import loop as loop_module
+from learner.builders import LearnerSpec, build_learner
 from learner.collective import Alone
 from learner.config import LearnerConfig
 from learner.loop import LearnerLoop
@@ -31,8 +32,8 @@ def make(**replay: Any) -> tuple[LearnerLoop, MemoryLog]:
     """A loop on a log in memory; batches of 8."""
     values = {"capacity_rows": 500, "min_rows": 40, "samples_per_insert": 4.0, "sampler": "prioritised", **replay}
     log, learner = MemoryLog(), LearnerConfig(network=NetworkConfig(hidden=(4,)), batch=8, device="cpu", n_step=3)
-    loop = LearnerLoop(RUN, log, Publisher(log, 1), SCHEMA, ReplayConfig(**values), learner, fence=1, seed=0)
-    loop.expect([0], 16)
+    spec = LearnerSpec(RUN, SCHEMA, ReplayConfig(**values), learner, fence=1, seed=0, slots=1, chunk_rows=16)
+    loop = build_learner(spec, log, Publisher(log, 1))
     return loop, log
 
 

@@ -47,36 +47,32 @@ def test_the_same_seed_explores_the_same() -> None:
     assert_array_equal(first, again)
 
 
-@pytest.mark.parametrize("module", ["actors.rollout", "actors.worker"])
+@pytest.mark.parametrize("module", ["actors.builders", "actors.worker"])
 def test_an_actor_never_imports_torch(module: str) -> None:
     """175 MB and seconds in every process. One chunk is acted, encoded and sent, since imports hide in functions."""
     program = f"""
 import sys
 import {module}
-from actors.config import ActorConfig, EnvConfig
-from actors.envs import make_lanes, schema_of
-from actors.evaluator import Evaluator
-from actors.config import EvalConfig
-from actors.policy import make_policy
-from learner.networks import NetworkSpec
 from actors.actor_id import ActorId
-from actors.rollout import Rollout
+from actors.builders import build_actor, build_evaluator
+from actors.config import ActorConfig, EnvConfig, EvalConfig
+from learner.networks import NetworkSpec
 from learner.weights import pack
 from replay.credit import Credit, pack_credit
 from replay.chunk_log.memory_log import MemoryLog
 import numpy as np
 env = EnvConfig(id="CartPole-v1")
-envs, log = make_lanes(env, 2), MemoryLog()
+log = MemoryLog()
 layer = np.ones((2, 4), np.float32), np.zeros(2, np.float32)
 weights = pack(1, 0, 0, {{"head.linear.weight": layer[0], "head.linear.bias": layer[1]}})
 log.take_lease(1)
 log.publish(1, pack_credit({{0: Credit(1, 0, 1000)}}), weights)
-network, schema = NetworkSpec(), schema_of(envs.envs[0])
-rollout = Rollout(ActorId("r", 0, 0, 1, 1), envs, schema, make_policy(network, schema), log, ActorConfig(lanes=2))
+network = NetworkSpec()
+rollout = build_actor(ActorId("r", 0, 0, 1, 1), env, ActorConfig(lanes=2), network, log)
 assert rollout.ready()
 rollout.fill()
 assert rollout.send()
-Evaluator(env, EvalConfig(screen_episodes=1), network, 0).screen(weights)
+build_evaluator(env, EvalConfig(screen_episodes=1), network, 0).screen(weights)
 print(sorted(name for name in sys.modules if name == "torch" or name.startswith("torch.")))
 """
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)

@@ -18,12 +18,11 @@ from scripted_env import DrawnEnv, RaisingEnv
 
 from actors import lanes as lanes_module
 from actors.actor_id import ActorId
+from actors.builders import build_actor
 from actors.config import ActorConfig, EnvConfig
 from actors.contract import EnvError
-from actors.envs import make_env, make_lanes, schema_of
+from actors.envs import make_env, schema_of
 from actors.lanes import NotReplayable, replay_refused
-from actors.policy import make_policy
-from actors.rollout import Rollout
 from learner.networks import NetworkSpec
 from learner.weights import pack
 from replay.chunk import BOUNDARY, TERMINATED, TRUNCATED, Codec
@@ -31,7 +30,7 @@ from replay.chunk_log.memory_log import MemoryLog
 from replay.chunk_log.protocol import ChunkId
 from replay.state import State
 
-PLACE = ActorId("a-run", 7, 1, 3, 2)
+ME = ActorId("a-run", 7, 1, 3, 2)
 DRAWN = EnvConfig(id="scripted_env:Drawn-v0")
 LUNAR = EnvConfig(id="LunarLander-v3")
 LIMITED = EnvConfig(id="LunarLander-v3", max_episode_steps=7)
@@ -63,15 +62,13 @@ def learned(env: EnvConfig, version: int, env_steps: int = 100) -> bytes:
 class Actor:
     """A rollout as the inline session has it, with a log of its own, in which slot 0 has chunks too."""
 
-    def __init__(self, env: EnvConfig, lanes: int = 3, chunk_steps: int = 5, *, place: ActorId = PLACE) -> None:
+    def __init__(self, env: EnvConfig, lanes: int = 3, chunk_steps: int = 5, *, actor: ActorId = ME) -> None:
         self.env, self.log = env, MemoryLog()
         self.log.take_lease(1)
-        self.log.publish(1, plenty(PLACE.incarnation), learned(env, 1))
-        envs = make_lanes(env, lanes, recorded=True)
+        self.log.publish(1, plenty(ME.incarnation), learned(env, 1))
         config = ActorConfig(lanes=lanes, chunk_steps=chunk_steps, epsilon_anneal_env_steps=500, fetch_every_s=0)
-        schema = schema_of(envs.envs[0])
-        self.codec = Codec(schema, place.run)
-        self.rollout = Rollout(place, envs, schema, make_policy(NetworkSpec(), schema), self.log, config, lambda: 0.0)
+        self.rollout = build_actor(actor, env, config, NetworkSpec(), self.log, recorded=True, clock=lambda: 0.0)
+        self.codec = Codec(self.rollout.schema, actor.run)
 
     def work(self, chunks: int) -> list[bytes]:
         """Collect and send so many chunks, with new weights for every third; what these are."""
@@ -80,15 +77,15 @@ class Actor:
             assert self.rollout.ready()
             self.rollout.fill()
             assert self.rollout.send()
-            chunk_id = self.log.last_id(PLACE.slot)
-            sent.append(self.log.read({PLACE.slot: ChunkId(chunk_id.incarnation, chunk_id.seq - 1)}, 1)[0].data)
+            chunk_id = self.log.last_id(ME.slot)
+            sent.append(self.log.read({ME.slot: ChunkId(chunk_id.incarnation, chunk_id.seq - 1)}, 1)[0].data)
             if chunk_id.seq % 3 == 0:
-                self.log.publish(1, plenty(PLACE.incarnation), learned(self.env, chunk_id.seq, 100 * chunk_id.seq))
+                self.log.publish(1, plenty(ME.incarnation), learned(self.env, chunk_id.seq, 100 * chunk_id.seq))
         return sent
 
     def flags(self, data: bytes) -> Any:
-        seq = self.log.last_id(PLACE.slot).seq
-        return self.codec.decode(data, PLACE.slot, PLACE.incarnation, seq).flags
+        seq = self.log.last_id(ME.slot).seq
+        return self.codec.decode(data, ME.slot, ME.incarnation, seq).flags
 
 
 def stored(state: State) -> State:
@@ -327,7 +324,7 @@ def test_another_places_state_is_refused() -> None:
     tested.work(1)
     for other in (ActorId("a-run", 7, 1, 3, 3), ActorId("a-run", 7, 0, 3, 2)):
         with pytest.raises(ValueError, match=r"slot and incarnation \(1, 2\)"):
-            goes_on(tested, place=other)
+            goes_on(tested, actor=other)
     with pytest.raises(ValueError, match="with 3 lanes"):
         goes_on(tested, lanes=2)
 
@@ -341,15 +338,7 @@ def test_a_chunk_in_doubt_has_no_state() -> None:
 
 
 def test_lanes_that_are_not_recorded_have_no_state() -> None:
-    envs = make_lanes(DRAWN, 2)
-    rollout = Rollout(
-        PLACE,
-        envs,
-        schema_of(envs.envs[0]),
-        make_policy(NetworkSpec(), schema_of(envs.envs[0])),
-        MemoryLog(),
-        ActorConfig(lanes=2),
-    )
+    rollout = build_actor(ME, DRAWN, ActorConfig(lanes=2), NetworkSpec(), MemoryLog())
     with pytest.raises(ValueError, match="recorded=True"):
         rollout.state()
 

@@ -22,13 +22,12 @@ from lending import plenty
 from waiting import frozen, until
 
 from actors.actor_id import ActorId
+from actors.builders import build_actor
 from actors.config import ActorConfig, EnvConfig
-from actors.envs import make_lanes
-from actors.policy import make_policy
 from actors.rollout import Rollout
 from deploy.server.embedded import EmbeddedServer
+from learner.builders import LearnerSpec, build_learner
 from learner.config import LearnerConfig
-from learner.loop import LearnerLoop
 from learner.networks import NetworkConfig
 from learner.publisher import STOP_S, Publisher
 from learner.weights import pack, unpack, version
@@ -73,24 +72,18 @@ class Herd:
         self.publisher.start()
         log = open_sharded_log(urls, run, "reader", self.publisher)
         schema = Schema((4,), "float32", 2)
-        self.loop = LearnerLoop(run, log, self.publisher, schema, REPLAY, config, fence=1, seed=1)
-        self.loop.expect(range(SLOTS), ACTORS.lanes * ACTORS.chunk_steps)
-        self.rollouts = [self._rollout(slot, urls[shard_of(slot, len(urls))], schema) for slot in range(SLOTS)]
+        chunk_rows = ACTORS.lanes * ACTORS.chunk_steps
+        spec = LearnerSpec(run, schema, REPLAY, config, fence=1, seed=1, slots=SLOTS, chunk_rows=chunk_rows)
+        self.loop = build_learner(spec, log, self.publisher)
+        self.rollouts = [self._rollout(slot, urls[shard_of(slot, len(urls))]) for slot in range(SLOTS)]
         self._over = threading.Event()
         self._flushed: dict[int, bool] = {}
         self._threads = [threading.Thread(target=self._act, args=(slot,)) for slot in range(SLOTS)]
 
-    def _rollout(self, slot: int, url: str, schema: Schema) -> Rollout:
-        place = ActorId(self.run, 1, slot, SLOTS, 1)
+    def _rollout(self, slot: int, url: str) -> Rollout:
+        actor = ActorId(self.run, 1, slot, SLOTS, 1)
         log = RedisLog(url, self.run, timeout_s=0.5)
-        return Rollout(
-            place,
-            make_lanes(EnvConfig(id="CartPole-v1"), ACTORS.lanes),
-            schema,
-            make_policy(LEARNER.network_spec, schema),
-            log,
-            ACTORS,
-        )
+        return build_actor(actor, EnvConfig(id="CartPole-v1"), ACTORS, LEARNER.network_spec, log)
 
     def _act(self, slot: int) -> None:
         while not self._over.is_set():

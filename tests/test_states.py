@@ -28,9 +28,9 @@ from safetensors.numpy import load as load_arrays
 from scripted_env import RaisingEnv
 
 from actors.actor_id import ActorId
+from actors.builders import build_evaluator
 from actors.config import ActorConfig, EnvConfig, EvalConfig
 from actors.envs import make_lanes
-from actors.evaluator import Evaluator
 from actors.lanes import RecordedLane
 from actors.policy import make_policy
 from actors.restarts import Restarts
@@ -423,7 +423,7 @@ def test_the_memory_logs() -> None:
 
 def test_the_evaluators_and_the_budgets() -> None:
     config = EvalConfig(screen_episodes=1, confirm_episodes=2)
-    one, other = (Evaluator(EnvConfig(id="CartPole-v1"), config, NetworkSpec(), seed) for seed in (1, 2))
+    one, other = (build_evaluator(EnvConfig(id="CartPole-v1"), config, NetworkSpec(), seed) for seed in (1, 2))
     one._next_seed += 12345
     assert_filled(one.state())
     other.restore(through_a_checkpoint(one.state()))
