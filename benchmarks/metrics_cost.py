@@ -21,7 +21,7 @@ from benchmarks.learner_rate import QUICK_UPDATES, WARM_UP_UPDATES, Side, runnin
 from benchmarks.result import Result
 from deploy.config.layers import compose
 from deploy.monitoring.metrics import catalogue
-from deploy.sessions.learner_seat import SLICE_S
+from deploy.sessions.learner_supervisor import SLICE_S
 from learner.exporter import RunCollector
 from learner.loop import LearnerLoop
 from learner.recent_updates import ERRORS_KEPT

@@ -152,7 +152,7 @@ def local_run(folder: Path) -> None:
     try:
         progress = advance_until(session, lambda p: updates_of(p) > 500)
         assert restarted(progress, 0)
-        victim: Any = session._supervisor._slots[0].process.handle
+        victim: Any = session._actors._slots[0].process.handle
         os.kill(ray.get(victim.pid.remote()), signal.SIGKILL)
         advance_until(session, lambda p: restarted(p, 1))
         assert_the_calls_after_a_failed_one_fail_too(session, folder / "spoilt")
@@ -186,7 +186,7 @@ def assert_the_calls_after_a_failed_one_fail_too(session: RaySession, spoilt: Pa
             session._take_report()
             assert time.monotonic() < end
 
-    slot = session._supervisor._slots[1]
+    slot = session._actors._slots[1]
     handle: Any = slot.process.handle
     learn_until_answered(slot.calls.in_flight)
     with closing(RedisLog(session._servers.urls["learner"][0], "grid")) as log:

@@ -48,6 +48,7 @@ class Supervised(Generic[H]):
     state                     event                                        next state
     ========================  ===========================================  ==================
     NEW                       ``start``, or ``start_if_due``               STARTING
+    NEW                       ``adopt``                                    RUNNING
     WAITING_TO_RESTART        ``start_if_due`` after the pause             STARTING
     NEW, WAITING_TO_RESTART   the start raises NotNowError                 the same, for BACKOFF_S
     STARTING, RUNNING         ``replied``                                  RUNNING
@@ -100,6 +101,11 @@ class Supervised(Generic[H]):
         self.state = LifecycleState.STARTING
         self.reset_silence()
         return handle
+
+    def adopt(self, handle: H) -> None:
+        """Takes over what was started, and has replied, already."""
+        self.handle = handle
+        self.replied()
 
     def start_if_due(self) -> bool:
         """Starts it where it has no process and its pause is over. Returns whether it was started."""

@@ -11,10 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from actors.actor_id import ActorId
-from actors.closing import close_all
-from actors.envs import make_lanes
-from actors.policy import make_policy
-from actors.rollout import Rollout
+from actors.builders import build_actor
 from deploy.config.models import RunConfig, env_of
 from deploy.process.isolation import environments_apart
 from learner.cpu_time import CpuTime
@@ -49,15 +46,13 @@ def measure_actor(config: RunConfig, schema: Schema, seconds: float = MEASURE_S)
     log.publish(1, pack_credit({0: Credit(1, 0, 1 << 62)}), random_weights(config, schema))
     actor, empty_bytes = ActorId("plan", config.seed, 0, 1, 1), resident_bytes()
     with environments_apart():
-        lanes = make_lanes(env_of(config), config.actors.lanes, config.actors.restarts)
+        rollout = build_actor(actor, env_of(config), config.actors, config.learner.network_spec, log)
         try:
-            policy = make_policy(config.learner.network_spec, schema)
-            rollout = Rollout(actor, lanes, schema, policy, log, config.actors)
             before = rollout.collect(WARM_UP_S)
             after = rollout.collect(seconds)
             env_bytes = max(0, resident_bytes() - empty_bytes)
         finally:
-            close_all(lanes.envs)
+            rollout.close()
     spent = {name: value - getattr(before.work, name) for name, value in after.work._asdict().items()}
     seconds = spent["seconds"] - spent["starved_seconds"]  # what else runs on this machine is not the run's
     return ActorRate(

@@ -11,8 +11,9 @@ from actors.episodes import Episodes
 from actors.evaluator import Verdict
 from deploy.config.models import RunConfig
 from deploy.monitoring.metrics import RunMetrics
-from deploy.planning.memory import rows_in_checkpoint
+from deploy.planning.memory import chunk_rows, rows_in_checkpoint
 from deploy.run_directory.directory import RunDirectory
+from learner.builders import LearnerSpec
 from learner.checkpoint import Checkpointer
 from replay.chunk import Schema
 from replay.config import ReplayConfig
@@ -80,7 +81,23 @@ def log_file(config: RunConfig, directory: RunDirectory, name: str) -> LogFile:
     return LogFile(directory.logs, name, config.log_level)
 
 
-def replay_of(config: RunConfig, directory: RunDirectory) -> ReplayConfig:
+def learner_spec(config: RunConfig, directory: RunDirectory, schema: Schema, fence: int) -> LearnerSpec:
+    """Returns what decides what the run's learner computes."""
+    return LearnerSpec(
+        directory.run,
+        schema,
+        _replay_of(config, directory),
+        config.learner,
+        fence,
+        config.seed,
+        slots=config.actors.count,
+        chunk_rows=chunk_rows(config),
+        slots_ever=0 if config.mode == "inline" else directory.fences.slots_ever,
+        quarantine=None if config.mode == "cluster" else directory.quarantine,
+    )
+
+
+def _replay_of(config: RunConfig, directory: RunDirectory) -> ReplayConfig:
     """Returns the replay's configuration, with the run's folder for a memmap on this machine, where none is given;
     absolute, since the learner has a working directory of its own."""
     if config.mode == "cluster":

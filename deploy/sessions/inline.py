@@ -11,12 +11,13 @@ from deploy import __version__
 from deploy.config.errors import RunFailedError
 from deploy.config.models import RunConfig
 from deploy.monitoring.metrics import DriverMetrics, RestartMetrics, RunMetrics, shown_by
-from deploy.planning.memory import backstop_chunks, chunk_rows
+from deploy.planning.memory import backstop_chunks
 from deploy.process import arithmetic
 from deploy.run_directory.directory import RunDirectory
-from deploy.sessions.base import Notify, Progress, make_checkpointer, replay_of
+from deploy.sessions.base import Notify, Progress, learner_spec, make_checkpointer
 from deploy.sessions.inline_actors import InlineActors
 from deploy.sessions.inline_evaluation import InlineEvaluation
+from learner.builders import build_learner
 from learner.checkpoint import Found, restoring
 from learner.metrics import Rates
 from learner.report import Diverged
@@ -72,7 +73,6 @@ class InlineSession(Breakable):
         Raises:
             CheckpointError: it holds nothing to go on from.
         """
-        from learner.loop import LearnerLoop
         from learner.publisher import Publisher
 
         config, directory = self._config, self._directory
@@ -81,23 +81,10 @@ class InlineSession(Breakable):
         if found is not None:
             with restoring(found, "log"):
                 self._log.restore(found.parts["log"])
-        self.loop = LearnerLoop(
-            directory.run,
-            self._log,
-            Publisher(self._log, self._fence),
-            self._schema,
-            replay_of(config, directory),
-            config.learner,
-            fence=self._fence,
-            seed=config.seed,
-            quarantine=directory.quarantine,
-            checkpointer=self._checkpointer,
-            found=found,
-            republish=found is None,
-        )
-        self.loop.expect(range(config.actors.count), chunk_rows(config))
+        spec, publisher = learner_spec(config, directory, self._schema, self._fence), Publisher(self._log, self._fence)
+        self.loop = build_learner(spec, self._log, publisher, self._checkpointer, found, republish=found is None)
         self._rebuilt = Rebuilt(self._notify)
-        self._actors = InlineActors(config, directory, self._schema, self._log, self._rebuilt, self._notify)
+        self._actors = InlineActors(config, directory, self._log, self._rebuilt, self._notify)
         self._parts.append(self._actors)
         self._actors.build(found)
         self._evaluation = InlineEvaluation(config, self._rebuilt, self._notify)

@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from actors.builders import build_evaluator
 from actors.episodes import Episodes
-from actors.evaluator import Evaluator, Verdict
+from actors.evaluator import Verdict
 from actors.restarts import Rebuilt, Restarts
 from actors.setbacks import Setbacks
 from actors.verdicts import Spent
@@ -29,7 +30,7 @@ class InlineEvaluation:
         self._setbacks, self._not_before_s = Setbacks(self._restarts, notify), 0.0
         self._screened_at, self._spent = 0, Spent()
         with notifying(notify, "the evaluator is still making its environments"):
-            self._evaluator = Evaluator(env_of(config), config.eval, config.learner.network_spec, config.seed)
+            self._evaluator = build_evaluator(env_of(config), config.eval, config.learner.network_spec, config.seed)
 
     @property
     def restarts(self) -> int:

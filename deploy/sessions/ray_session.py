@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, cast
 
 from actors.closing import CLOSE_S, LATE_S
@@ -14,15 +13,12 @@ from actors.episodes import Episodes
 from actors.evaluator import Verdict
 from actors.metrics import ActorMetrics, EvaluationMetrics, work_of
 from actors.restarts import CrashLoopError, NotNowError, Restarts
-from deploy import __version__
 from deploy.cluster.capacity import Capacity
-from deploy.cluster.placement import options
 from deploy.cluster.ray_running import ray_running
 from deploy.config.errors import ConfigError, RunDirError, RunFailedError
-from deploy.config.models import RunConfig, env_of
-from deploy.monitoring.metrics import DriverMetrics, RestartMetrics, RunMetrics, shown_by
+from deploy.config.models import RunConfig
+from deploy.monitoring.metrics import DriverMetrics, RestartMetrics, RunMetrics
 from deploy.planning.memory import (
-    backstop_chunks,
     check_limiter,
     check_more_actors,
     check_windows,
@@ -34,19 +30,13 @@ from deploy.sessions.base import (
     HOLDOUT_S,
     Notify,
     Progress,
-    log_file,
-    make_checkpointer,
-    replay_of,
 )
 from deploy.sessions.replay_server import open_servers
 from deploy.sessions.scale_requests import ScaleRequestInbox, ScaleRequests
 from learner.metrics import LearnerMetrics
 from learner.report import Report, Resumed
 from replay.chunk import Schema
-from replay.chunk_log import open_sharded_log
-from replay.chunk_log.protocol import ChunkId, LogError, may_follow
-from replay.chunk_log.sharded_log import shard_of
-from replay.identity import Identity
+from replay.chunk_log.protocol import LogError
 from replay.metrics import flat
 
 FLUSH_S = 9.0
@@ -64,7 +54,7 @@ class RaySession:
         before = directory.history.newest()
         self._restarts_before, self._work_before = RestartMetrics.of_row(before), work_of(before)
         self._checkpointed = before.get("checkpoints", 0) > 0
-        self._learner: LearnerMetrics | None = None
+        self._learner_metrics: LearnerMetrics | None = None
         self._refused: dict[str, int] = {}
         self._rows_lost: dict[str, int] = {}
         self._driver = DriverMetrics(
@@ -76,8 +66,6 @@ class RaySession:
         )
         self._registered: Any = None
         self._inbox = ScaleRequestInbox(directory.path)
-        self._folder = Path.cwd() if config.mode == "local" else None
-        """What relative paths of the environment start from; nodes of a cluster have folders of their own."""
         try:
             self._start()
         except NotNowError as error:  # at the start there is nothing to wait for
@@ -102,34 +90,37 @@ class RaySession:
         from actors.supervision.actor_supervisor import ActorSupervisor
         from actors.supervision.evaluator_supervisor import EvaluatorSupervisor
         from actors.supervision.stall import StallDetector
-        from deploy.sessions.learner_seat import LearnerSeat
+        from deploy.sessions.learner_supervisor import LearnerSupervisor
+        from deploy.sessions.ray_starters import RayStarters
 
         budget = config.actors.restarts
         self._stall = StallDetector(config.actors.silence_s)
-        identity = Identity.here()
-        self._capacity = self._check_capacity(config)
+        capacity = self._check_capacity(config)
+        self._starters = starters = RayStarters(config, capacity, self._directory, self._schema, self._servers.urls)
+        self._cleanup.callback(starters.close)
         self._notify("starting the learner, the evaluator and the actors")
-        urls, resumes = self._servers.urls, self._directory.fences.fence > 0
-        self._seat = LearnerSeat(
-            lambda: self._start_learner(identity, urls["learner"]), Restarts("the learner", budget), self._notify
+        resumes = self._directory.fences.fence > 0
+        self._learner = LearnerSupervisor(
+            lambda: starters.start_learner(must_resume=self._checkpointed),
+            Restarts("the learner", budget),
+            self._notify,
         )
-        incarnations: Mapping[int, int] = {}
-        if resumes and (resumed := self._seat.started(lambda: self._capacity.short(learner=True))) is not None:
-            self._directory.history.rewind(resumed)
-            incarnations = resumed.incarnations
-        self._supervisor = ActorSupervisor(
-            self._actor_starter(identity, urls, incarnations), config.actors, config.env.id, self._notify
-        )
-        self._screening = EvaluatorSupervisor(
-            self._evaluator_starter(identity),
-            self._seat.candidate,
+        if resumes:
+            resumed = self._learner.wait_until_resumed(lambda: starters.capacity.short(learner=True))
+            if resumed is not None:
+                self._directory.history.rewind(resumed)
+                starters.incarnations = resumed.incarnations
+        self._actors = ActorSupervisor(starters.start_actor, config.actors, config.env.id, self._notify)
+        self._evaluator = EvaluatorSupervisor(
+            starters.start_evaluator,
+            self._learner.candidate,
             config.eval,
             budget,
             self._notify,
             self._directory.fences.spent,
         )
         self._scale_requests = ScaleRequests(
-            self._inbox, self._rescale, self._supervisor.ladder_if_scaled, self._supervisor.status_line, self._notify
+            self._inbox, self._rescale, self._actors.ladder_if_scaled, self._actors.status_line, self._notify
         )
 
     def _check_capacity(self, config: RunConfig) -> Capacity:
@@ -139,98 +130,12 @@ class RaySession:
             self._notify(capacity.waits_for)
         return capacity
 
-    def _start_learner(self, identity: Identity, urls: Sequence[str]) -> Any:
-        from learner.worker import LearnerWorker
-
-        config = self._config
-        local = config.mode == "local"
-        with _later_if_away():
-            fence = self._directory.fences.next_fence()
-        return LearnerWorker.options(**options(self._capacity.request.learner)).remote(  # type: ignore[attr-defined]
-            identity,
-            log_file(config, self._directory, "learner"),
-            urls,
-            self._directory.run,
-            self._schema,
-            replay_of(config, self._directory),
-            config.learner,
-            fence=fence,
-            seed=config.seed,
-            slots=config.actors.count,
-            slots_ever=self._directory.fences.slots_ever,
-            chunk_rows=chunk_rows(config),
-            quarantine=self._directory.quarantine if local else None,
-            checkpointer=make_checkpointer(config, self._directory, self._schema),
-            must_resume=self._checkpointed,
-            metrics=shown_by(config),
-            metrics_address=_metrics_address(config),
-            version=__version__,
-            path=env_of(config).path,
-        )
-
-    def _actor_starter(
-        self, identity: Identity, urls: Mapping[str, Sequence[str]], incarnations: Mapping[int, int]
-    ) -> Callable[[int], Any]:
-        """``incarnations``: the newest that the checkpoint knows, of a run that is resumed."""
-        from actors.actor_id import ActorId
-        from actors.worker import ActorWorker
-
-        config = self._config
-        run, env, network = self._directory.run, env_of(config), config.learner.network_spec
-        log = self._cleanup.enter_context(contextlib.closing(open_sharded_log(urls["learner"], run, "driver")))
-
-        def start(slot: int) -> Any:
-            with _later_if_away():
-                newest = max(self._directory.fences.incarnation(slot), incarnations.get(slot, 0))
-                last = log.last_id(slot)
-                if may_follow(last, ChunkId(newest)):  # else a stranger's: the learner begins the stream anew
-                    newest = last.incarnation
-                incarnation = self._directory.fences.next_incarnation(slot, newest)
-            place = ActorId(run, config.seed, slot, self._config.actors.count, incarnation)
-            url = urls["actor"][shard_of(slot, len(urls["actor"]))]
-            placed = options(self._capacity.request.actor) | {"scheduling_strategy": "SPREAD"}
-            return ActorWorker.options(**placed).remote(  # type: ignore[attr-defined]
-                identity,
-                log_file(config, self._directory, f"actor-{slot}"),
-                url,
-                place,
-                env,
-                config.actors,
-                network,
-                backstop_chunks(config),
-                self._folder,
-            )
-
-        return start
-
-    def _evaluator_starter(self, identity: Identity) -> Callable[[], Any]:
-        from actors.worker import EvaluatorWorker
-
-        config = self._config
-        env, network = env_of(config), config.learner.network_spec
-
-        def start() -> Any:
-            with _later_if_away():
-                number = self._directory.fences.next_evaluator()
-            return EvaluatorWorker.options(**options(self._capacity.request.evaluator)).remote(  # type: ignore[attr-defined]
-                identity,
-                log_file(config, self._directory, "evaluator"),
-                env,
-                config.eval,
-                network,
-                config.seed,
-                number,
-                self._folder,
-            )
-
-        return start
-
     @property
     def begun(self) -> bool:
-        return self._seat.heard and self._supervisor.alive > 0
+        return not self._learner.starting and self._actors.alive > 0
 
     def status_line(self) -> str:
-        return self._supervisor.status_line()
+        return self._actors.status_line()
 
     def advance(self) -> Progress:
         import ray
@@ -239,19 +144,19 @@ class RaySession:
             reported = self._take_report()
             self._servers.tick()
             self._scale_requests.tick()
-            self._supervisor.tick()
-            if self._capacity.short(not self._seat.heard, self._supervisor.starting):
-                self._seat.excuse()
-                self._supervisor.reset_silence()
+            self._actors.tick()
+            if self._starters.capacity.short(self._learner.starting, self._actors.starting):
+                self._learner.reset_silence()
+                self._actors.reset_silence()
                 self._stall.reset()
-            if self._supervisor.starting and not self._supervisor.alive:  # environments may take minutes to make
+            if self._actors.starting and not self._actors.alive:  # environments may take minutes to make
                 self._stall.reset()
-            if reported:  # a learner that says nothing is the seat's to notice
+            if reported:  # a learner that does not report is its supervisor's to notice
                 self._check_silence()
-            result = self._screening.tick(learning=self._seat.works and self._updates > 0)
+            result = self._evaluator.tick(learning=self._learner.has_process and self._updates > 0)
         except CrashLoopError as error:
             raise RunFailedError(str(error), error.details) from None
-        self._servers.report_down(0 if self._learner is None else self._learner.replay.servers_down)
+        self._servers.report_down(0 if self._learner_metrics is None else self._learner_metrics.replay.servers_down)
         try:
             verdict, policy = (result[0], ray.get(result[1])) if result else (None, None)
         except ray.exceptions.RayError:  # it went with the learner that had made it
@@ -272,7 +177,7 @@ class RaySession:
     def _take_report(self) -> bool:
         """Wait up to a slice for what the learner has to report, and whether it had; one that was started anew has its
         curves go on from where it went on."""
-        found = self._seat.tick(flat(self._driver), self._supervisor.died)
+        found = self._learner.tick(flat(self._driver), self._actors.died)
         if found is None:
             return False
         report, resumed = found
@@ -284,7 +189,7 @@ class RaySession:
         return True
 
     def _take(self, report: Report) -> None:
-        self._learner, self._refused, self._rows_lost = report.metrics, report.refused, report.rows_lost
+        self._learner_metrics, self._refused, self._rows_lost = report.metrics, report.refused, report.rows_lost
         if (checkpoint := report.metrics.checkpoint) is not None:
             self._checkpointed = checkpoint.checkpoints > 0
         for text in report.notices:
@@ -298,30 +203,32 @@ class RaySession:
 
     @property
     def _updates(self) -> int:
-        return 0 if self._learner is None else self._learner.training.updates
+        return 0 if self._learner_metrics is None else self._learner_metrics.training.updates
 
     def _driver_metrics(self, verdict: Verdict | None) -> DriverMetrics:
         """Returns them, what was counted before the run was resumed included."""
         restarts = RestartMetrics(
-            actor_restarts=self._supervisor.restarts,
-            evaluator_restarts=self._screening.restarts,
-            learner_restarts=self._seat.restarts.total,
+            actor_restarts=self._actors.restarts,
+            evaluator_restarts=self._evaluator.restarts,
+            learner_restarts=self._learner.restarts.total,
             server_restarts=self._servers.restarts.total,
-            env_rebuilds=self._supervisor.rebuilds + self._screening.rebuilds,
+            env_rebuilds=self._actors.rebuilds + self._evaluator.rebuilds,
         )
         evaluation = self._driver.evaluation
         return self._driver._replace(
-            actors=ActorMetrics.of(self._supervisor.alive, self._work_before.plus(self._supervisor.work)),
+            actors=ActorMetrics.of(self._actors.alive, self._work_before.plus(self._actors.work)),
             evaluation=evaluation if verdict is None else evaluation.after(verdict),
             restarts=restarts.plus(self._restarts_before),
-            evaluation_failing=float(bool(self._screening.failing)),
+            evaluation_failing=float(bool(self._evaluator.failing)),
         )
 
     def _check_silence(self) -> None:
-        if self._learner is not None and self._stall.stalled(self._learner.replay, self._learner.limiter):
+        if self._learner_metrics is not None and self._stall.stalled(
+            self._learner_metrics.replay, self._learner_metrics.limiter
+        ):
             raise RunFailedError(
                 f"no env step has come in for {self._config.actors.silence_s:g} s (actors.silence_s), though "
-                f"actors have credit: {self._supervisor.status_line()}"
+                f"actors have credit: {self._actors.status_line()}"
             )
 
     def _rescale(self, count: int) -> int:
@@ -335,12 +242,13 @@ class RaySession:
         check_more_actors(config, count - before)
         capacity = Capacity(config, self._notify)
         self._directory.record_config(config)
-        self._config, self._capacity = config, capacity
+        self._config = self._starters.config = config
+        self._starters.capacity = capacity
         if capacity.waits_for:
             self._notify(capacity.waits_for)
-        if self._seat.works:  # one that starts is told as it starts
-            self._seat.handle.expect.remote(count, chunk_rows(config))
-        self._supervisor.scale(count)
+        if self._learner.has_process:  # one that starts is told as it starts
+            self._learner.handle.expect.remote(count, chunk_rows(config))
+        self._actors.scale(count)
         return before
 
     def _register_metrics(self) -> None:
@@ -349,25 +257,25 @@ class RaySession:
 
         from actors.restarts import cause
 
-        if self._config.metrics.port is None or self._registered is self._seat.handle:
+        if self._config.metrics.port is None or self._registered is self._learner.handle:
             return
         try:
-            address = ray.get(self._seat.handle.metrics_address.remote(), timeout=METRICS_ADDRESS_S)
+            address = ray.get(self._learner.handle.metrics_address.remote(), timeout=METRICS_ADDRESS_S)
             self._directory.register_metrics(*address)
         except (ray.exceptions.RayError, RunDirError) as error:
             self._notify(f"Prometheus will not find this run yet: {cause(error)}")
             return
-        self._registered = self._seat.handle
+        self._registered = self._learner.handle
 
     def _progress(self, verdict: Verdict | None, policy: bytes | None) -> Progress:
-        metrics, failing = RunMetrics(self._driver, self._learner), self._screening.failing
+        metrics, failing = RunMetrics(self._driver, self._learner_metrics), self._evaluator.failing
         return Progress(metrics, self._refused, self._rows_lost, verdict, policy, self._deaths(), failing)
 
     def _deaths(self) -> dict[str, int]:
         parts = {
-            "actor": self._supervisor.restart_reasons,
-            "evaluator": self._screening.restart_reasons,
-            "learner": self._seat.restarts.reasons,
+            "actor": self._actors.restart_reasons,
+            "evaluator": self._evaluator.restart_reasons,
+            "learner": self._learner.restarts.reasons,
             "server": self._servers.restarts.reasons,
         }
         return {f"{part}: {reason}": count for part, reasons in parts.items() for reason, count in reasons.items()}
@@ -380,26 +288,26 @@ class RaySession:
 
         end, flushed = time.monotonic() + deadline_s, time.monotonic() + FLUSH_S
         away = contextlib.suppress(ray.exceptions.RayError, LogError)
-        holdout = None if policy is None else self._screening.holdout(policy, HOLDOUT_S)
+        holdout = None if policy is None else self._evaluator.holdout(policy, HOLDOUT_S)
         held_until = time.monotonic() + HOLDOUT_S + 1
         try:
-            if self._seat.works:
+            if self._learner.has_process:
                 with away:
-                    ray.get(self._seat.handle.take_credit_back.remote(), timeout=FLUSH_S / 2)
+                    ray.get(self._learner.handle.take_credit_back.remote(), timeout=FLUSH_S / 2)
             with away:
-                self._supervisor.stop(flushed - time.monotonic())
-            if self._seat.works:
+                self._actors.stop(flushed - time.monotonic())
+            if self._learner.has_process:
                 with away:
-                    finished = self._seat.handle.finish.remote(self._supervisor.died)
+                    finished = self._learner.handle.finish.remote(self._actors.died)
                     self._take(ray.get(finished, timeout=end - time.monotonic()))
             held = _played(holdout, min(end, held_until), skip)
             with away:
-                self._screening.stop()
+                self._evaluator.stop()
             return self._progress(None, None)._replace(holdout=held)
         finally:
             with away:
-                self._supervisor.end(min(CLOSE_S, end - time.monotonic()))
-                self._screening.end(min(LATE_S, end - time.monotonic()))
+                self._actors.end(min(CLOSE_S, end - time.monotonic()))
+                self._evaluator.end(min(LATE_S, end - time.monotonic()))
             self._cleanup.close()
 
 
@@ -413,21 +321,3 @@ def _played(holdout: Any, until_s: float, skip: Callable[[], bool]) -> Episodes 
                 return cast("Episodes | None", ray.get(holdout))
             return None
     return None
-
-
-def _metrics_address(config: RunConfig) -> tuple[str, int] | None:
-    """Where to serve /metrics; 0 is a free port."""
-    return None if config.metrics.port is None else (config.metrics.host, config.metrics.port)
-
-
-@contextlib.contextmanager
-def _later_if_away() -> Iterator[None]:
-    """A number that fences comes from the server or from the disk; where either is away for now, so is the start."""
-    try:
-        yield
-    except RunDirError as error:
-        raise NotNowError(str(error)) from error
-    except LogError as error:
-        if not error.temporary:
-            raise
-        raise NotNowError(str(error)) from error

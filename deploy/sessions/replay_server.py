@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from actors.restarts import Restarts
+from actors.supervision.supervised import Supervised
 from deploy.config.errors import ConfigError
 from deploy.config.models import RunConfig
 from deploy.planning.memory import longest_value_bytes, plan_memory, rows_in_checkpoint
@@ -74,7 +75,8 @@ class LocalServer(ExternalServers):
         super().__init__(directory, {role: (server.url(role),) for role in ("learner", "actor")}, notify)
         self.restarts = Restarts("the replay server", budget, clock)
         self._server, self._clock = server, clock
-        self._restart_at_s: float | None = None
+        self._process: Supervised[EmbeddedServer] = Supervised(self._start, self.restarts.died, clock)
+        self._process.adopt(server)
         self._down_since_s = 0.0
 
     def tick(self) -> None:
@@ -84,16 +86,15 @@ class LocalServer(ExternalServers):
             CrashLoopError: it died more often than its budget allows.
             ServerError: it does not come up.
         """
-        if self._server.alive():
-            return
-        if self._restart_at_s is None:
-            wait_s = self.restarts.died(RuntimeError("its process ended"))
-            self._restart_at_s = self._clock() + wait_s
+        if self._process.has_process and not self._server.alive():
+            wait_s = self._process.died(RuntimeError("its process ended"))
             self._notify(f"the replay server died; it restarts in {wait_s:.1f} s")
-        if self._clock() >= self._restart_at_s:
-            self._restart_at_s = None
-            self._server.start()
-            self.claim()
+        self._process.start_if_due()
+
+    def _start(self) -> EmbeddedServer:
+        self._server.start()
+        self.claim()
+        return self._server
 
     def report_down(self, down: int) -> None:
         if down != self._down:
