@@ -16,7 +16,7 @@ from deploy.config.errors import RunFailedError
 from deploy.sessions.base import Notify
 from learner.checkpoint import CheckpointError
 from learner.report import Diverged, Report, Resumed
-from replay.chunk_log.protocol import Fenced, Refused
+from replay.chunk_log.protocol import Fenced, UnusableServer
 from replay.identity import WrongCodeError
 from replay.storage import CannotFit
 
@@ -24,7 +24,7 @@ SLICE_S = 0.25
 """Seconds of one call of the learner."""
 READY_S = 120.0
 """Seconds after which a learner that has not answered counts as hung."""
-FINAL = (Diverged, Fenced, Refused, CannotFit, CheckpointError, WrongCodeError)
+FINAL = (Diverged, Fenced, UnusableServer, CannotFit, CheckpointError, WrongCodeError)
 """What another learner would meet, too."""
 
 
