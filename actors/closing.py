@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium as gym
 
 from actors.contract import name_of
-from actors.restarts import cause
+from actors.supervision.restarts import cause
 
 CLOSE_S = 5.0
 """Seconds that closing all environments of a process may take, before each further one gets ``LATE_S``."""

@@ -31,8 +31,8 @@ from actors.closing import CLOSE_S, close_all
 from actors.config import EnvConfig
 from actors.contract import ContractError, EnvError, Interrupted, name_of
 from actors.envs import make_env, schema_of
-from actors.restarts import cause
 from actors.seeds import evaluation_seed
+from actors.supervision.restarts import cause
 from replay.chunk import Column, Schema
 
 STEPS, SECONDS, FEWEST = 200, 0.2, 3

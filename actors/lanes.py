@@ -32,8 +32,8 @@ import numpy.typing as npt
 
 from actors.closing import close_all
 from actors.contract import Env, EnvError, Stepped, columns_of
-from actors.restarts import CrashLoopError, Restarts, cause
 from actors.seeds import training_seed
+from actors.supervision.restarts import CrashLoopError, Restarts, cause
 from replay.errors import QherdError
 from replay.state import count, restore_rng, rng_state
 

@@ -10,7 +10,7 @@ from actors.config import EnvConfig
 from actors.contract import Env
 from actors.envs import Where, make_env
 from actors.lanes import LaneError
-from actors.restarts import CrashLoopError, Restarts, cause
+from actors.supervision.restarts import CrashLoopError, Restarts, cause
 
 LOG = logging.getLogger("qherd.evaluator")
 RESTARTS = 5

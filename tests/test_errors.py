@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from actors.contract import ContractError, EnvError
-from actors.restarts import CrashLoopError
+from actors.supervision.restarts import CrashLoopError
 from deploy import cli
 from deploy.commands import scale
 from deploy.config.errors import ConfigError, RunDirError, RunFailedError

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from waiting import until
 
-from actors.restarts import CrashLoopError
+from actors.supervision.restarts import CrashLoopError
 from deploy.config.errors import ConfigError
 from deploy.config.models import RunConfig
 from deploy.run_directory.directory import RunDirectory

@@ -33,8 +33,8 @@ from actors.config import ActorConfig, EnvConfig, EvalConfig
 from actors.envs import make_lanes
 from actors.lanes import RecordedLane
 from actors.policy import make_policy
-from actors.restarts import Restarts
 from actors.rollout import Rollout
+from actors.supervision.restarts import Restarts
 from learner.checkpoint import ARRAYS, VALUES, Checkpointer, newest, pack
 from learner.config import CheckpointConfig, LearnerConfig
 from learner.learner import Learner

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from actors.restarts import BACKOFF_S, CrashLoopError, NotNowError
+from actors.supervision.restarts import BACKOFF_S, CrashLoopError, NotNowError
 from actors.supervision.supervised import TICK_S, LifecycleState, Supervised
 
 NEW, STARTING, RUNNING, WAITING, GIVEN_UP, RELEASED = LifecycleState

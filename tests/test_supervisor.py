@@ -18,10 +18,11 @@ from actors.config import ActorConfig, EvalConfig
 from actors.episodes import Episodes
 from actors.evaluator import Verdict
 from actors.heartbeat import Heartbeat, Work
-from actors.restarts import CrashLoopError, NotNowError, Rebuilt, Restarts, cause
 from actors.supervision import actor_slot, actor_supervisor, calls, departures, evaluator_supervisor
 from actors.supervision.actor_supervisor import ActorSupervisor
 from actors.supervision.evaluator_supervisor import POLICY_S, SENT_S, EvaluatorSupervisor
+from actors.supervision.rebuilds import Rebuilt
+from actors.supervision.restarts import CrashLoopError, NotNowError, Restarts, cause
 from actors.supervision.stall import StallDetector
 from replay.chunk import Counters
 from replay.chunk_log.protocol import UnusableServer

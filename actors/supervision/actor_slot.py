@@ -7,8 +7,9 @@ from typing import Any
 
 from actors.config import ActorConfig
 from actors.heartbeat import Heartbeat, Work
-from actors.restarts import Rebuilt, Restarts
 from actors.supervision.calls import Calls
+from actors.supervision.rebuilds import Rebuilt
+from actors.supervision.restarts import Restarts
 from actors.supervision.supervised import HangError, Supervised
 from replay.chunk import Counters
 

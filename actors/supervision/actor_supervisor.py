@@ -18,9 +18,10 @@ import ray
 from actors.config import ActorConfig
 from actors.envs import TELL_EVERY_S
 from actors.heartbeat import Work
-from actors.restarts import Rebuilt, Restarts, jitter
 from actors.supervision.actor_slot import ActorSlot
 from actors.supervision.departures import LEAVE_S, Departures, kill
+from actors.supervision.rebuilds import Rebuilt
+from actors.supervision.restarts import Restarts, jitter
 from actors.supervision.supervised import HangError
 
 KEPT_DEAD = 8

@@ -11,9 +11,10 @@ import ray
 
 from actors.config import EvalConfig
 from actors.evaluator import Verdict
-from actors.restarts import Rebuilt, Restarts
-from actors.setbacks import EvaluationHangs, Setbacks
 from actors.supervision.departures import Departures, kill
+from actors.supervision.rebuilds import Rebuilt
+from actors.supervision.restarts import Restarts
+from actors.supervision.setbacks import EvaluationHangs, Setbacks
 from actors.supervision.supervised import Supervised
 from actors.verdicts import Spent
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from actors.restarts import BACKOFF_S, NotNowError, cause
+from actors.supervision.restarts import BACKOFF_S, NotNowError, cause
 from replay.errors import QherdError
 
 TICK_S = 2.0

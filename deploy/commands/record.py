@@ -11,8 +11,8 @@ from pydantic import BaseModel, Field
 
 from actors.contract import Env, EnvError, name_of
 from actors.episodes import play
-from actors.restarts import cause
 from actors.seeds import MOST, PLAYBACK
+from actors.supervision.restarts import cause
 from deploy.config.cli_types import as_written
 from deploy.config.errors import ConfigError
 from deploy.playback.players import Moved, best_policy, players_of

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from actors.metrics import ActorMetrics, EvaluationMetrics
-from actors.restarts import Rebuilt
+from actors.supervision.rebuilds import Rebuilt
 from deploy import __version__
 from deploy.config.errors import RunFailedError
 from deploy.config.models import RunConfig

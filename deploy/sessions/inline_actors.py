@@ -9,7 +9,7 @@ from actors.actor_id import ActorId
 from actors.builders import build_actor
 from actors.closing import close_all
 from actors.lanes import NotReplayable
-from actors.restarts import Rebuilt
+from actors.supervision.rebuilds import Rebuilt
 from deploy.config.errors import RunFailedError
 from deploy.config.models import RunConfig, env_of
 from deploy.run_directory.directory import RunDirectory

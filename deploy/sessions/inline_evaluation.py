@@ -11,8 +11,9 @@ from typing import Any
 from actors.builders import build_evaluator
 from actors.episodes import Episodes
 from actors.evaluator import Verdict
-from actors.restarts import Rebuilt, Restarts
-from actors.setbacks import Setbacks
+from actors.supervision.rebuilds import Rebuilt
+from actors.supervision.restarts import Restarts
+from actors.supervision.setbacks import Setbacks
 from actors.verdicts import Spent
 from deploy.config.models import RunConfig, env_of
 from deploy.sessions.base import HOLDOUT_S, Notify

@@ -8,9 +8,9 @@ from typing import Any
 
 import ray
 
-from actors.restarts import Restarts, cause
 from actors.supervision.calls import Calls
 from actors.supervision.departures import kill
+from actors.supervision.restarts import Restarts, cause
 from actors.supervision.supervised import Supervised
 from deploy.config.errors import RunFailedError
 from deploy.sessions.base import Notify

@@ -12,7 +12,7 @@ from actors.closing import CLOSE_S, LATE_S
 from actors.episodes import Episodes
 from actors.evaluator import Verdict
 from actors.metrics import ActorMetrics, EvaluationMetrics, work_of
-from actors.restarts import CrashLoopError, NotNowError, Restarts
+from actors.supervision.restarts import CrashLoopError, NotNowError, Restarts
 from deploy.cluster.capacity import Capacity
 from deploy.cluster.ray_running import ray_running
 from deploy.config.errors import ConfigError, RunDirError, RunFailedError
@@ -255,7 +255,7 @@ class RaySession:
         """Once per learner, when it works: write down where its /metrics is, which only it knows."""
         import ray
 
-        from actors.restarts import cause
+        from actors.supervision.restarts import cause
 
         if self._config.metrics.port is None or self._registered is self._learner.handle:
             return

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.actor_id import ActorId
-from actors.restarts import NotNowError
+from actors.supervision.restarts import NotNowError
 from actors.worker import ActorWorker, EvaluatorWorker
 from deploy import __version__
 from deploy.cluster.capacity import Capacity

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from actors.restarts import Restarts
+from actors.supervision.restarts import Restarts
 from actors.supervision.supervised import Supervised
 from deploy.config.errors import ConfigError
 from deploy.config.models import RunConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from actors.restarts import BUDGET_WINDOW_S, CrashLoopError, Restarts, cause
+from actors.supervision.restarts import BUDGET_WINDOW_S, CrashLoopError, Restarts, cause
 from replay.errors import QherdError
 
 HANGS = 2

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,40 +82,6 @@ class Restarts:
         now = self.clock()
         self.deaths = deque(now - number(age, "ages_s", 0) for age in state["ages_s"])
         self.total, self.reasons = count(state["total"], "total"), Counter(counts(state["reasons"], "reasons"))
-
-
-class Rebuilt:
-    """Counts the environments that were made anew and says each, but no more than ``BURST`` of them a minute."""
-
-    BURST, EVERY_S = 5, 60.0
-
-    def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
-        self._say, self._clock = say, clock
-        self._said_s: deque[float] = deque(maxlen=self.BURST)
-        self._unsaid = 0
-        self.total = 0
-
-    def note(self, who: str, lines: Iterable[str]) -> None:
-        """Count what ``who`` tells of, each in one line, and say it where there is room."""
-        for line in lines:
-            self.total += 1
-            if self._room():
-                self._say_now(f"{who}: its environment was made anew: {line}")
-            else:
-                self._unsaid += 1
-
-    def catch_up(self) -> None:
-        """Say how many were not said, once there is room again."""
-        if self._unsaid and self._room():
-            self._say_now(f"{self._unsaid} more environments were made anew meanwhile")
-            self._unsaid = 0
-
-    def _say_now(self, line: str) -> None:
-        self._said_s.append(self._clock())
-        self._say(line)
-
-    def _room(self) -> bool:
-        return len(self._said_s) < self.BURST or self._clock() - self._said_s[0] > self.EVERY_S
 
 
 def cause(error: Exception) -> str:
