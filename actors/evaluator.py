@@ -32,7 +32,7 @@ class EvaluationStopped(Exception):
     """An evaluation that was asked to stop."""
 
 
-class Verdict(NamedTuple):
+class EvaluationResult(NamedTuple):
     """What an evaluation found. ``confirmed`` is there where the screen passed: half of the episodes where their mean
     is below the threshold. ``lower``: the bound that decided; ``spent``: what the run has used up with this one.
     ``seconds``: CPU time, ``confirming_seconds`` of it for the confirmation."""
@@ -131,7 +131,7 @@ class Evaluator(Breakable):
         self._next_seed = count(state.values["next_seed"], "next_seed")
 
     @breakable
-    def screen(self, candidate: bytes, spent: Spent = Spent()) -> Verdict:  # noqa: B008
+    def screen(self, candidate: bytes, spent: Spent = Spent()) -> EvaluationResult:  # noqa: B008
         """Play a packed policy: the screen, and where its mean reaches the threshold the confirming episodes.
 
         ``spent``: what the run's confirmations before this one have used up.
@@ -144,14 +144,16 @@ class Evaluator(Breakable):
         screened = time.process_time()
         if threshold is None or screen.mean < threshold:
             cost, remade = screened - started, self._players.take_remade()
-            return Verdict(header.version, header.updates, screen, None, False, cost, spent=spent, remade=remade)
+            return EvaluationResult(
+                header.version, header.updates, screen, None, False, cost, spent=spent, remade=remade
+            )
         number = spent.confirmations + 1
         confirmed, lower = self._confirm(threshold, number, min(spent.worst, float(screen.returns.min())))
         spent = Spent(number, float(min(spent.worst, screen.returns.min(), confirmed.returns.min())))
         now = time.process_time()
         solved = lower is not None and lower >= threshold
         costs, remade = (now - started, now - screened), self._players.take_remade()
-        return Verdict(header.version, header.updates, screen, confirmed, solved, *costs, lower, spent, remade)
+        return EvaluationResult(header.version, header.updates, screen, confirmed, solved, *costs, lower, spent, remade)
 
     def _confirm(self, threshold: float, number: int, worst: float) -> tuple[Episodes, float | None]:
         """The episodes of the run's ``number``-th confirmation, and the bound; given up after half of them where their

@@ -9,7 +9,7 @@ from actors.heartbeat import Work
 from replay.metrics import Shown, counter, gauge
 
 if TYPE_CHECKING:
-    from actors.evaluator import Verdict
+    from actors.evaluator import EvaluationResult
 
 RAY = "modes local and cluster"
 EVALUATED = "from the first evaluation on"
@@ -95,7 +95,7 @@ class EvaluationMetrics(NamedTuple):
         count = row.get("confirmations")
         return cls(row.get("greedy_return"), row.get("confirmed_return"), None if count is None else int(count))
 
-    def after(self, verdict: Verdict) -> Self:
+    def after(self, verdict: EvaluationResult) -> Self:
         """Returns them after another verdict: a confirmation's mean stays until the next one."""
         confirmed = self.confirmed_return if verdict.confirmed is None else verdict.confirmed.mean
         return type(self)(verdict.screen.mean, confirmed, verdict.spent.confirmations)

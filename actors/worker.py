@@ -12,7 +12,7 @@ from actors.actor_id import ActorId
 from actors.builders import build_actor, build_evaluator
 from actors.config import ActorConfig, EnvConfig, EvalConfig
 from actors.episodes import Episodes
-from actors.evaluator import EvaluationStopped, Verdict
+from actors.evaluator import EvaluationResult, EvaluationStopped
 from actors.heartbeat import Heartbeat
 from actors.verdicts import Spent
 from learner.networks import NetworkSpec
@@ -105,7 +105,7 @@ class EvaluatorWorker:
         self._evaluator = build_evaluator(env, config, network, seed, restart, stopped)
 
     @failures_logged(EVALUATOR, EvaluationStopped)
-    def screen(self, candidate: bytes, spent: Spent) -> Verdict:
+    def screen(self, candidate: bytes, spent: Spent) -> EvaluationResult:
         """See ``Evaluator.screen``."""
         verdict = self._evaluator.screen(candidate, spent)
         solved = ", solved" if verdict.solved else ""

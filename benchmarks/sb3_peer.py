@@ -17,7 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback  # type: ignore[impo
 
 from actors.builders import build_evaluator
 from actors.config import EnvConfig, EvalConfig
-from actors.evaluator import Verdict
+from actors.evaluator import EvaluationResult
 from actors.verdicts import Spent
 from learner.networks import NetworkSpec
 from learner.weights import pack
@@ -53,7 +53,7 @@ class UntilSolved(BaseCallback):  # type: ignore[misc, unused-ignore]
         self._evaluator = build_evaluator(EnvConfig(id="LunarLander-v3"), self._config, NetworkSpec(), seed)
         self._end_s = time.perf_counter() + seconds
         self._next_screen_s = time.perf_counter()
-        self.verdict: Verdict | None = None
+        self.verdict: EvaluationResult | None = None
 
     def _on_step(self) -> bool:
         now = time.perf_counter()
@@ -78,7 +78,7 @@ class UntilSolved(BaseCallback):  # type: ignore[misc, unused-ignore]
         return pack(1, self.model._n_updates, self.num_timesteps, arrays)
 
 
-def _screen_share(verdict: Verdict) -> float:
+def _screen_share(verdict: EvaluationResult) -> float:
     """The screen's part of an evaluation, by env steps."""
     if verdict.confirmed is None:
         return 1.0

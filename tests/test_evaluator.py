@@ -19,7 +19,7 @@ from actors.config import EnvConfig, EvalConfig
 from actors.contract import EnvError
 from actors.envs import make_env
 from actors.episodes import Episodes, play
-from actors.evaluator import EvaluationStopped, Verdict
+from actors.evaluator import EvaluationResult, EvaluationStopped
 from actors.lanes import LaneError
 from actors.players import Players
 from actors.policy import PolicyState
@@ -181,7 +181,7 @@ def policy(version: int = 9, updates: int = 77, action: int = 0) -> bytes:
     return pack(version, updates, 0, {"head.linear.weight": np.zeros((2, 3), np.float32), "head.linear.bias": bias})
 
 
-Scripted = Callable[..., tuple[Verdict, list[list[int]]]]
+Scripted = Callable[..., tuple[EvaluationResult, list[list[int]]]]
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
 
     def screen(
         returns: list[list[float]], threshold: float | None, spent: Spent = NOTHING
-    ) -> tuple[Verdict, list[list[int]]]:
+    ) -> tuple[EvaluationResult, list[list[int]]]:
         seeds_played = []
 
         def fake(envs: Any, act: Any, seeds: Any, *_: Any) -> Episodes:

@@ -16,7 +16,7 @@ from made_metrics import learner_metrics
 
 from actors.config import ActorConfig, EvalConfig
 from actors.episodes import Episodes
-from actors.evaluator import Verdict
+from actors.evaluator import EvaluationResult
 from actors.heartbeat import Heartbeat, Work
 from actors.supervision import actor_slot, actor_supervisor, calls, departures, evaluator_supervisor
 from actors.supervision.actor_supervisor import ActorSupervisor
@@ -461,16 +461,16 @@ class Screens:
     def played(self) -> list[str]:
         return [call.argument.answer for call in self.calls]
 
-    def judged(self) -> tuple[Verdict, str]:
+    def judged(self) -> tuple[EvaluationResult, str]:
         """A verdict that is due, and the policy it is about."""
         result = self.screening.tick(learning=True)
         assert result is not None
         return result[0], result[1].answer
 
 
-def verdict(seconds: float, *, confirmed: bool = False, confirming: float = 0.0) -> Verdict:
+def verdict(seconds: float, *, confirmed: bool = False, confirming: float = 0.0) -> EvaluationResult:
     episodes = Episodes(np.zeros(2), np.ones(2, np.int64))
-    return Verdict(1, 1, episodes, episodes if confirmed else None, False, seconds, confirming)
+    return EvaluationResult(1, 1, episodes, episodes if confirmed else None, False, seconds, confirming)
 
 
 def test_nothing_is_screened_before_something_was_learned(fake: FakeRay) -> None:

@@ -26,7 +26,7 @@ from actors import episodes, evaluator
 from actors.config import EnvConfig
 from actors.contract import EnvError
 from actors.episodes import Episodes
-from actors.evaluator import Verdict
+from actors.evaluator import EvaluationResult
 from actors.verdicts import Spent
 from deploy.cluster.ray_start import _start_own
 from deploy.commands.resume import resume
@@ -192,11 +192,11 @@ def test_a_solved_run_says_when_and_how_well(tmp_path: Path) -> None:
 # -- judging, with verdicts by hand
 
 
-def verdict(screen: list[float], confirmed: list[float] | None = None, solved: bool = False) -> Verdict:
+def verdict(screen: list[float], confirmed: list[float] | None = None, solved: bool = False) -> EvaluationResult:
     def episodes(returns: list[float]) -> Episodes:
         return Episodes(np.array(returns), np.ones(len(returns), np.int64))
 
-    return Verdict(1, 10, episodes(screen), episodes(confirmed) if confirmed else None, solved, 0.1)
+    return EvaluationResult(1, 10, episodes(screen), episodes(confirmed) if confirmed else None, solved, 0.1)
 
 
 class Script:
@@ -204,7 +204,7 @@ class Script:
 
     begun = True
 
-    def __init__(self, *verdicts: Verdict | Exception) -> None:
+    def __init__(self, *verdicts: EvaluationResult | Exception) -> None:
         self.verdicts, self.stopped = list(verdicts), 0
         self.holdout: Episodes | None = None
 
@@ -281,7 +281,7 @@ def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: Script, **mo
     ],
 )
 def test_the_best_policy_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdicts: list[Verdict], kept: float
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdicts: list[EvaluationResult], kept: float
 ) -> None:
     budget = BudgetConfig(env_steps=300)
     arrays, manifest = played(

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from actors.config import EvalConfig
-from actors.evaluator import Verdict
+from actors.evaluator import EvaluationResult
 from actors.supervision.departures import Departures, kill
 from actors.supervision.rebuilds import Rebuilt
 from actors.supervision.restarts import Restarts
@@ -84,7 +84,7 @@ class EvaluatorSupervisor:
         """Why no policy can be evaluated; empty where one can."""
         return self._setbacks.failing
 
-    def tick(self, learning: bool) -> tuple[Verdict, Any] | None:
+    def tick(self, learning: bool) -> tuple[EvaluationResult, Any] | None:
         """Returns a result and the reference to the policy it is about, if one has come in. Does not wait.
 
         Begins the next evaluation when ``learning`` and the evaluator's share allow.
@@ -103,7 +103,7 @@ class EvaluatorSupervisor:
             policy = self._candidate()
             self._screening, self._begun_s = (evaluator.screen.remote(policy, self.spent), policy), self._clock()
 
-    def _take_result(self) -> tuple[Verdict, Any] | None:
+    def _take_result(self) -> tuple[EvaluationResult, Any] | None:
         if self._screening is None:
             return None
         call, policy = self._screening
@@ -118,17 +118,17 @@ class EvaluatorSupervisor:
             return None
         self._screening = None
         try:
-            verdict: Verdict = ray.get(call)
+            result: EvaluationResult = ray.get(call)
         except ray.exceptions.RayError as error:
             if not _failed(policy):  # else it was the learner that died
                 self._handle_death(error)
             return None
         self._process.replied()
         self._setbacks.succeeded()
-        self._rebuilt.note(NAME, verdict.remade)
-        self.spent = verdict.spent
-        self._pace.record(self._begun_s, verdict.seconds, verdict.confirming_seconds)
-        return verdict, policy
+        self._rebuilt.note(NAME, result.remade)
+        self.spent = result.spent
+        self._pace.record(self._begun_s, result.seconds, result.confirming_seconds)
+        return result, policy
 
     def _handle_death(self, error: Exception) -> None:
         self._screening = None

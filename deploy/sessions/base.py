@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from actors.episodes import Episodes
-from actors.evaluator import Verdict
+from actors.evaluator import EvaluationResult
 from deploy.config.models import RunConfig
 from deploy.monitoring.metrics import RunMetrics
 from deploy.planning.memory import chunk_rows, rows_in_checkpoint
@@ -31,7 +31,7 @@ class Progress(NamedTuple):
     metrics: RunMetrics | None
     refused: dict[str, int]
     rows_lost: dict[str, int]
-    verdict: Verdict | None
+    verdict: EvaluationResult | None
     policy: bytes | None
     deaths: Mapping[str, int] = MappingProxyType({})
     unevaluated: str = ""

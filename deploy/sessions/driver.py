@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 
-from actors.evaluator import Verdict
+from actors.evaluator import EvaluationResult
 from deploy.config.errors import RunDirError, RunFailedError
 from deploy.config.models import RunConfig
 from deploy.monitoring.display import Display
@@ -204,7 +204,7 @@ class Driver:
             row["first_greedy_return"] = outcome.first_greedy_return
         return row | {"write_failures": self._disk.failures}
 
-    def _record_evaluation(self, verdict: Verdict, policy: bytes, elapsed_s: float) -> None:
+    def _record_evaluation(self, verdict: EvaluationResult, policy: bytes, elapsed_s: float) -> None:
         """Records the verdict, and shows why a confirmation failed: of the first, second, fourth, eighth, and so on."""
         with self._disk.writing():
             self._outcome.record_evaluation(self._config, self._directory, verdict, policy, elapsed_s)

@@ -10,7 +10,7 @@ from typing import Any
 
 from actors.builders import build_evaluator
 from actors.episodes import Episodes
-from actors.evaluator import Verdict
+from actors.evaluator import EvaluationResult
 from actors.supervision.rebuilds import Rebuilt
 from actors.supervision.restarts import Restarts
 from actors.supervision.setbacks import Setbacks
@@ -43,7 +43,7 @@ class InlineEvaluation:
         """Why no policy can be evaluated; empty where one can."""
         return self._setbacks.failing
 
-    def screen(self, updates: int, candidate: Callable[[], bytes]) -> tuple[Verdict | None, bytes | None]:
+    def screen(self, updates: int, candidate: Callable[[], bytes]) -> tuple[EvaluationResult | None, bytes | None]:
         """Returns the verdict on ``candidate()`` and that policy, if one is due after so many updates, and it could be
         played."""
         if updates - self._screened_at < self._every_updates:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from actors.episodes import Episodes
-from actors.evaluator import Verdict
+from actors.evaluator import EvaluationResult
 from actors.metrics import EvaluationMetrics
 from deploy.config.models import RunConfig
 from deploy.monitoring.metrics import RestartMetrics, RunMetrics
@@ -112,7 +112,7 @@ class Outcome:
         self.rows_lost = progress.rows_lost or self.rows_lost
 
     def record_evaluation(
-        self, config: RunConfig, directory: RunDirectory, verdict: Verdict, policy: bytes, elapsed_s: float
+        self, config: RunConfig, directory: RunDirectory, verdict: EvaluationResult, policy: bytes, elapsed_s: float
     ) -> None:
         """Keeps the policy if it is the best so far, by the lower bound of its most thorough evaluation; records a
         solution.

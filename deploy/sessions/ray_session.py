@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from actors.closing import CLOSE_S, LATE_S
 from actors.episodes import Episodes
-from actors.evaluator import Verdict
+from actors.evaluator import EvaluationResult
 from actors.metrics import ActorMetrics, EvaluationMetrics, work_of
 from actors.supervision.restarts import CrashLoopError, NotNowError, Restarts
 from deploy.cluster.capacity import Capacity
@@ -166,7 +166,7 @@ class RaySession:
         self._driver = self._driver_metrics(verdict)
         return self._progress(verdict, policy)
 
-    def _note_spent(self, verdict: Verdict) -> None:
+    def _note_spent(self, verdict: EvaluationResult) -> None:
         """Before what it found is used: a confirmation whose count is lost would be free."""
         if verdict.confirmed is not None:
             try:
@@ -205,7 +205,7 @@ class RaySession:
     def _updates(self) -> int:
         return 0 if self._learner_metrics is None else self._learner_metrics.training.updates
 
-    def _driver_metrics(self, verdict: Verdict | None) -> DriverMetrics:
+    def _driver_metrics(self, verdict: EvaluationResult | None) -> DriverMetrics:
         """Returns them, what was counted before the run was resumed included."""
         restarts = RestartMetrics(
             actor_restarts=self._actors.restarts,
@@ -267,7 +267,7 @@ class RaySession:
             return
         self._registered = self._learner.handle
 
-    def _progress(self, verdict: Verdict | None, policy: bytes | None) -> Progress:
+    def _progress(self, verdict: EvaluationResult | None, policy: bytes | None) -> Progress:
         metrics, failing = RunMetrics(self._driver, self._learner_metrics), self._evaluator.failing
         return Progress(metrics, self._refused, self._rows_lost, verdict, policy, self._deaths(), failing)
 
