@@ -91,14 +91,19 @@ class MetricsServer:
     """The run's metrics, and where an address is given the HTTP endpoint /metrics."""
 
     def __init__(self, metrics: Sequence[Metric], run: str, version: str, address: tuple[str, int] | None) -> None:
-        """``address``: host and port (0: a free one); None serves nothing. Raises OSError where the port is taken."""
+        """``address``: host and port (0: a free one); None serves nothing.
+
+        Raises:
+            OSError: the port is taken.
+        """
         registry = CollectorRegistry()
         self._metrics = RunCollector(registry, metrics, run, version)
         self._server = _serve(registry, address) if address else None
 
     @property
     def address(self) -> tuple[str, int] | None:
-        """Host and port to ask: where it listens on all of the machine's addresses, the one that others reach it by."""
+        """Returns host and port to ask, of a server on all of the machine's addresses the one that others reach it by;
+        None where nothing is served."""
         if self._server is None:
             return None
         host = str(self._server.server_address[0])
@@ -113,7 +118,7 @@ class MetricsServer:
         self._metrics.begin(flat(report.metrics), _labelled(report))
 
     def close(self) -> None:
-        """Give the port up."""
+        """Closes the endpoint and its port."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()

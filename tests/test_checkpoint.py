@@ -457,6 +457,23 @@ class Clock:
         return self.now
 
 
+def test_each_that_is_written_or_not_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The user is told once per spell."""
+    caplog.set_level("INFO", "qherd")
+    (tmp_path / "c").write_text("no folder")
+    checkpointer = Checkpointer(tmp_path / "c", CheckpointConfig(), with_rows=True)
+    for name in (FIRST, SECOND):
+        checkpointer.save(name, lambda: parts(100), wait=True)
+    (tmp_path / "c").unlink()
+    checkpointer.save(THIRD, lambda: parts(100), wait=True)
+    logged = [record.getMessage() for record in caplog.records]
+    assert [text.split(":")[0] for text in logged[:2]] == [
+        f"checkpoint {name} is not written" for name in (FIRST, SECOND)
+    ]
+    assert logged[2:] == [f"checkpoint {THIRD}, {checkpointer.newest_bytes} bytes"]
+    assert len(checkpointer.take_notices()) == 2
+
+
 def test_one_is_due_at_once_and_then_every_so_often(tmp_path: Path) -> None:
     clock = Clock()
     checkpointer = Checkpointer(tmp_path, CheckpointConfig(every_s=30), with_rows=True, clock=clock)

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -39,6 +40,8 @@ class Cluster:
     redis_port: int
     client: redis.Redis
     secrets: dict[str, str]
+    logs: Path
+    """Where Ray keeps what its workers print."""
 
     @property
     def options(self) -> list[str]:
@@ -108,7 +111,7 @@ def cluster() -> Iterator[Cluster]:
         until(lambda: answers(redis_port) and client.ping(), "answer of the server", 10)
         until(lambda: "started" in (tmp / "ray.log").read_text() or head.poll() is not None, "Ray", START_S)
         until(lambda: answers(ray_port), f"GCS: {(tmp / 'ray.log').read_text()}", START_S)
-        yield Cluster(ray_port, redis_port, client, secrets)
+        yield Cluster(ray_port, redis_port, client, secrets, tmp / "session_latest" / "logs")
 
 
 @dataclass
@@ -160,6 +163,16 @@ def test_no_file_and_no_message_has_a_secret(cluster: Cluster, ran: Ran) -> None
         assert [path for path in files if secret.encode() in path.read_bytes()] == []
         assert secret not in ran.done.out + ran.done.err
     assert files
+
+
+def test_its_processes_log_to_rays_own_files_too(cluster: Cluster, ran: Ran) -> None:
+    """On a node that does not see the run's folder they are all that there is."""
+    rays = "".join(path.read_text(errors="replace") for path in cluster.logs.glob("worker-*.err"))
+    own = "".join(path.read_text() for path in (ran.folder / "runs" / "r" / "logs").iterdir())
+    begun = ["evaluator 1 of the run", "incarnation 1 of slot 0", "incarnation 1 of slot 1", "learner with fence 1"]
+    for text in (rays, own):
+        assert sorted(re.findall(rf"^\S+ INFO qherd\.\w+: ({'|'.join(begun)})", text, re.M)) == begun
+        assert PASSWORD not in text
 
 
 def test_the_cluster_lives_on_and_nothing_of_the_run_does(cluster: Cluster, ran: Ran) -> None:

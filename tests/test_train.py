@@ -306,7 +306,7 @@ def test_a_failed_run_has_a_summary_and_the_parts_own_traceback(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_one_signal_ends_it_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_one_signal_ends_it_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
     class Interrupted(Script):
         def advance(self) -> Progress:
             os.kill(os.getpid(), number)
@@ -317,6 +317,7 @@ def test_one_signal_ends_it_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert train(config(tmp_path)) == 75
     assert summary(tmp_path / "r")["exit_reason"] == "interrupted"
     assert signal.getsignal(number) == before, "the handlers are as before"
+    assert f"asked to stop by {number.name}\n" in (tmp_path / "r" / "logs" / "driver.log").read_text()
 
 
 # -- environments that raise
