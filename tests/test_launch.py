@@ -50,16 +50,23 @@ def test_a_capacity_that_the_actors_would_overrun_is_refused_with_numbers(replay
     [
         ({"replay": {"prioritised": {"beta": 0.5}}}, "replay.prioritised.beta is 0.5, and replay.sampler is uniform"),
         ({"learner": {"qr_dqn": {"quantiles": 7}}}, "learner.qr_dqn.quantiles is 7, and learner.algorithm is dqn"),
+        (
+            {"learner": {"network": {"impala": {"width": 2}}}},
+            "learner.network.impala.width is 2, and learner.network.encoder is auto",
+        ),
     ],
 )
 def test_an_option_of_what_is_not_chosen_is_refused_with_a_remedy(values: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^{said}, which has no such option: choose --\S+ (prioritised|qr_dqn), or"):
+    with pytest.raises(
+        ConfigError, match=rf"^{said}, which has no such option: choose --\S+ (prioritised|qr_dqn|impala), or"
+    ):
         check(config(**values))
 
 
 def test_options_of_what_is_chosen_or_ones_own_are_taken() -> None:
     check(config(replay={"sampler": "prioritised", "prioritised": {"beta": 0.5}}))
     check(config(learner={"algorithm": "qr_dqn", "qr_dqn": {"quantiles": 7}}))
+    check(config(learner={"network": {"encoder": "impala", "impala": {"width": 2}}}))
     check(config(replay={"sampler": "mine:Mine", "prioritised": {"beta": 0.5}}))
 
 

@@ -6,7 +6,9 @@ import contextlib
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+
+from pydantic import BaseModel
 
 from actors.actor_id import ActorId
 from actors.contract import EnvError
@@ -17,6 +19,7 @@ from deploy.config.models import SERVER_OPTIONS, RunConfig, env_of
 from deploy.planning import memory
 from deploy.process.host import host_and_port
 from learner.algorithms import ALGORITHMS
+from learner.networks import ENCODERS, NetworkConfig
 from replay.chunk import Schema
 from replay.chunk_log import open_inspector
 from replay.chunk_log.inspector import RunInspector
@@ -140,23 +143,30 @@ def check_unused(config: RunConfig) -> None:
 
 
 def _check_sections(config: RunConfig) -> None:
-    samplers = {name: sampler_of(name).section for name in SAMPLERS}
+    encoders = {name: name if name in NetworkConfig.model_fields else None for name in ENCODERS}
     algorithms = {name: algorithm.section for name, algorithm in ALGORITHMS.items()}
-    variants = (("replay", "sampler", samplers), ("learner", "algorithm", algorithms))
-    for part, what, sections in variants:
-        options = getattr(config, part)
-        chosen = getattr(options, what)
-        if ":" in chosen:  # a user's own may use any
+    samplers = {name: sampler_of(name).section for name in SAMPLERS}
+    _check_section("learner.network.encoder", config.learner.network, encoders)
+    _check_section("learner.algorithm", config.learner, algorithms)
+    _check_section("replay.sampler", config.replay, samplers)
+
+
+def _check_section(choice: str, options: BaseModel, sections: Mapping[str, str | None]) -> None:
+    """Raises ConfigError where another section than that of the chosen variant was changed. ``sections``: by variant.
+    A user's own variant may use any."""
+    part, _, what = choice.rpartition(".")
+    chosen = getattr(options, what)
+    if ":" in chosen:
+        return
+    for name, section in sections.items():
+        if section is None or section == sections.get(chosen):
             continue
-        for name, section in sections.items():
-            if section is None or section == sections[chosen]:
-                continue
-            for option, value in getattr(options, section):
-                if value != type(getattr(options, section)).model_fields[option].default:
-                    raise ConfigError(
-                        f"{part}.{section}.{option} is {value!r}, and {part}.{what} is {chosen}, which has no such "
-                        f"option: choose --{part}.{what} {name}, or leave it out"
-                    )
+        for option, value in getattr(options, section):
+            if value != type(getattr(options, section)).model_fields[option].default:
+                raise ConfigError(
+                    f"{part}.{section}.{option} is {value!r}, and {choice} is {chosen}, which has no such option: "
+                    f"choose --{choice} {name}, or leave it out"
+                )
 
 
 def _check_cluster(config: RunConfig) -> None:
