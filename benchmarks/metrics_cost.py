@@ -25,7 +25,6 @@ from deploy.sessions.learner_supervisor import SLICE_S
 from learner.exporter import RunCollector
 from learner.loop import LearnerLoop
 from learner.recent_updates import ERRORS_KEPT
-from replay.metrics import flat
 
 RUN = "metrics-cost"
 TARGET = 2.0
@@ -91,7 +90,7 @@ def _costs(loop: LearnerLoop, metrics: RunCollector, registry: CollectorRegistry
     def report() -> None:
         learner.recent._errors.extend([error] * ERRORS_KEPT)  # each report begins them anew
         learner.recent.record(loss, error, q, loss)
-        metrics.update(flat(loop.report().metrics), {})
+        metrics.update({}, {}, loop.report().metrics)
 
     return {
         "phase": _cost(lambda: loop.phases.charge("outside")),

@@ -18,7 +18,7 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
 from learner.http_server import BoundedWSGIServer, SilentHandler
-from learner.metrics import BUILD_INFO, REPORT_AGE
+from learner.metrics import BUILD_INFO, REPORT_AGE, LearnerMetrics
 from learner.report import Report
 from replay.metrics import BY_REASON, LOST, PREFIX, REFUSED, Metric, flat
 
@@ -30,7 +30,7 @@ _SIOCGIFADDR = 0x8915
 class RunCollector(Collector):
     """Shows the newest report of a run as ``qherd_`` metrics, each labelled with the run.
 
-    An update replaces two references; what a scrape costs, the scrape's own thread pays.
+    An update replaces references; what a scrape costs, the scrape's own thread pays.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class RunCollector(Collector):
     ) -> None:
         self._metrics, self._run, self._clock = metrics, run, clock
         self._versions = {"version": version, "python": platform.python_version(), "torch": version_of("torch")}
-        self._newest: tuple[Mapping[str, float], Labelled, float | None] = {}, {}, None
+        self._newest: tuple[Mapping[str, float], Labelled, LearnerMetrics | None, float | None] = {}, {}, None, None
         self._before: tuple[Mapping[str, float], Labelled] = {}, {}
         registry.register(self)
 
@@ -52,15 +52,17 @@ class RunCollector(Collector):
         went on from a checkpoint would fall to a number above 0, and rate() would take all of that for new."""
         self._before = row, labelled
 
-    def update(self, row: Mapping[str, float], labelled: Labelled) -> None:
-        """Shows these from the next scrape on; they must not change any more. Values that no metric shows are passed
-        over."""
-        self._newest = row, labelled, self._clock()
+    def update(self, row: Mapping[str, float], labelled: Labelled, learner: LearnerMetrics | None = None) -> None:
+        """Shows these from the next scrape on, those of the ``learner`` by their keys in ``row``; they must not change
+        any more. Values that no metric shows are passed over."""
+        self._newest = row, labelled, learner, self._clock()
 
     def collect(self) -> Iterator[Family]:
         """Yields the metrics of the newest report. One without a value has its help and its type, and no series."""
-        row, labelled, reported_s = self._newest
+        row, labelled, learner, reported_s = self._newest
         before, labelled_before = self._before
+        if learner is not None:
+            row = {**flat(learner), **row}
         if reported_s is not None:
             row = {**row, REPORT_AGE.name: self._clock() - reported_s}
         for metric in self._metrics:
@@ -111,7 +113,7 @@ class MetricsServer:
 
     def show(self, report: Report, driver_row: Mapping[str, float]) -> None:
         """Shows this report, and the driver's metrics beside it, from the next scrape on."""
-        self._metrics.update({**flat(report.metrics), **driver_row}, _labelled(report))
+        self._metrics.update(driver_row, _labelled(report), report.metrics)
 
     def begin(self, report: Report) -> None:
         """See ``RunCollector.begin``: what the learner has restored."""

@@ -11,7 +11,7 @@ gauge.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
 from replay.chunk import REFUSALS
@@ -90,16 +90,18 @@ def metrics_of(*kinds: Any) -> tuple[Metric, ...]:
 
 def flat(metrics: NamedTuple) -> dict[str, float]:
     """Returns the values by key. What is None is left out, and what is a NamedTuple or a mapping is laid flat."""
-    values: dict[str, float] = {}
-    for field, value in metrics._asdict().items():
-        if isinstance(value, Mapping):
+    return dict(_items(metrics))
+
+
+def _items(metrics: NamedTuple) -> Iterator[tuple[str, float]]:
+    for field, value in zip(metrics._fields, metrics, strict=True):
+        if hasattr(value, "_fields"):
+            yield from _items(value)
+        elif isinstance(value, Mapping):
             key = _shown(type(metrics))[field].key
-            values |= {key.format(label): each for label, each in value.items()}
-        elif hasattr(value, "_asdict"):
-            values |= flat(value)
+            yield from ((key.format(label), each) for label, each in value.items())
         elif value is not None:
-            values[field] = value
-    return values
+            yield field, value
 
 
 class ReplayMetrics(NamedTuple):
