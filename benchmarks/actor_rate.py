@@ -18,7 +18,7 @@ from benchmarks.herd import beside, publish_weights
 from benchmarks.result import Result, alternate
 from deploy.server.embedded import EmbeddedServer
 from learner.networks import NetworkSpec
-from replay.chunk_log.redis_log import RedisLog
+from replay.chunk_log import open_log
 
 RUN = "actor-rate"
 LANES = 32
@@ -36,7 +36,7 @@ def rollout_at_work() -> Iterator[Rollout]:
         sizes = (*schema.obs_shape, *HIDDEN, schema.num_actions)
         config = ActorConfig(count=1, lanes=LANES, chunk_steps=CHUNK_STEPS)
         with beside(publish_weights, server.url("learner"), RUN, sizes):
-            log = RedisLog(server.url("actor"), RUN, max_chunks=1000)
+            log = open_log(server.url("actor"), RUN, "actor", 1000)
             rollout = build_actor(ActorId(RUN, 0, 0, 1, 1), ENV, config, NetworkSpec(), log)
             while not rollout.ready():
                 time.sleep(0.05)

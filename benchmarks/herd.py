@@ -37,7 +37,7 @@ def publish_weights(url: str, run: str, sizes: tuple[int, ...]) -> None:
     """
     from learner.publisher import Publisher
     from learner.weights import pack
-    from replay.chunk_log.redis_log import RedisLog
+    from replay.chunk_log import open_log
     from replay.credit import Credit, pack_credit
 
     rng = np.random.default_rng(0)
@@ -47,7 +47,7 @@ def publish_weights(url: str, run: str, sizes: tuple[int, ...]) -> None:
         weight = rng.normal(size=(outputs, inputs)) / np.sqrt(inputs)
         arrays |= {f"{name}.weight": weight.astype(np.float32), f"{name}.bias": np.zeros(outputs, "f4")}
     credit = pack_credit({0: Credit(1, 0, 1 << 62)})
-    publisher = Publisher(RedisLog(url, run), fence=1)
+    publisher = Publisher(open_log(url, run, "publisher"), fence=1)
     for count in range(1, 1 << 30):
         publisher.set(credit, pack(count, 0, 0, arrays))
         time.sleep(WEIGHTS_EVERY_S)
@@ -58,9 +58,9 @@ def act(url: str, run: str, slot: int, slots: int, env: EnvConfig, config: Actor
     from actors.actor_id import ActorId
     from actors.builders import build_actor
     from learner.networks import NetworkSpec
-    from replay.chunk_log.redis_log import RedisLog
+    from replay.chunk_log import open_log
 
-    actor, log = ActorId(run, 0, slot, slots, 1), RedisLog(url, run, chunks)
+    actor, log = ActorId(run, 0, slot, slots, 1), open_log(url, run, "actor", chunks)
     rollout = build_actor(actor, env, config, NetworkSpec(), log)
     with contextlib.suppress(LogError):  # the server ends first
         while True:

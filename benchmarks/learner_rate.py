@@ -19,7 +19,7 @@ from learner.builders import LearnerSpec, build_learner
 from learner.learner import Learner
 from learner.loop import LearnerLoop
 from learner.publisher import Publisher
-from replay.chunk_log.redis_log import RedisLog
+from replay.chunk_log import open_log
 from replay.metrics import flat
 from replay.mirror import Batch
 
@@ -88,10 +88,10 @@ def running_herd(config: RunConfig, warm_up_updates: int) -> Iterator[LearnerLoo
     torch.set_flush_denormal(True)
     with EmbeddedServer(RUN, server_bytes(config, schema)) as server, contextlib.ExitStack() as herd:
         url = server.url("learner")
-        publisher = Publisher(RedisLog(url, RUN), fence=1)
+        publisher = Publisher(open_log(url, RUN, "publisher"), fence=1)
         publisher.start()
         herd.callback(publisher.stop)
-        log = RedisLog(url, RUN)
+        log = open_log(url, RUN, "reader")
         rows = chunk_rows(config)
         spec = LearnerSpec(RUN, schema, config.replay, config.learner, 1, config.seed, slots=count, chunk_rows=rows)
         loop = build_learner(spec, log, publisher)

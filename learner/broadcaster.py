@@ -27,7 +27,7 @@ class Broadcaster:
 
     @property
     def version(self) -> int:
-        """The newest version, which no other learner of the run has used."""
+        """Returns the newest version, which no other learner of the run has used."""
         return version(self._fence, self.published)
 
     def publish(self) -> None:

@@ -1,4 +1,4 @@
-"""What this thread has had of a core, and how long it has waited for one."""
+"""CPU time and run-queue wait of the calling thread."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ SCHEDSTAT = Path("/proc/thread-self/schedstat")
 
 class CpuTime(NamedTuple):
     """Seconds of a thread since it began: on a core, and ready to run while others had all cores (0 where the kernel
-    does not say). The rest of its life it slept or waited for something else than a core."""
+    does not tell). The rest of its life it slept or waited for something else than a core."""
 
     on_core_s: float
     starved_s: float
 
     @classmethod
     def now(cls) -> CpuTime:
-        """Of the calling thread."""
+        """Returns those of the calling thread."""
         try:
             starved_ns = int(SCHEDSTAT.read_text().split()[1])
         except (OSError, ValueError, IndexError):

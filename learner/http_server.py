@@ -52,7 +52,7 @@ class BoundedMixIn(ThreadingMixIn):
             super().handle_error(request, client_address)  # type: ignore[misc]
 
     def _end(self, requests: list[socket.socket]) -> None:
-        """Have the threads of these connections read or write no more, so that they close them."""
+        """Has the threads of these connections read or write no more, so that they close them."""
         for request in requests:
             del self._since[request]
             try:
@@ -71,7 +71,7 @@ class BoundedWSGIServer(BoundedMixIn, WSGIServer):
 
 
 class SilentHandler(WSGIRequestHandler):
-    """Prometheus asks every few seconds: no line each."""
+    """Writes no line for each of Prometheus' requests, which come every few seconds."""
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Writes nothing."""

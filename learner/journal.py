@@ -1,7 +1,7 @@
 """The journal: how far the learner has read each slot, about once a second, beside its checkpoints.
 
-A learner that goes on from a checkpoint starts to read where the checkpoint did. What its predecessor read after that
-is rolled back; where the log has it no more it is lost, and nothing else would say that it ever was. A journal is not
+A learner that resumes from a checkpoint starts to read where the checkpoint did. What its predecessor read after that
+is rolled back; where the log has it no more it is lost, and nothing else would show that it ever was. A journal is not
 synced: it outlives a killed process, and a machine that loses power costs the ledger, not the run.
 """
 
@@ -31,7 +31,7 @@ class Journal:
         self._folder, self._fence = folder, fence
 
     def write(self, readings: Mapping[int, Reading]) -> None:
-        """Replace the journal. A disk that refuses stops nothing: checkpoints tell of it."""
+        """Replaces the journal. A disk that refuses stops nothing: checkpoints report it."""
         path = self._folder / f"read-{self._fence}.json"
         new = path.with_suffix(".new")
         with contextlib.suppress(OSError):
@@ -40,7 +40,7 @@ class Journal:
 
     def since(self, fence: int) -> dict[int, Reading]:
         """Returns how far the learners before this one had come: of each slot the furthest, by the journals from
-        ``fence`` on, which is the checkpoint's. Older ones are in the checkpoint's own books, and are removed."""
+        ``fence`` on, which is the checkpoint's. Older ones are in the checkpoint's own ledger, and are removed."""
         furthest: dict[int, Reading] = {}
         for path in self._folder.glob("read-*.json"):
             found = _NAME.fullmatch(path.name)
@@ -56,7 +56,7 @@ class Journal:
 
 
 def _read(path: Path) -> dict[int, Reading]:
-    """What a journal says; nothing where it cannot be one."""
+    """Returns what is in a journal; nothing where it cannot be one."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(fd, "rb") as file:

@@ -123,7 +123,7 @@ class Learner:
 
     @property
     def last_was_skipped(self) -> bool:
-        """Whether the newest update was not finite (it waits for the device)."""
+        """Returns whether the newest update was not finite, which waits for the device."""
         return bool(self._in_a_row > 0)
 
     def _vectors(self) -> dict[str, Tensor]:
@@ -167,7 +167,7 @@ def host_arrays(network: QNetwork) -> dict[str, npt.NDArray[Any]]:
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is a GPU if there is one. Raises ValueError for a device that is not there."""
+    """Returns the device of this name; ``auto`` is a GPU if there is one. Raises ValueError where it is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

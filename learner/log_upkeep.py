@@ -16,8 +16,8 @@ TRIM_EVERY_S, TRIM_SHARE = 1.0, 16
 """The log is trimmed so often, and whenever this part of the capacity has come in anew."""
 DESCRIBE_EVERY_S = 1.0
 STRAYS_EVERY_S = 10.0
-"""Between two looks for streams that are no slot's. One that is there twice is removed: the learner may not have been
-told of a slot that is new."""
+"""Between two looks for streams that are no slot's. One that is there twice is removed: a new slot's actor may send
+before the learner expects it."""
 
 
 class LogUpkeep:

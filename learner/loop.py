@@ -96,7 +96,7 @@ class LearnerLoop(Breakable):
             self.broadcaster.publish()
 
     def expect(self, slots: Iterable[int], chunk_rows: int, left: Iterable[int] = ()) -> None:
-        """From now on these slots have actors, which have credit for chunks of ``chunk_rows`` rows.
+        """Expects chunks of ``chunk_rows`` rows from the actors of these slots from now on, and lends them credit.
 
         Those that had one before, and those that ``left`` before this learner began, are read to their end; their
         streams are trimmed like all others, and are empty once the mirror has turned over.

@@ -31,7 +31,7 @@ class Phases:
         self.seconds = dict.fromkeys(PHASES, 0.0)
 
     def charge(self, phase: str) -> None:
-        """The time since the last call went to ``phase``."""
+        """Adds the time since the last call to ``phase``."""
         now_s = self._clock()
         self.seconds[phase] += now_s - self._last_s
         self._last_s = now_s

@@ -79,7 +79,7 @@ class LearnerWorker:
             checkpointer.check()
 
     def resumed(self) -> Resumed | None:
-        """Where this learner went on from; None for one that began anew."""
+        """Returns where this learner resumed from; None for one that began anew."""
         return self._loop.resumed
 
     @failures_logged(LOG)
@@ -98,7 +98,7 @@ class LearnerWorker:
         self._loop.expect(range(slots), chunk_rows)
 
     def metrics_address(self) -> tuple[str, int] | None:
-        """Where its /metrics is: with port 0, and on a cluster, nobody else knows."""
+        """Returns the address of its /metrics, which with port 0, and on a cluster, is not known before."""
         return self._metrics.address
 
     def candidate(self) -> bytes:
@@ -106,13 +106,14 @@ class LearnerWorker:
         return self._loop.candidate()
 
     def take_credit_back(self) -> None:
-        """Have the actors stop inserting: no more updates follow."""
+        """Has the actors stop inserting: no more updates follow."""
         LOG.info("takes the actors' credit back")
         self._publisher.stop()
 
     @failures_logged(LOG)
     def finish(self, died: Mapping[int, Mapping[int, int]]) -> Report:
-        """Take in what the actors have flushed, and write a checkpoint; the last report. ``died``: as in ``train``."""
+        """Takes in what the actors have flushed, and writes a checkpoint; returns the last report. ``died``: as in
+        ``train``."""
         self._loop.ledger.record_deaths(died)
         self._loop.drain()
         self._loop.checkpoint(wait=True)

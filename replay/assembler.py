@@ -1,7 +1,7 @@
-"""The assembler: what rows become that the learner trains on.
+"""The assembler: makes of rows what the learner trains on.
 
-It takes a slot's chunks in their order, puts their rows into the mirror, and tells the mirror which of them can be
-sampled from now on. This one makes n-step transitions (replay/nstep.py has the equations).
+It takes a slot's chunks in their order, puts their rows into the mirror, and makes those sampleable whose window has
+closed. This one makes n-step transitions (replay/nstep.py has the equations).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class NStepAssembler:
         self._windows: dict[int, LaneWindows] = {}
 
     def append(self, chunk: Chunk, follows: bool) -> None:
-        """Put a chunk's rows into the mirror, and make sampleable what it closes. ``follows``: it is the next one of
+        """Puts a chunk's rows into the mirror, and makes sampleable what it closes. ``follows``: it is the next one of
         its slot's incarnation. Where it is not, or has other lanes, no window reaches into it."""
         windows = self._windows.get(chunk.slot)
         if windows is None or not (follows and windows.lanes == chunk.lanes):
@@ -41,7 +41,8 @@ class NStepAssembler:
         self._mirror.add_transitions(windows.extend(reward, chunk.flags, ids, chunk.q_taken, chunk.q_max))
 
     def break_lanes(self, slot: int) -> None:
-        """Note that what comes next of a slot does not follow: each lane's last row serves as its boundary row."""
+        """Ends the slot's lanes, since what comes next of it does not follow: each lane's last row serves as its
+        boundary row."""
         windows = self._windows.pop(slot, None)
         if windows is not None:
             self._mirror.add_transitions(windows.break_lanes())

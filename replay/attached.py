@@ -53,7 +53,7 @@ class Replaced(LogError):
 
 
 def attach(url: str | Sequence[str], run: str, capacity_rows: int | None = None) -> Attached:
-    """A mirror of the run's replay memory in this process, still empty: ``poll`` fills it.
+    """Returns a mirror of the run's replay memory in this process, still empty: ``poll`` fills it.
 
     ``url``: the run's server, or all of its servers, in any order; a user who may only read is enough.
     ``capacity_rows``: rows to hold, as many as the run's own learner where it is not given.
@@ -70,7 +70,8 @@ def attach(url: str | Sequence[str], run: str, capacity_rows: int | None = None)
 
 
 def find_description(logs: Sequence[RunInspector], run: str) -> RunDescription:
-    """The description of the run that these logs are of: each has a copy. Raises NotThere where there is none."""
+    """Returns the description of the run that these logs are of: each has a copy. Raises NotThere where there is
+    none."""
     found = first_answer(logs, lambda log: log.description())
     if found is not None:
         return RunDescription.unpack(found)
@@ -90,7 +91,7 @@ def slots_elsewhere(logs: Sequence[RunInspector], description: RunDescription) -
 
 
 def first_answer(logs: Sequence[Log], ask: Callable[[Log], T | None]) -> T | None:
-    """What the first server says that has something to say. Raises a temporary error where none of them answers."""
+    """Returns the first answer of a server that is not None. Raises a temporary error where none of them answers."""
     errors: list[LogError] = []
     for log in logs:
         try:
@@ -106,7 +107,7 @@ def first_answer(logs: Sequence[Log], ask: Callable[[Log], T | None]) -> T | Non
 
 
 class Attached:
-    """A run's replay memory, read from outside. ``mirror`` holds its newest rows; ``about`` is what the learner says.
+    """A run's replay memory, read from outside. ``mirror`` holds its newest rows; ``description`` is the run's.
 
     A context manager. Not thread-safe. What was interrupted in the middle of a chunk (Ctrl-C in a notebook) has to be
     attached again: its rows are half there.
@@ -142,11 +143,12 @@ class Attached:
 
     @property
     def down(self) -> Mapping[str, LogError]:
-        """Of several servers those that did not answer in the last poll, and why: their slots wait."""
+        """Returns those of several servers that did not answer the last poll, with the error. Their slots make no
+        progress."""
         return self._streams.down
 
     def poll(self) -> int:
-        """Take in what has arrived since the last call, at most as much as the run's log holds; returns the env steps.
+        """Takes in what has arrived since the last call, at most as much as the run's log holds; returns the env steps.
 
         Raises a temporary LogError where no server answers (call again), any other where the run cannot be followed
         any more.
@@ -162,14 +164,14 @@ class Attached:
         return self._reader.ledger.totals.env_steps - before
 
     def sample(self, count: int, rng: np.random.Generator | None = None) -> Batch:
-        """``count`` transitions, uniformly and with replacement. Raises ValueError where there are none yet."""
+        """Samples ``count`` transitions, uniformly and with replacement. Raises ValueError where there are none yet."""
         self._reader.check_unbroken()
         if rng is not None:
             return self.mirror.gather(UniformSampler(self.mirror, rng).sample(count).rows)
         return self._buffer.sample(count).batch
 
     def close(self) -> None:
-        """Give up the connections; the mirror stays."""
+        """Gives up the connections; the mirror stays."""
         for log in self._logs:
             log.close()
 
@@ -180,7 +182,8 @@ class Attached:
         self.close()
 
     def _refresh(self) -> None:
-        """Read the description again and follow the slots that it names; a server that was restarted may have none."""
+        """Reads the description again and follows the slots that it names; a server that was restarted may have
+        none."""
         with contextlib.suppress(NotThere):
             description = find_description(self._logs, self.run)
             nonce = self._claimed_by()
@@ -216,7 +219,7 @@ class _Streams:
         self.down: dict[str, LogError] = {}
 
     def read(self, cursors: Mapping[int, ChunkId], max_bytes: int) -> list[Entry]:
-        """See ``ChunkLog.read``. A server that does not hold a slot's stream has nothing to say of it; one that stands
+        """See ``ChunkLog.read``. A server that does not hold a slot's stream returns nothing of it; one that stands
         in ``down`` is not asked. Raises a temporary error where none answers."""
         entries: list[Entry] = []
         for log in self._logs:

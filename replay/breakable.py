@@ -27,7 +27,7 @@ class Breakable:
 
 
 def breakable(method: Callable[Concatenate[B, P], R]) -> Callable[Concatenate[B, P], R]:
-    """Have a method that raises break its object. For methods that change more than one thing."""
+    """Makes a method that raises break its object. For methods that change more than one thing."""
 
     @functools.wraps(method)
     def call(self: B, /, *args: P.args, **kwargs: P.kwargs) -> R:

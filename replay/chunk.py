@@ -133,7 +133,7 @@ class Schema:
 
     @cached_property
     def columns(self) -> tuple[Column, ...]:
-        """All columns of a chunk, in the order of the wire: the standard ones, then the others."""
+        """Returns all columns of a chunk, in the order of the wire: the standard ones, then the others."""
         dtypes = {"action": "int32", "obs": self.obs_dtype, "flags": "uint8"}
         shapes = {"obs": self.obs_shape}
         standard = (Column(name, dtypes.get(name, "float32"), shapes.get(name, ())) for name in STANDARD)
@@ -141,7 +141,7 @@ class Schema:
 
     @cached_property
     def digest(self) -> int:
-        """64 bits that differ between schemas: a chunk of another environment is refused by it."""
+        """Returns 64 bits that differ between schemas: a chunk of another environment is refused by it."""
         columns = [[column.name, column.dtype, column.shape, column.per] for column in self.columns]
         return digest64(json.dumps([columns, self.num_actions, self.stack]))
 
@@ -152,18 +152,18 @@ class Schema:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of what the network sees of one row: the stack comes first, where there is one."""
+        """Returns the shape of what the network sees of one row: the stack comes first, where there is one."""
         return (self.stack, *self.obs_shape) if self.stack > 1 else self.obs_shape
 
     @cached_property
     def input_bytes(self) -> int:
-        """Bytes of what the network sees of one row, and of the row's further columns."""
+        """Returns the bytes of what the network sees of one row, and of the row's further columns."""
         return self.obs_bytes * self.stack + sum(column.nbytes for column in self.extras)
 
     @cached_property
     def picture_shape(self) -> tuple[int, int, int] | None:
-        """Channels, height and width of what the network sees, its stack as channels; None where that is no picture:
-        three axes, or two of bytes."""
+        """Returns channels, height and width of what the network sees, its stack as channels; None where that is no
+        picture: three axes, or two of bytes."""
         shape = self.obs_shape
         if len(shape) == 2 and self.obs_dtype in ("uint8", "int8"):
             return self.stack, shape[0], shape[1]
@@ -189,7 +189,7 @@ class Schema:
 
 
 def digest64(text: str) -> int:
-    """The first 64 bits of SHA-256 of ``text``."""
+    """Returns the first 64 bits of SHA-256 of ``text``."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
@@ -247,7 +247,7 @@ class Counters(NamedTuple):
             raise BadChunk("counters", f"{more.refusals} more refusals, {more.credit_wait_s} s more without credit")
 
     def plus(self, other: Counters) -> Counters:
-        """The sums, field by field."""
+        """Returns the sums, field by field."""
         return Counters._make(a + b for a, b in zip(self, other, strict=True))
 
 
@@ -275,7 +275,7 @@ class Chunk:
 
     @property
     def columns(self) -> dict[str, npt.NDArray[Any]]:
-        """All columns by name."""
+        """Returns all columns by name."""
         return {**{name: getattr(self, name) for name in STANDARD}, **self.extras}
 
     @property
@@ -301,7 +301,7 @@ HEADER_BYTES = _HEADER.size + _CRC.size
 
 
 def encode(chunk: Chunk, schema: Schema, run: str) -> bytes:
-    """The chunk as bytes. ``run`` goes in as a 64-bit digest, so that another run's chunk is refused."""
+    """Returns the chunk as bytes. ``run`` goes in as a 64-bit digest, so that another run's chunk is refused."""
     time_steps, lanes = chunk.flags.shape
     header = _HEADER.pack(
         MAGIC, VERSION, 0, schema.digest, digest64(run), chunk.slot, time_steps, lanes, 0,
@@ -336,7 +336,8 @@ class Codec:
         return runs
 
     def decode(self, data: bytes, slot: int, incarnation: int, seq: int) -> Chunk:
-        """The chunk in ``data``, stored as ``(slot, incarnation, seq)``; its arrays are read-only views of ``data``.
+        """Returns the chunk in ``data``, stored as ``(slot, incarnation, seq)``; its arrays are read-only views of
+        ``data``.
 
         Raises BadChunk with the reason: short, magic, version, schema, run, identity, size, length, crc, weights,
         counters, value, action or flags.

@@ -37,7 +37,7 @@ class ReplayConfig(BaseModel):
     """Folder of the memmap's files, on the learner's machine; they have no name and vanish with it. The default is the
     run's folder, on a cluster the system's one for temporary files."""
     log_rows: int | None = Field(None, ge=0)
-    """Rows that the server keeps of them, the newest. The default is all: a learner that starts again has them back."""
+    """Newest rows to keep on the server. The default is all, so that a learner that starts again can read them back."""
     sampler: Kept[str] = "uniform"
     """How rows are chosen. uniform: all alike; prioritised: in proportion to their TD error (arXiv 1511.05952); or
     module:Name of your own, a class like replay.samplers.base.Sampler."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 LAPSE_S = 5.0
 """Credit that a slot has not used for so long is taken back, since its actor may be gone. From then on, as at the
-start, the slot has credit for one chunk at a time, until it is heard of."""
+start, the slot has credit for one chunk at a time, until it sends one."""
 
 PROBE_S = 6.0
 """An actor without credit whose rows have not been acknowledged for so long sends one chunk more: what it sent may be
@@ -35,20 +35,21 @@ class Credit(NamedTuple):
     rows: int
 
     def allows(self, incarnation: int, sent: int, chunk_rows: int, waited_s: float) -> bool:
-        """Whether an incarnation that has sent so many rows may send a chunk. A newer one than the acknowledged one may
-        begin with a chunk where its slot has credit; ``waited_s``: see PROBE_S."""
+        """Returns whether an incarnation that has sent so many rows may send a chunk. A newer one than the acknowledged
+        one may begin with a chunk where its slot has credit; ``waited_s``: see PROBE_S."""
         known = incarnation == self.incarnation
         acknowledged, further = (self.sent, self.rows) if known else (0, min(self.rows, chunk_rows))
         return sent + chunk_rows <= acknowledged + further or (sent > acknowledged and waited_s >= PROBE_S)
 
     @classmethod
     def unpack(cls, data: bytes) -> Credit | None:
-        """A slot's part of the value, None where there is none: the value has lapsed, or the slot is not expected."""
+        """Returns a slot's part of the value, None where there is none: the value has lapsed, or the slot is not
+        expected."""
         return cls(*_CREDIT.unpack(data)) if len(data) == CREDIT_BYTES else None
 
 
 def pack_credit(credit: Mapping[int, Credit]) -> bytes:
-    """The one value of all slots, an array indexed by slot."""
+    """Packs the one value of all slots, an array indexed by slot."""
     slots = range(max(credit, default=-1) + 1)
     return b"".join(_CREDIT.pack(*credit.get(slot, Credit(0, 0, 0))) for slot in slots)
 
@@ -62,11 +63,11 @@ class _Slot:
     upto: int = 0
     turn: int = 0
     unused_s: float = 0.0
-    heard: bool = False
+    sends: bool = False
 
     @property
     def held(self) -> int:
-        """Rows that may be on their way."""
+        """Returns the rows that may be on their way."""
         return self.upto - self.sent
 
     @property
@@ -83,28 +84,28 @@ class Lender:
         self._turn = 0
 
     def fit(self, slots: Iterable[int], chunk_rows: int, window_rows: int) -> None:
-        """Lend to these slots from now on; each holds at most an equal share of the window, and at least a chunk."""
+        """Lends to these slots from now on; each holds at most an equal share of the window, and at least a chunk."""
         self._slots = {slot: self._slots.get(slot, _Slot()) for slot in slots}
         self._chunk_rows = chunk_rows
         self._share = max(1, window_rows // (chunk_rows * max(1, len(self._slots))))
 
     @property
     def rows(self) -> int:
-        """Rows for which there is credit, in whole chunks: a part of a chunk lets nobody send."""
+        """Returns the rows for which there is credit, in whole chunks: a part of a chunk lets nobody send."""
         return sum(slot.held // self._chunk_rows * self._chunk_rows for slot in self._slots.values())
 
     def acknowledge(self, index: int, incarnation: int, sent: int) -> None:
-        """Note how many rows this incarnation has sent, as the newest chunk of its that was taken in counts them."""
+        """Records how many rows this incarnation has sent, as the newest chunk of its that was taken in counts them."""
         slot = self._slots.get(index)
         if slot is None or (incarnation, sent) == (slot.incarnation, slot.sent):
             return
         if incarnation > slot.incarnation:  # the one before is fenced off, whatever it still had
             slot.incarnation, slot.upto = incarnation, sent
-        slot.sent, slot.heard, slot.unused_s = sent, True, 0.0
+        slot.sent, slot.sends, slot.unused_s = sent, True, 0.0
         slot.upto = max(sent, min(slot.upto, sent + self._share * self._chunk_rows))
 
     def lend(self, room_rows: int) -> None:
-        """Share out what of the room nobody holds yet."""
+        """Shares out what of the room no slot holds yet."""
         left = room_rows - sum(slot.held for slot in self._slots.values())
         queue = [(slot.held // self._chunk_rows, slot.turn, index) for index, slot in self._slots.items()]
         heapq.heapify(queue)
@@ -114,19 +115,19 @@ class Lender:
             more = (chunks + 1) * self._chunk_rows - slot.held
             if more > left:
                 return
-            if chunks < (self._share if slot.heard else 1):
+            if chunks < (self._share if slot.sends else 1):
                 left -= more
                 self._turn += 1
                 slot.upto, slot.turn = slot.upto + more, self._turn
                 heapq.heappush(queue, (chunks + 1, slot.turn, index))
 
     def pass_time(self, seconds: float) -> None:
-        """Take back what was not used for LAPSE_S; only time counts in which the learner read all that there was."""
+        """Takes back what was not used for LAPSE_S; only time counts in which the learner read all that there was."""
         for slot in self._slots.values():
             slot.unused_s = slot.unused_s + seconds if slot.held else 0.0
             if slot.unused_s >= LAPSE_S:
-                slot.upto, slot.heard, slot.unused_s = slot.sent, False, 0.0
+                slot.upto, slot.sends, slot.unused_s = slot.sent, False, 0.0
 
     def pack(self) -> bytes:
-        """What is to be published."""
+        """Packs what is to be published."""
         return pack_credit({index: slot.credit for index, slot in self._slots.items()})

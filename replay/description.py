@@ -1,6 +1,6 @@
-"""What the learner tells others about its run: one small JSON value, replaced about once a second.
+"""The run's description: one small JSON value, which the learner replaces about once a second.
 
-Whoever attaches learns from it what the rows look like, how they become transitions, and which slots there are. It is
+Whoever attaches reads there what the rows look like, how they become transitions, and which slots there are. It is
 for reading only: nothing of the run itself depends on it, and its clock is the learner's own.
 """
 
@@ -62,7 +62,7 @@ class SlotDescription(BaseModel):
 
 
 class RunDescription(BaseModel):
-    """A run's description."""
+    """A run, as those see it who attach to it."""
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
@@ -80,7 +80,7 @@ class RunDescription(BaseModel):
     slots: dict[Count, SlotDescription]
 
     def pack(self) -> bytes:
-        """As JSON."""
+        """Packs it as JSON."""
         return self.model_dump_json(by_alias=True).encode()
 
     @classmethod
@@ -102,6 +102,6 @@ class RunDescription(BaseModel):
             raise DescriptionError(f"the run's description is damaged: {error}") from error
 
     def same_rows(self, other: Self) -> bool:
-        """Whether both give the same transitions for the same rows."""
+        """Returns whether both give the same transitions for the same rows."""
         mine, theirs = ((about.row_schema, about.n_step, about.gamma, about.reward_scale) for about in (self, other))
         return mine == theirs

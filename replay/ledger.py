@@ -103,7 +103,7 @@ class SlotAccount:
 
     @property
     def reading(self) -> Reading:
-        """How far any reader of this run has come, as far as is known."""
+        """Returns how far any reader of this run has come, as far as is known."""
         return max(self.before, Reading(self.taken.incarnation, self.past.rows + self.counters.rows))
 
     def values(self) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Limiter:
         self.fit(1, 1)
 
     def fit(self, actors: int, chunk_rows: int) -> None:
-        """Set the window from the chunks of so many actors. Raises ValueError, and changes nothing, where the replay
+        """Sets the window from the chunks of so many actors. Raises ValueError, and changes nothing, where the replay
         could not hold a single chunk beyond what the first batch needs."""
         batch_rows = math.ceil(self.batch / self.samples_per_insert)
         beyond = self.capacity_rows - self.min_rows - batch_rows - 1
@@ -75,16 +75,16 @@ class Limiter:
 
     @property
     def half_band(self) -> float:
-        """How far from 0 the error may be."""
+        """Returns how far from 0 the error may be."""
         return (self.samples_per_insert * (self.window_rows + 1) + self.batch) / 2
 
     @property
     def error(self) -> float:
-        """Samples that the inserts allow, less the samples taken."""
+        """Returns the samples that the inserts allow, less the samples taken."""
         return _error(self.samples_per_insert, self.min_rows, self.inserts, self.samples, self.carried)
 
     def insert(self, rows: int, sampleable: bool) -> None:
-        """Book rows that came in. ``sampleable``: whether the mirror has anything to sample."""
+        """Counts rows that came in. ``sampleable``: whether the mirror has anything to sample."""
         first = self.inserts < self.min_rows
         self.inserts += rows
         if self.inserts < self.min_rows:
@@ -97,14 +97,14 @@ class Limiter:
 
     @property
     def room_rows(self) -> int:
-        """Rows that may still come in, those for which actors hold credit included."""
+        """Returns the rows that may still come in, those for which actors hold credit included."""
         if self.inserts < self.min_rows:
             return self.min_rows - self.inserts + self.window_rows
         return max(0, math.floor(min(self.half_band - self.error, 2 * self.half_band) / self.samples_per_insert))
 
     @property
     def may_sample(self) -> bool:
-        """Whether the learner may take a batch."""
+        """Returns whether the learner may take a batch."""
         return self._may_sample_after(self.samples)
 
     def allowed_batches(self, most: int) -> int:
@@ -121,12 +121,12 @@ class Limiter:
         return error - self.batch >= -self.half_band
 
     def state(self) -> dict[str, float]:
-        """What ``restore`` goes on from."""
+        """Returns what ``restore`` continues from."""
         names = ("samples_per_insert", "min_rows", "inserts", "samples", "carried")
         return {name: getattr(self, name) for name in names}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on. Another ratio, or another min_rows, holds from here on and not for the past, for which the learner
+        """Continues. Another ratio, or another min_rows, holds from here on and not for the past, for which the learner
         would else train on and on, or wait."""
         self.inserts, self.samples = (count(state[name], name) for name in ("inserts", "samples"))
         self.carried = number(state["carried"], "carried")
@@ -140,7 +140,7 @@ class Limiter:
 
     @property
     def realised(self) -> float:
-        """Samples per insert so far, counted from ``min_rows`` on; 0 before."""
+        """Returns the samples per insert so far, counted from ``min_rows`` on; 0 before."""
         beyond = self.inserts - self.min_rows
         return self.samples / beyond if beyond > 0 else 0.0
 

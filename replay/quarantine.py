@@ -18,7 +18,7 @@ class Quarantine:
         self._folder, self.kept = folder, 0
 
     def keep(self, entry: Entry, reason: str) -> None:
-        """Write a bad chunk down, if it is one of the first."""
+        """Writes a bad chunk down, if it is one of the first."""
         if self._folder is None or self.kept >= QUARANTINED:
             return
         self.kept += 1

@@ -1,9 +1,9 @@
-"""What a part of a run gives to a checkpoint, and is made from again.
+"""The state of a run's part: what a checkpoint has of it, and what it is restored from.
 
 Each part that has a state has two methods: ``state()``, which neither copies large arrays nor changes anything, and
-``restore(state)``, after which the part goes on as the one that gave it would have. ``learner/checkpoint.py`` puts them
-on disk. What comes from there may be anything: ``restore`` raises ValueError, LookupError or TypeError where it is no
-state of the part's, which is of no use then.
+``restore(state)``, after which the part does what the one that gave it would have done. ``learner/checkpoint.py`` puts
+them on disk. What comes from there may be anything: ``restore`` raises ValueError, LookupError or TypeError where it is
+no state of the part's, which is of no use then.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ def array_in(state: State, name: str, shape: tuple[int, ...], dtype: npt.DTypeLi
 
 
 def rng_state(rng: np.random.Generator) -> dict[str, Any]:
-    """A generator's state as plain values (numpy has 128-bit integers in it, which JSON takes as they are)."""
+    """Returns a generator's state as plain values (numpy has 128-bit integers in it, which JSON takes as they are)."""
     return dict(rng.bit_generator.state)
 
 
 def restore_rng(rng: np.random.Generator, state: Mapping[str, Any]) -> None:
-    """Have a generator of the same kind go on from there."""
+    """Sets a generator of the same kind to that state."""
     rng.bit_generator.state = dict(state)

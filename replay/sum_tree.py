@@ -27,15 +27,16 @@ class SumTree:
 
     @property
     def total(self) -> float:
-        """The sum of all weights."""
+        """Returns the sum of all weights."""
         return float(self._nodes[1])
 
     def set(self, leaves: Array, weights: Array) -> None:
-        """Give ``leaves`` <int64>[M] these weights <float64>[M]; of a leaf that comes twice the last one counts."""
+        """Gives ``leaves`` <int64>[M] these weights <float64>[M]; of a leaf that comes twice the last one counts."""
         _set(self._nodes, leaves + self._size, weights)
 
     def find(self, masses: Array) -> Array:
-        """The leaves <int64>[B] at which the running sum of the weights passes ``masses`` <float64>[B] in [0, total).
+        """Returns the leaves <int64>[B] at which the running sum of the weights passes ``masses`` <float64>[B] in [0,
+        total).
 
         Never a leaf of weight 0, whatever the rounding, as long as the total is above 0.
         """

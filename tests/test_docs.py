@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 from deploy.run_directory.history import SUPERSEDED
 
 ROOT = Path(__file__).resolve().parent.parent
+NUMBERS = {10: "Ten", 11: "Eleven", 12: "Twelve"}
 COMMIT = re.compile(r"commit\s`([0-9a-f]{7,40})`")
 
 
@@ -27,6 +29,25 @@ def test_every_promise_has_a_test_of_that_name() -> None:
         named = re.findall(r"`(test_\w+)`", tests)
         assert named, promise
         assert set(named) <= defined, promise
+
+
+def test_every_function_on_a_transitions_way_is_where_the_docs_say() -> None:
+    """The table of docs/data-path.md: each file has the functions that stand after it, in those classes."""
+    text = (ROOT / "docs" / "data-path.md").read_text()
+    table = text.partition("## The way of a transition")[2].partition("\n## ")[0]
+    ways = re.findall(r"`([\w/]+\.py)`((?: `\w+\.\w+`)+)", table)
+    assert len(ways) > 8
+    for path, names in ways:
+        defined = {
+            f"{node.name}.{each.name}"
+            for node in ast.walk(ast.parse((ROOT / path).read_text()))
+            if isinstance(node, ast.ClassDef)
+            for each in node.body
+            if isinstance(each, ast.FunctionDef)
+        }
+        assert set(re.findall(r"\w+\.\w+", names)) <= defined, path
+    files = {path for path, _ in ways}
+    assert f"{NUMBERS[len(files)]} files" in table
 
 
 def test_the_file_of_superseded_rows_is_where_the_docs_say() -> None:

@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,7 +23,7 @@ from waiting import frozen, until
 
 from deploy.server.acl import acl_rules
 from deploy.server.embedded import EmbeddedServer
-from replay.chunk_log import redis_client
+from replay.chunk_log import Role, open_log, redis_client
 from replay.chunk_log.memory_log import MemoryLog
 from replay.chunk_log.protocol import (
     CREDIT_MS,
@@ -540,6 +540,18 @@ def test_connection_that_fails_among_the_replies(
     log.append(0, ChunkId(1, 3), b"third")
     assert [(entry.id.seq, len(entry.data)) for entry in read_all(log)] == [(1, 5), (2, size), (3, 5)]
     log.close()
+
+
+@pytest.mark.parametrize(("role", "timeout_s"), [("actor", 5.0), ("publisher", 5.0), ("reader", 1.0), ("driver", 2.0)])
+def test_a_role_decides_how_its_log_is_connected(server_url: str, run_name: str, role: Role, timeout_s: float) -> None:
+    """The time-out, and that the server does not drop the learner's connections where its clients' memory is short."""
+    with closing(open_log(server_url, run_name, role, 100)) as log:
+        assert isinstance(log, RedisLog)
+        options = log.redis.connection_pool.connection_kwargs
+        assert options["socket_timeout"] == options["socket_connect_timeout"] == timeout_s
+        log.append(0, FIRST, b"data")
+        flags = log.redis.client_info()["flags"]
+        assert ("e" in flags) == (role in ("publisher", "reader"))
 
 
 def test_append_interrupted_among_its_replies(

@@ -3,7 +3,7 @@
 Four promises, which one contract suite (tests/test_log_contract.py) holds every implementation to:
 
 * a chunk is stored under the explicit id (incarnation, seq); an id at or below a slot's last one is never stored again;
-* what ``append`` raises says what is known: ``Unavailable`` leaves the chunk in doubt; the caller repeats its id;
+* the error of an ``append`` tells what is known: ``Unavailable`` leaves the chunk in doubt; the caller repeats its id;
 * weights and their header are one value: no reader sees half of two;
 * nothing is published by a learner whose fence is older than the newest one that took the lease, for ever.
 """

@@ -58,7 +58,8 @@ def check_kind(where: str, info: Mapping[str, Any]) -> None:
 
 
 def bounds(client: Any) -> Bounds:
-    """The server's bounds; its defaults where this user may not ask, or the command is not there (managed servers)."""
+    """Returns the server's bounds; its defaults where this user may not ask, or the command is not there (managed
+    servers)."""
     try:
         found = client.config_get("proto-max-bulk-len", "client-query-buffer-limit")
     except redis.ResponseError:
@@ -69,8 +70,8 @@ def bounds(client: Any) -> Bounds:
 
 
 def refuses_length(client: Any, nbytes: int) -> str:
-    """The name of the bound by which the server refuses a value of this length for its length alone; empty where it
-    takes one, or is away.
+    """Returns the name of the bound by which the server refuses a value of this length for its length alone; empty
+    where it takes one, or is down.
 
     A request is begun that announces it: a server that takes it waits for more, another one answers with an error or
     hangs up. Then as many zeros are sent: a server whose bound is that of whole requests hangs up. The request is a
@@ -94,7 +95,7 @@ def refuses_length(client: Any, nbytes: int) -> str:
 
 
 def _hangs_up(connection: Any, pieces: list[bytes], seconds: float, refusal: str = "") -> bool:
-    """Whether the server answers what is sent by hanging up, or with an error that has ``refusal`` in it."""
+    """Returns whether the server answers what is sent by hanging up, or with an error that has ``refusal`` in it."""
     try:
         connection.send_packed_command(pieces)
         connection.read_response(disconnect_on_error=False, timeout=seconds)
@@ -108,8 +109,8 @@ def _hangs_up(connection: Any, pieces: list[bytes], seconds: float, refusal: str
 
 
 def who_answers(pool: Any) -> str:
-    """What speaks on a TCP port that does not answer as a replay server does, with the remedy; empty where nothing is
-    recognised."""
+    """Returns what speaks on a TCP port that does not answer as a replay server does, with the remedy; empty where
+    nothing is recognised."""
     place = pool.connection_kwargs
     if "host" not in place:
         return ""
@@ -130,7 +131,8 @@ def who_answers(pool: Any) -> str:
 
 
 def _first_bytes(address: tuple[str, int]) -> bytes | None:
-    """What is answered to the begin of HTTP/2; empty where the other side hangs up, None where nothing comes."""
+    """Returns what is answered to the begin of HTTP/2; empty where the other side hangs up, None where nothing
+    comes."""
     try:
         with socket.create_connection(address, timeout=PROBE_S) as probe:
             probe.sendall(_HTTP2_PREFACE)
@@ -142,7 +144,7 @@ def _first_bytes(address: tuple[str, int]) -> bytes | None:
 
 
 def _speaks_tls(address: tuple[str, int]) -> bool:
-    """Whether a handshake gets as far as a certificate; whose it is does not matter here."""
+    """Returns whether a handshake gets as far as a certificate; whose it is does not matter here."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:

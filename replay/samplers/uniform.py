@@ -49,7 +49,7 @@ class UniformSampler:
         return SampledRows(drawn, None)
 
     def update(self, rows: Array, td_error: Array) -> None:
-        """Nothing depends on TD errors here."""
+        """See ``Sampler.update``: nothing depends on TD errors here."""
 
     def metrics(self) -> None:
         """See ``Sampler.metrics``: it has none."""
