@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from replay.chunk import FIRST, Chunk, Column, Schema
 from replay.nstep import NewTransitions
+from replay.row_links import ChunkHeads, FrameLinks
 from replay.state import State, array_in, count
 from replay.storage import Ram, Storage
 
@@ -84,19 +85,15 @@ class Mirror:
         self._r_t, self._discount_t = (self._storage.allocate(capacity_rows, (), "float32") for _ in range(2))
         self._bootstrap_row = np.zeros(capacity_rows, np.int64)
         self._sampleable = np.zeros(capacity_rows, np.bool_)
-        links = capacity_rows if schema.stack > 1 else 0
-        # The rows before and after in the episode; a first row's previous one is itself. Both may hold ids of evicted
-        # rows, which are below ``start``: whoever follows them drops those.
-        self._prev_row, self._next_row = np.full(links, -1, np.int64), np.full(links, -1, np.int64)
-        heads = capacity_rows if schema.lane_bytes else 0
-        self._head = np.full(heads, -1, np.int64)  # its lane's first row in its chunk, which has the chunk's columns
-        self._chunk_end = np.full(heads, -1, np.int64)  # the row after its chunk's last one
+        self._links = FrameLinks(capacity_rows, schema.stack) if schema.stack > 1 else None
+        self._heads = ChunkHeads(capacity_rows) if schema.lane_bytes else None
 
     @staticmethod
     def planned_bytes(schema: Schema, capacity_rows: int) -> int:
         """Returns the bytes that a mirror of this size allocates."""
-        links, heads = 16 if schema.stack > 1 else 0, 16 if schema.lane_bytes else 0
-        return capacity_rows * (sum(column.nbytes for column in _kept(schema)) + 4 + 4 + 8 + 1 + links + heads)
+        links = FrameLinks.planned_bytes(capacity_rows) if schema.stack > 1 else 0
+        heads = ChunkHeads.planned_bytes(capacity_rows) if schema.lane_bytes else 0
+        return capacity_rows * (sum(column.nbytes for column in _kept(schema)) + 4 + 4 + 8 + 1) + links + heads
 
     @property
     def start(self) -> int:
@@ -126,11 +123,10 @@ class Mirror:
         ids = np.arange(self.end, self.end + count).reshape(chunk.flags.shape)
         self._store(chunk, ids)
         self.end += count
-        if self.schema.stack > 1:
-            self._link(ids, (chunk.flags & FIRST) != 0, last_row)
-        if self.schema.lane_bytes:
-            self._head[ids % self.capacity_rows] = ids[0]
-            self._chunk_end[ids % self.capacity_rows] = self.end
+        if self._links is not None:
+            self._links.add(ids, (chunk.flags & FIRST) != 0, last_row, self.start)
+        if self._heads is not None:
+            self._heads.add(ids, self.end)
         return ids
 
     def _store(self, chunk: Chunk, ids: Array) -> None:
@@ -147,28 +143,15 @@ class Mirror:
             for index, rows in parts:
                 self._storage.put(stored, index, flat[rows])
 
-    def _link(self, ids: Array, first: Array, last_row: Array) -> None:
-        """Records which row comes before each of ``ids`` in its episode."""
-        previous = np.concatenate((last_row[None], ids[:-1]))
-        previous[previous < self.start] = -1
-        previous = np.where(first, ids, previous)
-        self._prev_row[ids % self.capacity_rows] = previous
-        follows = (previous >= 0) & ~first
-        self._next_row[previous[follows] % self.capacity_rows] = ids[follows]
-
     def _evict(self, upto: int) -> None:
         """Makes the rows before ``upto`` unsampleable, and those whose stack or head is one of them."""
         rows = np.arange(self.start, upto)
         self._remove(rows)
-        # Of a stack of k frames, k - 1 rows after an evicted one have lost a frame: along each lane, a step at a time.
-        for _ in range(self.schema.stack - 1):
-            rows = self._next_row[rows % self.capacity_rows]
-            rows = rows[rows >= upto]  # no next row, or an id that an evicted row has left there
-            self._remove(rows)
-        # Chunks lie one after the other: only that of the newest evicted row can reach beyond it.
-        if self.schema.lane_bytes and upto > 0:
-            rows = np.arange(upto, self._chunk_end[(upto - 1) % self.capacity_rows])
-            self._remove(rows[self._head[rows % self.capacity_rows] < upto])
+        if self._links is not None:
+            for later in self._links.after(rows, upto):
+                self._remove(later)
+        if self._heads is not None and upto > 0:
+            self._remove(self._heads.after(upto))
 
     def _remove(self, rows: Array) -> None:
         """Makes those of these rows unsampleable that were sampleable."""
@@ -196,11 +179,10 @@ class Mirror:
     def _is_complete(self, rows: Array) -> Array:
         """Returns which of these rows are alive with all that belongs to them, <bool>[M]."""
         complete: Array = rows >= self.start
-        if self.schema.lane_bytes:
-            complete &= self._head[rows % self.capacity_rows] >= self.start
-        for _ in range(self.schema.stack - 1):
-            rows = np.where(complete, self._prev_row[rows % self.capacity_rows], -1)
-            complete &= rows >= self.start
+        if self._heads is not None:
+            complete &= self._heads.complete(rows, self.start)
+        if self._links is not None:
+            complete = self._links.complete(rows, complete, self.start)
         return complete
 
     def sampleable(self, rows: Array) -> Array:
@@ -226,27 +208,22 @@ class Mirror:
         """Returns the further columns of the rows at these indices <int64>[B] of the ring."""
         extras: dict[str, Any] = {}
         for column in self.schema.extras:
-            where = index if column.per == "row" else self._head.take(index) % self.capacity_rows
+            where = index if self._heads is None or column.per == "row" else self._heads.indices(index)
             extras[column.name] = self._storage.gather(self._columns[column.name], where)
         return extras
 
     def _observations(self, index: Array) -> Any:
         """Returns what the network sees of the rows at these indices <int64>[B]: <obs_dtype>[B, *input_shape]."""
-        stack = self.schema.stack
-        if stack == 1:
+        if self._links is None:
             return self._storage.gather(self._columns["obs"], index)
-        indices = np.empty((len(index), stack), np.int64)
-        for k in reversed(range(stack)):
-            indices[:, k] = index
-            index = self._prev_row.take(index) % self.capacity_rows
-        frames = self._storage.gather(self._columns["obs"], indices.reshape(-1))
-        return frames.reshape(len(indices), *self.schema.input_shape)
+        frames = self._storage.gather(self._columns["obs"], self._links.stacks(index).reshape(-1))
+        return frames.reshape(len(index), *self.schema.input_shape)
 
     def state(self) -> State:
         """See ``replay.state``. The arrays are the columns as far as they were ever filled."""
         filled = min(self.end, self.capacity_rows)
         arrays = {name: self._storage.host(column, filled) for name, column in self._stored_columns().items()}
-        arrays |= {name: column[:filled] for name, column in self._book_columns().items()}
+        arrays |= {name: column[:filled] for name, column in self._host_columns().items()}
         return State({"end": self.end, "sampleable_rows": self.sampleable_rows}, arrays)
 
     def restore(self, state: State) -> None:
@@ -260,10 +237,10 @@ class Mirror:
                 raise ValueError(f"{name} has values that are not finite")
             self._storage.put(stored, slice(0, filled), found)
         _check_within(state.arrays["column.action"], 0, self.schema.num_actions, "column.action")
-        for name, book in self._book_columns().items():
-            book[:filled] = array_in(state, name, (filled, *book.shape[1:]), book.dtype)
-            if book.dtype == np.int64:  # ids of rows; chunk_end has those after the last ones
-                _check_within(book[:filled], -1, self.end + 1, name)
+        for name, column in self._host_columns().items():
+            column[:filled] = array_in(state, name, (filled, *column.shape[1:]), column.dtype)
+            if column.dtype == np.int64:  # ids of rows; chunk_end has those after the last ones
+                _check_within(column[:filled], -1, self.end + 1, name)
         self.sampleable_rows = count(state.values["sampleable_rows"], "sampleable_rows")
         if (really := int(np.count_nonzero(self._sampleable[:filled]))) != self.sampleable_rows:
             raise ValueError(f"sampleable_rows is {self.sampleable_rows}, and {really} rows can be sampled")
@@ -272,10 +249,11 @@ class Mirror:
         columns = {f"column.{name}": stored for name, stored in self._columns.items()}
         return {**columns, "r_t": self._r_t, "discount_t": self._discount_t}
 
-    def _book_columns(self) -> dict[str, Array]:
-        links = {"before": self._prev_row, "after": self._next_row} if self.schema.stack > 1 else {}
-        heads = {"head": self._head, "chunk_end": self._chunk_end} if self.schema.lane_bytes else {}
-        return {"boot": self._bootstrap_row, "sampleable": self._sampleable, **links, **heads}
+    def _host_columns(self) -> dict[str, Array]:
+        known = {"boot": self._bootstrap_row, "sampleable": self._sampleable}
+        for part in (self._links, self._heads):
+            known |= {} if part is None else part.columns()
+        return known
 
 
 def _check_within(values: Array, least: int, beyond: int, name: str) -> None:

@@ -209,7 +209,8 @@ def test_columns_are_planned_for() -> None:
     assert chunk_bytes(config, SCHEMA) - chunk_bytes(config, PLAIN) == 32 * 4 + 8 * 24
     assert server_bytes(config, SCHEMA) - server_bytes(config, PLAIN) > 1.25 * 10_000 * (4 + 24)
     mirror = Mirror(SCHEMA, 100)
-    held = [*vars(mirror).values(), *mirror._columns.values()]
+    assert mirror._heads is not None
+    held = [*vars(mirror).values(), *mirror._columns.values(), *vars(mirror._heads).values()]
     allocated = sum(value.nbytes for value in held if isinstance(value, np.ndarray))
     assert Mirror.planned_bytes(SCHEMA, 100) == allocated
 
