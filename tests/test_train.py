@@ -361,7 +361,7 @@ def test_an_environment_that_raises_now_and_then_costs_its_episodes_only(
 ) -> None:
     """Said, counted, and the run goes on to its end."""
     fragile(monkeypatch, 900, [NEVER])
-    assert train(config(tmp_path, env=FRAGILE)) == 0
+    assert train(config(tmp_path, env=FRAGILE, log_level="debug")) == 0
     out, written = capsys.readouterr().out, summary(tmp_path / "r")
     assert written["exit_reason"] == "budget of env steps"
     assert "its environment was made anew: lane" in out
@@ -369,6 +369,8 @@ def test_an_environment_that_raises_now_and_then_costs_its_episodes_only(
     assert (written["env_rebuilds"], written["evaluator_restarts"]) == (out.count("was made anew"), 0)
     (log,) = (tmp_path / "r" / "logs").iterdir()
     assert log.name == "driver.log"
+    assert " DEBUG qherd.learner: published weights, " in log.read_text()
+    assert re.search(r" DEBUG qherd\.actor: took the weights of update \d+, \d+ bytes$", log.read_text(), re.M)
     assert log.read_text().count("\n    RuntimeError: the bridge is down") == written["env_rebuilds"] > 0
     assert "test_train.py" in log.read_text()
 
