@@ -83,19 +83,26 @@ def work_of(row: Mapping[str, float]) -> Work:
 
 
 class EvaluationMetrics(NamedTuple):
-    """The newest verdicts. ``confirmations``: how many the run has had."""
+    """The newest verdicts. ``confirmations``: how many the run has had; ``first_greedy_return``: its first screen's."""
 
     greedy_return: Annotated[float | None, gauge("Mean return of the newest greedy screen.", when=EVALUATED)] = None
     confirmed_return: Annotated[float | None, gauge("Mean return of the newest confirmation.", when=CONFIRMED)] = None
     confirmations: int | None = None
+    first_greedy_return: float | None = None
 
     @classmethod
     def of_row(cls, row: Mapping[str, float]) -> Self:
         """Returns those that a row of metrics.jsonl has."""
         count = row.get("confirmations")
-        return cls(row.get("greedy_return"), row.get("confirmed_return"), None if count is None else int(count))
+        return cls(
+            row.get("greedy_return"),
+            row.get("confirmed_return"),
+            None if count is None else int(count),
+            row.get("first_greedy_return"),
+        )
 
     def after(self, verdict: EvaluationResult) -> Self:
         """Returns them after another verdict: a confirmation's mean stays until the next one."""
         confirmed = self.confirmed_return if verdict.confirmed is None else verdict.confirmed.mean
-        return type(self)(verdict.screen.mean, confirmed, verdict.spent.confirmations)
+        mean, first = verdict.screen.mean, self.first_greedy_return
+        return type(self)(mean, confirmed, verdict.spent.confirmations, mean if first is None else first)

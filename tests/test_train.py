@@ -294,6 +294,17 @@ def test_the_best_policy_is_kept(
     assert written["rows_lost"] == {"gap": 5}
 
 
+def test_the_first_greedy_return_stays_over_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The display measures the way to the threshold from there."""
+    played(tmp_path, monkeypatch, Script(verdict([1, 2]), verdict([0, 0])), budget=BudgetConfig(env_steps=200))
+    monkeypatch.setattr(driver, "start_session", lambda *_: Script(verdict([30, 31], [28, 29]), verdict([50, 51])))
+    assert resume(tmp_path / "r", config(tmp_path, budget={"env_steps": 300})) == 0
+    rows = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["greedy_return"] for row in rows] == [1.5, 30.5, 50.5]
+    assert [row.get("confirmed_return") for row in rows] == [None, 28.5, 28.5], "until the next confirmation"
+    assert {row["first_greedy_return"] for row in rows} == {1.5}
+
+
 def test_a_failed_run_has_a_summary_and_the_parts_own_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

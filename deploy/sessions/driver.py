@@ -199,10 +199,7 @@ class Driver:
             row |= flat(outcome.metrics)
             if outcome.metrics.learner is not None:
                 row |= rates.update(elapsed_s, outcome.totals.env_steps, outcome.totals.updates)
-        row |= flat(outcome.evaluation)
-        if outcome.first_greedy_return is not None:
-            row["first_greedy_return"] = outcome.first_greedy_return
-        return row | {"write_failures": self._disk.failures}
+        return row | flat(outcome.evaluation) | {"write_failures": self._disk.failures}
 
     def _record_evaluation(self, verdict: EvaluationResult, policy: bytes, elapsed_s: float) -> None:
         """Records the verdict, and shows why a confirmation failed: of the first, second, fourth, eighth, and so on."""

@@ -69,7 +69,6 @@ class Outcome:
     metrics: RunMetrics | None = None
     """The newest of this driver."""
     evaluation: EvaluationMetrics = field(default_factory=EvaluationMetrics)
-    first_greedy_return: float | None = None
     wall_s: float = 0.0
     start_s: float = 0.0
     """Of earlier drivers."""
@@ -121,8 +120,6 @@ class Outcome:
             RunDirError: the disk refuses the policy. Nothing is recorded then: a later one may be kept.
         """
         episodes = verdict.episodes
-        if self.first_greedy_return is None:
-            self.first_greedy_return = verdict.screen.mean
         self.final = {"updates": verdict.updates, "mean": verdict.screen.mean}
         before = self.best.get("solved", False), self.best.get("rank_bound", float("-inf"))
         if (verdict.solved, episodes.cautious) > before:
@@ -211,7 +208,6 @@ def load_outcome(config: RunConfig, directory: RunDirectory) -> Outcome:
         best=best,
         totals=totals,
         evaluation=EvaluationMetrics.of_row(row),
-        first_greedy_return=row.get("first_greedy_return"),
         wall_s=row.get("wall_s", 0.0),
         start_s=row.get("start_s", 0.0),
     )
