@@ -148,6 +148,12 @@ def test_rooms_of_deploy_are_imported_one_way(path: Path) -> None:
     assert {room for _, room in imported} <= {*ROOMS, "", "__version__"}
 
 
+def test_the_rooms_are_listed_for_contributors_from_top_to_bottom() -> None:
+    _, _, table = (ROOT / "CONTRIBUTING.md").read_text().partition("| room of `deploy` |")
+    listed = re.findall(r"^\| `(\w+)(?:\.py)?` \|", table.partition("##")[0], re.M)
+    assert listed == list(reversed(ROOMS))
+
+
 def test_rooms_are_packages_without_code() -> None:
     """What is imported is imported where it is defined."""
     for room in ROOMS[:-1]:
