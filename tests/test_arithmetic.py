@@ -117,7 +117,7 @@ def test_a_program_that_imported_numpy_first_is_told_what_holds(tmp_path: Path) 
 import numpy
 from deploy.config.models import RunConfig
 from deploy.sessions.inline import InlineSession
-from deploy.sessions.launch import probe_env
+from deploy.planning.preconditions import probe_env
 from deploy.run_directory.directory import RunDirectory
 
 config = RunConfig.model_validate({"mode": "inline", "run": "r", "env": {"id": "CartPole-v1"}})

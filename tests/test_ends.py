@@ -232,7 +232,8 @@ def test_an_output_that_cannot_take_a_character_shows_another(folder: Path, loca
 LIBRARY = """
 import sys, threading
 from pathlib import Path
-from deploy.config.models import ConfigError, compose
+from deploy.config.errors import ConfigError
+from deploy.config.layers import compose
 from deploy.sessions.driver import train
 
 def run(mode):

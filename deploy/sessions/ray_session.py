@@ -11,13 +11,11 @@ from typing import Any, cast
 from actors.closing import CLOSE_S, LATE_S
 from actors.episodes import Episodes
 from actors.evaluator import EvaluationResult
-from actors.metrics import ActorMetrics, EvaluationMetrics, work_of
 from actors.supervision.restarts import CrashLoopError, NotNowError, Restarts
 from deploy.cluster.capacity import Capacity
 from deploy.cluster.ray_running import ray_running
 from deploy.config.errors import ConfigError, RunDirError, RunFailedError
 from deploy.config.models import RunConfig
-from deploy.monitoring.metrics import DriverMetrics, RestartMetrics, RunMetrics
 from deploy.planning.memory import (
     check_limiter,
     check_more_actors,
@@ -33,7 +31,7 @@ from deploy.sessions.base import (
 )
 from deploy.sessions.replay_server import open_servers
 from deploy.sessions.scale_requests import ScaleRequestInbox, ScaleRequests
-from learner.metrics import LearnerMetrics
+from deploy.sessions.session_metrics import SessionMetrics, Supervised
 from learner.report import Report, Resumed
 from replay.chunk import Schema
 from replay.chunk_log.protocol import LogError
@@ -49,25 +47,13 @@ class RaySession:
     """``local``: Ray and an embedded server on this machine; ``cluster``: those that are there."""
 
     def __init__(self, config: RunConfig, directory: RunDirectory, schema: Schema, notify: Notify, stop: Stop) -> None:
-        self._config, self._directory, self._schema, self._notify, self._stop = config, directory, schema, notify, stop
+        self._config, self._directory, self._schema, self._notify = config, directory, schema, notify
         self._cleanup = contextlib.ExitStack()
-        before = directory.history.newest()
-        self._restarts_before, self._work_before = RestartMetrics.of_row(before), work_of(before)
-        self._checkpointed = before.get("checkpoints", 0) > 0
-        self._learner_metrics: LearnerMetrics | None = None
-        self._refused: dict[str, int] = {}
-        self._rows_lost: dict[str, int] = {}
-        self._driver = DriverMetrics(
-            ActorMetrics(actors_alive=0),
-            EvaluationMetrics(),
-            self._restarts_before,
-            evaluation_failing=0.0,
-            checkpoint_interval_seconds=config.checkpoint.every_s,
-        )
+        self._metrics = SessionMetrics(directory.history.newest(), config.checkpoint.every_s)
         self._registered: Any = None
-        self._inbox = ScaleRequestInbox(directory.path)
+        inbox = ScaleRequestInbox(directory.path)
         try:
-            self._start()
+            self._start(stop, inbox)
         except NotNowError as error:  # at the start there is nothing to wait for
             self._cleanup.close()
             raise ConfigError(str(error)) from error
@@ -75,17 +61,17 @@ class RaySession:
             self._cleanup.close()
             raise
 
-    def _start(self) -> None:
+    def _start(self, stop: Stop, inbox: ScaleRequestInbox) -> None:
         config = self._config
         self._servers = open_servers(config, self._directory, self._schema, self._notify, self._cleanup)
         self._servers.claim()
-        self._stop.check()
+        stop.check()
         self._notify(f"starting Ray ({'on this machine' if config.mode == 'local' else config.ray.address})")
         with ThreadPoolExecutor(1) as meanwhile:
             opened = meanwhile.submit(self._directory.history.open)
             self._cleanup.enter_context(ray_running(config, self._directory.ray_log))
         opened.result()
-        self._stop.check()
+        stop.check()
 
         from actors.supervision.actor_supervisor import ActorSupervisor
         from actors.supervision.evaluator_supervisor import EvaluatorSupervisor
@@ -101,7 +87,7 @@ class RaySession:
         self._notify("starting the learner, the evaluator and the actors")
         resumes = self._directory.fences.fence > 0
         self._learner = LearnerSupervisor(
-            lambda: starters.start_learner(must_resume=self._checkpointed),
+            lambda: starters.start_learner(must_resume=self._metrics.checkpointed),
             Restarts("the learner", budget),
             self._notify,
         )
@@ -119,8 +105,9 @@ class RaySession:
             self._notify,
             self._directory.fences.spent,
         )
+        self._parts = Supervised(self._actors, self._evaluator, self._learner, self._servers)
         self._scale_requests = ScaleRequests(
-            self._inbox, self._rescale, self._actors.ladder_if_scaled, self._actors.status_line, self._notify
+            inbox, self._rescale, self._actors.ladder_if_scaled, self._actors.status_line, self._notify
         )
 
     def _check_capacity(self, config: RunConfig) -> Capacity:
@@ -153,21 +140,22 @@ class RaySession:
                 self._stall.reset()
             if reported:  # a learner that does not report is its supervisor's to notice
                 self._check_silence()
-            result = self._evaluator.tick(learning=self._learner.has_process and self._updates > 0)
+            result = self._evaluator.tick(learning=self._learner.has_process and self._metrics.updates > 0)
         except CrashLoopError as error:
             raise RunFailedError(str(error), error.details) from None
-        self._servers.report_down(0 if self._learner_metrics is None else self._learner_metrics.replay.servers_down)
+        self._servers.report_down(self._metrics.servers_down)
         try:
             verdict, policy = (result[0], ray.get(result[1])) if result else (None, None)
         except ray.exceptions.RayError:  # it went with the learner that had made it
             verdict, policy = None, None
         if verdict is not None:
             self._note_spent(verdict)
-        self._driver = self._driver_metrics(verdict)
-        return self._progress(verdict, policy)
+        self._metrics.update(self._parts, verdict)
+        return self._metrics.progress(self._parts, verdict, policy)
 
     def _note_spent(self, verdict: EvaluationResult) -> None:
-        """Before what it found is used: a confirmation whose count is lost would be free."""
+        """Records what a confirmation has spent, before what it found is used: one whose count is lost would be
+        free."""
         if verdict.confirmed is not None:
             try:
                 self._directory.fences.record_spent(verdict.spent)
@@ -175,9 +163,9 @@ class RaySession:
                 self._notify(f"{error}; a resumed run will not count this confirmation")
 
     def _take_report(self) -> bool:
-        """Wait up to a slice for what the learner has to report, and whether it had; one that was started anew has its
-        curves go on from where it went on."""
-        found = self._learner.tick(flat(self._driver), self._actors.died)
+        """Waits up to a slice for the learner's report; returns whether there was one. The curves of one that was
+        started anew continue from where it resumed."""
+        found = self._learner.tick(flat(self._metrics.driver), self._actors.died)
         if found is None:
             return False
         report, resumed = found
@@ -189,9 +177,7 @@ class RaySession:
         return True
 
     def _take(self, report: Report) -> None:
-        self._learner_metrics, self._refused, self._rows_lost = report.metrics, report.refused, report.rows_lost
-        if (checkpoint := report.metrics.checkpoint) is not None:
-            self._checkpointed = checkpoint.checkpoints > 0
+        self._metrics.take(report)
         for text in report.notices:
             self._notify(text)
 
@@ -201,31 +187,9 @@ class RaySession:
         except RunDirError as error:  # a full disk: what was learned matters more
             self._notify(f"{error}; the curve goes back to update {resumed.updates:,} there")
 
-    @property
-    def _updates(self) -> int:
-        return 0 if self._learner_metrics is None else self._learner_metrics.training.updates
-
-    def _driver_metrics(self, verdict: EvaluationResult | None) -> DriverMetrics:
-        """Returns them, what was counted before the run was resumed included."""
-        restarts = RestartMetrics(
-            actor_restarts=self._actors.restarts,
-            evaluator_restarts=self._evaluator.restarts,
-            learner_restarts=self._learner.restarts.total,
-            server_restarts=self._servers.restarts.total,
-            env_rebuilds=self._actors.rebuilds + self._evaluator.rebuilds,
-        )
-        evaluation = self._driver.evaluation
-        return self._driver._replace(
-            actors=ActorMetrics.of(self._actors.alive, self._work_before.plus(self._actors.work)),
-            evaluation=evaluation if verdict is None else evaluation.after(verdict),
-            restarts=restarts.plus(self._restarts_before),
-            evaluation_failing=float(bool(self._evaluator.failing)),
-        )
-
     def _check_silence(self) -> None:
-        if self._learner_metrics is not None and self._stall.stalled(
-            self._learner_metrics.replay, self._learner_metrics.limiter
-        ):
+        learner = self._metrics.learner
+        if learner is not None and self._stall.stalled(learner.replay, learner.limiter):
             raise RunFailedError(
                 f"no env step has come in for {self._config.actors.silence_s:g} s (actors.silence_s), though "
                 f"actors have credit: {self._actors.status_line()}"
@@ -252,7 +216,7 @@ class RaySession:
         return before
 
     def _register_metrics(self) -> None:
-        """Once per learner, when it works: write down where its /metrics is, which only it knows."""
+        """Writes down where /metrics is, once per learner, when it works: only the learner has the address."""
         import ray
 
         from actors.supervision.restarts import cause
@@ -266,19 +230,6 @@ class RaySession:
             self._notify(f"Prometheus will not find this run yet: {cause(error)}")
             return
         self._registered = self._learner.handle
-
-    def _progress(self, verdict: EvaluationResult | None, policy: bytes | None) -> Progress:
-        metrics, failing = RunMetrics(self._driver, self._learner_metrics), self._evaluator.failing
-        return Progress(metrics, self._refused, self._rows_lost, verdict, policy, self._deaths(), failing)
-
-    def _deaths(self) -> dict[str, int]:
-        parts = {
-            "actor": self._actors.restart_reasons,
-            "evaluator": self._evaluator.restart_reasons,
-            "learner": self._learner.restarts.reasons,
-            "server": self._servers.restarts.reasons,
-        }
-        return {f"{part}: {reason}": count for part, reasons in parts.items() for reason, count in reasons.items()}
 
     def stop(
         self, deadline_s: float, policy: bytes | None = None, skip: Callable[[], bool] = lambda: False
@@ -303,7 +254,7 @@ class RaySession:
             held = _played(holdout, min(end, held_until), skip)
             with away:
                 self._evaluator.stop()
-            return self._progress(None, None)._replace(holdout=held)
+            return self._metrics.progress(self._parts)._replace(holdout=held)
         finally:
             with away:
                 self._actors.end(min(CLOSE_S, end - time.monotonic()))
@@ -312,7 +263,7 @@ class RaySession:
 
 
 def _played(holdout: Any, until_s: float, skip: Callable[[], bool]) -> Episodes | None:
-    """The hold-out's episodes; None where it was not begun, has not come in time, failed, or is skipped."""
+    """Returns the hold-out's episodes; None where it was not begun, has not come in time, failed, or is skipped."""
     import ray
 
     while holdout is not None and time.monotonic() < until_s and not skip():
