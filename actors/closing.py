@@ -25,28 +25,28 @@ class _TooLong(BaseException):
 
 
 def close_all(envs: Iterable[gym.Env[Any, Any]], seconds: float = CLOSE_S) -> list[str]:
-    """Close each of them, whatever another one's ``close`` does; a line for each that raised or took too long.
+    """Closes each of them, whatever another one's ``close`` does. Returns a line for each that raised or took too long.
 
     In the calling thread, since windows and GPU contexts belong to theirs. One that hangs in Python or in a system
     call is interrupted; one that hangs in C is not, and whoever waits for this process has a bound of their own.
     """
-    until_s, told = time.monotonic() + seconds, list[str]()
+    until_s, notices = time.monotonic() + seconds, list[str]()
     for env in envs:
         try:
             with _at_most(max(LATE_S, until_s - time.monotonic())):
                 env.close()
         except _TooLong:
-            told.append(f"{name_of(env)}: close() did not return within {seconds:g} s, and was given up")
+            notices.append(f"{name_of(env)}: close() did not return within {seconds:g} s, and was given up")
         except Exception as error:  # an environment may raise anything
-            told.append(f"{name_of(env)}: close() raised {cause(error)}")
+            notices.append(f"{name_of(env)}: close() raised {cause(error)}")
         except SystemExit:
-            told.append(f"{name_of(env)}: close() called sys.exit()")
-    return told
+            notices.append(f"{name_of(env)}: close() called sys.exit()")
+    return notices
 
 
 @contextlib.contextmanager
 def _at_most(seconds: float) -> Iterator[None]:
-    """Interrupt the block after so long, in the main thread; elsewhere there is no means to."""
+    """Interrupts the block after so long, in the main thread; elsewhere there is no means to."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -86,7 +86,7 @@ class EvalConfig(BaseModel):
     max_episode_steps: int = Field(27_000, ge=1)
     """Env steps after which an evaluation episode ends, in environments without a limit of their own."""
     every_updates: int = Field(2_000, ge=1)
-    """Updates between two screens in the inline mode, which knows no seconds."""
+    """Updates between two screens in the inline mode, whose cadences are never in seconds."""
     cpu_share: float = Field(0.1, gt=0, le=1)
     """Share of one core that screens and confirmations may take in the other modes, over the run; the newest
     confirmation may be taken in advance."""

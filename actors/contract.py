@@ -35,7 +35,7 @@ _API = {
 
 
 class EnvError(QherdError, ValueError):
-    """An environment that cannot be used, or that misbehaved; the text says what to do."""
+    """An environment that cannot be used, or that misbehaved; the text has the remedy."""
 
 
 class ContractError(EnvError):
@@ -47,12 +47,12 @@ class Interrupted(KeyboardInterrupt):
 
 
 def name_of(env: Env) -> str:
-    """What messages call this environment."""
+    """Returns what messages call this environment."""
     return env.spec.id if env.spec else str(env)
 
 
 def blamed(name: str, what: str, error: BaseException) -> BaseException:
-    """The error to raise where ``what`` of the environment ``name`` raised ``error``: itself where it says enough.
+    """Returns the error to raise where ``what`` of the environment ``name`` raised ``error``: itself where it is clear.
 
     ``sys.exit()`` and the like become an EnvError, since they would end qherd without a word. What the process was
     asked by a signal stays as it is: an exception of a handler is a subclass of KeyboardInterrupt, Ray's SystemExit
@@ -269,9 +269,9 @@ def columns_of(env: Env) -> tuple[Column, ...]:
     return tuple(Column(name, np.dtype(box.dtype).name, tuple(box.shape)) for name, box in declared.items())
 
 
-def _again(told: BaseException, error: BaseException) -> BaseException:
-    """``told`` with the traceback of what the environment raised."""
-    return told if told is error else told.with_traceback(error.__traceback__)
+def _again(blame: BaseException, error: BaseException) -> BaseException:
+    """Returns ``blame`` with the traceback of what the environment raised."""
+    return blame if blame is error else blame.with_traceback(error.__traceback__)
 
 
 def _space(env: Env, which: str) -> spaces.Space[Any]:
@@ -282,7 +282,11 @@ def _space(env: Env, which: str) -> spaces.Space[Any]:
 
 
 def _check_actions(name: str, space: spaces.Space[Any]) -> spaces.Discrete:
-    """The space, where qherd learns it. Raises EnvError for actions that are not Discrete, with the remedy."""
+    """Returns the space.
+
+    Raises:
+        EnvError: its actions are not Discrete; the text has the remedy.
+    """
     if isinstance(space, spaces.Discrete):
         return space
     remedies = {
@@ -298,7 +302,11 @@ def _check_actions(name: str, space: spaces.Space[Any]) -> spaces.Discrete:
 
 
 def _check_observations(name: str, space: spaces.Space[Any]) -> spaces.Box | spaces.Discrete:
-    """The space, where qherd learns it. Raises EnvError where not, with the remedy."""
+    """Returns the space.
+
+    Raises:
+        EnvError: qherd does not store such observations; the text has the remedy.
+    """
     if isinstance(space, spaces.Discrete):
         return space
     if not isinstance(space, spaces.Box):
@@ -323,16 +331,16 @@ def _check_observations(name: str, space: spaces.Space[Any]) -> spaces.Box | spa
 
 
 def divisor_of(space: spaces.Space[Any]) -> int:
-    """What a network divides the observations of this space by: 255 for bytes of the whole range, 1 for all others.
+    """Returns what a network divides the observations of this space by: 255 for bytes of the whole range, else 1.
 
-    By what the space says, never by the dtype alone: MinAtar's bytes are 0 and 1.
+    By the space's bounds, never by the dtype alone: MinAtar's bytes are 0 and 1.
     """
     whole = isinstance(space, spaces.Box) and space.dtype == np.uint8 and bool((space.high == BYTE_MAX).all())
     return BYTE_MAX if whole else 1
 
 
 def _narrowed(space: spaces.Box) -> spaces.Box:
-    """The space as it is stored."""
+    """Returns the space as it is stored."""
     name = np.dtype(space.dtype).name
     if name not in NARROWED:
         return space
@@ -343,5 +351,5 @@ def _narrowed(space: spaces.Box) -> spaces.Box:
 
 
 def _short(space: spaces.Space[Any]) -> str:
-    """The space in one line."""
+    """Returns the space in one line."""
     return " ".join(str(space).split())

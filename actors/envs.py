@@ -32,7 +32,7 @@ from replay.chunk import Schema
 
 
 def use_path(config: EnvConfig) -> None:
-    """Have this process import from ``env.path``, too, which comes after all other folders."""
+    """Makes this process import from ``env.path``, too, which comes after all other folders."""
     if config.path is not None and str(config.path) not in sys.path:
         sys.path.append(str(config.path))
 
@@ -47,7 +47,7 @@ class Where:
     index: int = 0
 
     def fill(self, value: Any) -> Any:
-        """An argument with its {slot}, {lane} and {index} filled in, or {index+5000}; alone each is a whole number."""
+        """Returns an argument with its {slot}, {lane} and {index} filled in, or {index+5000}; alone a whole number."""
         if not isinstance(value, str):
             return value
         if alone := _PLACEHOLDER.fullmatch(value):
@@ -58,8 +58,8 @@ class Where:
         return int(getattr(self, found.group(1))) + int(found.group(2) or 0)
 
 
-TELL_EVERY_S = 30.0
-"""How often it is said who is still making environments."""
+REPORT_EVERY_S = 30.0
+"""How often it is reported who is still making environments."""
 ALONE = Where()
 """An environment that has no others beside it."""
 
@@ -67,9 +67,10 @@ ALONE = Where()
 def make_env(
     config: EnvConfig, *, training: bool, render_mode: str | None = None, where: Where = ALONE
 ) -> gym.Env[Any, Any]:
-    """One environment with storable observations. ``training`` applies ``env.max_episode_steps``.
+    """Makes one environment with storable observations. ``training`` applies ``env.max_episode_steps``.
 
-    Raises EnvError where it cannot be made, or has spaces that qherd does not learn.
+    Raises:
+        EnvError: it cannot be made, or has spaces that qherd does not learn.
     """
     use_path(config)
     arguments: dict[str, Any] = {name: where.fill(value) for name, value in config.kwargs.items()}
@@ -94,7 +95,7 @@ def make_env(
 
 
 def _import_module(config: EnvConfig) -> None:
-    """Import the module of ``module:EnvId``, as gymnasium would, for words that tell it from a constructor."""
+    """Imports the module of ``module:EnvId``, as gymnasium would, so that its errors differ from a constructor's."""
     module = config.id.rpartition(":")[0]
     try:
         if module:
@@ -106,18 +107,21 @@ def _import_module(config: EnvConfig) -> None:
 
 
 def _not_made(config: EnvConfig, what: str, error: BaseException, hint: str = "") -> BaseException:
-    told = blamed(config.id, what, error)
+    blame = blamed(config.id, what, error)
     file = error.filename if isinstance(error, FileNotFoundError) else None
     if isinstance(file, str) and not Path(file).is_absolute():
         hint += f"; relative paths begin in the folder that it works in, {Path.cwd()}"
-    if isinstance(told, Exception) and not isinstance(told, EnvError):
+    if isinstance(blame, Exception) and not isinstance(blame, EnvError):
         return EnvError(f"environment {config.id!r} cannot be made: {what}: {type(error).__name__}: {error}{hint}")
-    return told
+    return blame
 
 
 def schema_of(env: gym.Env[Any, Any]) -> Schema:
-    """The schema of the rows that this environment leaves, which ``make_env`` made. Raises ContractError for columns
-    that cannot be stored."""
+    """Returns the schema of the rows that this environment leaves, which ``make_env`` made.
+
+    Raises:
+        ContractError: a column cannot be stored.
+    """
     actions, observations, stack = env.action_space, env.observation_space, stack_of(env)
     assert isinstance(actions, gym.spaces.Discrete)
     assert isinstance(observations, gym.spaces.Box)
@@ -132,8 +136,8 @@ def schema_of(env: gym.Env[Any, Any]) -> Schema:
 
 
 def stack_of(env: gym.Env[Any, Any]) -> int:
-    """How many frames this environment's observations stack, where the newest alone tells all: gymnasium's wrapper,
-    padded with the episode's first frame, and nothing around it that changes observations. 1 for all others."""
+    """Returns how many frames this environment's observations stack, where the newest alone has all that is new:
+    gymnasium's wrapper, padded with the episode's first frame, and nothing around it that changes them. Else 1."""
     while isinstance(env, gym.Wrapper):
         if type(env) is FrameStackObservation:
             plain = env.padding_type == "reset" and isinstance(env.env.observation_space, gym.spaces.Box)
@@ -166,7 +170,7 @@ def make_lanes(
     slot: int = 0,
     clock: Callable[[], float] = time.monotonic,
 ) -> SyncVectorEnv:
-    """``lanes`` environments stepped together; the step after an end resets and leaves a boundary row.
+    """Makes ``lanes`` environments that are stepped together; the step after an end resets and leaves a boundary row.
 
     One that raises is made anew, up to ``restarts`` times within ten minutes (actors/lanes.py). ``recorded`` lanes
     can be brought back to where they were, by ``Rollout.restore``.
@@ -198,7 +202,7 @@ def _check_alike(env_id: str, lanes: list[Lane]) -> None:
 
 
 def _nearest(env_id: str) -> str:
-    """A hint at registered names like ``env_id``."""
+    """Returns a hint at registered names like ``env_id``."""
     near = difflib.get_close_matches(env_id, gym.registry, n=3, cutoff=0.6)
     return (
         f"; did you mean {' or '.join(near)}?"

@@ -125,7 +125,7 @@ class _Games:
         return kept, begun
 
     def _step(self, stage: int, action: int) -> bool:
-        """Steps one environment. Returns whether its episode goes on; where it does not, another one is begun, if
+        """Steps one environment. Returns whether its episode is not over; where it is, another one is begun, if
         there is one."""
         env, index = self.stages[stage], self._playing[stage]
         try:

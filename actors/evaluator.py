@@ -24,8 +24,8 @@ from replay.state import State, count
 Array = npt.NDArray[Any]
 LANES = 20
 """Episodes that are played side by side."""
-ASK_S = 0.2
-"""Seconds between two questions whether the evaluation is to stop."""
+CHECK_S = 0.2
+"""Seconds between two looks at whether the evaluation is to stop."""
 
 
 class EvaluationStopped(Exception):
@@ -60,18 +60,18 @@ class EvaluationResult(NamedTuple):
         if self.confirmed is None or self.solved:
             return ""
         returns, which = self.confirmed.returns, f"confirmation {self.spent.confirmations}, of update {self.updates:,}"
-        told = f"{which}, failed: mean {self.confirmed.mean:.4g} over {len(returns)} episodes"
+        reason = f"{which}, failed: mean {self.confirmed.mean:.4g} over {len(returns)} episodes"
         if self.lower is None:
-            return f"{told}, below eval.threshold {threshold:g}"
-        told += f", its lower bound {self.lower:.4g} is below eval.threshold {threshold:g}"
+            return f"{reason}, below eval.threshold {threshold:g}"
+        reason += f", its lower bound {self.lower:.4g} is below eval.threshold {threshold:g}"
         if returns.min() < returns.max():
-            return told
+            return reason
         more = "more episodes (eval.confirm_episodes) raise the bound, and never as far as that"
         if returns[0] > threshold:
             more = "or more episodes, by a greater eval.confirm_episodes"
         return (
-            f"{told}; all of them returned {returns[0]:g}, and so many without a worse one prove no more: resume with "
-            f"--eval.threshold {_rounded_down(self.lower):g} or lower; {more}"
+            f"{reason}; all of them returned {returns[0]:g}, and so many without a worse one prove no more: resume "
+            f"with --eval.threshold {_rounded_down(self.lower):g} or lower; {more}"
         )
 
 
@@ -112,7 +112,7 @@ class Evaluator(Breakable):
     ) -> None:
         """``restart`` counts the evaluators of this run before this one, whose seeds are not played again. Where
         ``stopped()`` becomes true, what is being played ends with EvaluationStopped."""
-        self._stopped, self._asked_s = stopped, time.monotonic()
+        self._stopped, self._checked_s = stopped, time.monotonic()
         self._players, self._policy, self._config = players, policy, config
         self._next_seed = evaluation_seeds_from(seed, restart)
 
@@ -132,7 +132,7 @@ class Evaluator(Breakable):
 
     @breakable
     def screen(self, candidate: bytes, spent: Spent = Spent()) -> EvaluationResult:  # noqa: B008
-        """Play a packed policy: the screen, and where its mean reaches the threshold the confirming episodes.
+        """Plays a packed policy: the screen, and where its mean reaches the threshold the confirming episodes.
 
         ``spent``: what the run's confirmations before this one have used up.
         """
@@ -143,7 +143,7 @@ class Evaluator(Breakable):
         screen = self._play(self._config.screen_episodes)
         screened = time.process_time()
         if threshold is None or screen.mean < threshold:
-            cost, remade = screened - started, self._players.take_remade()
+            cost, remade = screened - started, self._players.pop_remade()
             return EvaluationResult(
                 header.version, header.updates, screen, None, False, cost, spent=spent, remade=remade
             )
@@ -152,12 +152,12 @@ class Evaluator(Breakable):
         spent = Spent(number, float(min(spent.worst, screen.returns.min(), confirmed.returns.min())))
         now = time.process_time()
         solved = lower is not None and lower >= threshold
-        costs, remade = (now - started, now - screened), self._players.take_remade()
+        costs, remade = (now - started, now - screened), self._players.pop_remade()
         return EvaluationResult(header.version, header.updates, screen, confirmed, solved, *costs, lower, spent, remade)
 
     def _confirm(self, threshold: float, number: int, worst: float) -> tuple[Episodes, float | None]:
-        """The episodes of the run's ``number``-th confirmation, and the bound; given up after half of them where their
-        mean is below the threshold, which can only cost a verdict."""
+        """Returns the episodes of the run's ``number``-th confirmation, and the bound; gives up after half of them
+        where their mean is below the threshold, which can only miss a solution."""
         alpha, first = self._config.alpha, self._config.confirm_episodes
         count = episodes_of(first, alpha, number)
         half = self._play(count - count // 2)
@@ -168,11 +168,10 @@ class Evaluator(Breakable):
 
     @breakable
     def holdout(self, candidate: bytes, seconds: float, skip: Callable[[], bool] = lambda: False) -> Episodes | None:
-        """Play a packed policy once more, whatever comes of it: whole rounds of episodes side by side, as many of
+        """Plays a packed policy once more, whatever comes of it: whole rounds of episodes side by side, as many of
         ``eval.holdout_episodes`` as ``seconds`` allow, until ``skip()``; None where no round was finished."""
         end_s = time.monotonic() + seconds
         self._policy.load(unpack(candidate)[1])
-
         policy = _Until(self._policy, lambda: time.monotonic() > end_s or skip())
         played: Episodes | None = None
         with contextlib.suppress(TimeUp):
@@ -185,20 +184,20 @@ class Evaluator(Breakable):
         seeds = [evaluation_seed(number) for number in range(self._next_seed, self._next_seed + episodes)]
         self._next_seed += episodes
         players, limit = self._players, self._config.max_episode_steps
-        return play(players.envs, policy or self._policy, seeds, limit, players.replace, self._go_on)
+        return play(players.envs, policy or self._policy, seeds, limit, players.replace, self._check_stopped)
 
     def restart(self) -> None:
-        """Closes the environments and makes them anew; the seeds go on."""
+        """Closes the environments and makes them anew; the next seed is kept."""
         self._players.make_anew()
         self._broken_by = None
 
-    def _go_on(self, env: Env) -> None:
+    def _check_stopped(self, env: Env) -> None:
         del env
-        if time.monotonic() - self._asked_s > ASK_S:
-            self._asked_s = time.monotonic()
+        if time.monotonic() - self._checked_s > CHECK_S:
+            self._checked_s = time.monotonic()
             if self._stopped():
                 raise EvaluationStopped
 
     def close(self) -> list[str]:
-        """Close the environments; a line for each that did not let itself be closed."""
+        """Closes the environments; returns a line for each that did not let itself be closed."""
         return self._players.close()

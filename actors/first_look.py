@@ -37,8 +37,8 @@ from replay.chunk import Column, Schema
 
 STEPS, SECONDS, FEWEST = 200, 0.2, 3
 """A look ends after so many env steps, or so many seconds and at least twice ``FEWEST`` env steps."""
-TELL_AFTER_S, TELL_EVERY_S = 2.0, 10.0
-"""How long something may take before it is told, and how often it is told again."""
+REPORT_AFTER_S, REPORT_EVERY_S = 2.0, 10.0
+"""How long something may take before it is reported, and how often it is reported again."""
 TRIES = 3
 """An environment that raises is made anew, as in training; one that raises in each of so many tries is refused."""
 PR_SET_PDEATHSIG = 1
@@ -48,7 +48,7 @@ MASKED = (
     "environment has to stand that"
 )
 
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 class Played(NamedTuple):
@@ -63,7 +63,7 @@ class Played(NamedTuple):
 
 class Look(NamedTuple):
     """What a look has found: the rows' schema, the environment's own spaces, the seconds that making it took, how it
-    was played, and what is to be told."""
+    was played, and warnings."""
 
     schema: Schema
     spaces: str
@@ -72,11 +72,12 @@ class Look(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def first_look(config: EnvConfig, seed: int, step_timeout_s: float, tell: Tell) -> Look:
-    """Look at the environment in a child process; ``seed`` is a training lane's.
+def first_look(config: EnvConfig, seed: int, step_timeout_s: float, notify: Notify) -> Look:
+    """Plays the environment for a moment in a child process; ``seed`` is a training lane's. Making it may take any
+    time, which ``notify`` reports; a reset or a step at most ``step_timeout_s``, as in training.
 
-    Raises EnvError for what its actors would die of. Making it may take any time, which ``tell`` is told of; a reset
-    or a step at most ``step_timeout_s``, as in training.
+    Raises:
+        EnvError: its actors would die of what it did.
     """
     reading, writing = os.pipe()
     with warnings.catch_warnings():  # Python 3.12 warns of any thread at a fork; those of numpy's BLAS stand it
@@ -86,7 +87,7 @@ def first_look(config: EnvConfig, seed: int, step_timeout_s: float, tell: Tell) 
         os.close(reading)
         _in_child(config, seed, writing)
     os.close(writing)
-    watched = _Watched(config.id, child, step_timeout_s, tell)
+    watched = _Watched(config.id, child, step_timeout_s, notify)
     try:
         with contextlib.closing(os.fdopen(reading, "rb", buffering=0)):
             found = watched.wait(reading)
@@ -100,26 +101,30 @@ def first_look(config: EnvConfig, seed: int, step_timeout_s: float, tell: Tell) 
 
 
 def _schema(values: Mapping[str, Any]) -> Schema:
-    """The schema from its fields as JSON has them."""
+    """Returns the schema from its fields as JSON has them."""
     extras = tuple(Column(**each | {"shape": tuple(each["shape"])}) for each in values["extras"])
     return Schema(**{**values, "obs_shape": tuple(values["obs_shape"]), "extras": extras})
 
 
 @dataclass
 class _Watched:
-    """The child that looks, and what it was last heard to do."""
+    """The child that looks, and what it was last reported to do."""
 
     env_id: str
     pid: int
     step_timeout_s: float
-    tell: Tell
+    notify: Notify
     doing: str = "made"
     since_s: float = field(default_factory=time.monotonic)
     status: int | None = None
-    told: tuple[str, float] = ("", -math.inf)
+    reported: tuple[str, float] = ("", -math.inf)
 
     def wait(self, reading: int) -> dict[str, Any]:
-        """What the child has found. Raises EnvError where it ends or hangs before."""
+        """Returns what the child has found.
+
+        Raises:
+            EnvError: it ended or hung before.
+        """
         unread = b""
         while True:
             if select.select([reading], [], [], 0.1)[0]:
@@ -137,12 +142,12 @@ class _Watched:
 
     def _check_time(self) -> None:
         """Tells what takes long. Raises EnvError where it hangs."""
-        now_s, (what, told_s) = time.monotonic(), self.told
+        now_s, (what, reported_s) = time.monotonic(), self.reported
         for_s, bounded = now_s - self.since_s, self.doing in ("reset", "stepped")
-        if for_s > TELL_AFTER_S and (what != self.doing or now_s - told_s > TELL_EVERY_S):
-            self.told = self.doing, now_s
+        if for_s > REPORT_AFTER_S and (what != self.doing or now_s - reported_s > REPORT_EVERY_S):
+            self.reported = self.doing, now_s
             until = f"; it is given up after {self.step_timeout_s:g} s (actors.step_timeout_s)" if bounded else ""
-            self.tell(f"the environment {self.env_id} is being {self.doing}, for {for_s:.0f} s now{until}")
+            self.notify(f"the environment {self.env_id} is being {self.doing}, for {for_s:.0f} s now{until}")
         if self.doing == "closed" and for_s > CLOSE_S + 1:
             raise EnvError(f"{self.env_id} hangs as it is closed: not done within {CLOSE_S:g} s")
         if bounded and for_s > self.step_timeout_s:
@@ -202,7 +207,7 @@ def _in_child(config: EnvConfig, seed: int, writing: int) -> NoReturn:
 
 
 def _quiet_and_mortal() -> None:
-    """What is printed here goes to stderr, and this process ends with its parent."""
+    """Sends what is printed here to stderr, and has this process end with its parent."""
 
     def ended(number: int, frame: FrameType | None) -> None:
         raise Interrupted
@@ -219,9 +224,9 @@ def _quiet_and_mortal() -> None:
 
 
 def _look(config: EnvConfig, seed: int, doing: Callable[[str], None]) -> Look:
-    """Play some env steps; where the environment raises, in another one, as a lane does."""
+    """Plays some env steps; where the environment raises, in another one, as a lane does."""
     for tries in range(1, TRIES + 1):
-        began, told, seen = time.monotonic(), list[str](), set[str]()
+        began, notices, seen = time.monotonic(), list[str](), set[str]()
         doing("made")
         env = make_env(config, training=True)
         make_s, schema = time.monotonic() - began, schema_of(env)
@@ -239,14 +244,14 @@ def _look(config: EnvConfig, seed: int, doing: Callable[[str], None]) -> Look:
                 raise EnvError(raised) from error
         finally:
             doing("closed")
-            told += close_all([env])
+            notices += close_all([env])
     if MASK in seen:
-        told.append(f"{name_of(env)}: {MASKED}")
-    return Look(schema, spaces, make_s, played, tuple(told))
+        notices.append(f"{name_of(env)}: {MASKED}")
+    return Look(schema, spaces, make_s, played, tuple(notices))
 
 
 def _play(env: gym.Env[Any, Any], seed: int, doing: Callable[[str], None], seen: set[str]) -> Played:
-    """Play at random, the first half after a training seed, the second after one of the evaluations'; ``seen`` gets
+    """Plays at random, the first half after a training seed, the second after one of the evaluations'; ``seen`` gets
     the infos' keys. Raises ContractError for what is not finite."""
     rng, steps, ends, slowest_s, reproduces = np.random.default_rng(seed), 0, 0, 0.0, True
     assert isinstance(env.action_space, gym.spaces.Discrete)

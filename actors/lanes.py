@@ -41,7 +41,7 @@ LOG = logging.getLogger("qherd.actor")
 REBUILT = "rebuilt"
 """The one key that the infos of a lane may have: the line that says which environment was made anew, and why."""
 
-RECORDED_MOST = 1 << 20
+MAX_RECORDED_STEPS = 1 << 20
 """Env steps of an episode that are recorded, 4 bytes each; a longer one cannot be replayed."""
 
 
@@ -75,13 +75,13 @@ class Lane(gym.Wrapper[Any, Any, Any, Any]):
         self._closed = False
 
     def close(self) -> None:
-        """Close the environment, once."""
+        """Closes the environment, once."""
         if not self._closed:
             self._closed = True
             self.env.close()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode; with a ``seed`` in all the lane's further environments, too."""
+        """Begins an episode; with a ``seed`` in all the lane's further environments, too."""
         if seed is not None:
             self._seed = seed
         try:
@@ -101,7 +101,7 @@ class Lane(gym.Wrapper[Any, Any, Any, Any]):
         return obs, reward, terminated, truncated, {}
 
     def _begin(self, seed: int | None) -> Any:
-        """The first observation of an episode."""
+        """Begins an episode; returns its first observation."""
         obs, infos = self.env.reset(seed=seed)
         self._keep(infos)
         return obs
@@ -111,14 +111,14 @@ class Lane(gym.Wrapper[Any, Any, Any, Any]):
             self.extras = {column.name: infos[column.name] for column in self._columns}
 
     def _rebuild(self, error: Exception) -> tuple[Any, dict[str, Any]]:
-        """The first observation of a new environment, and the infos that say so. Does not wait as other restarts do:
-        the actor's other lanes would wait along."""
+        """Makes a new environment; returns its first observation, and the infos with the reason. Does not wait as other
+        restarts do: the actor's other lanes would wait along."""
         try:
             self._restarts.died(error)
         except CrashLoopError as crash_loop:
             raise LaneError(str(crash_loop)) from error
         LOG.warning("lane %d: its environment raised and is made anew", self._index, exc_info=error)
-        told = "".join(f"; {line}" for line in close_all([self]))
+        unclosed = "".join(f"; {line}" for line in close_all([self]))
         try:
             self.env, self._closed = self._make(), False
             obs = self._begin(self._next_seed())
@@ -127,10 +127,10 @@ class Lane(gym.Wrapper[Any, Any, Any, Any]):
                 f"the environment in lane {self._index} of {self._env_id} could not be made anew: {cause(again)}; it "
                 f"had to be because of {cause(error)}"
             ) from again
-        return obs, {REBUILT: f"lane {self._index}: {cause(error)}, after env step {self._env_steps} of it{told}"}
+        return obs, {REBUILT: f"lane {self._index}: {cause(error)}, after env step {self._env_steps} of it{unclosed}"}
 
     def _next_seed(self) -> int | None:
-        """The seed of this lane's n-th rebuilt environment: a stream of the lane's own, never the first seed again."""
+        """Returns the seed of this lane's n-th rebuilt environment: a stream of its own, never the first seed again."""
         if self._seed is None:
             return None
         return training_seed(np.random.SeedSequence(self._seed, spawn_key=(self._restarts.total,)))
@@ -147,7 +147,7 @@ class _Played:
 
 
 class RecordedLane(Lane):
-    """A lane that knows what has been played of its episode, so that another can go on where it is."""
+    """A lane that records what has been played of its episode, so that another lane can be brought to where it is."""
 
     def __init__(
         self, make: Callable[[], Env], env_id: str, index: int, restarts: int, clock: Callable[[], float]
@@ -158,14 +158,15 @@ class RecordedLane(Lane):
         self._owes_reset = False
 
     def step(self, action: Any) -> Stepped:
-        """See ``Lane``. Restored where an episode had ended it begins the next: its vector env does not know of it."""
+        """See ``Lane``. If the lane was restored at an episode's end, the first call resets instead of stepping: the
+        new vector env has not recorded that a reset is due."""
         if self._owes_reset:
             self._owes_reset = False
             obs, infos = self.reset()
             return obs, 0.0, False, False, infos
         played = self._played
         stepped = super().step(action)
-        if len(played.actions) < RECORDED_MOST:
+        if len(played.actions) < MAX_RECORDED_STEPS:
             played.actions.append(int(action))  # of no use where the step raised: another episode is played then
         return stepped
 
@@ -177,7 +178,7 @@ class RecordedLane(Lane):
         return super()._begin(seed)
 
     def state(self) -> tuple[dict[str, Any], npt.NDArray[np.int32]]:
-        """Values for JSON, and the actions <int32>[env steps of this episode]."""
+        """Returns values for JSON, and the actions <int32>[env steps of this episode]."""
         values = {
             "seed": self._seed,
             "env_steps": self._env_steps,
@@ -191,13 +192,15 @@ class RecordedLane(Lane):
     def restore(
         self, values: Mapping[str, Any], actions: npt.NDArray[np.int32], obs: npt.NDArray[Any], ended: bool
     ) -> None:
-        """Go on where the lane was that gave ``values`` and ``actions``, showed ``obs`` last, and had ``ended`` there.
+        """Brings the lane to where the one was that gave ``values`` and ``actions``, showed ``obs`` last, and had
+        ``ended`` there.
 
-        Raises NotReplayable where the environment is known not to allow it, or does not show the same again.
+        Raises:
+            NotReplayable: the environment is known not to allow it, or does not show the same again.
         """
         reason = self._refused
-        if len(actions) >= RECORDED_MOST:
-            reason = f"its episode has {RECORDED_MOST} env steps or more, which are not recorded"
+        if len(actions) >= MAX_RECORDED_STEPS:
+            reason = f"its episode has {MAX_RECORDED_STEPS} env steps or more, which are not recorded"
         if reason is None:
             self._seed, self._owes_reset = values["seed"], ended
             self._env_steps = count(values["env_steps"], "env_steps")
@@ -210,7 +213,7 @@ class RecordedLane(Lane):
             )
 
     def _replay(self, rng: Mapping[str, Any], obs: npt.NDArray[Any], ended: bool) -> str | None:
-        """Play what was played in a new environment; the reason why that does not lead to the same, if so."""
+        """Plays what was played in a new environment; returns the reason why that does not lead to the same, if so."""
         close_all([self])
         try:
             self.env, self._closed = self._make(), False
@@ -227,7 +230,7 @@ class RecordedLane(Lane):
         return None
 
     def _play_again(self) -> tuple[Any, bool]:
-        """The observation at which the newest episode stands in ``self.env``, and whether it is over."""
+        """Returns the observation at which the newest episode stands in ``self.env``, and whether it is over."""
         (obs, infos), over = self.env.reset(seed=self._played.seed), False
         if self._played.rng is not None:
             restore_rng(self.env.unwrapped.np_random, self._played.rng)
@@ -240,7 +243,7 @@ class RecordedLane(Lane):
 
 
 def replay_refused(env: Env) -> str | None:
-    """Why this environment is known not to be replayable; None where it may be, which replaying it finds out.
+    """Returns why this environment is known not to be replayable; None where it may be, which replaying it finds out.
 
     ========================  ===============================================================================
     environment               why not

@@ -1,4 +1,4 @@
-"""The metrics of actors and evaluator that the driver knows: see ``replay.metrics``."""
+"""The driver's metrics of actors and evaluator: see ``replay.metrics``."""
 
 from __future__ import annotations
 

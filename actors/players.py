@@ -45,7 +45,11 @@ class Players:
         return make_env(self._config, training=False, render_mode=self._render_mode, where=where)
 
     def replace(self, index: int, error: Exception) -> Env:
-        """A new environment in place of one that raised. Raises LaneError beyond its budget."""
+        """Makes an environment in place of one that raised, and returns it.
+
+        Raises:
+            LaneError: it is beyond its budget, or could not be made.
+        """
         try:
             self._budgets[index].died(error)
         except CrashLoopError as crash_loop:
@@ -62,13 +66,13 @@ class Players:
         self._remade.append(f"environment {index}: {cause(error)}")
         return self.envs[index]
 
-    def take_remade(self) -> tuple[str, ...]:
-        """A line for each environment that was made anew since the last call."""
+    def pop_remade(self) -> tuple[str, ...]:
+        """Returns a line for each environment that was made anew since the last call."""
         remade, self._remade = tuple(self._remade), []
         return remade
 
     def close(self) -> list[str]:
-        """Close them all; a line for each that did not let itself be closed."""
+        """Closes them all; returns a line for each that did not let itself be closed."""
         envs, self.envs = self.envs, []
         return close_all(envs)
 
@@ -84,6 +88,6 @@ Replace = Callable[[int, Exception], Env]
 
 
 def no_other(index: int, error: Exception) -> Env:
-    """Have the error of an environment end what is played."""
+    """Lets the error of an environment end what is played."""
     del index
     raise error

@@ -61,7 +61,7 @@ def carried(policy: Acting, state: PolicyState, kept: Array, begun: Array) -> Po
 
 
 def explore(epsilon: Array, steps: int, num_actions: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """When to explore, and how: random actions <int64>[T, E] where a coin says so, -1 where the lane acts greedily.
+    """Draws when to explore, and how: random actions <int64>[T, E] by the toss of a coin, -1 where the lane is greedy.
 
     One coin per time step and lane, epsilon <float64>[E]; drawn for a whole chunk, since each call costs microseconds.
     """

@@ -1,4 +1,4 @@
-"""From env steps to rows: what the steps of a chunk left, booked once per chunk instead of once per step.
+"""From env steps to rows: what the steps of a chunk left, accounted once per chunk instead of once per step.
 
 A step is on the actor's hot path, where every numpy call costs microseconds; all that can wait until the chunk closes
 (flags, Q values, episode returns, counters) is done then, for [T, E] at once (measured in docs/performance.md).
@@ -56,12 +56,14 @@ class Rows:
         self._returns = np.zeros(lanes, np.float64)
         self._env_steps = np.zeros(lanes, np.int64)
 
-    def close(self, steps: int, counters: Counters) -> tuple[Columns, Counters]:
-        """The first ``steps`` time steps as columns, and the counters with them.
+    def finish_chunk(self, steps: int, counters: Counters) -> tuple[Columns, Counters]:
+        """Returns the first ``steps`` time steps as columns, and the counters with them.
 
         The step after an episode's end is its boundary row: it has the terminal observation and an ignored action. So
         is a step at which the lane's environment was made anew: what it had played of an episode is no episode.
-        Raises EnvError where an observation or a reward is not finite.
+
+        Raises:
+            EnvError: an observation or a reward is not finite.
         """
         ended, broken = self.terminated[:steps] | self.truncated[:steps], self.broken[:steps]
         boundary = np.concatenate((self._ended, ended[:-1])) | broken
@@ -84,20 +86,20 @@ class Rows:
         self._ended, self._fresh = ended[-1:].copy(), boundary[-1:].copy()
         self._env_steps += np.count_nonzero(~boundary, axis=0)
         self.broken[:] = False
-        booked = counters._replace(
+        counted = counters._replace(
             env_steps=counters.env_steps + int(np.count_nonzero(~boundary)),
             rows=counters.rows + boundary.size,
             episodes=counters.episodes + episodes,
             return_sum=counters.return_sum + return_sum,
         )
-        return columns, booked
+        return columns, counted
 
     def state(self) -> dict[str, Array]:
-        """Where each lane stands between two chunks: [1, E] or [E] each."""
+        """Returns where each lane stands between two chunks: [1, E] or [E] each."""
         return {name: np.array(getattr(self, f"_{name}")) for name in CARRIED}
 
     def restore(self, carried: Mapping[str, Array]) -> None:
-        """Go on from there."""
+        """See ``replay.state``."""
         for name, like in self.state().items():
             setattr(self, f"_{name}", np.array(array_in(State({}, carried), name, like.shape, like.dtype)))
 
@@ -109,7 +111,7 @@ class Rows:
     def boundary_rows(
         self, obs: Array, q: Array, extras: Mapping[str, Array], counters: Counters
     ) -> tuple[Columns, Counters]:
-        """One boundary row per lane at the observations <obs_dtype>[E, ...] and extras [E, ...] where the lanes
+        """Returns one boundary row per lane at the observations <obs_dtype>[E, ...] and extras [E, ...] where the lanes
         stand."""
         grid = (1, len(obs))
         zeros = np.zeros(grid, np.float32)
@@ -119,7 +121,7 @@ class Rows:
         return columns, counters._replace(rows=counters.rows + len(obs))
 
     def _finish_episodes(self, reward: Array, ended: Array, broken: Array) -> tuple[int, float]:
-        """How many episodes ended, and the sum of their returns; carries the others' on, drops the broken ones'."""
+        """Returns how many episodes ended, and the sum of their returns; drops those of broken ones."""
         episodes, return_sum, start = 0, 0.0, 0
         over = ended | broken
         for t in np.flatnonzero(over.any(1)).tolist():
@@ -132,7 +134,7 @@ class Rows:
         return episodes, return_sum
 
     def _check_finite(self, boundary: Array) -> None:
-        """Refuse what the learner would have to refuse, while environment and lane can still be named."""
+        """Refuses what the learner would have to refuse, while environment and lane can still be named."""
         steps = len(boundary)
         wrong_reward = ~(np.abs(self.reward[:steps]) <= np.finfo(np.float32).max)
         if wrong_reward.any():

@@ -24,19 +24,19 @@ EVALUATIONS = 1 << 29
 """How many seeds a run's own evaluations have."""
 PLAYBACK = TRAINING + EVALUATIONS
 """The first seed of ``qherd eval`` and ``qherd record``."""
-MOST = (1 << 31) - 1
+MAX_SEED = (1 << 31) - 1
 """The greatest seed."""
 EPISODES = 1 << 20
 """Seeds that one evaluator has before it comes to those of the one after it."""
 
 
 def training_seed(stream: np.random.SeedSequence) -> int:
-    """A training lane's seed, drawn from ``stream``."""
+    """Returns a training lane's seed, drawn from ``stream``."""
     return int(stream.generate_state(1)[0]) >> 2
 
 
 def evaluation_seeds_from(run_seed: int, evaluator: int) -> int:
-    """The number of the first seed of a run's n-th evaluator; see ``evaluation_seed``."""
+    """Returns the number of the first seed of a run's n-th evaluator; see ``evaluation_seed``."""
     import numpy as np  # not above: the command pins BLAS' threads before numpy is imported
 
     first = int(np.random.SeedSequence(run_seed).generate_state(1)[0])
@@ -44,5 +44,5 @@ def evaluation_seeds_from(run_seed: int, evaluator: int) -> int:
 
 
 def evaluation_seed(number: int) -> int:
-    """The seed that a run's evaluations have at ``number``; the same again only after 2^29 others."""
+    """Returns the seed that a run's evaluations have at ``number``; the same again only after 2^29 others."""
     return TRAINING + number % EVALUATIONS

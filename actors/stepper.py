@@ -48,7 +48,7 @@ class Stepper:
         obs, infos = envs.reset(seed=lane_seeds)
         self._obs = np.asarray(obs)
         self._policy_state = policy.initial_state(envs.num_envs)
-        self._note_rebuilt(infos)
+        self._record_rebuilt(infos)
 
     def collect(self, plan: Array, deadline_s: float, counters: Counters) -> tuple[Columns, Counters]:
         """Steps all lanes once for each time step of ``plan`` <int64>[T, E] (see ``actors.policy.explore``), or until
@@ -61,7 +61,7 @@ class Stepper:
         for steps, planned in enumerate(plan, start=1):
             if self._step(steps - 1, planned) > deadline_s:
                 break
-        return self.rows.close(steps, counters)
+        return self.rows.finish_chunk(steps, counters)
 
     def _step(self, t: int, planned: Array) -> float:
         """Steps every lane once into time step ``t``. Returns the time when they were done."""
@@ -77,7 +77,7 @@ class Stepper:
         stepped = self._clock()
         self.env_seconds += stepped - started
         if infos:  # a lane has no others
-            rows.broken[t] = self._note_rebuilt(infos)
+            rows.broken[t] = self._record_rebuilt(infos)
         if self._policy_state:
             self._begin_episodes(t)
         return stepped
@@ -98,7 +98,7 @@ class Stepper:
         lanes = cast("list[Lane]", self.envs.envs)
         return {each.name: np.stack([lane.extras[each.name] for lane in lanes]) for each in self.schema.extras}
 
-    def _note_rebuilt(self, infos: Mapping[str, Array]) -> Array:
+    def _record_rebuilt(self, infos: Mapping[str, Array]) -> Array:
         """Returns which lanes' environments were made anew, by the lanes' infos: <bool>[E]."""
         which = infos.get(f"_{REBUILT}", np.zeros(self.envs.num_envs, np.bool_))
         self._rebuilt += infos[REBUILT][which].tolist() if which.any() else []

@@ -52,7 +52,7 @@ class ActorWorker:
         self._rollout = build_actor(actor, env, config, network, log)
 
     def pid(self) -> int:
-        """This worker's process id."""
+        """Returns this worker's process id."""
         return os.getpid()
 
     @failures_logged(ACTOR)
@@ -73,7 +73,7 @@ class ActorWorker:
         return flushed
 
     def close(self) -> list[str]:
-        """Close the environments; a line for each that did not let itself be closed."""
+        """Closes the environments; returns a line for each that did not let itself be closed."""
         unclosed = self._rollout.close()
         ACTOR.info("closed its environments%s", "".join(f"; {line}" for line in unclosed))
         return unclosed

@@ -142,7 +142,7 @@ def test_players_make_anew_within_a_budget_and_close_all(tmp_path: Path) -> None
     with Players(config, 2) as players:
         with pytest.raises(LaneError, match=r"environment [01] of .*Strange-v0 died 6 times.*RuntimeError: the bridge"):
             play(players.envs, ZEROS, [1, 2], replace=players.replace)
-        remade = players.take_remade()
+        remade = players.pop_remade()
         assert set(remade) == {f"environment {place}: RuntimeError: the bridge is down" for place in range(2)}
     words = book.read_text().split()
     assert words.count("made") == words.count("closed") == 2 + len(remade)
@@ -344,7 +344,7 @@ def test_a_screen_that_was_stopped_leaves_an_evaluator_that_plays_the_hold_out()
     asked = [True]
     config = EvalConfig(screen_episodes=2, confirm_episodes=2, holdout_episodes=4)
     evaluator = build_evaluator(FIXED, config, NetworkSpec(), 0, 0, lambda: asked[0])
-    evaluator._asked_s = -math.inf  # it asks at once
+    evaluator._checked_s = -math.inf  # it asks at once
     with pytest.raises(EvaluationStopped):
         evaluator.screen(policy())
     asked[0] = False

@@ -99,8 +99,8 @@ def test_one_that_hangs_is_given_up() -> None:
 
 
 def test_one_that_is_slowly_made_is_waited_for_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(first_look, "TELL_AFTER_S", 0.1)
-    monkeypatch.setattr(first_look, "TELL_EVERY_S", 0.1)
+    monkeypatch.setattr(first_look, "REPORT_AFTER_S", 0.1)
+    monkeypatch.setattr(first_look, "REPORT_EVERY_S", 0.1)
     told: list[str] = []
 
     def slow(what: str, _: object) -> None:
@@ -114,7 +114,7 @@ def test_one_that_is_slowly_made_is_waited_for_aloud(monkeypatch: pytest.MonkeyP
 
 def test_what_takes_long_is_told_once_in_a_while_and_what_comes_next_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Made, and then reset for too long: the second is not held back since the first was told just before."""
-    monkeypatch.setattr(first_look, "TELL_AFTER_S", 0.1)
+    monkeypatch.setattr(first_look, "REPORT_AFTER_S", 0.1)
     told: list[str] = []
 
     def slow(what: str, _: object) -> None:

@@ -177,5 +177,5 @@ def test_the_planned_memory_is_not_nearly_full_with_what_credit_lets_be_on_its_w
 def some_chunk(slot: int, seq: int, steps: int, lanes: int, rng: np.random.Generator) -> bytes:
     rows = Rows(steps, lanes, SCHEMA, "an env")
     rows.obs[:] = rng.normal(size=rows.obs.shape)
-    columns, counters = rows.close(steps, Counters())
+    columns, counters = rows.finish_chunk(steps, Counters())
     return encode(Chunk(slot, 1, seq, 1, counters, *columns), SCHEMA, "r")

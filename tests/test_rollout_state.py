@@ -308,7 +308,7 @@ def test_other_random_generators_are_refused_by_name(generator: Any) -> None:
 
 def test_an_episode_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is recorded is bounded; the next episode is replayable again."""
-    monkeypatch.setattr(lanes_module, "RECORDED_MOST", 10)
+    monkeypatch.setattr(lanes_module, "MAX_RECORDED_STEPS", 10)
     limited = EnvConfig(id="LunarLander-v3", max_episode_steps=15)
     tested = Actor(limited, lanes=1, chunk_steps=5)
     # The first episode's rows are 1 to 15, the 16th is its boundary row: the fourth chunk ends 4 env steps behind it.

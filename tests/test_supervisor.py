@@ -21,7 +21,7 @@ from actors.heartbeat import Heartbeat, Work
 from actors.supervision import actor_slot, actor_supervisor, calls, departures, evaluator_supervisor
 from actors.supervision.actor_supervisor import ActorSupervisor
 from actors.supervision.evaluator_supervisor import POLICY_S, SENT_S, EvaluatorSupervisor
-from actors.supervision.rebuilds import Rebuilt
+from actors.supervision.rebuilds import RebuildNotices
 from actors.supervision.restarts import CrashLoopError, NotNowError, Restarts, cause
 from actors.supervision.stall import StallDetector
 from replay.chunk import Counters
@@ -350,15 +350,15 @@ def test_a_flood_of_rebuilt_environments_does_not_fill_the_terminal() -> None:
     """Five lines a minute, one of them about those that were not said."""
     said: list[str] = []
     clock = Ticking()
-    rebuilt = Rebuilt(said.append, clock)
+    rebuilt = RebuildNotices(said.append, clock)
     for n in range(1000):
-        rebuilt.note("actor 2", (f"lane {n}",))
+        rebuilt.record("actor 2", (f"lane {n}",))
         rebuilt.catch_up()
     text = "actor 2: its environment was made anew: lane"
     assert said == [f"{text} {n}" for n in range(5)]
     clock.now += 61
     rebuilt.catch_up()
-    rebuilt.note("actor 2", ("lane 7",))
+    rebuilt.record("actor 2", ("lane 7",))
     rebuilt.catch_up()
     assert said[5:] == ["995 more environments were made anew meanwhile", f"{text} 7"]
     assert rebuilt.total == 1001

@@ -463,7 +463,7 @@ def test_every_environment_is_closed_once(tmp_path: Path, how: str, monkeypatch:
 def test_what_takes_long_to_make_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deploy.sessions.waiting.TELL_EVERY_S", 0.05)
+    monkeypatch.setattr("deploy.sessions.waiting.REPORT_EVERY_S", 0.05)
     env = {"id": "strange_env:Strange-v0", "kwargs": {"kind": "slowly made"}}
     evaluation = {**OPTIONS["eval"], "confirm_episodes": 2}
     assert train(config(tmp_path, env=env, eval=evaluation, budget={"env_steps": 100})) == 0

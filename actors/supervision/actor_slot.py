@@ -8,7 +8,7 @@ from typing import Any
 from actors.config import ActorConfig
 from actors.heartbeat import Heartbeat, Work
 from actors.supervision.calls import Calls
-from actors.supervision.rebuilds import Rebuilt
+from actors.supervision.rebuilds import RebuildNotices
 from actors.supervision.restarts import Restarts
 from actors.supervision.supervised import HangError, Supervised
 from replay.chunk import Counters
@@ -51,7 +51,7 @@ class ActorSlot:
         if self.rescale_call is None and self.process.handle is not None:
             self.rescale_call = self.process.handle.set_slot_count.remote(slots)
 
-    def take_heartbeats(self, rebuilt: Rebuilt) -> None:
+    def take_heartbeats(self, rebuilt: RebuildNotices) -> None:
         """Takes the heartbeats that are there; passes the environments that were made anew to ``rebuilt``.
 
         Raises:
@@ -61,7 +61,7 @@ class ActorSlot:
             heartbeat: Heartbeat = result
             self.process.replied()
             self.counters, self.incarnation, self.work = heartbeat.counters, heartbeat.incarnation, heartbeat.work
-            rebuilt.note(self.name, heartbeat.rebuilt)
+            rebuilt.record(self.name, heartbeat.rebuilt)
 
     def check_silence(self, config: ActorConfig, env_id: str) -> None:
         """Counts the actor's silence.

@@ -16,11 +16,11 @@ from typing import Any
 import ray
 
 from actors.config import ActorConfig
-from actors.envs import TELL_EVERY_S
+from actors.envs import REPORT_EVERY_S
 from actors.heartbeat import Work
 from actors.supervision.actor_slot import ActorSlot
 from actors.supervision.departures import LEAVE_S, Departures, kill
-from actors.supervision.rebuilds import Rebuilt
+from actors.supervision.rebuilds import RebuildNotices
 from actors.supervision.restarts import Restarts, jitter
 from actors.supervision.supervised import HangError
 
@@ -42,7 +42,7 @@ class ActorSupervisor:
     ) -> None:
         self._start, self._config, self._env_id, self._notify = start, config, env_id, notify
         self._jitter, self._clock = jitter, clock
-        self._rebuilt, self._departures = Rebuilt(notify, clock), Departures(notify, clock)
+        self._rebuilt, self._departures = RebuildNotices(notify, clock), Departures(notify, clock)
         self._past_work, self._past_deaths, self._past_restarts = Work(), Counter[str](), 0
         self.died: dict[int, dict[int, int]] = {}
         """By slot and incarnation: the rows that the newest of those that died had made, by their last heartbeats."""
@@ -142,7 +142,7 @@ class ActorSupervisor:
         starting = [slot for slot in self._slots if slot.process.starting]
         waited_s = max((slot.process.silent_s for slot in starting), default=0.0)
         self._notified_starting_s = min(self._notified_starting_s, waited_s)  # others are starting now
-        if waited_s > self._notified_starting_s + TELL_EVERY_S:
+        if waited_s > self._notified_starting_s + REPORT_EVERY_S:
             self._notified_starting_s = waited_s
             named = ", ".join(str(slot.index) for slot in starting[:8]) + (", ..." if len(starting) > 8 else "")
             self._notify(

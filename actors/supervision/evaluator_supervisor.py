@@ -12,7 +12,7 @@ import ray
 from actors.config import EvalConfig
 from actors.evaluator import EvaluationResult
 from actors.supervision.departures import Departures, kill
-from actors.supervision.rebuilds import Rebuilt
+from actors.supervision.rebuilds import RebuildNotices
 from actors.supervision.restarts import Restarts
 from actors.supervision.setbacks import EvaluationHangs, Setbacks
 from actors.supervision.supervised import Supervised
@@ -57,7 +57,7 @@ class EvaluatorSupervisor:
         self._candidate, self._config, self._clock = candidate, config, clock
         self._setbacks = Setbacks(Restarts(NAME, restarts, clock), notify)
         self._process: Supervised[Any] = Supervised(start, self._setbacks.died, clock)
-        self._departures, self._rebuilt = Departures(notify, clock), Rebuilt(notify, clock)
+        self._departures, self._rebuilt = Departures(notify, clock), RebuildNotices(notify, clock)
         self._pace = Pace(config.cpu_share)
         self._screening: tuple[Any, Any] | None = None
         """The call in flight, and the reference to the policy that it plays."""
@@ -125,7 +125,7 @@ class EvaluatorSupervisor:
             return None
         self._process.replied()
         self._setbacks.succeeded()
-        self._rebuilt.note(NAME, result.remade)
+        self._rebuilt.record(NAME, result.remade)
         self.spent = result.spent
         self._pace.record(self._begun_s, result.seconds, result.confirming_seconds)
         return result, policy

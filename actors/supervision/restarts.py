@@ -16,9 +16,9 @@ from replay.errors import QherdError
 from replay.state import count, counts, number
 
 BUDGET_WINDOW_S = 600.0
-BACKOFF_S, MOST_BACKOFF_S = 0.5, 15.0
+BACKOFF_S, MAX_BACKOFF_S = 0.5, 15.0
 _GUESSES = " Some common causes include"
-"""What follows in Ray's word of a dead worker is a page of what else might have been."""
+"""Begins the page of generic causes that Ray appends to the error of a dead worker: cut off."""
 
 
 class CrashLoopError(QherdError, RuntimeError):
@@ -32,11 +32,11 @@ class CrashLoopError(QherdError, RuntimeError):
 
 
 class NotNowError(RuntimeError):
-    """A start that has to be tried again later: its number cannot be told or written down yet."""
+    """A start that has to be tried again later: its number cannot be had or written down yet."""
 
 
 def jitter() -> float:
-    """A factor for a wait: what died together (a server went away) should not all come back at once."""
+    """Returns a factor for a wait: what died together (of a server that is down) should not all come back at once."""
     return random.uniform(0.5, 1.5)
 
 
@@ -54,15 +54,18 @@ class Restarts:
     """Deaths by the name of the exception's type."""
 
     def died(self, error: Exception) -> float:
-        """Book a death; returns the seconds to wait before the restart. Raises CrashLoopError beyond the budget.
+        """Counts a death. Returns the seconds to wait before the restart.
 
-        The n-th death within the window waits ``BACKOFF_S * 2^(n-1)``, at most MOST_BACKOFF_S, times the jitter.
+        The n-th death within the window waits ``BACKOFF_S * 2^(n-1)``, at most MAX_BACKOFF_S, times the jitter.
+
+        Raises:
+            CrashLoopError: there were more deaths within the window than the budget allows.
         """
         now = self.clock()
         self.deaths.append(now)
         while self.deaths[0] < now - BUDGET_WINDOW_S:
             self.deaths.popleft()
-        self.reasons[type(_inner(error)).__name__] += 1
+        self.reasons[type(_root_cause(error)).__name__] += 1
         if len(self.deaths) > self.budget:
             raise CrashLoopError(
                 f"{self.name} died {len(self.deaths)} times within {BUDGET_WINDOW_S:.0f} s (actors.restarts allows "
@@ -70,33 +73,33 @@ class Restarts:
                 str(error),
             )
         self.total += 1
-        return float(min(MOST_BACKOFF_S, BACKOFF_S * 2 ** (len(self.deaths) - 1)) * self.jitter())
+        return float(min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (len(self.deaths) - 1)) * self.jitter())
 
     def state(self) -> dict[str, Any]:
-        """What has been spent, for JSON: deaths as their ages, since another process has another clock."""
+        """Returns what has been spent, for JSON: deaths as their ages, since another process has another clock."""
         now = self.clock()
         return {"ages_s": [now - died for died in self.deaths], "total": self.total, "reasons": dict(self.reasons)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on with what another has spent."""
+        """Takes over what another has spent."""
         now = self.clock()
         self.deaths = deque(now - number(age, "ages_s", 0) for age in state["ages_s"])
         self.total, self.reasons = count(state["total"], "total"), Counter(counts(state["reasons"], "reasons"))
 
 
 def cause(error: Exception) -> str:
-    """The innermost reason of an error, which may be Ray's wrapping of another process's, in one line."""
-    inner = _inner(error)
+    """Returns the innermost reason of an error, which may be Ray's wrapping of another process's, in one line."""
+    inner = _root_cause(error)
     lines = str(inner).partition(_GUESSES)[0].strip().splitlines() or [type(inner).__name__]
-    return f"{type(inner).__name__}: {lines[-1] if _is_rays(inner) else lines[0]}"
+    return f"{type(inner).__name__}: {lines[-1] if _is_ray_error(inner) else lines[0]}"
 
 
-def _inner(error: Exception) -> Exception:
-    """The error that was raised in an actor, inside Ray's RayTaskError."""
+def _root_cause(error: Exception) -> Exception:
+    """Returns the error that was raised in an actor, inside Ray's RayTaskError."""
     inner = getattr(error, "cause", None)
     return inner if isinstance(inner, Exception) else error
 
 
-def _is_rays(error: Exception) -> bool:
-    """Whether this is a RayError, whose last line says most, told without importing Ray."""
+def _is_ray_error(error: Exception) -> bool:
+    """Returns whether this is a RayError, whose last line is the most specific, without importing Ray."""
     return any(base.__module__ == "ray.exceptions" for base in type(error).__mro__)

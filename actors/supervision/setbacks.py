@@ -21,11 +21,11 @@ class EvaluationHangs(QherdError, RuntimeError):
 class Setbacks:
     """Counts evaluations that failed, and decides when the next one may be tried."""
 
-    def __init__(self, restarts: Restarts, say: Callable[[str], None]) -> None:
-        self.restarts, self._say = restarts, say
+    def __init__(self, restarts: Restarts, notify: Callable[[str], None]) -> None:
+        self.restarts, self._notify = restarts, notify
         self._hung = 0
         self.failing = ""
-        """Why nothing can be evaluated, from the time that the budget is used up to the next verdict."""
+        """Why nothing can be evaluated, from the time that the budget is used up to the next result."""
 
     def died(self, error: Exception) -> float:
         """Counts a failure and reports it. Returns the seconds to wait before the next try, infinity after the last."""
@@ -33,18 +33,18 @@ class Setbacks:
         if self._hung >= HANGS:
             self.restarts.total += 1
             self.failing = f"{error}, {self._hung} times in a row"
-            self._say(f"{self.failing}: the run goes on and is not evaluated any more")
+            self._notify(f"{self.failing}: the run goes on and is not evaluated any more")
             return math.inf
         try:
             wait_s = self.restarts.died(error)
         except CrashLoopError as crash_loop:
             self.restarts.total += 1
             self.failing = str(crash_loop)
-            self._say(f"{crash_loop}; the run goes on, and is evaluated again in {BUDGET_WINDOW_S / 60:.0f} minutes")
+            self._notify(f"{crash_loop}; the run goes on, and is evaluated again in {BUDGET_WINDOW_S / 60:.0f} minutes")
             return BUDGET_WINDOW_S
-        self._say(f"the evaluator died ({cause(error)}); it restarts in {wait_s:.1f} s")
+        self._notify(f"the evaluator died ({cause(error)}); it restarts in {wait_s:.1f} s")
         return wait_s
 
     def succeeded(self) -> None:
-        """There is a verdict again."""
+        """Forgets the failures so far: there is a result again."""
         self._hung, self.failing = 0, ""

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from actors.episodes import play
 from actors.evaluator import LANES
-from actors.seeds import MOST, PLAYBACK
+from actors.seeds import MAX_SEED, PLAYBACK
 from deploy.config.cli_types import as_written
 from deploy.config.errors import ConfigError
 from deploy.playback.players import Moved, best_policy, players_of
@@ -27,7 +27,7 @@ class Eval(BaseModel):
     env: Moved = Moved()
     episodes: int = Field(100, ge=1)
     """Greedy episodes to play."""
-    seed: int = Field(PLAYBACK, ge=0, le=MOST)
+    seed: int = Field(PLAYBACK, ge=0, le=MAX_SEED)
     """Seed of the first episode; each further one has the next. The default is none that the run has played."""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print JSON."""
@@ -44,13 +44,15 @@ def evaluate(run: Path, episodes: int, seed: int, *, env_path: Path | None, as_j
     ``env_path``: the folder of the environment's module, where that is elsewhere than it was."""
     directory = RunDirectory.open(run)
     limit = directory.config.eval.max_episode_steps
-    if seed + episodes - 1 > MOST:
-        raise ConfigError(f"--seed {seed} and {episodes} episodes go beyond the greatest seed, {MOST}: lower --seed")
+    if seed + episodes - 1 > MAX_SEED:
+        raise ConfigError(
+            f"--seed {seed} and {episodes} episodes go beyond the greatest seed, {MAX_SEED}: lower --seed"
+        )
     with players_of(directory, min(LANES, episodes), env_path) as players:
         policy, manifest = best_policy(directory, players.envs[0])
         seeds = range(seed, seed + episodes)
         played = play(players.envs, policy, seeds, limit, players.replace)
-    for line in players.take_remade():
+    for line in players.pop_remade():
         print(f"qherd: {line}; it was made anew and its episode played again", file=sys.stderr)
     figures = {
         "run": directory.run,

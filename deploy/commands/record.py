@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from actors.contract import Env, EnvError, name_of
 from actors.episodes import play
-from actors.seeds import MOST, PLAYBACK
+from actors.seeds import MAX_SEED, PLAYBACK
 from actors.supervision.restarts import cause
 from deploy.config.cli_types import as_written
 from deploy.config.errors import ConfigError
@@ -28,7 +28,7 @@ class Record(BaseModel):
     env: Moved = Moved()
     out: Path | None = None
     """The file to write, .mp4 or .gif. The default is best.mp4 in the run's directory."""
-    seed: int = Field(PLAYBACK, ge=0, le=MOST)
+    seed: int = Field(PLAYBACK, ge=0, le=MAX_SEED)
     """Seed of the episode."""
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from actors.metrics import ActorMetrics, EvaluationMetrics
-from actors.supervision.rebuilds import Rebuilt
+from actors.supervision.rebuilds import RebuildNotices
 from deploy import __version__
 from deploy.config.errors import RunFailedError
 from deploy.config.models import RunConfig
@@ -83,7 +83,7 @@ class InlineSession(Breakable):
                 self._log.restore(found.parts["log"])
         spec, publisher = learner_spec(config, directory, self._schema, self._fence), Publisher(self._log, self._fence)
         self.loop = build_learner(spec, self._log, publisher, self._checkpointer, found, republish=found is None)
-        self._rebuilt = Rebuilt(self._notify)
+        self._rebuilt = RebuildNotices(self._notify)
         self._actors = InlineActors(config, directory, self._log, self._rebuilt, self._notify)
         self._parts.append(self._actors)
         self._actors.build(found)

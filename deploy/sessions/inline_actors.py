@@ -9,7 +9,7 @@ from actors.actor_id import ActorId
 from actors.builders import build_actor
 from actors.closing import close_all
 from actors.lanes import NotReplayable
-from actors.supervision.rebuilds import Rebuilt
+from actors.supervision.rebuilds import RebuildNotices
 from deploy.config.errors import RunFailedError
 from deploy.config.models import RunConfig, env_of
 from deploy.run_directory.directory import RunDirectory
@@ -31,7 +31,7 @@ class InlineActors:
         config: RunConfig,
         directory: RunDirectory,
         log: MemoryLog,
-        rebuilt: Rebuilt,
+        rebuilt: RebuildNotices,
         notify: Notify,
     ) -> None:
         self._config, self._directory = config, directory
@@ -61,7 +61,7 @@ class InlineActors:
                 if rollout.ready():
                     rollout.fill()
                     rollout.send()
-                self._rebuilt.note(f"actor {slot}", rollout.pop_rebuilt())
+                self._rebuilt.record(f"actor {slot}", rollout.pop_rebuilt())
             except Exception as error:  # whatever the environment raised
                 message = f"actor {slot} failed: {type(error).__name__}: {error}"
                 raise RunFailedError(message, traceback.format_exc()) from error

@@ -11,7 +11,7 @@ from typing import Any
 from actors.builders import build_evaluator
 from actors.episodes import Episodes
 from actors.evaluator import EvaluationResult
-from actors.supervision.rebuilds import Rebuilt
+from actors.supervision.rebuilds import RebuildNotices
 from actors.supervision.restarts import Restarts
 from actors.supervision.setbacks import Setbacks
 from actors.verdicts import Spent
@@ -25,7 +25,7 @@ class InlineEvaluation:
     """Every ``eval.every_updates`` updates a policy is screened. One that raises is tried again later, within the
     budget of ``actors.restarts``; beyond it no policy is judged for a while, and the run continues."""
 
-    def __init__(self, config: RunConfig, rebuilt: Rebuilt, notify: Notify) -> None:
+    def __init__(self, config: RunConfig, rebuilt: RebuildNotices, notify: Notify) -> None:
         self._every_updates, self._rebuilt, self._notify = config.eval.every_updates, rebuilt, notify
         self._restarts = Restarts("the evaluator", config.actors.restarts)
         self._setbacks, self._not_before_s = Setbacks(self._restarts, notify), 0.0
@@ -59,7 +59,7 @@ class InlineEvaluation:
             return None, None
         self._setbacks.succeeded()
         self._spent = verdict.spent
-        self._rebuilt.note("the evaluator", verdict.remade)
+        self._rebuilt.record("the evaluator", verdict.remade)
         return verdict, policy
 
     def _restart(self, error: Exception) -> None:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from actors.envs import TELL_EVERY_S
+from actors.envs import REPORT_EVERY_S
 from deploy.sessions.base import Notify
 
 
@@ -17,7 +17,7 @@ def notifying(notify: Notify, what: str) -> Iterator[None]:
     over, began_s = threading.Event(), time.monotonic()
 
     def notify_now() -> None:
-        while not over.wait(TELL_EVERY_S):
+        while not over.wait(REPORT_EVERY_S):
             notify(f"{what}, for {time.monotonic() - began_s:.0f} s now")
 
     thread = threading.Thread(target=notify_now, name="qherd-waiting", daemon=True)
