@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
 
 import numpy as np
 import pytest
 import ray
+from fake_ray import Call, FakeRay, Method
 from made_metrics import learner_metrics
 
 from actors.config import ActorConfig, EvalConfig
@@ -29,28 +29,6 @@ from replay.chunk_log.protocol import UnusableServer
 from replay.metrics import LimiterMetrics, ReplayMetrics
 
 DIED = ray.exceptions.ActorDiedError()
-ALIVE = Heartbeat(Counters(), ())
-
-
-class Call:
-    """A reference: open until ``answer`` is set, which may be an exception."""
-
-    def __init__(self, argument: Any) -> None:
-        self.argument, self.done, self.answer = argument, False, None
-
-    def finish(self, answer: Any = ALIVE) -> None:
-        self.done, self.answer = True, answer
-
-
-class Method:
-    """A remote method that notes its calls."""
-
-    def __init__(self) -> None:
-        self.calls: list[Call] = []
-
-    def remote(self, argument: Any = None, *_: Any) -> Call:
-        self.calls.append(Call(argument))
-        return self.calls[-1]
 
 
 class Handle:
@@ -60,38 +38,6 @@ class Handle:
         self.collect, self.flush, self.screen, self.set_slot_count, self.close, self.holdout = (
             Method() for _ in range(6)
         )
-
-
-class FakeRay:
-    """Ray's three functions on these calls, and a clock."""
-
-    exceptions = ray.exceptions
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.killed: list[Handle] = []
-        self.cancelled: list[Call] = []
-        self.waits: list[float | None] = []
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def wait(self, calls: list[Call], num_returns: int = 1, timeout: float | None = None) -> tuple[Any, Any]:
-        self.waits.append(timeout)
-        done = [call for call in calls if call.done][:num_returns]
-        return done, [call for call in calls if call not in done]
-
-    def get(self, call: Call) -> Any:
-        assert call.done
-        if isinstance(call.answer, Exception):
-            raise call.answer
-        return call.answer
-
-    def kill(self, handle: Handle) -> None:
-        self.killed.append(handle)
-
-    def cancel(self, call: Call) -> None:
-        self.cancelled.append(call)
 
 
 @pytest.fixture
