@@ -50,6 +50,28 @@ def test_every_function_on_a_transitions_way_is_where_the_docs_say() -> None:
     assert f"{NUMBERS[len(files)]} files" in table
 
 
+def test_every_method_that_the_docs_name_is_there() -> None:
+    """As `Class.method`; and every file of the four packages, as `package/path.py`."""
+    packages = ("actors", "deploy", "learner", "replay")
+    methods = {
+        f"{node.name}.{getattr(each, 'name', None) or ast.unparse(getattr(each, 'target', each))}"
+        for package in packages
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+        for each in node.body
+    }
+    named = 0
+    for page in [*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")]:
+        text = page.read_text()
+        found = re.findall(r"`([A-Z]\w+\.\w+)`", text)
+        assert set(found) <= methods, page.name
+        files = re.findall(rf"`((?:{'|'.join(packages)})/[\w/]+\.py)`", text)
+        assert [each for each in files if not (ROOT / each).exists()] == [], page.name
+        named += len(found) + len(files)
+    assert named > 50
+
+
 def test_the_file_of_superseded_rows_is_where_the_docs_say() -> None:
     assert f"`{SUPERSEDED}`" in (ROOT / "docs" / "survive.md").read_text()
 
