@@ -26,7 +26,7 @@ from replay.config import ReplayConfig
 RUN = "limits"
 SMALL_SERVER = 16 << 20
 PICTURES = Schema((64, 64), "uint8", 4)
-LEARNER = LearnerConfig(network=NetworkConfig(hidden=(4,)), batch=8)
+LEARNER = LearnerConfig(network=NetworkConfig(encoder="mlp", hidden=(4,)), batch=8)
 
 
 class Sender:
