@@ -18,6 +18,7 @@ from learner.metrics import UpdateMetrics
 from learner.networks import build_network
 from learner.networks.q_network import FoldedWeight, QNetwork, decayed, flatten_parameters
 from learner.recent_updates import RecentUpdates
+from learner.samples import on_device
 from replay.chunk import Schema
 from replay.mirror import Batch
 from replay.state import State, count, number
@@ -59,10 +60,10 @@ class Learner:
     def update(self, batch: Batch, weights: npt.NDArray[Any] | Tensor | None = None) -> Tensor:
         """Takes one gradient step on a batch of transitions; ``weights`` <float32>[B] are the importance weights of
         their losses (None: all 1). Returns the TD errors <float32>[B], on the device."""
-        on = batch.map(self._to_device)
+        on = batch.map(lambda column: on_device(column, self.device))
         transitions = Transitions(on.s_tm1, on.a_tm1, on.r_t, on.discount_t, on.s_t, on.extras_tm1, on.extras_t)
         out = self._loss(self.online, self.target, transitions)
-        loss = (out.losses if weights is None else out.losses * self._to_device(weights)).mean()
+        loss = (out.losses if weights is None else out.losses * on_device(weights, self.device)).mean()
         grad_norm = self._step(loss)
         self.recent.record(loss.detach(), out.td_error, out.q_tm1, grad_norm)
         return out.td_error
@@ -88,10 +89,6 @@ class Learner:
             self._target_parameters.lerp_(self._parameters.detach(), self.config.target_tau)
         self._average_parameters.lerp_(self._parameters.detach(), self.config.average_tau)
         return grad_norm
-
-    def _to_device(self, column: npt.NDArray[Any] | Tensor) -> Tensor:
-        """Returns a column of the host's, or of a mirror that lies on the device already, as a tensor there."""
-        return torch.as_tensor(column).to(self.device, non_blocking=True)
 
     def metrics(self) -> UpdateMetrics | None:
         """See ``RecentUpdates.read``."""
