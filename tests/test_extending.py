@@ -38,7 +38,7 @@ def cwd(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("mode", "env_steps"), [("inline", (3_000, 6_000)), pytest.param("local", (5_000, 20_000), marks=pytest.mark.long)]
+    ("mode", "env_steps"), [("inline", (3_000, 6_000)), pytest.param("local", (4_000, 9_000), marks=pytest.mark.long)]
 )
 def test_the_pages_parts_train_resume_and_play(cwd: Path, mode: str, env_steps: tuple[int, int]) -> None:
     """Its command as printed, with a name, a mode and a budget; the checkpoint holds the encoder's parameters."""

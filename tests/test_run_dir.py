@@ -141,6 +141,22 @@ def test_each_run_has_a_nonce_of_its_own(tmp_path: Path) -> None:
 # -- counts
 
 
+def test_the_servers_url_is_replaced_in_one_step_for_the_owner_alone(directory: RunDirectory, tmp_path: Path) -> None:
+    """Whoever has an older one open reads that to its end; a link that lies there is replaced, not written through."""
+    directory.replay_url.write_text("older")
+    directory.replay_url.chmod(0o644)
+    with directory.replay_url.open() as older, directory.showing_replay_url("redis://secret"):
+        assert older.read() == "older"
+        assert directory.replay_url.read_text() == "redis://secret"
+        assert stat.S_IMODE(directory.replay_url.stat().st_mode) == 0o600
+    assert not directory.replay_url.exists()
+    elsewhere = tmp_path / "elsewhere"
+    directory.replay_url.symlink_to(elsewhere)
+    with directory.showing_replay_url("redis://secret"):
+        assert not directory.replay_url.is_symlink()
+    assert not elsewhere.exists()
+
+
 def test_nothing_temporary_stays(directory: RunDirectory) -> None:
     directory.fences.next_fence()
     directory.best.save(POLICY, {"version": 1})

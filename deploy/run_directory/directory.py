@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -29,7 +28,7 @@ from deploy.config.numbers import read_yaml, write_yaml
 from deploy.process import arithmetic
 from deploy.run_directory.best_policy import BestPolicy
 from deploy.run_directory.fences import Fences
-from deploy.run_directory.files import CONFIG_BYTES, check_plain, is_plain, naming, replace_file
+from deploy.run_directory.files import CONFIG_BYTES, check_plain, is_plain, replace_file
 from deploy.run_directory.history import MetricHistory
 from deploy.run_directory.lock import RunLock
 from deploy.run_directory.provenance import git_revision, provenance
@@ -190,11 +189,7 @@ class RunDirectory:
     @contextlib.contextmanager
     def showing_replay_url(self, url: str) -> Iterator[None]:
         """Keeps ``url``, which has a password, in the file ``replay_url`` for the owner alone while the block runs."""
-        with naming(self.replay_url):
-            fd = os.open(self.replay_url, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-            with os.fdopen(fd, "w") as file:
-                os.fchmod(fd, 0o600)  # one that a run left may have been given other rights
-                file.write(url)
+        replace_file(self.replay_url, url.encode(), 0o600)  # in one step: nobody reads half of it
         try:
             yield
         finally:

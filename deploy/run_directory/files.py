@@ -6,6 +6,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from deploy.config.errors import RunDirError
@@ -20,8 +21,8 @@ WRITTEN = ("*.json", "*.jsonl", "*.yaml", "lock", "replay.url", "failure.txt", "
 """What a run writes in place, or puts in the place of."""
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Replaces a file in one step: temporary file, fsync, rename.
+def replace_file(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Replaces a file in one step: temporary file, fsync, rename. ``mode``: its rights, less those of the umask.
 
     Raises:
         RunDirError: the disk refuses it; the old file is as it was.
@@ -29,7 +30,7 @@ def replace_file(path: Path, data: bytes) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with naming(path):
         temporary.unlink(missing_ok=True)
-        with temporary.open("xb") as file:
+        with open(temporary, "xb", opener=partial(os.open, mode=mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())  # before the rename, or a crash could leave the name with nothing in it
