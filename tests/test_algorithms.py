@@ -38,9 +38,6 @@ EVERY = [
         {"algorithm": "c51", "double": False, "network": DUELING, "c51": UNIT}, id="c51 duel", marks=pytest.mark.long
     ),
     pytest.param({"algorithm": "iqn", "iqn": FEW, "network": WIDE}, id="iqn"),
-    pytest.param(
-        {"algorithm": "iqn", "double": False, "network": WIDE, "iqn": FEW}, id="iqn max", marks=pytest.mark.long
-    ),
 ]
 MUNCHAUSEN = [
     pytest.param({"algorithm": "dqn"}, id="munchausen"),
