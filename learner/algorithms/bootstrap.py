@@ -28,6 +28,11 @@ class BootstrapPolicy(NamedTuple):
         mean: Tensor = (self.probability.view(*self.probability.shape, *further) * values).sum(1)
         return mean
 
+    def target(self, discount_t: Tensor, values: Tensor) -> Tensor:
+        """Returns ``r_t + discount_t * mean(values)`` <float32>[B, ...]; discount_t: <float32>[B]."""
+        further = (1,) * (values.dim() - 2)
+        return self.r_t.view(-1, *further) + discount_t.view(-1, *further) * self.mean(values)
+
 
 class Bootstrapping(Protocol):
     """Chooses the policy that a batch bootstraps from. Called without gradient."""

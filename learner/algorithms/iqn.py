@@ -33,9 +33,8 @@ class ImplicitQuantileLoss:
             q_t = head(features_t).q
             policy = self.bootstrapping(online, target, batch, q_t)
             tau = torch.rand(size, self.target_samples, device=device)
-            bootstrap = policy.mean(head.quantiles(features_t, tau))  # [B, N']
-            target_tm1 = policy.r_t.unsqueeze(1) + batch.discount_t.unsqueeze(1) * bootstrap
-            expected = policy.r_t + batch.discount_t * policy.mean(q_t)
+            target_tm1 = policy.target(batch.discount_t, head.quantiles(features_t, tau))  # [B, N']
+            expected = policy.target(batch.discount_t, q_t)
         features_tm1, head = online.features(batch.s_tm1), _head(online)
         tau = torch.rand(size, self.samples, device=device)
         theta_tm1 = of_action(head.quantiles(features_tm1, tau), batch.a_tm1)  # [B, N]

@@ -46,8 +46,7 @@ class MunchausenLoss:
         """See ``Loss``."""
         with torch.no_grad():
             q_t = target(batch.s_t).q
-            policy = self.munchausen(online, target, batch, q_t)
-            target_tm1 = policy.r_t + batch.discount_t * policy.mean(q_t)
+            target_tm1 = self.munchausen(online, target, batch, q_t).target(batch.discount_t, q_t)
         q_tm1 = online(batch.s_tm1).q
         error = target_tm1 - taken(q_tm1, batch.a_tm1)
         return LossOutput(huber(error, self.huber_delta), error.detach(), q_tm1.detach())

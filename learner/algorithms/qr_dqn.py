@@ -26,8 +26,7 @@ class QuantileLoss:
         with torch.no_grad():
             at_t = target(batch.s_t)
             policy = self.bootstrapping(online, target, batch, at_t.q)
-            bootstrap = policy.mean(distribution_of(at_t, "qr_dqn"))  # [B, N']
-            target_tm1 = policy.r_t.unsqueeze(1) + batch.discount_t.unsqueeze(1) * bootstrap
+            target_tm1 = policy.target(batch.discount_t, distribution_of(at_t, "qr_dqn"))  # [B, N']
         at_tm1 = online(batch.s_tm1)
         theta_tm1 = of_action(distribution_of(at_tm1, "qr_dqn"), batch.a_tm1)  # [B, N]
         losses = quantile_regression(theta_tm1, target_tm1, self.kappa)
