@@ -28,7 +28,7 @@ from actors.closing import close_all
 from actors.config import EnvConfig
 from actors.contract import Checked, ContractError, EnvError, blamed, columns_of, divisor_of, name_of
 from actors.lanes import Lane, RecordedLane
-from replay.chunk import Schema
+from replay.chunk import ACTION_MASK, Schema
 
 
 def use_path(config: EnvConfig) -> None:
@@ -127,8 +127,15 @@ def schema_of(env: gym.Env[Any, Any]) -> Schema:
     assert isinstance(observations, gym.spaces.Box)
     dtype, shape = np.dtype(observations.dtype).name, tuple(observations.shape)[1 if stack > 1 else 0 :]
     channels_last = not (len(shape) == 3 and shape[0] < min(shape[1:]))
+    columns, num_actions = columns_of(env), int(actions.n)
+    for column in columns:
+        if column.name == ACTION_MASK and column.shape != (num_actions,):
+            raise ContractError(
+                f"{name_of(env)}: the column {ACTION_MASK} in its metadata has the shape {column.shape}, and there are "
+                f"{num_actions} actions: give it ({num_actions},)"
+            )
     try:
-        return Schema(shape, dtype, int(actions.n), stack, divisor_of(observations), channels_last, columns_of(env))
+        return Schema(shape, dtype, num_actions, stack, divisor_of(observations), channels_last, columns)
     except ContractError:
         raise
     except ValueError as error:

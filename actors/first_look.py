@@ -33,7 +33,7 @@ from actors.contract import ContractError, EnvError, Interrupted, name_of
 from actors.envs import make_env, schema_of
 from actors.seeds import evaluation_seed
 from actors.supervision.restarts import cause
-from replay.chunk import Column, Schema
+from replay.chunk import ACTION_MASK, Column, Schema
 
 STEPS, SECONDS, FEWEST = 200, 0.2, 3
 """A look ends after so many env steps, or so many seconds and at least twice ``FEWEST`` env steps."""
@@ -42,7 +42,6 @@ REPORT_AFTER_S, REPORT_EVERY_S = 2.0, 10.0
 TRIES = 3
 """An environment that raises is made anew, as in training; one that raises in each of so many tries is refused."""
 PR_SET_PDEATHSIG = 1
-MASK = "action_mask"
 MASKED = (
     "its infos have an action_mask, which qherd does not support: every action may be taken at any time, and the "
     "environment has to stand that"
@@ -238,14 +237,14 @@ def _look(config: EnvConfig, seed: int, doing: Callable[[str], None]) -> Look:
             raise
         except Exception as error:
             if tries == TRIES:
-                masked = f"; {MASKED}" if MASK in seen else ""
+                masked = f"; {MASKED}" if ACTION_MASK in seen else ""
                 where = "".join(f", {note}" for note in getattr(error, "__notes__", ()))
                 raised = f"{config.id} raised in each of {TRIES} tries: {cause(error)}{where}{masked}"
                 raise EnvError(raised) from error
         finally:
             doing("closed")
             notices += close_all([env])
-    if MASK in seen:
+    if ACTION_MASK in seen:
         notices.append(f"{name_of(env)}: {MASKED}")
     return Look(schema, spaces, make_s, played, tuple(notices))
 

@@ -15,6 +15,10 @@ PUBLISH_MIN_S = 0.1
 """Seconds between two broadcasts of the weights, at the least (not in the inline mode)."""
 
 
+MAX_RETURN = 1e30
+"""Of C51's bounds: the squares of greater ones are beyond float32."""
+
+
 class QrDqnConfig(BaseModel):
     """QR-DQN (arXiv 1710.10044)."""
 
@@ -51,9 +55,9 @@ class C51Config(BaseModel):
 
     atoms: Kept[int] = Field(51, ge=2, le=1024)
     """Returns whose probabilities are learned, evenly spaced from v_min to v_max."""
-    v_min: Kept[float] = -10.0
+    v_min: Kept[float] = Field(-10.0, ge=-MAX_RETURN, le=MAX_RETURN, allow_inf_nan=False)
     """The least of them."""
-    v_max: Kept[float] = 10.0
+    v_max: Kept[float] = Field(10.0, ge=-MAX_RETURN, le=MAX_RETURN, allow_inf_nan=False)
     """The greatest of them."""
 
     @model_validator(mode="after")
@@ -74,7 +78,7 @@ class MunchausenConfig(BaseModel):
     """Whether it is used."""
     alpha: float = Field(0.9, ge=0, le=1)
     """Share of the log probability that is added to the reward."""
-    tau: float = Field(0.03, gt=0)
+    tau: float = Field(0.03, ge=1e-6)
     """Temperature of the softmax, in the unit of the values that are trained on (rewards x learner.reward_scale): 0.03
     suits rewards of -1 to 1."""
     clip: float = Field(-1.0, lt=0)
@@ -148,6 +152,8 @@ class LearnerConfig(BaseModel):
 
     @model_validator(mode="after")
     def _options_apply(self) -> LearnerConfig:
+        if not (shrinks := self.lr * self.weight_decay) < 1:
+            raise ValueError(f"learner.lr x learner.weight_decay is {shrinks:g}; it has to be below 1")
         if self.munchausen.enabled and self.algorithm == "c51":
             raise ValueError("learner.munchausen is for dqn, qr_dqn and iqn, not for c51: use one of them")
         if self.value_rescale and self.algorithm in ("c51", "qr_dqn", "iqn"):

@@ -99,7 +99,7 @@ class Learner:
         arrays = {name: vector.detach().cpu().numpy() for name, vector in self._vectors().items()}
         arrays["random"] = _random_state(self.device).numpy()
         values = {name: float(scalar) for name, scalar in self._scalars().items()}
-        return State({"updates": self.updates, **values}, arrays)
+        return State({"updates": self.updates, "random_of": self.device.type, **values}, arrays)
 
     def restore(self, state: State) -> None:
         """See ``replay.state``. Raises ValueError where the state is of another network."""
@@ -110,10 +110,8 @@ class Learner:
             if saved.dtype != np.float32 or not np.isfinite(saved).all():
                 raise ValueError(f"{name} has parameters that are no finite <float32>")
             vector.detach().copy_(torch.from_numpy(saved))
-        saved, like = state.arrays["random"], _random_state(self.device)
-        if saved.dtype != np.uint8 or saved.shape != like.shape:
-            raise ValueError(f"random is no state of {self.device.type}'s random numbers")
-        _set_random_state(self.device, torch.from_numpy(np.array(saved)))
+        if state.values["random_of"] == self.device.type:  # another kind of device has another kind of random numbers
+            _set_random_state(self.device, state.arrays["random"])
         for name, scalar in self._scalars().items():
             scalar.fill_(number(state.values[name], name, 0))
         self.updates = count(state.values["updates"], "updates")
@@ -141,8 +139,11 @@ def _random_state(device: torch.device) -> Tensor:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
-def _set_random_state(device: torch.device, state: Tensor) -> None:
-    """Raises ValueError for bytes that are no such state."""
+def _set_random_state(device: torch.device, saved: npt.NDArray[Any]) -> None:
+    """Raises ValueError for an array that is no such state."""
+    if saved.dtype != np.uint8 or saved.shape != _random_state(device).shape:
+        raise ValueError(f"random is no state of {device.type}'s random numbers")
+    state = torch.from_numpy(np.array(saved))
     try:
         if device.type == "cuda":
             torch.cuda.set_rng_state(state, device)

@@ -61,6 +61,10 @@ class BadChunk(ValueError):
         self.reason = reason
 
 
+ACTION_MASK = "action_mask"
+"""The further column that says which actions are allowed, <uint8>[A] per state: Gymnasium's key of the infos."""
+
+
 @dataclass(frozen=True)
 class Column:
     """A named part of rows: an array <dtype>[*shape] for each row, or (``per`` "chunk") for each lane of a chunk, which

@@ -251,7 +251,28 @@ def test_a_terminal_state_may_allow_nothing(options: dict[str, object], request:
     assert out.td_error.isfinite().all()
 
 
+@pytest.mark.parametrize("options", [*EVERY, *MUNCHAUSEN])
+def test_a_truncated_state_that_allows_nothing_keeps_its_values(options: dict[str, object], request: Any) -> None:
+    """Its discount is not 0: the bootstrap is what it is without a mask, not that of a forbidden action, -1e30."""
+    munchausen = MunchausenConfig(enabled="munchausen" in request.node.callspec.id)
+    tested = learner(options, Schema((2,), "float32", 3), munchausen=munchausen)
+    ones = {"action_mask": torch.ones(4, 3, dtype=torch.uint8)}
+    zeros = {"action_mask": torch.zeros(4, 3, dtype=torch.uint8)}
+    s_tm1, s_t = torch.randn(2, 4, 2)
+    batch = Transitions(
+        s_tm1, torch.zeros(4, dtype=torch.int64), torch.zeros(4), torch.full((4,), 0.9), s_t, ones, zeros
+    )
+    loss = build_loss(tested.config)
+    masked = loss(tested.online, tested.target, batch).td_error
+    assert_close(masked, loss(tested.online, tested.target, batch._replace(extras_t={})).td_error)
+
+
 # -- Munchausen, C51 and their options
+
+
+def test_an_infinite_delta_is_half_of_the_squared_error() -> None:
+    error = torch.tensor([-300.0, 0.0, 0.5, 1e6])
+    assert_close(huber(error, LearnerConfig(huber_delta=math.inf).huber_delta), 0.5 * error**2)
 
 
 def test_munchausen_by_hand() -> None:
@@ -308,6 +329,11 @@ def test_implicit_quantiles_find_a_distribution() -> None:
         ({"algorithm": "iqn", "value_rescale": True}, "learner.value_rescale is for dqn, not for iqn"),
         ({"value_rescale": True, "munchausen": {"enabled": True}}, "exclude each other"),
         ({"c51": {"v_min": 1.0, "v_max": 1.0}}, "v_min has to be below v_max, got 1 and 1"),
+        ({"c51": {"v_max": math.inf}}, "c51.v_max\n.*finite number"),
+        ({"c51": {"v_min": -1e39}}, "c51.v_min\n.*greater than or equal to -1"),
+        ({"munchausen": {"tau": 1e-40}}, "munchausen.tau\n.*greater than or equal to 0.000001"),
+        ({"lr": 0.5, "weight_decay": 2.0}, "learner.lr x learner.weight_decay is 1; .* below 1"),
+        ({"weight_decay": math.inf}, "learner.lr x learner.weight_decay is inf"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options: dict[str, object], why: str) -> None:
@@ -381,6 +407,17 @@ def test_a_restored_learner_draws_the_same_random_quantiles() -> None:
     second.restore(state)
     for after in expected:
         assert_close(second.update(batch), after, rtol=0, atol=0)
+
+
+def test_a_run_may_resume_on_another_kind_of_device() -> None:
+    """Where random numbers have another kind of state, which is passed over."""
+    options, schema = {"algorithm": "iqn", "iqn": FEW, "network": WIDE}, Schema((STATES,), "float32", 2)
+    state = learner(options, schema).state()
+    values = {**state.values, "random_of": "cuda"}
+    second = learner(options, schema, lr=0.01)
+    second.restore(State(values, {**state.arrays, "random": np.zeros(16, np.uint8)}))
+    assert second.state().arrays["online"].tobytes() == state.arrays["online"].tobytes()
+    second.update(chain())
 
 
 @pytest.mark.parametrize("spoilt", [np.zeros(3, np.uint8), np.zeros(5056, np.float32), np.zeros(5056, np.uint8)])

@@ -501,6 +501,10 @@ def test_an_infinite_info_is_told_with_its_lane() -> None:
         ),
         ({"mask": gym.spaces.Box(0, 1, (4,), np.float64)}, "is Box.*float64.*; a Box of one of the dtypes"),
         ({"obs": gym.spaces.Box(0, 1, (4,), np.float32)}, "two columns are named 'obs'"),
+        (
+            {"action_mask": gym.spaces.Box(0, 1, (3,), np.uint8)},
+            r"action_mask in its metadata has the shape \(3,\), and there are \d actions: give it \(\d,\)",
+        ),
     ],
 )
 def test_metadata_that_cannot_be_columns_are_refused(columns: Any, why: str, monkeypatch: pytest.MonkeyPatch) -> None:

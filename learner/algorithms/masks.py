@@ -6,14 +6,17 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-ACTION_MASK = "action_mask"
-"""The extra column that says which actions are allowed: <bool>[A] per state, as in Gymnasium's ``info``."""
+from replay.chunk import ACTION_MASK
+
 FORBIDDEN = -1e30
-"""The value of an action that is not allowed, where actions are compared. Finite: a terminal state may allow none, and
-its value is multiplied by a discount of 0."""
+"""The value of an action that is not allowed, where actions are compared. Finite, since softmax multiplies it by 0."""
 
 
 def allowed(q: Tensor, extras: Mapping[str, Tensor]) -> Tensor:
-    """Returns values <float32>[B, A] with FORBIDDEN for what the states' action mask rules out, where there is one."""
-    mask = extras.get(ACTION_MASK)
-    return q if mask is None else q.masked_fill(mask.logical_not(), FORBIDDEN)
+    """Returns values <float32>[B, A] with FORBIDDEN for what the states' action mask rules out, where there is one. A
+    state that allows none, as one after the end of an episode may, keeps its own: where the end is a truncation it is
+    bootstrapped from."""
+    if ACTION_MASK not in extras:
+        return q
+    may = extras[ACTION_MASK] != 0
+    return q.masked_fill(~may & may.any(1, keepdim=True), FORBIDDEN)
