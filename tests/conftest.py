@@ -38,6 +38,27 @@ def _redis() -> Path:
     pytest.skip(reason)
 
 
+SLOW_FILES = (
+    "test_doc_commands.py",
+    "test_benchmarks.py",
+    "test_ends.py",
+    "test_survive.py",
+    "test_cluster_run.py",
+    "test_alerts_live.py",
+    "test_local_run.py",
+    "test_resume_cli.py",
+    "test_others.py",
+    "test_known_answer.py",
+)
+"""Files whose tests take minutes together, the slowest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Has the slow files begin first: a worker that comes to one of them last ends long after the others."""
+    order = {name: place for place, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 @pytest.fixture
 def one_torch_thread() -> Iterator[None]:
     """As the learner's process has it; more are slower for small networks, by far on a busy machine."""

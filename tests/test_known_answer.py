@@ -58,7 +58,8 @@ def learned(policy: bytes) -> Array:
     return table[:GOAL]
 
 
-PRIORITISED = {"capacity_rows": 4000, "min_rows": 500, "samples_per_insert": 16, "sampler": "prioritised"}
+REPLAY = {"capacity_rows": 4000, "min_rows": 500, "samples_per_insert": 64}
+PRIORITISED = REPLAY | {"sampler": "prioritised"}
 
 
 def config(folder: Path, **changes: Any) -> RunConfig:
@@ -71,7 +72,7 @@ def config(folder: Path, **changes: Any) -> RunConfig:
             "count": 2, "lanes": 4, "chunk_steps": 8, "epsilon": 0.9, "epsilon_alpha": 0.5,
             "epsilon_anneal_env_steps": 0,
         },
-        "replay": {"capacity_rows": 4000, "min_rows": 500, "samples_per_insert": 16},
+        "replay": REPLAY,
         "learner": {
             "network": {"hidden": ()}, "lr": 0.01, "batch": 128, "gamma": GAMMA, "n_step": 1,
             "target_period_updates": 20, "average_tau": 0.01, "publish_every_updates": 20, "device": "cpu",
@@ -142,7 +143,7 @@ def local_run(folder: Path) -> None:
     (folder / "spoilt").mkdir()
     run = config(
         folder, mode="local", env__max_episode_steps=3, env__kwargs={"spoilt": str(folder / "spoilt")},
-        eval__cpu_share=1.0, actors__fetch_every_s=0.05,
+        replay__samples_per_insert=16, eval__cpu_share=1.0, actors__fetch_every_s=0.05,
     )  # fmt: skip
     directory = RunDirectory.create(run)
     said: list[str] = []
