@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from learner.networks.config import NetworkConfig
@@ -24,9 +23,12 @@ class LinearLayers(nn.Module):
 
     def through_layers(self, x: Tensor) -> Tensor:
         """Maps x <float32>[B, inputs] to features <float32>[B, F]."""
-        for index, layer in enumerate(self.layers):
-            x = layer(x)
-            x = torch.relu(x if self.norms is None else self.norms[index](x))
+        if self.norms is None:
+            for layer in self.layers:
+                x = layer(x).relu()
+        else:
+            for layer, norm in zip(self.layers, self.norms, strict=True):
+                x = norm(layer(x)).relu()
         return x
 
 
@@ -38,4 +40,4 @@ class MlpEncoder(LinearLayers):
 
     def forward(self, obs: Tensor) -> Tensor:
         """Maps obs <float32>[B, *input_shape] to features <float32>[B, F]."""
-        return self.through_layers(obs.reshape(len(obs), -1))
+        return self.through_layers(obs if obs.dim() == 2 else obs.flatten(1))
