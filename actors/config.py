@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -25,6 +25,9 @@ class EnvConfig(BaseModel):
     frame_stack: Kept[int] = Field(1, ge=1, le=64)
     """Newest observations that the network sees together, as gymnasium's FrameStackObservation makes them. Each is
     sent and stored once; so it is too where the environment brings that wrapper itself."""
+    action_mask: Kept[Literal["auto", "obey", "ignore"]] = "auto"
+    """What the action_mask in the environment's infos is for: obey it (take and value only the actions that it allows)
+    or ignore it. auto obeys it where the infos of the first reset have one."""
     max_episode_steps: Kept[int | None] = Field(None, ge=1)
     """Env steps after which a training episode is truncated; the evaluation keeps the environment's own limit."""
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -13,33 +14,22 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from replay.chunk import DTYPES, Column
-from replay.errors import QherdError
+from actors.errors import ContractError, EnvError
+from actors.spaces import numbered_actions, observations_of
+from replay.chunk import ACTION_MASK, DTYPES, Column
 
 Array = npt.NDArray[Any]
 Env = gym.Env[Any, Any]
 Stepped = tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]
 
-NARROWED = {"float64": "float32", "int64": "float32", "uint32": "float32", "uint64": "float32", "bool": "int8"}
-"""Dtypes that are narrowed once, here; all others are stored as they are. float32 holds whole numbers to 2^24."""
-BYTE_MAX = 255
 NUMBERS = frozenset({float, int, np.float64, np.float32, np.int64})
 """Types of rewards that need no second look."""
 COLUMNS = "qherd_columns"
 """The key of an environment's metadata under which it declares further columns of its rows: a Box by name."""
-REGISTERED = "where you register it: gymnasium.register(id, lambda **kwargs: FlattenObservation(YourEnv(**kwargs)))"
 _API = {
     "reset": "2 are needed: (observation, info)",
     "step": "5 are needed: (observation, reward, terminated, truncated, info)",
 }
-
-
-class EnvError(QherdError, ValueError):
-    """An environment that cannot be used, or that misbehaved; the text has the remedy."""
-
-
-class ContractError(EnvError):
-    """An environment that returned what its spaces or Gymnasium's interface exclude."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -88,6 +78,14 @@ def _misshapen(name: str, what: str, error: Exception) -> ContractError | None:
     return _wrong_count(name, method, got.group(1) if got else "another number of")
 
 
+def _five(name: str, stepped: Any) -> Stepped:
+    """Returns what ``step`` returned where it is a tuple of a class of its own. Raises ContractError where it is not
+    five values."""
+    if not isinstance(stepped, tuple) or len(stepped) != 5:
+        raise _wrong_count(name, "step", len(stepped) if isinstance(stepped, tuple) else 1)
+    return stepped
+
+
 def _wrong_count(name: str, method: str, got: object) -> ContractError:
     return ContractError(f"{name}: {method}() returned {got} values, {_API.get(method, _API['step'])}")
 
@@ -95,41 +93,30 @@ def _wrong_count(name: str, method: str, got: object) -> ContractError:
 class Checked(gym.Wrapper[Any, Any, Any, Any]):
     """An environment whose every answer is held against its spaces, and whose observations have the stored dtype.
 
-    ==========================  ======================================================================================
-    the environment's space     what this one has and returns
-    ==========================  ======================================================================================
-    Discrete actions from k     Discrete actions from 0; the environment gets numpy's int64, from k
-    Discrete observations       one-hot <float32>[n]
-    Box of a stored dtype       the same; an observation of another dtype is cast where that changes no value, but
-                                booleans are refused where the network divides by 255, to 0 and 0.004
-    Box of a dtype in NARROWED  the dtype that it names
-    columns in its metadata     infos with these names, as declared
-    ==========================  ======================================================================================
+    Actions and observations are those that ``actors.spaces`` makes of the environment's. Columns that its metadata
+    declare, and the action masks that are obeyed, are in the infos in the column's dtype and shape.
 
     Whatever plays an environment (training, evaluation, eval, record) plays it through this, so all see the same.
     Finite values are not checked here but where many are looked at together: ``first_look``, ``Rows``, ``play``.
     """
 
-    def __init__(self, env: Env, *, copies: bool = False) -> None:
+    def __init__(self, env: Env, *, copies: bool = False, masked: bool = False) -> None:
         """``copies``: observations that are kept for later (a stack of frames) may not share the environment's
-        memory. Raises EnvError for spaces that qherd does not learn."""
+        memory. ``masked``: the action masks in its infos hold.
+
+        Raises:
+            EnvError: spaces that qherd does not learn.
+        """
         super().__init__(env)
-        self._name, self._copies, self._columns = name_of(env), copies, columns_of(env)
-        actions = _check_actions(self._name, _space(env, "action_space"))
-        self._start, self.action_space = int(actions.start), spaces.Discrete(int(actions.n))
-        self._own = own = _check_observations(self._name, _space(env, "observation_space"))
-        self._shape: tuple[int, ...] = own.shape or ()
-        self._dtype: np.dtype[Any] = np.dtype(own.dtype)
-        self._as_stored: Callable[[Any], Array]
-        if isinstance(own, spaces.Discrete):
-            self._as_is = False
-            self.observation_space = spaces.Box(0.0, 1.0, (int(own.n),), np.float32)
-            self._as_stored = self._one_hot
-        else:
-            self.observation_space = _narrowed(own)
-            stored = self.observation_space.dtype
-            self._as_is = stored == self._dtype and not copies
-            self._as_stored = lambda obs: obs.astype(stored)
+        self._name = name_of(env)
+        actions, self._action_of = numbered_actions(self._name, _space(env, "action_space"))
+        self.action_space = spaces.Discrete(actions)
+        self._masked = masked
+        if masked:
+            self.metadata = _declaring_masks(env, actions)
+        self._columns = columns_of(self)
+        self._stored = observations_of(self._name, _space(env, "observation_space"), copies=copies)
+        self.observation_space = self._stored.space
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """The environment's reset, checked."""
@@ -147,12 +134,16 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
 
     def step(self, action: Any) -> Stepped:
         """The environment's step, checked."""
+        if self._action_of is not None:
+            action = self._action_of(action)
+        elif type(action) is not np.int64:
+            action = np.int64(action)
         try:
-            stepped: Any = self.env.step(np.int64(action + self._start))
+            stepped: Any = self.env.step(action)
         except BaseException as error:
             raise _again(blamed(self._name, "step()", error), error) from None
-        if not isinstance(stepped, tuple) or len(stepped) != 5:
-            raise _wrong_count(self._name, "step", len(stepped) if isinstance(stepped, tuple) else 1)
+        if type(stepped) is not tuple or len(stepped) != 5:
+            stepped = _five(self._name, stepped)
         obs, reward, terminated, truncated, infos = stepped
         if type(reward) not in NUMBERS:
             reward = self._number(reward)
@@ -165,47 +156,6 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
         if self._columns:
             infos = self._with_columns("step", infos)
         return self._stored("step", obs), reward, terminated, truncated, infos
-
-    def _stored(self, method: str, obs: Any) -> Any:
-        if type(obs) is np.ndarray and obs.dtype is self._dtype and obs.shape == self._shape:
-            return obs if self._as_is else self._as_stored(obs)
-        return self._as_stored(self._cast(method, obs))
-
-    def _cast(self, method: str, obs: Any) -> Array:
-        """The observation in its space's shape and dtype. Whole numbers and flags have to keep their values; a space of
-        floats takes any number."""
-        try:
-            given = np.asarray(obs)
-        except ValueError as error:  # lists of several lengths
-            raise self._wrong(method, f"{type(obs).__name__} that is no array ({error})") from None
-        if given.shape != self._shape:
-            raise self._wrong(method, f"shape {given.shape}")
-        if given.dtype.kind not in "biuf":
-            raise self._wrong(method, f"dtype {given.dtype}")
-        if given.dtype.kind == "b" and divisor_of(self.observation_space) > 1:
-            raise self._wrong(method, "dtype bool", "; say Box(0, 1, dtype=bool), or return 0 and 255")
-        with np.errstate(all="ignore"):
-            cast = given.astype(self._dtype)
-        if self._dtype.kind != "f" and not np.array_equal(cast, given):
-            raise self._wrong(method, f"dtype {given.dtype}, with values that {self._dtype} cannot hold")
-        return cast
-
-    def _wrong(self, method: str, what: str, remedy: str = "") -> ContractError:
-        return ContractError(
-            f"{self._name}: {method}() returned an observation of {what}; its space {_short(self._own)} says shape "
-            f"{self._shape} and dtype {self._dtype}{remedy}"
-        )
-
-    def _one_hot(self, state: Array) -> Array:
-        assert isinstance(self._own, spaces.Discrete)
-        index, hot = int(state) - int(self._own.start), np.zeros(int(self._own.n), np.float32)
-        if not 0 <= index < len(hot):
-            last = int(self._own.start) + len(hot) - 1
-            raise ContractError(
-                f"{self._name} returned the observation {state}; its space {self._own} has {self._own.start} to {last}"
-            )
-        hot[index] = 1
-        return hot
 
     def _number(self, reward: Any) -> float:
         if np.ndim(reward) == 0 and isinstance(reward, int | float | np.generic | np.ndarray):
@@ -228,6 +178,9 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
         columns: dict[str, Array] = {}
         for column in self._columns:
             given = infos.get(column.name)
+            if self._masked and column.name == ACTION_MASK:
+                columns[column.name] = self._as_mask(method, given, column.shape)
+                continue
             value = _as_declared(given, column)
             if value is None:
                 raise ContractError(
@@ -236,6 +189,17 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
                 )
             columns[column.name] = value
         return {**infos, **columns}
+
+    def _as_mask(self, method: str, given: Any, shape: tuple[int, ...]) -> Array:
+        """Returns an action mask as <uint8>[A], in memory of its own."""
+        with contextlib.suppress(ValueError):  # lists of several lengths
+            value = np.asarray(given)
+            if value.shape == shape and value.dtype.kind in "biu" and ((value == 0) | (value == 1)).all():
+                return value.astype(np.uint8)
+        raise ContractError(
+            f"{self._name}: {method}() returned info[{ACTION_MASK!r}] = {given!r:.80}; an array of {shape[0]} flags, 0 "
+            "or 1, is needed with every observation, or --env.action-mask ignore, which takes all actions for allowed"
+        )
 
 
 def _as_declared(given: Any, column: Column) -> Array | None:
@@ -269,6 +233,13 @@ def columns_of(env: Env) -> tuple[Column, ...]:
     return tuple(Column(name, np.dtype(box.dtype).name, tuple(box.shape)) for name, box in declared.items())
 
 
+def _declaring_masks(env: Env, actions: int) -> dict[str, Any]:
+    """Returns the environment's metadata with one more column, its action masks."""
+    columns_of(env)  # raises where what it declares itself is not well declared
+    metadata = {**(env.metadata or {})}
+    return {**metadata, COLUMNS: {**metadata.get(COLUMNS, {}), ACTION_MASK: spaces.Box(0, 1, (actions,), np.uint8)}}
+
+
 def _again(blame: BaseException, error: BaseException) -> BaseException:
     """Returns ``blame`` with the traceback of what the environment raised."""
     return blame if blame is error else blame.with_traceback(error.__traceback__)
@@ -279,77 +250,3 @@ def _space(env: Env, which: str) -> spaces.Space[Any]:
     if not isinstance(space, spaces.Space):
         raise EnvError(f"{name_of(env)} has {space!r} as its {which}; a gymnasium.Space is needed")
     return space
-
-
-def _check_actions(name: str, space: spaces.Space[Any]) -> spaces.Discrete:
-    """Returns the space.
-
-    Raises:
-        EnvError: its actions are not Discrete; the text has the remedy.
-    """
-    if isinstance(space, spaces.Discrete):
-        return space
-    remedies = {
-        spaces.Box: "wrap it in gymnasium.wrappers.DiscretizeAction(env, bins=5) where you register it",
-        spaces.MultiDiscrete: "number the combinations with gymnasium.wrappers.TransformAction(env, lambda i: "
-        "np.array(np.unravel_index(i, env.action_space.nvec)), Discrete(env.action_space.nvec.prod()))",
-        spaces.MultiBinary: "number the combinations with gymnasium.wrappers.TransformAction(env, lambda i: "
-        "np.array(list(np.binary_repr(i, env.action_space.n)), np.int8), Discrete(2**env.action_space.n))",
-    }
-    remedy = next((text for kind, text in remedies.items() if isinstance(space, kind)), "")
-    remedy = remedy or "offer a Discrete choice of its actions with gymnasium.wrappers.TransformAction"
-    raise EnvError(f"{name} has the action space {_short(space)}; Q-learning needs Discrete actions: {remedy}")
-
-
-def _check_observations(name: str, space: spaces.Space[Any]) -> spaces.Box | spaces.Discrete:
-    """Returns the space.
-
-    Raises:
-        EnvError: qherd does not store such observations; the text has the remedy.
-    """
-    if isinstance(space, spaces.Discrete):
-        return space
-    if not isinstance(space, spaces.Box):
-        flatten = f"wrap it in gymnasium.wrappers.FlattenObservation {REGISTERED}"
-        remedy = flatten if space.is_np_flattenable else "make it a Box with gymnasium.wrappers.TransformObservation"
-        raise EnvError(
-            f"{name} has the observation space {_short(space)}; qherd takes Box and Discrete observations: {remedy}"
-        )
-    dtype = np.dtype(space.dtype).name
-    if dtype not in DTYPES and dtype not in NARROWED:
-        stored = ", ".join((*DTYPES, *NARROWED))
-        raise EnvError(
-            f"{name} has observations of dtype {dtype}; qherd stores {stored}: wrap it in "
-            f"gymnasium.wrappers.DtypeObservation"
-        )
-    if 0 in space.shape:
-        raise EnvError(
-            f"{name} has observations of shape {space.shape}, which hold nothing to learn from: give its space one "
-            "number at the least"
-        )
-    return space
-
-
-def divisor_of(space: spaces.Space[Any]) -> int:
-    """Returns what a network divides the observations of this space by: 255 for bytes of the whole range, else 1.
-
-    By the space's bounds, never by the dtype alone: MinAtar's bytes are 0 and 1.
-    """
-    whole = isinstance(space, spaces.Box) and space.dtype == np.uint8 and bool((space.high == BYTE_MAX).all())
-    return BYTE_MAX if whole else 1
-
-
-def _narrowed(space: spaces.Box) -> spaces.Box:
-    """Returns the space as it is stored."""
-    name = np.dtype(space.dtype).name
-    if name not in NARROWED:
-        return space
-    dtype = np.dtype(NARROWED[name]).type
-    with np.errstate(over="ignore"):  # float64's largest bound is float32's infinity
-        low, high = np.asarray(space.low).astype(dtype), np.asarray(space.high).astype(dtype)
-    return spaces.Box(low, high, space.shape, dtype)
-
-
-def _short(space: spaces.Space[Any]) -> str:
-    """Returns the space in one line."""
-    return " ".join(str(space).split())

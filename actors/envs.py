@@ -26,8 +26,10 @@ from gymnasium.wrappers import (
 
 from actors.closing import close_all
 from actors.config import EnvConfig
-from actors.contract import Checked, ContractError, EnvError, blamed, columns_of, divisor_of, name_of
+from actors.contract import Checked, blamed, columns_of, name_of
+from actors.errors import ContractError, EnvError
 from actors.lanes import Lane, RecordedLane
+from actors.spaces import divisor_of
 from replay.chunk import ACTION_MASK, Schema
 
 
@@ -79,6 +81,7 @@ def make_env(
     if render_mode:
         arguments["render_mode"] = render_mode
     _import_module(config)
+    _register_suite(config)
     try:
         made = gym.make(config.id, disable_env_checker=True, **arguments)
     except gym.error.Error as error:
@@ -87,7 +90,7 @@ def make_env(
     except BaseException as error:  # a user's constructor may raise anything, and may call sys.exit()
         raise _not_made(config, "its constructor", error) from error
     try:
-        env: gym.Env[Any, Any] = Checked(made, copies=config.frame_stack > 1)
+        env: gym.Env[Any, Any] = Checked(made, copies=config.frame_stack > 1, masked=config.action_mask == "obey")
     except EnvError:
         made.close()
         raise
@@ -104,6 +107,28 @@ def _import_module(config: EnvConfig) -> None:
         missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
         hint = "; give its folder with --env.path" if missing else ""
         raise _not_made(config, f"importing {module}", error, hint) from error
+
+
+SUITES = {"ALE": ("ale_py", "atari"), "MinAtar": ("minatar.gym", "minatar")}
+"""Namespaces of environments that Gymnasium does not register by itself: the module that does, and qherd's extra that
+installs it."""
+
+
+def _register_suite(config: EnvConfig) -> None:
+    """Has the package of ``Namespace/Env`` register its environments, so that their names are enough."""
+    namespace, slash, _ = config.id.partition("/")
+    if not slash or namespace not in SUITES:
+        return
+    module, extra = SUITES[namespace]
+    try:
+        suite = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise EnvError(
+            f"environment {config.id!r} needs the package {error.name}: pip install 'qherd[{extra}]', or in a clone "
+            f".venv/bin/python -m pip install -c constraints.txt -e '.[{extra}]'"
+        ) from error
+    if not any(name.startswith(f"{namespace}/") for name in gym.registry):
+        suite.register_envs()
 
 
 def _not_made(config: EnvConfig, what: str, error: BaseException, hint: str = "") -> BaseException:

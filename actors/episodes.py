@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from actors.contract import ContractError, Env, name_of
+from actors.contract import Env, columns_of, name_of
+from actors.errors import ContractError
 from actors.players import Replace, no_other
-from actors.policy import Acting, carried
+from actors.policy import Acting, allowed, carried
 from actors.verdicts import skewed_bound
+from replay.chunk import ACTION_MASK
 
 Array = npt.NDArray[Any]
 RANK_ERROR = 0.025
@@ -71,6 +73,8 @@ def play(
         for stage in games.observations:
             seen(games.stages[stage])
         q, state = policy(np.stack(list(games.observations.values())), state)
+        if games.masks:
+            q = allowed(q, np.stack([games.masks[stage] for stage in games.observations]))
         kept, begun = games.step(q.argmax(1).tolist())
         if state:
             state = carried(policy, state, np.array(kept, np.int64), np.array(begun, np.int64))
@@ -94,6 +98,9 @@ class _Games:
         self._waiting = list(range(len(seeds)))[::-1]
         self._playing = {stage: self._waiting.pop() for stage in range(min(len(envs), len(seeds)))}
         self.stages = dict(enumerate(envs))
+        self._masked = any(column.name == ACTION_MASK for column in columns_of(envs[0]))
+        self.masks: dict[int, Array] = {}
+        """The newest action masks <uint8>[A] by stage, where masks hold."""
         self.observations = {stage: self._begin(stage) for stage in self._playing}
         """The newest by stage, of the episodes that are being played."""
 
@@ -104,7 +111,10 @@ class _Games:
             self.returns[index], self.lengths[index] = 0.0, 0
             try:
                 env = self.stages[stage]
-                return _finite(env, env.reset(seed=int(self._seeds[index]))[0], 0.0)
+                obs, infos = env.reset(seed=int(self._seeds[index]))
+                if self._masked:
+                    self._mask(stage, infos)
+                return _finite(env, obs, 0.0)
             except Exception as error:  # an environment may raise anything
                 self.stages[stage] = self._replace(stage, error)
 
@@ -129,8 +139,10 @@ class _Games:
         there is one."""
         env, index = self.stages[stage], self._playing[stage]
         try:
-            obs, reward, terminated, truncated, _ = env.step(action)
+            obs, reward, terminated, truncated, infos = env.step(action)
             self.observations[stage] = _finite(env, obs, float(reward))
+            if self._masked and not (terminated or truncated):
+                self._mask(stage, infos)
         except Exception as error:  # an environment may raise anything
             self.stages[stage] = self._replace(stage, error)
             self.observations[stage] = self._begin(stage)
@@ -146,6 +158,12 @@ class _Games:
         else:
             del self._playing[stage], self.observations[stage]
         return False
+
+    def _mask(self, stage: int, infos: Mapping[str, Any]) -> None:
+        """Keeps the newest action mask of a stage, whose episode is not over."""
+        self.masks[stage] = infos[ACTION_MASK]
+        if not self.masks[stage].any():
+            raise ContractError(f"{name_of(self.stages[stage])}: its action_mask allows no action, in an evaluation")
 
 
 def _finite(env: Env, obs: Any, reward: float) -> Any:

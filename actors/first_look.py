@@ -29,8 +29,9 @@ import numpy as np
 
 from actors.closing import CLOSE_S, close_all
 from actors.config import EnvConfig
-from actors.contract import ContractError, EnvError, Interrupted, name_of
+from actors.contract import Interrupted, columns_of, name_of
 from actors.envs import make_env, schema_of
+from actors.errors import ContractError, EnvError
 from actors.seeds import evaluation_seed
 from actors.supervision.restarts import cause
 from replay.chunk import ACTION_MASK, Column, Schema
@@ -42,10 +43,6 @@ REPORT_AFTER_S, REPORT_EVERY_S = 2.0, 10.0
 TRIES = 3
 """An environment that raises is made anew, as in training; one that raises in each of so many tries is refused."""
 PR_SET_PDEATHSIG = 1
-MASKED = (
-    "its infos have an action_mask, which qherd does not support: every action may be taken at any time, and the "
-    "environment has to stand that"
-)
 
 Notify = Callable[[str], None]
 
@@ -231,33 +228,49 @@ def _look(config: EnvConfig, seed: int, doing: Callable[[str], None]) -> Look:
         make_s, schema = time.monotonic() - began, schema_of(env)
         spaces = " ".join(f"{env.unwrapped.observation_space} -> {env.unwrapped.action_space}".split())
         try:
-            played = _play(env, seed, doing, seen)
+            played = _play(env, seed, doing, seen, settled=config.action_mask != "auto")
             break
+        except _Masked:
+            return _look(config.model_copy(update={"action_mask": "obey"}), seed, doing)
         except ContractError:
             raise
         except Exception as error:
             if tries == TRIES:
-                masked = f"; {MASKED}" if ACTION_MASK in seen else ""
+                unused = ACTION_MASK in seen and config.action_mask != "obey"
+                masked = "; its infos have an action_mask, which --env.action-mask obey uses" if unused else ""
                 where = "".join(f", {note}" for note in getattr(error, "__notes__", ()))
                 raised = f"{config.id} raised in each of {TRIES} tries: {cause(error)}{where}{masked}"
                 raise EnvError(raised) from error
         finally:
             doing("closed")
             notices += close_all([env])
-    if ACTION_MASK in seen:
-        notices.append(f"{name_of(env)}: {MASKED}")
+    if ACTION_MASK in seen and config.action_mask == "auto":
+        notices.append(
+            f"{name_of(env)}: its infos have an action_mask, and those of its first reset had none: it is ignored"
+        )
     return Look(schema, spaces, make_s, played, tuple(notices))
 
 
-def _play(env: gym.Env[Any, Any], seed: int, doing: Callable[[str], None], seen: set[str]) -> Played:
+class _Masked(Exception):
+    """An environment whose first infos have an action mask."""
+
+
+def _play(env: gym.Env[Any, Any], seed: int, doing: Callable[[str], None], seen: set[str], *, settled: bool) -> Played:
     """Plays at random, the first half after a training seed, the second after one of the evaluations'; ``seen`` gets
-    the infos' keys. Raises ContractError for what is not finite."""
+    the infos' keys. ``settled``: whether action masks are obeyed.
+
+    Raises:
+        ContractError: what is not finite.
+        _Masked: the first infos have an action mask, and it is not settled whether masks are obeyed.
+    """
     rng, steps, ends, slowest_s, reproduces = np.random.default_rng(seed), 0, 0, 0.0, True
     assert isinstance(env.action_space, gym.spaces.Discrete)
     until_s = heard_s = time.monotonic()
     for half, first in enumerate((seed, evaluation_seed(seed)), start=1):
         doing("reset")
         obs, infos = _reset(env, first)
+        if not settled and ACTION_MASK in infos:
+            raise _Masked
         if half == 1:
             again, _ = _reset(env, first)
             reproduces, until_s = np.array_equal(obs, again), time.monotonic() + SECONDS
@@ -269,7 +282,7 @@ def _play(env: gym.Env[Any, Any], seed: int, doing: Callable[[str], None], seen:
                 obs, infos = _reset(env, None)
                 doing("stepped")
             seen.update(infos)
-            action, steps, before_s = int(rng.integers(env.action_space.n)), steps + 1, time.monotonic()
+            action, steps, before_s = _any_action(env, infos, rng), steps + 1, time.monotonic()
             with _noting(f"in step({action}), env step {steps} of the try"):
                 obs, reward, terminated, truncated, infos = env.step(action)
             now_s = time.monotonic()
@@ -280,6 +293,16 @@ def _play(env: gym.Env[Any, Any], seed: int, doing: Callable[[str], None], seen:
                 heard_s = now_s
                 doing("stepped")
     return Played(steps, ends, slowest_s, reproduces)
+
+
+def _any_action(env: gym.Env[Any, Any], infos: Mapping[str, Any], rng: np.random.Generator) -> int:
+    """Returns a random one of the actions that are allowed, where action masks hold, else of all."""
+    assert isinstance(env.action_space, gym.spaces.Discrete)
+    if any(column.name == ACTION_MASK for column in columns_of(env)):
+        if not infos[ACTION_MASK].any():
+            raise ContractError(f"{name_of(env)}: its action_mask allows no action, and the episode is not over")
+        return int(rng.choice(np.flatnonzero(infos[ACTION_MASK])))
+    return int(rng.integers(env.action_space.n))
 
 
 def _reset(env: gym.Env[Any, Any], seed: int | None) -> tuple[Any, dict[str, Any]]:

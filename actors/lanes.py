@@ -31,7 +31,8 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.closing import close_all
-from actors.contract import Env, EnvError, Stepped, columns_of
+from actors.contract import Env, Stepped, columns_of
+from actors.errors import EnvError
 from actors.seeds import training_seed
 from actors.supervision.restarts import CrashLoopError, Restarts, cause
 from replay.errors import QherdError
@@ -93,7 +94,8 @@ class Lane(gym.Wrapper[Any, Any, Any, Any]):
         """The environment's step; where it raises, the first observation of a new environment's first episode."""
         try:
             obs, reward, terminated, truncated, infos = self.env.step(action)
-            self._keep(infos)
+            if self._columns:
+                self._keep(infos)
         except Exception as error:  # an environment may raise anything
             obs, infos = self._rebuild(error)
             return obs, 0.0, False, False, infos
@@ -103,12 +105,12 @@ class Lane(gym.Wrapper[Any, Any, Any, Any]):
     def _begin(self, seed: int | None) -> Any:
         """Begins an episode; returns its first observation."""
         obs, infos = self.env.reset(seed=seed)
-        self._keep(infos)
+        if self._columns:
+            self._keep(infos)
         return obs
 
     def _keep(self, infos: Mapping[str, Any]) -> None:
-        if self._columns:
-            self.extras = {column.name: infos[column.name] for column in self._columns}
+        self.extras = {column.name: infos[column.name] for column in self._columns}
 
     def _rebuild(self, error: Exception) -> tuple[Any, dict[str, Any]]:
         """Makes a new environment; returns its first observation, and the infos with the reason. Does not wait as other
@@ -249,12 +251,15 @@ def replay_refused(env: Env) -> str | None:
     environment               why not
     ========================  ===============================================================================
     Atari (``ale_py``)        an emulator with random numbers and a state of its own, beside ``np_random``
+    MinAtar                   random numbers of its own, and an action that it remembers across episodes
     other random generators   gymnasium's ``np_random`` is a numpy Generator over PCG64; others are not kept
     ========================  ===============================================================================
     """
     env_id = env.spec.id if env.spec else ""
     if env_id.startswith("ALE/") or type(env.unwrapped).__module__.split(".")[0] == "ale_py":
         return "an Atari emulator has random numbers and a state of its own"
+    if env_id.startswith("MinAtar/") or type(env.unwrapped).__module__.split(".")[0] == "minatar":
+        return "MinAtar has random numbers of its own, and remembers its last action across episodes"
     rng = getattr(env.unwrapped, "np_random", None)
     if not (isinstance(rng, np.random.Generator) and isinstance(rng.bit_generator, np.random.PCG64)):
         return f"its np_random is a {type(rng).__name__}, not gymnasium's numpy Generator over PCG64"

@@ -60,6 +60,27 @@ def carried(policy: Acting, state: PolicyState, kept: Array, begun: Array) -> Po
     return following
 
 
+FORBIDDEN = np.float32(-1e30)
+"""The value of an action that a mask rules out, where values are compared; finite, as all that is stored."""
+DRAWS = 1 << 31
+"""Numbers that ``explore`` draws from where masks hold: ``draw`` makes allowed actions of them."""
+
+
+def allowed(q: Array, mask: Array) -> Array:
+    """Returns Q values <float32>[E, A] with FORBIDDEN for the actions that the lanes' masks <uint8>[E, A] rule out. A
+    state that allows none, as one after the end of an episode may, keeps its own."""
+    masked: Array = np.where((mask != 0) | ~mask.any(1, keepdims=True), q, FORBIDDEN)
+    return masked
+
+
+def draw(planned: Array, mask: Array) -> npt.NDArray[np.int64]:
+    """Returns for each lane one of the actions <int64>[E] that its mask <uint8>[E, A] allows, by a number
+    <int64>[E] that ``explore`` drew from DRAWS."""
+    nth = planned % np.maximum(mask.sum(1, dtype=np.int64), 1)
+    drawn: npt.NDArray[np.int64] = ((mask.cumsum(1) > nth[:, None]) & (mask != 0)).argmax(1)
+    return drawn
+
+
 def explore(epsilon: Array, steps: int, num_actions: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """Draws when to explore, and how: random actions <int64>[T, E] by the toss of a coin, -1 where the lane is greedy.
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from actors.contract import EnvError
+from actors.errors import EnvError
 from replay.chunk import BOUNDARY, FIRST, TERMINATED, TRUNCATED, Counters, Schema
 from replay.state import State, array_in
 

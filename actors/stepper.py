@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from actors.contract import EnvError, name_of
+from actors.contract import name_of
+from actors.errors import EnvError
 from actors.lanes import REBUILT, Lane, RecordedLane
-from actors.policy import Policy, carried
+from actors.policy import DRAWS, Policy, allowed, carried, draw
 from actors.rows import Columns, Rows
-from replay.chunk import Counters, Schema
+from replay.chunk import ACTION_MASK, Counters, Schema
 from replay.state import State, array_in
 
 Array = npt.NDArray[Any]
@@ -67,11 +68,14 @@ class Stepper:
         """Steps every lane once into time step ``t``. Returns the time when they were done."""
         rows = self.rows
         q, self._policy_state = self._policy(self._obs, self._policy_state)
+        if rows.extras:
+            extras = self._extras()
+            for name, column in extras.items():
+                rows.extras[name][t] = column
+            if (mask := extras.get(ACTION_MASK)) is not None:
+                q, planned = self._masked(t, q, planned, mask)
         action = np.where(planned < 0, q.argmax(1), planned)
         rows.obs[t], rows.q[t], rows.action[t] = self._obs[self._newest], q, action
-        if rows.extras:
-            for name, column in self._extras().items():
-                rows.extras[name][t] = column
         started = self._clock()
         self._obs, rows.reward[t], rows.terminated[t], rows.truncated[t], infos = self.envs.step(action)
         stepped = self._clock()
@@ -82,6 +86,20 @@ class Stepper:
             self._begin_episodes(t)
         return stepped
 
+    def _masked(self, t: int, q: Array, planned: Array, mask: Array) -> tuple[Array, Array]:
+        """Returns Q values and planned actions of time step ``t`` with what the masks <uint8>[E, A] rule out ruled out.
+
+        Raises:
+            EnvError: a mask allows nothing in the middle of an episode.
+        """
+        none = ~mask.any(1)
+        if none.any() and (stuck := np.flatnonzero(none & ~self.rows.boundary(t))).size:
+            raise EnvError(
+                f"{name_of(self.envs.envs[0])}: the action_mask in lane {stuck[0]} allows no action, and its episode "
+                "is not over; the environment has to allow one, or to end the episode"
+            )
+        return allowed(q, mask), np.where(planned < 0, planned, draw(planned, mask))
+
     def _begin_episodes(self, t: int) -> None:
         """Gives lanes whose time step ``t`` is a boundary row the recurrent state that an episode begins with: until
         then the policy has seen the old episode, whose terminal observation the boundary row has."""
@@ -91,7 +109,15 @@ class Stepper:
     def close_episodes(self, counters: Counters) -> tuple[Columns, Counters]:
         """Returns one boundary row per lane where it stands, as columns, and the counters with them."""
         q, _ = self._policy(self._obs, self._policy_state)
-        return self.rows.boundary_rows(self._obs[self._newest], q, self._extras(), counters)
+        extras = self._extras()
+        if (mask := extras.get(ACTION_MASK)) is not None:
+            q = allowed(q, mask)
+        return self.rows.boundary_rows(self._obs[self._newest], q, extras, counters)
+
+    @property
+    def draws(self) -> int:
+        """What a plan's numbers are drawn from: the actions, or where masks hold DRAWS."""
+        return DRAWS if any(column.name == ACTION_MASK for column in self.schema.extras) else self.schema.num_actions
 
     def _extras(self) -> dict[str, Array]:
         """Returns the schema's further columns where the lanes stand, <dtype>[E, *shape] by name."""

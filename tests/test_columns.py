@@ -26,7 +26,8 @@ from lending import plenty
 from actors.actor_id import ActorId
 from actors.builders import build_actor
 from actors.config import ActorConfig, EnvConfig
-from actors.contract import ContractError, columns_of
+from actors.contract import columns_of
+from actors.errors import ContractError
 from actors.lanes import LaneError, RecordedLane
 from actors.rollout import Rollout
 from deploy.config.models import RunConfig

@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import scripted_env
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Text, Tuple
+from gymnasium.spaces import Box, Discrete, Space
 from gymnasium.vector import AutoresetMode
 from numpy.testing import assert_array_equal
 
 from actors.config import EnvConfig
-from actors.contract import Checked, EnvError
+from actors.contract import Checked
 from actors.envs import make_env, make_lanes, schema_of
+from actors.errors import EnvError
 from actors.players import Players
 from replay.chunk import DTYPES, Schema
 
@@ -94,22 +95,6 @@ def test_wide_and_boolean_dtypes_keep_their_values(space: Box, state: list[int])
     schema, obs = first(spaces(space, state=np.array(state, space.dtype)))
     assert schema.obs_dtype in DTYPES
     assert_array_equal(obs.astype(np.float64), np.array(state, np.float64))
-
-
-@pytest.mark.parametrize(
-    "space",
-    [Dict(x=UNIT), Tuple([UNIT, UNIT]), MultiDiscrete([2, 3]), MultiBinary(3), Text(5)],
-    ids=lambda space: type(space).__name__,
-)
-def test_other_observations_are_refused(space: Space[Any]) -> None:
-    with pytest.raises(EnvError, match=rf"Spaces-v0 has the observation space {type(space).__name__}\(.*FlattenObs"):
-        schema_of(make_env(spaces(space), training=True))
-
-
-@pytest.mark.parametrize("space", [UNIT, MultiDiscrete([2, 3]), MultiBinary(3)], ids=lambda s: type(s).__name__)
-def test_other_actions_are_refused(space: Space[Any]) -> None:
-    with pytest.raises(EnvError, match=rf"the action space {type(space).__name__}.*needs Discrete.*gymnasium.wrappers"):
-        schema_of(make_env(spaces(UNIT, space), training=True))
 
 
 def test_numbers_from_another_start_are_learned_as_from_0() -> None:

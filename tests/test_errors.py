@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.contract import ContractError, EnvError
+from actors.errors import ContractError, EnvError
 from actors.supervision.restarts import CrashLoopError
 from deploy import cli
 from deploy.commands import scale

@@ -16,9 +16,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from actors.actor_id import ActorId
 from actors.builders import build_evaluator
 from actors.config import EnvConfig, EvalConfig
-from actors.contract import EnvError
 from actors.envs import make_env
 from actors.episodes import Episodes, play
+from actors.errors import EnvError
 from actors.evaluator import EvaluationResult, EvaluationStopped
 from actors.lanes import LaneError
 from actors.players import Players

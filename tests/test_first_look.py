@@ -15,8 +15,8 @@ from numpy.testing import assert_array_equal
 
 from actors import closing, first_look
 from actors.config import EnvConfig
-from actors.contract import EnvError
 from actors.envs import make_env
+from actors.errors import EnvError
 from actors.first_look import Look
 from replay.chunk import Schema
 
@@ -87,10 +87,16 @@ def test_one_that_raises_once_is_made_anew(tmp_path: Path) -> None:
     assert flag.exists()
 
 
-def test_an_action_mask_is_told_to_be_of_no_use() -> None:
-    (told,) = look("masks").warnings
-    assert "Strange-v0" in told
-    assert "action_mask, which qherd does not support" in told
+def test_an_action_mask_that_is_not_always_there_is_not_used() -> None:
+    """In its steps, and not after a reset: that is told, and refused where it is asked for."""
+    found = look("masks")
+    assert not found.schema.extras
+    assert found.warnings == (
+        "Strange-v0: its infos have an action_mask, and those of its first reset had none: it is ignored",
+    )
+    config = EnvConfig(id="strange_env:Strange-v0", kwargs={"kind": "masks"}, action_mask="obey")
+    with pytest.raises(EnvError, match=r"reset\(\) returned info\['action_mask'\] = None; .*--env\.action-mask ignore"):
+        first_look.first_look(config, 5, 60, lambda _: None)
 
 
 def test_one_that_hangs_is_given_up() -> None:

@@ -16,8 +16,8 @@ from lending import plenty
 from actors.actor_id import ActorId
 from actors.builders import build_evaluator
 from actors.config import ActorConfig, EnvConfig, EvalConfig
-from actors.contract import EnvError
 from actors.envs import make_lanes, schema_of
+from actors.errors import EnvError
 from actors.lanes import LaneError
 from actors.policy import make_policy
 from actors.rollout import Rollout

@@ -17,8 +17,8 @@ from scripted_env import ENDS, RaisingEnv
 from actors.actor_id import ActorId
 from actors.builders import build_actor
 from actors.config import ActorConfig, EnvConfig
-from actors.contract import EnvError
 from actors.envs import make_lanes
+from actors.errors import EnvError
 from actors.lanes import LaneError
 from actors.policy import make_policy
 from actors.rollout import Rollout

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pytest
 from cli_runs import Finished, qherd
 
-from actors.contract import EnvError
+from actors.errors import EnvError
 from deploy.config.models import RunConfig
 from deploy.playback.video import Video, picture
 from deploy.run_directory.directory import RunDirectory
@@ -267,6 +267,20 @@ def test_frames_are_copied_and_of_any_size(tmp_path: Path, suffix: str) -> None:
     done = subprocess.run(command, capture_output=True, timeout=30, check=True)
     frames = np.frombuffer(done.stdout, np.uint8).reshape(-1, 63 + side, 65 + side, 3)
     assert np.abs(frames[:, 30, 30, 0].astype(int) - [0, 80, 160, 240]).max() < 8
+
+
+def test_a_picture_of_a_few_pixels_is_enlarged(tmp_path: Path) -> None:
+    """Each pixel to a square of its own: 10 x 5 becomes 240 x 120."""
+    out, pixels = tmp_path / "v.mp4", np.zeros((5, 10, 3), np.uint8)
+    pixels[2, 7] = 250
+    with Video(out, "an env", 15) as video:
+        video.add(pixels)
+    raw = ["-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "gray", "-"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(out), *raw]
+    done = subprocess.run(command, capture_output=True, timeout=30, check=True)
+    (frame,) = np.frombuffer(done.stdout, np.uint8).reshape(-1, 120, 240)
+    assert (frame[52:68, 172:188] > 200).all()
+    assert (frame[:, :160] < 30).all()
 
 
 @pytest.mark.parametrize(

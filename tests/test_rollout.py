@@ -17,8 +17,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from actors.actor_id import ActorId
 from actors.config import ActorConfig, EnvConfig
-from actors.contract import EnvError
 from actors.envs import make_env, make_lanes
+from actors.errors import EnvError
 from actors.policy import make_policy
 from actors.rollout import Rollout
 from learner.networks import NetworkSpec

@@ -20,8 +20,8 @@ from actors import lanes as lanes_module
 from actors.actor_id import ActorId
 from actors.builders import build_actor
 from actors.config import ActorConfig, EnvConfig
-from actors.contract import EnvError
 from actors.envs import make_env, schema_of
+from actors.errors import EnvError
 from actors.lanes import NotReplayable, replay_refused
 from learner.networks import NetworkSpec
 from learner.weights import pack

@@ -24,8 +24,8 @@ from made_metrics import run_metrics
 
 from actors import episodes, evaluator
 from actors.config import EnvConfig
-from actors.contract import EnvError
 from actors.episodes import Episodes
+from actors.errors import EnvError
 from actors.evaluator import EvaluationResult
 from actors.verdicts import Spent
 from deploy.cluster.ray_start import _start_own

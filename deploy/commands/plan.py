@@ -30,7 +30,7 @@ from deploy.planning.memory import (
     chunk_rows,
     megabytes,
 )
-from deploy.planning.preconditions import check_unused, probe_env
+from deploy.planning.preconditions import check_unused, probe_env, with_masks
 from deploy.process.host import usable_cores
 from deploy.process.isolation import output_apart
 from replay.chunk import Schema
@@ -77,6 +77,7 @@ def plan_command(
     check_unused(config)
     with output_apart():  # modules of the user's own may print as they are imported
         schema = probe_env(config)
+        config = with_masks(config, schema)
         check_network(config, schema)
         check_windows(config, schema)
         check_memory(config, schema)

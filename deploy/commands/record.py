@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import tyro
 from pydantic import BaseModel, Field
 
-from actors.contract import Env, EnvError, name_of
+from actors.contract import Env, name_of
 from actors.episodes import play
+from actors.errors import EnvError
 from actors.seeds import MAX_SEED, PLAYBACK
 from actors.supervision.restarts import cause
 from deploy.config.cli_types import as_written

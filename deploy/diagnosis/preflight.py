@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from actors.contract import EnvError
+from actors.errors import EnvError
 from deploy.config.models import RunConfig
 from deploy.diagnosis.checks.check import Check, guarded
 from deploy.diagnosis.checks.environment import environment_checks

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from pydantic import BaseModel
 
 from actors.actor_id import ActorId
-from actors.contract import EnvError
 from actors.envs import use_path
+from actors.errors import EnvError
 from actors.first_look import Look, first_look
 from deploy.config.errors import ConfigError
 from deploy.config.models import SERVER_OPTIONS, RunConfig, env_of
@@ -20,7 +20,7 @@ from deploy.planning import memory
 from deploy.process.host import host_and_port
 from learner.algorithms import ALGORITHMS
 from learner.networks import ENCODERS, NetworkConfig
-from replay.chunk import Schema
+from replay.chunk import ACTION_MASK, Schema
 from replay.chunk_log import open_inspector
 from replay.chunk_log.inspector import RunInspector
 from replay.chunk_log.protocol import LogError, Unavailable
@@ -43,6 +43,14 @@ def check_before_run(config: RunConfig) -> Schema:
     memory.check_memory(config, schema)
     check_values(config, schema)
     return schema
+
+
+def with_masks(config: RunConfig, schema: Schema) -> RunConfig:
+    """Returns the configuration that says whether action masks are obeyed, as the look at the environment has found."""
+    masked = any(column.name == ACTION_MASK for column in schema.extras)
+    return config.model_copy(
+        update={"env": config.env.model_copy(update={"action_mask": "obey" if masked else "ignore"})}
+    )
 
 
 def probe_env(config: RunConfig) -> Schema:
@@ -149,6 +157,15 @@ def _check_sections(config: RunConfig) -> None:
     _check_section("learner.network.encoder", config.learner.network, encoders)
     _check_section("learner.algorithm", config.learner, algorithms)
     _check_section("replay.sampler", config.replay, samplers)
+    for section, switch in (("munchausen", "enabled"), ("anneal", "updates")):
+        options = getattr(config.learner, section)
+        if not getattr(options, switch) and options != type(options)():
+            changed = next(name for name, value in options if value != type(options).model_fields[name].default)
+            raise ConfigError(
+                f"learner.{section}.{changed} is {getattr(options, changed)!r}, and learner.{section}.{switch} is "
+                f"{getattr(options, switch)!r}, so that it does nothing: give --learner.{section}.{switch}, or leave "
+                "it out"
+            )
 
 
 def _check_section(choice: str, options: BaseModel, sections: Mapping[str, str | None]) -> None:

@@ -11,10 +11,12 @@ import imageio_ffmpeg  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
 
-from actors.contract import EnvError
+from actors.errors import EnvError
 
 EVEN = "pad=ceil(iw/2)*2:ceil(ih/2)*2"
 """Most players want sides of even length."""
+SMALL, ENLARGED = 48, 240
+"""Sides of pictures that are enlarged, such as MinAtar's of 10 x 10, and how far, by a whole factor."""
 GIF = "fps=15,split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1"
 """Few frames, each with a palette of its own: one for all would have ffmpeg keep all."""
 
@@ -36,6 +38,10 @@ class Video:
         """
         frame = picture(self._name, rendered)
         height, width, _ = frame.shape
+        if max(height, width) < SMALL:
+            factor = ENLARGED // max(height, width)
+            frame = frame.repeat(factor, 0).repeat(factor, 1)
+            height, width, _ = frame.shape
         if self._writer is None:
             self._size, self._writer = (width, height), self._open(width, height)
         if (width, height) != self._size:

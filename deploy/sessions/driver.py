@@ -13,7 +13,7 @@ from deploy.config.errors import RunDirError, RunFailedError
 from deploy.config.models import RunConfig
 from deploy.monitoring.display import Display
 from deploy.planning.memory import plan_memory
-from deploy.planning.preconditions import check_before_run
+from deploy.planning.preconditions import check_before_run, with_masks
 from deploy.process.isolation import output_apart
 from deploy.process.signals import Interrupted, Stop
 from deploy.run_directory.directory import RunDirectory
@@ -42,6 +42,7 @@ def train(config: RunConfig) -> int:
     May be called by another program, in mode ``inline`` also outside its main thread; signals are then its own matter.
     """
     schema, stop = check_before_run(config), Stop()
+    config = with_masks(config, schema)
     with stop.listening(), contextlib.closing(RunDirectory.create(config)) as directory:
         return _run(config, directory, schema, Outcome(), stop, new=True)
 
@@ -53,6 +54,7 @@ def continue_run(config: RunConfig, directory: RunDirectory) -> int:
         print(f"{directory.given_path} is over: {reason}{_REMEDIES.get(reason, '')}")
         return 0
     schema, stop = check_before_run(config), Stop()
+    config = with_masks(config, schema)
     with stop.listening():
         changed = directory.record_config(config)
         return _run(config, directory, schema, outcome, stop, new=False, changed=changed)
