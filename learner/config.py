@@ -85,6 +85,21 @@ class MunchausenConfig(BaseModel):
     """Lower bound of the log probability x tau, before alpha."""
 
 
+class AnnealConfig(BaseModel):
+    """Shorter windows and a longer horizon as learning goes on (BBF: arXiv 2305.19452): at first n_step and gamma as
+    here, after ``updates`` those of the learner; n_step and 1 - gamma change exponentially. Windows that have closed
+    stay as they are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    updates: Kept[int] = Field(0, ge=0)
+    """Updates until learner.n_step and learner.gamma are reached; 0: they hold from the start."""
+    n_step: Kept[int] = Field(10, ge=1)
+    """n_step of the first update."""
+    gamma: Kept[float] = Field(0.97, ge=0, le=1)
+    """Discount of the first update."""
+
+
 class LearnerConfig(BaseModel):
     """TD learning."""
 
@@ -115,12 +130,16 @@ class LearnerConfig(BaseModel):
     """Discount of one env step."""
     n_step: Kept[int] = Field(3, ge=1)
     """Rewards summed before the bootstrap."""
+    anneal: AnnealConfig = AnnealConfig()
     double: bool = True
     """Double Q-learning: the online network chooses the bootstrap action, the target network values it."""
     huber_delta: float = Field(1.0, gt=0)
     """|TD error| beyond which the loss is linear; inf: half of the squared error everywhere."""
     reward_scale: Kept[float] = Field(1.0, gt=0)
     """Factor on the rewards that are trained on; reported returns stay the env's own."""
+    reward_clip: Kept[bool] = False
+    """Train on the rewards' signs, -1, 0 or 1 (times learner.reward_scale), as Atari's agents do; reported returns stay
+    the env's own."""
     max_grad_norm: float = Field(10.0, gt=0)
     """Global norm that gradients are clipped to."""
     max_skipped_updates: int = Field(100, ge=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 
+from learner.horizon import horizon_at, longest_n_step
 from learner.ingest import Ingest
 from learner.journal import Journal
 from learner.learner import Learner
@@ -119,11 +120,15 @@ class LogUpkeep:
 
     def _description(self) -> RunDescription:
         config, ledger, mirror = self._learner.config, self._ingest.ledger, self._ingest.buffer.mirror
+        horizon = horizon_at(config, self._learner.updates)
         return RunDescription(
             row_schema=mirror.schema,
-            n_step=config.n_step,
-            gamma=config.gamma,
+            n_step=horizon.n,
+            gamma=horizon.gamma,
+            longest_n_step=longest_n_step(config) if config.anneal.updates else None,
             reward_scale=config.reward_scale,
+            reward_clip=config.reward_clip,
+            value_rescale=config.value_rescale,
             capacity_rows=mirror.capacity_rows,
             env_steps=ledger.totals.env_steps,
             updates=self._learner.updates,

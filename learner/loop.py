@@ -13,6 +13,7 @@ import torch
 from learner.broadcaster import Broadcaster
 from learner.checkpoint import Checkpointer, Found, Name
 from learner.config import LearnerConfig
+from learner.horizon import horizon_at, longest_n_step
 from learner.ingest import Ingest
 from learner.journal import Journal
 from learner.learner import Learner, choose_device
@@ -126,6 +127,7 @@ class LearnerLoop(Breakable):
     def cycle(self, ingest_budget_s: float | None = None) -> int:
         """Takes in what arrived, then updates while the limiter allows, up to the next ingest; returns the updates."""
         self.phases.charge("outside")
+        self._set_horizon()
         self.ingest.poll(ingest_budget_s)
         self.phases.charge("ingest")
         updates = self.learner.collective.agree(self.ingest.allowed_updates(self._replay.ingest_every_updates))
@@ -159,8 +161,13 @@ class LearnerLoop(Breakable):
     @breakable
     def drain(self) -> None:
         """Takes in all that the log has, without learning from it, and closes the accounts of actors that died."""
+        self._set_horizon()
         self.ingest.drain()
         self.upkeep.describe()
+
+    def _set_horizon(self) -> None:
+        """Has windows that close from now on see as far as the updates done call for."""
+        self.buffer.assembler.set_horizon(*horizon_at(self._config, self.learner.updates))
 
     def candidate(self) -> bytes:
         """Returns the averaged policy for the evaluator, packed like published weights."""
@@ -201,6 +208,14 @@ def _make_buffer(
         ) from error
     return ReplayBuffer(
         mirror,
-        NStepAssembler(mirror, config.n_step, config.gamma, config.reward_scale),
+        NStepAssembler(
+            mirror,
+            config.n_step,
+            config.gamma,
+            config.reward_scale,
+            reward_clip=config.reward_clip,
+            value_rescale=config.value_rescale,
+            longest=longest_n_step(config),
+        ),
         make_sampler(replay, mirror, np.random.default_rng(seed)),
     )

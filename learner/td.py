@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from replay.nstep import RESCALE_SLOPE
+
 
 class Transform(NamedTuple):
     """A monotonic function that values are learned under, and its inverse."""
@@ -60,19 +62,15 @@ def transformed(r_t: Tensor, discount_t: Tensor, value: Tensor, transform: Trans
     return transform.apply(r_t + discount_t * transform.invert(value))
 
 
-EPSILON = 1e-3
-"""Of ``signed_hyperbolic``: its slope far from 0, which makes it invertible (arXiv 1805.11593, proposition A.2)."""
-
-
 def signed_hyperbolic(x: Tensor) -> Tensor:
     """``sign(x) (sqrt(|x| + 1) - 1) + 1e-3 x``, elementwise: near x / 2 around 0, a root of great values."""
-    return x.sign() * ((x.abs() + 1).sqrt() - 1) + EPSILON * x
+    return x.sign() * ((x.abs() + 1).sqrt() - 1) + RESCALE_SLOPE * x
 
 
 def signed_parabolic(x: Tensor) -> Tensor:
     """The inverse of ``signed_hyperbolic``, elementwise."""
-    root = (1 + 4 * EPSILON * (EPSILON + 1 + x.abs())).sqrt()
-    return x.sign() * (((root - 1) / (2 * EPSILON)).square() - 1)
+    root = (1 + 4 * RESCALE_SLOPE * (RESCALE_SLOPE + 1 + x.abs())).sqrt()
+    return x.sign() * (((root - 1) / (2 * RESCALE_SLOPE)).square() - 1)
 
 
 def scaled_log_policy(q: Tensor, tau: float) -> Tensor:

@@ -22,10 +22,22 @@ Array = npt.NDArray[Any]
 class NStepAssembler:
     """Makes n-step transitions: one set of windows for each slot whose newest chunk may be followed by another."""
 
-    def __init__(self, mirror: Mirror, n: int, gamma: float, reward_scale: float = 1.0) -> None:
-        """``reward_scale``: what rewards are multiplied by for training."""
-        self._mirror, self._n, self._gamma = mirror, n, gamma
-        self._reward_scale = np.float32(reward_scale)
+    def __init__(
+        self,
+        mirror: Mirror,
+        n: int,
+        gamma: float,
+        reward_scale: float = 1.0,
+        *,
+        reward_clip: bool = False,
+        value_rescale: bool = False,
+        longest: int | None = None,
+    ) -> None:
+        """``reward_scale``: what rewards are multiplied by for training; ``reward_clip``: their signs are; for
+        ``value_rescale`` and ``longest`` see ``LaneWindows``."""
+        self._mirror, self._n, self._gamma, self._longest = mirror, n, gamma, longest
+        self._reward_scale, self._reward_clip = np.float32(reward_scale), reward_clip
+        self._value_rescale = value_rescale
         self._windows: dict[int, LaneWindows] = {}
 
     def append(self, chunk: Chunk, follows: bool) -> None:
@@ -34,11 +46,20 @@ class NStepAssembler:
         windows = self._windows.get(chunk.slot)
         if windows is None or not (follows and windows.lanes == chunk.lanes):
             self.break_lanes(chunk.slot)
-            windows = self._windows[chunk.slot] = LaneWindows(chunk.lanes, self._n, self._gamma)
+            windows = self._windows[chunk.slot] = self._make_windows(chunk.lanes)
         ids = self._mirror.add(chunk, windows.last_row)
         with np.errstate(over="ignore"):  # what is infinite then, no window takes
-            reward = chunk.reward * self._reward_scale
+            reward = (np.sign(chunk.reward) if self._reward_clip else chunk.reward) * self._reward_scale
         self._mirror.add_transitions(windows.extend(reward, chunk.flags, ids, chunk.q_taken, chunk.q_max))
+
+    def _make_windows(self, lanes: int) -> LaneWindows:
+        return LaneWindows(lanes, self._n, self._gamma, longest=self._longest, value_rescale=self._value_rescale)
+
+    def set_horizon(self, n: int, gamma: float) -> None:
+        """Gives the windows that close from now on this length and discount; ``n`` is at most ``longest``."""
+        self._n, self._gamma = n, gamma
+        for windows in self._windows.values():
+            windows.n, windows.gamma = n, gamma
 
     def break_lanes(self, slot: int) -> None:
         """Ends the slot's lanes, since what comes next of it does not follow: each lane's last row serves as its
@@ -68,5 +89,5 @@ class NStepAssembler:
             carried.setdefault(int(slot), {})[name] = column
         self._windows = {}
         for number, columns in carried.items():
-            windows = self._windows[number] = LaneWindows(columns["flags"].shape[1], self._n, self._gamma)
+            windows = self._windows[number] = self._make_windows(columns["flags"].shape[1])
             windows.restore(columns)

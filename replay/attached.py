@@ -128,7 +128,15 @@ class Attached:
         self._streams = _Streams(logs)
         self._buffer = ReplayBuffer(
             self.mirror,
-            NStepAssembler(self.mirror, description.n_step, description.gamma, description.reward_scale),
+            NStepAssembler(
+                self.mirror,
+                description.n_step,
+                description.gamma,
+                description.reward_scale,
+                reward_clip=description.reward_clip,
+                value_rescale=description.value_rescale,
+                longest=description.longest_n_step,
+            ),
             UniformSampler(self.mirror, np.random.default_rng()),
         )
         self._reader = Reader(self._streams, Codec(self.schema, run), self._buffer)
@@ -190,8 +198,9 @@ class Attached:
             if None not in (nonce, self._nonce) and nonce != self._nonce:
                 raise Replaced(f"another run has taken the name {self.run!r}: attach again")
             if not description.same_rows(self.description):
-                raise Replaced(f"run {self.run!r} has other rows, n_step, gamma or reward_scale now: attach again")
+                raise Replaced(f"run {self.run!r} has other rows, n_step, gamma, rewards or values now: attach again")
             self.description = description
+            self._buffer.assembler.set_horizon(description.n_step, description.gamma)
             self._reader.look_again()
             self._reader.follow(description.slots)
         self._refreshed_s = time.monotonic()

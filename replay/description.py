@@ -70,7 +70,11 @@ class RunDescription(BaseModel):
     row_schema: Schema = Field(alias="schema")
     n_step: Annotated[PositiveInt, Field(le=MAX_N_STEP)]
     gamma: float = Field(ge=0, le=1)
+    longest_n_step: Annotated[PositiveInt, Field(le=MAX_N_STEP)] | None = None
+    """The greatest n_step that there will be, where it and gamma change as the run goes on."""
     reward_scale: float = Field(gt=0, allow_inf_nan=False)
+    reward_clip: bool = False
+    value_rescale: bool = False
     capacity_rows: Annotated[PositiveInt, Field(le=MAX_CAPACITY_ROWS)]
     """Rows that the learner's mirror holds at the most; the log is trimmed to it."""
     env_steps: Count
@@ -102,6 +106,8 @@ class RunDescription(BaseModel):
             raise DescriptionError(f"the run's description is damaged: {error}") from error
 
     def same_rows(self, other: Self) -> bool:
-        """Returns whether both give the same transitions for the same rows."""
-        mine, theirs = ((about.row_schema, about.n_step, about.gamma, about.reward_scale) for about in (self, other))
-        return mine == theirs
+        """Returns whether both give the same transitions for the same rows, but for a horizon that is annealed."""
+        names = ["row_schema", "longest_n_step", "reward_scale", "reward_clip", "value_rescale"]
+        if self.longest_n_step is None:
+            names += ["n_step", "gamma"]
+        return all(getattr(self, name) == getattr(other, name) for name in names)

@@ -63,14 +63,22 @@ class _Rows(NamedTuple):
 
 
 class LaneWindows:
-    """The open windows of one actor's E lanes: the last n rows of each, carried from chunk to chunk."""
+    """The open windows of one actor's E lanes: the last n rows of each, carried from chunk to chunk.
 
-    def __init__(self, lanes: int, n: int, gamma: float) -> None:
-        self.lanes, self._n, self._gamma = lanes, n, gamma
+    ``n`` and ``gamma`` may be changed between two chunks: windows that close from then on have them.
+    """
+
+    def __init__(
+        self, lanes: int, n: int, gamma: float, *, longest: int | None = None, value_rescale: bool = False
+    ) -> None:
+        """``longest``: the greatest ``n`` that there will be, where it changes; ``value_rescale``: Q values are those
+        of returns under ``signed_hyperbolic``, and so are TD errors."""
+        self.lanes, self.n, self.gamma, self._value_rescale = lanes, n, gamma, value_rescale
+        self._longest = longest or n
         self._forget()
 
     def _forget(self) -> None:
-        grid = (self._n, self.lanes)
+        grid = (self._longest, self.lanes)
         zeros = np.zeros(grid, np.float32)
         row, done = np.full(grid, -1, np.int64), np.ones(grid, np.bool_)
         self._carried = _Rows(zeros, np.full(grid, BOUNDARY, np.uint8), row, zeros, zeros, done)
@@ -87,7 +95,7 @@ class LaneWindows:
         return last
 
     def state(self) -> dict[str, Array]:
-        """Returns what is carried from chunk to chunk, by column: [n, E] each."""
+        """Returns what is carried from chunk to chunk, by column: [longest n, E] each."""
         return self._carried._asdict()
 
     def restore(self, carried: Mapping[str, Array]) -> None:
@@ -103,7 +111,7 @@ class LaneWindows:
         added = _Rows(reward, flags, row, q_taken, q_max, (flags & BOUNDARY) != 0)
         rows = _Rows(*(np.concatenate(pair) for pair in zip(self._carried, added, strict=True)))
         closed = self._close(rows)
-        self._carried = _Rows(*(column[-self._n :] for column in rows))
+        self._carried = _Rows(*(column[-self._longest :] for column in rows))
         return closed
 
     def break_lanes(self) -> NewTransitions:
@@ -123,19 +131,19 @@ class LaneWindows:
         reward, flags, row, q_taken, q_max, done = rows
         length, lanes = reward.shape
         boundary = (flags & BOUNDARY) != 0
-        factor = np.where((flags & TERMINATED) != 0, np.float32(0), np.float32(self._gamma))
+        factor = np.where((flags & TERMINATED) != 0, np.float32(0), np.float32(self.gamma))
         r_t, term = np.zeros_like(reward), np.empty_like(reward)
         discount_t = np.ones_like(reward)
         ahead = np.zeros(reward.shape, np.int64)  # rows from a window's first to the one it bootstraps from
         rolling = ~done
-        for k in range(min(self._n, length - 1)):
+        for k in range(min(self.n, length - 1)):
             m = length - 1 - k  # windows that start in the first m rows have a row i+k+1 to look at
             live = rolling[:m]
             np.multiply(discount_t[:m], reward[k : k + m], out=term[:m])
             np.add(r_t[:m], term[:m], out=r_t[:m], where=live)
             np.multiply(discount_t[:m], factor[k : k + m], out=discount_t[:m], where=live)
             # A window ends where row i+k+1 is a boundary row, and after n rewards in any case.
-            ends = live & boundary[k + 1 :] if k < self._n - 1 else live.copy()
+            ends = live & boundary[k + 1 :] if k < self.n - 1 else live.copy()
             np.copyto(ahead[:m], k + 1, where=ends)
             live ^= ends  # ``ends`` is a part of ``live``, a view of ``rolling``: those that end stop rolling
         done |= ahead > 0
@@ -143,5 +151,26 @@ class LaneWindows:
         start = np.flatnonzero((ahead > 0) & np.isfinite(r_t))
         bootstrap = start + lanes * ahead.ravel()[start]  # in the flat grid a row of the same lane is ``lanes`` further
         r, discount = r_t.ravel()[start], discount_t.ravel()[start]
-        td_error = r + discount * q_max.ravel()[bootstrap] - q_taken.ravel()[start]
+        value, taken = q_max.ravel()[bootstrap], q_taken.ravel()[start]
+        if self._value_rescale:
+            td_error = signed_hyperbolic(r + discount * signed_parabolic(value)) - taken
+        else:
+            td_error = r + discount * value - taken
         return NewTransitions(row.ravel()[start], r, discount, row.ravel()[bootstrap], td_error)
+
+
+RESCALE_SLOPE = 1e-3
+"""The slope of ``signed_hyperbolic`` far from 0, which makes it invertible (arXiv 1805.11593, proposition A.2)."""
+
+
+def signed_hyperbolic(x: Array) -> Array:
+    """Returns ``sign(x) (sqrt(|x| + 1) - 1) + 1e-3 x``, elementwise: about x / 2 near 0, a root of great values."""
+    root: Array = np.sign(x) * (np.sqrt(np.abs(x) + 1) - 1) + RESCALE_SLOPE * x
+    return root
+
+
+def signed_parabolic(x: Array) -> Array:
+    """Returns the inverse of ``signed_hyperbolic``, elementwise."""
+    root = np.sqrt(1 + 4 * RESCALE_SLOPE * (RESCALE_SLOPE + 1 + np.abs(x)))
+    value: Array = np.sign(x) * (np.square((root - 1) / (2 * RESCALE_SLOPE)) - 1)
+    return value

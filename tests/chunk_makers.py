@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -100,9 +101,10 @@ def reader_on(
     gamma: float,
     reward_scale: float = 1.0,
     quarantine: Path | None = None,
+    **options: Any,
 ) -> Reader:
-    """A reader that fills ``mirror`` with n-step transitions."""
-    assembler = NStepAssembler(mirror, n, gamma, reward_scale)
+    """A reader that fills ``mirror`` with n-step transitions; ``options``: the assembler's."""
+    assembler = NStepAssembler(mirror, n, gamma, reward_scale, **options)
     buffer = ReplayBuffer(mirror, assembler, UniformSampler(mirror, np.random.default_rng(0)))
     return Reader(log, codec, buffer, quarantine)
 

@@ -128,6 +128,30 @@ def test_it_has_the_learners_transitions(own_server: EmbeddedServer, log: RedisL
     np.testing.assert_array_equal(batch.s_tm1, again.s_tm1)
 
 
+def test_it_follows_a_horizon_that_changes(
+    own_server: EmbeddedServer, log: RedisLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the description says that it is by now."""
+    monkeypatch.setattr(attached, "REFRESH_S", 0.0)
+    actor, mirror = FakeActor(0, p_end=0.02, numbers=iter(range(1000))), Mirror(SCHEMA, 1000)
+    learner = reader_on(log, CODEC, mirror, 5, GAMMA, REWARD_SCALE, longest=5)
+    learner.follow([0])
+    log.describe(1, about(1, n_step=5, longest_n_step=5).pack())
+    with attach(own_server) as memory:
+        for n, gamma in ((5, GAMMA), (2, 0.5)):
+            log.describe(1, about(1, n_step=n, gamma=gamma, longest_n_step=5).pack())
+            learner.buffer.assembler.set_horizon(n, gamma)
+            for _ in range(5):
+                actor.send(log)
+            learner.drain()
+            memory.poll()
+        for mine, theirs in zip(transitions(memory.mirror), transitions(mirror), strict=True):
+            assert len(mine) > 0
+            np.testing.assert_array_equal(mine, theirs)
+        for discount in (GAMMA**5, 0.25):
+            assert np.isclose(transitions(mirror).discount_t, discount).any()
+
+
 def test_it_writes_nothing_and_needs_no_right_to(own_server: EmbeddedServer, log: RedisLog, admin: Any) -> None:
     """Every key is bit for bit what it was, and the server saw reading commands alone."""
     log.claim("nonce")

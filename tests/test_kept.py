@@ -19,6 +19,7 @@ KEPT: dict[str, Any] = {
     "env.id": "CartPole-v1",
     "env.kwargs": {"gravity": -9.0},
     "env.frame_stack": 4,
+    "env.action_mask": "obey",
     "env.max_episode_steps": 9,
     "replay.capacity_rows": 1_234,
     "replay.sampler": "prioritised",
@@ -33,7 +34,11 @@ KEPT: dict[str, Any] = {
     "learner.value_rescale": True,
     "learner.gamma": 0.123,
     "learner.n_step": 7,
+    "learner.anneal.updates": 7,
+    "learner.anneal.n_step": 7,
+    "learner.anneal.gamma": 0.123,
     "learner.reward_scale": 0.123,
+    "learner.reward_clip": True,
 }
 """Another value than the default of each."""
 KEPT_INLINE = {"actors.count": 7, "actors.lanes": 7}

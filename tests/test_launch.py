@@ -63,7 +63,21 @@ def test_an_option_of_what_is_not_chosen_is_refused_with_a_remedy(values: dict[s
         check(config(**values))
 
 
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"munchausen": {"alpha": 0.5}}, "learner.munchausen.alpha is 0.5, and learner.munchausen.enabled is False"),
+        ({"anneal": {"n_step": 5}}, "learner.anneal.n_step is 5, and learner.anneal.updates is 0"),
+    ],
+)
+def test_an_option_of_what_is_switched_off_is_refused_with_a_remedy(section: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{said}, so that it does nothing: give --learner\.\w+\.\w+, or leave"):
+        check(config(learner=section))
+
+
 def test_options_of_what_is_chosen_or_ones_own_are_taken() -> None:
+    check(config(learner={"munchausen": {"enabled": True, "alpha": 0.5}}))
+    check(config(learner={"anneal": {"updates": 100, "n_step": 5}}))
     check(config(replay={"sampler": "prioritised", "prioritised": {"beta": 0.5}}))
     check(config(learner={"algorithm": "qr_dqn", "qr_dqn": {"quantiles": 7}}))
     check(config(learner={"network": {"encoder": "impala", "impala": {"width": 2}}}))

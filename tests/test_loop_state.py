@@ -17,7 +17,7 @@ from spoilt_checkpoints import array, put, rewrite, value, without
 from waiting import until
 
 from learner.checkpoint import Checkpointer, CheckpointError, Found, names, newest
-from learner.config import CheckpointConfig, LearnerConfig
+from learner.config import AnnealConfig, CheckpointConfig, LearnerConfig
 from learner.loop import LearnerLoop
 from learner.networks import NetworkConfig
 from learner.publisher import Publisher
@@ -40,13 +40,13 @@ class Made(NamedTuple):
 
 def make(
     folder: Path, log: MemoryLog, *, fence: int = 1, rows: bool = True, n_step: int = 3, sharded: bool = False,
-    **replay: Any,
+    anneal: AnnealConfig | None = None, **replay: Any,
 ) -> Made:  # fmt: skip
     """A loop on ``log``, from the newest checkpoint in ``folder`` where it is not the first; ``sharded``: as in a
     run, where the learner reads by a log of several servers, also where there is one."""
     learner = LearnerConfig(
         network=NetworkConfig(hidden=(4,)), batch=8, device="cpu", n_step=n_step, target_tau=0.1, average_tau=0.01,
-        target_period_updates=3, publish_every_updates=7,
+        target_period_updates=3, publish_every_updates=7, anneal=anneal or AnnealConfig(),
     )  # fmt: skip
     checkpointer = Checkpointer(folder, CheckpointConfig(), with_rows=rows)
     config = ReplayConfig(**{**REPLAY, **replay})
@@ -102,14 +102,26 @@ def assert_equal(one: LearnerLoop, other: LearnerLoop) -> None:
 @pytest.mark.parametrize("storage", ["ram", "device"])
 def test_it_goes_on_to_the_bit(tmp_path: Path, sampler: str, rounds: int, storage: str) -> None:
     """Before learning began, while the mirror fills, and when the ring has turned over several times."""
-    actors, one = Actors(), make(tmp_path, MemoryLog(), sampler=sampler, storage=storage)
+    goes_on_to_the_bit(tmp_path, rounds, sampler=sampler, storage=storage)
+
+
+def test_an_annealed_horizon_goes_on_to_the_bit(tmp_path: Path) -> None:
+    """From the middle of it: open windows are of its greatest length."""
+    one = goes_on_to_the_bit(tmp_path, 6, anneal=AnnealConfig(updates=100, n_step=9, gamma=0.5))
+    discounts = one.buffer.mirror.gather(np.flatnonzero(one.buffer.mirror._sampleable)).discount_t
+    assert len(set(discounts.tolist())) > 10
+
+
+def goes_on_to_the_bit(tmp_path: Path, rounds: int, **options: Any) -> LearnerLoop:
+    """Returns the loop that was never stopped."""
+    actors, one = Actors(), make(tmp_path, MemoryLog(), **options)
     for _ in range(rounds):
         actors.send(one.log)
         while one.loop.cycle():
             one.loop.broadcaster.publish_if_due()
     one.loop.checkpoint(wait=True)
     log = copy_of(one.log)
-    other = make(tmp_path, log, fence=2, sampler=sampler, storage=storage)
+    other = make(tmp_path, log, fence=2, **options)
     one.loop.broadcaster.publish()  # as the other did at its start
     assert_equal(one.loop, other.loop)
     for _ in range(20):
@@ -125,6 +137,7 @@ def test_it_goes_on_to_the_bit(tmp_path: Path, sampler: str, rounds: int, storag
     assert version_count(headers[0].version) == version_count(headers[1].version)
     assert headers[1].version >> FENCE_SHIFT == 2
     assert headers[0].crc == headers[1].crc
+    return one.loop
 
 
 def transitions(loop: LearnerLoop) -> dict[int, tuple[float, ...]]:

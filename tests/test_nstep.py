@@ -9,15 +9,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from chunk_makers import CODEC, SCHEMA, FakeActor, append, chunk_id, reader_on, spoilt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from learner import td
 from replay.chunk import BOUNDARY, FIRST, TERMINATED, TRUNCATED, Chunk
 from replay.chunk_log.memory_log import MemoryLog
 from replay.chunk_log.protocol import ChunkLog
 from replay.mirror import Mirror
-from replay.nstep import LaneWindows, NewTransitions
+from replay.nstep import LaneWindows, NewTransitions, signed_hyperbolic, signed_parabolic
 
 GAMMA = 0.5
 REWARDS = [1.0, 2.0, 4.0, 8.0, 16.0]
@@ -121,6 +123,22 @@ def test_a_return_that_float32_cannot_hold_is_never_yielded() -> None:
     found = windows.extend(reward, np.zeros((5, 1), np.uint8), np.arange(5).reshape(5, 1), zeros, zeros)
     assert found.row.tolist() == [0, 2]
     assert np.isfinite(found.r_t).all()
+
+
+def test_td_errors_of_rescaled_values_by_hand() -> None:
+    """One step, gamma 1: q_max 1.003 is h(3), so the target is h(1 + 3) and the TD error that less q_taken."""
+    windows = LaneWindows(1, 1, 1.0, value_rescale=True)
+    column = np.zeros((2, 1), np.float32)
+    q_taken, q_max, reward = column + 0.5, column + 1.003, column + 1
+    closed = windows.extend(reward, np.array([[FIRST], [0]], np.uint8), np.arange(2)[:, None], q_taken, q_max)
+    np.testing.assert_allclose(closed.td_error, [5**0.5 - 1 + 0.004 - 0.5], rtol=1e-4)
+    np.testing.assert_allclose(closed.r_t, [1.0])
+
+
+def test_both_functions_of_rescaled_values_are_the_learners() -> None:
+    x = np.concatenate([-np.logspace(-4, 6, 50), [0.0], np.logspace(-4, 6, 50)])
+    for mine, learners in ((signed_hyperbolic, td.signed_hyperbolic), (signed_parabolic, td.signed_parabolic)):
+        np.testing.assert_allclose(mine(x), learners(torch.from_numpy(x)).numpy(), rtol=1e-5)
 
 
 def test_nothing_carries_over_a_break() -> None:

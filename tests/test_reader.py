@@ -571,6 +571,17 @@ def test_reward_scale_is_for_training_only() -> None:
     np.testing.assert_allclose(mirror.gather(np.arange(3)).r_t, 0.5 * chunk.reward[:3, 0], rtol=1e-6)
 
 
+def test_rewards_are_clipped_to_their_signs_for_training_only() -> None:
+    """Before the scale; the chunk's returns stay the environment's own."""
+    log, mirror = MemoryLog(), Mirror(SCHEMA, 1000)
+    reader = reader_on(log, CODEC, mirror, n=1, gamma=0.9, reward_scale=0.5, reward_clip=True)
+    reader.follow([0])
+    chunk = FakeActor(p_end=0.0).send(log)
+    reader.poll()
+    np.testing.assert_allclose(mirror.gather(np.arange(3)).r_t, 0.5 * np.sign(chunk.reward[:3, 0]))
+    assert reader.ledger.counters() == chunk.counters
+
+
 def test_only_followed_slots_are_read() -> None:
     """Following later starts at the slot's first chunk; following twice changes nothing."""
     log = MemoryLog()

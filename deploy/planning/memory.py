@@ -9,6 +9,7 @@ from typing import NamedTuple
 from deploy.config.errors import ConfigError
 from deploy.config.models import RunConfig
 from learner.algorithms import ALGORITHMS, build_loss
+from learner.horizon import longest_n_step
 from learner.networks import parameter_shapes
 from replay.chunk import Schema
 from replay.chunk_log.server_kind import Bounds
@@ -103,11 +104,12 @@ def check_windows(config: RunConfig, schema: Schema) -> None:
     would be evicted before anything could be sampled from them."""
     replay, actors = config.replay, config.actors
     share = replay.capacity_rows // (actors.count * actors.lanes)
-    needed = config.learner.n_step + schema.stack - 1 + actors.chunk_steps
+    n_step = longest_n_step(config.learner)
+    needed = n_step + schema.stack - 1 + actors.chunk_steps
     if share < needed:
         raise ConfigError(
             f"a replay of {replay.capacity_rows:,} rows holds {share} time steps of each of {actors.count} x "
-            f"{actors.lanes} lanes; learner.n_step {config.learner.n_step}, a stack of {schema.stack} and "
+            f"{actors.lanes} lanes; an n_step of {n_step}, a stack of {schema.stack} and "
             f"actors.chunk_steps {actors.chunk_steps} need {needed}: give --replay.capacity-rows at least "
             f"{needed * actors.count * actors.lanes}, or lower one of them, --actors.count or --actors.lanes"
         )
