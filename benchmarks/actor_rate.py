@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 from gymnasium.vector import SyncVectorEnv
@@ -13,31 +14,46 @@ from actors.actor_id import ActorId
 from actors.builders import build_actor
 from actors.config import ActorConfig, EnvConfig
 from actors.envs import make_env, schema_of
+from actors.policy import make_policy
 from actors.rollout import Rollout
-from benchmarks.herd import beside, publish_weights
+from benchmarks.herd import beside, publish_weights, some_weights
 from benchmarks.result import Result, alternate
 from deploy.server.embedded import EmbeddedServer
-from learner.networks import NetworkSpec
+from learner.networks import NetworkConfig, NetworkSpec
 from replay.chunk_log import open_log
 
 RUN = "actor-rate"
-LANES = 32
-CHUNK_STEPS = 8
-HIDDEN = (128, 128)
 TARGET = 0.8
-ENV = EnvConfig(id="LunarLander-v3")
+
+
+class Subject(NamedTuple):
+    """An environment, its lanes, and the network that the actor infers by; ``infers``: the bare loop does, too."""
+
+    env: str
+    lanes: int
+    network: NetworkConfig
+    infers: bool
+    chunk_steps: int = 8
+
+    @property
+    def config(self) -> EnvConfig:
+        """The environment's configuration."""
+        return EnvConfig(id=self.env)
+
+
+LANDER = Subject("LunarLander-v3", 32, NetworkConfig(hidden=(128, 128)), infers=False)
+SUBJECTS = (LANDER, Subject("MinAtar/Breakout-v1", 32, NetworkConfig(encoder="minatar", hidden=(128,)), infers=True))
 
 
 @contextlib.contextmanager
-def rollout_at_work() -> Iterator[Rollout]:
+def rollout_at_work(subject: Subject = LANDER) -> Iterator[Rollout]:
     """One actor's rollout on a real server, with weights and all the credit it can use."""
     with EmbeddedServer(RUN, 256 << 20) as server:
-        schema = schema_of(make_env(ENV, training=True))
-        sizes = (*schema.obs_shape, *HIDDEN, schema.num_actions)
-        config = ActorConfig(count=1, lanes=LANES, chunk_steps=CHUNK_STEPS)
-        with beside(publish_weights, server.url("learner"), RUN, sizes):
+        schema, spec = schema_of(make_env(subject.config, training=True)), NetworkSpec(subject.network)
+        config = ActorConfig(count=1, lanes=subject.lanes, chunk_steps=subject.chunk_steps)
+        with beside(publish_weights, server.url("learner"), RUN, spec, schema):
             log = open_log(server.url("actor"), RUN, "actor", 1000)
-            rollout = build_actor(ActorId(RUN, 0, 0, 1, 1), ENV, config, NetworkSpec(), log)
+            rollout = build_actor(ActorId(RUN, 0, 0, 1, 1), subject.config, config, spec, log)
             while not rollout.ready():
                 time.sleep(0.05)
             yield rollout
@@ -46,15 +62,21 @@ def rollout_at_work() -> Iterator[Rollout]:
 def measure(quick: bool) -> list[Result]:
     """Both sides step the same kind of lanes and count env steps only (no boundary rows).
 
-    The actor explores with epsilon 1, so that both fly the same episodes on average; it infers all the same, writes
+    The actor explores with epsilon 1, so that both play the same episodes on average; it infers all the same, writes
     rows, encodes chunks, sends them to a real server, and fetches weights that change four times a second.
     """
+    return [result for subject in SUBJECTS for result in _measure(subject, quick)]
+
+
+def _measure(subject: Subject, quick: bool) -> list[Result]:
     seconds, repetitions = (0.2, 2) if quick else (2.0, 15)
-    with rollout_at_work() as rollout:
-        actor, bare = actor_loop(rollout), bare_loop()
+    with rollout_at_work(subject) as rollout:
+        actor, bare = actor_loop(rollout), bare_loop(subject)
         (wall, cpu), (bare_wall, bare_cpu) = _both(actor, bare, seconds, repetitions)
-    text = f"{LANES} lanes, {'-'.join(map(str, HIDDEN))} network, chunks of {LANES * CHUNK_STEPS} rows"
-    other = "bare SyncVectorEnv, random actions"
+    rows = subject.lanes * subject.chunk_steps
+    units = "-".join(map(str, subject.network.hidden))
+    text = f"{subject.env}, {subject.lanes} lanes, {subject.network.encoder} {units}, chunks of {rows} rows"
+    other = f"bare SyncVectorEnv, random actions{' and the forward pass' if subject.infers else ''}"
     return [
         Result("actor rate", "env steps/s", wall, other, bare_wall, TARGET, notes=(text,)),
         Result("actor rate by CPU time", "env steps/CPU s", cpu, other, bare_cpu, notes=("the actor's process only",)),
@@ -91,20 +113,27 @@ def actor_loop(rollout: Rollout) -> Callable[[float], int]:
     return work
 
 
-def bare_loop() -> Callable[[float], int]:
+def bare_loop(subject: Subject) -> Callable[[float], int]:
     """A function that steps lanes at random for some seconds and returns the env steps."""
-    envs = SyncVectorEnv([lambda: make_env(ENV, training=True)] * LANES, copy=False)
+    lanes = subject.lanes
+    envs = SyncVectorEnv([lambda: make_env(subject.config, training=True)] * lanes, copy=False)
     rng = np.random.default_rng(0)
     actions = int(envs.single_action_space.n)  # type: ignore[attr-defined]
-    envs.reset(seed=0)
-    ended = np.zeros(LANES, np.bool_)
+    obs, _ = envs.reset(seed=0)
+    ended = np.zeros(lanes, np.bool_)
+    spec, schema = NetworkSpec(subject.network), schema_of(make_env(subject.config, training=True))
+    policy = make_policy(spec, schema) if subject.infers else None
+    if policy is not None:
+        policy.load(some_weights(spec, schema))
 
     def work(seconds: float) -> int:
-        nonlocal ended
+        nonlocal obs, ended
         env_steps, end = 0, time.perf_counter() + seconds
         while time.perf_counter() < end:
-            _, _, terminated, truncated, _ = envs.step(rng.integers(0, actions, LANES))
-            env_steps += LANES - int(np.count_nonzero(ended))
+            if policy is not None:
+                policy(obs, {})
+            obs, _, terminated, truncated, _ = envs.step(rng.integers(0, actions, lanes))
+            env_steps += lanes - int(np.count_nonzero(ended))
             ended = terminated | truncated
         return env_steps
 

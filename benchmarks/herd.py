@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
+import math
 import multiprocessing as mp
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from actors.config import ActorConfig, EnvConfig
+from learner.networks import NetworkSpec, parameter_shapes
+from replay.chunk import Schema
 from replay.chunk_log.protocol import LogError
 
 WEIGHTS_EVERY_S = 0.25
@@ -30,8 +33,17 @@ def beside(work: Callable[..., None], *arguments: Any) -> Iterator[None]:
         process.join()
 
 
-def publish_weights(url: str, run: str, sizes: tuple[int, ...]) -> None:
-    """What slot 0 sees of a learner: credit without end, and new weights of an MLP with these layer sizes all the time.
+def some_weights(spec: NetworkSpec, schema: Schema) -> dict[str, npt.NDArray[np.float32]]:
+    """Returns random parameters of a network by name."""
+    rng = np.random.default_rng(0)
+    return {
+        name: (rng.normal(size=shape) / np.sqrt(max(1, math.prod(shape[1:])))).astype(np.float32)
+        for name, shape in parameter_shapes(spec, schema).items()
+    }
+
+
+def publish_weights(url: str, run: str, spec: NetworkSpec, schema: Schema) -> None:
+    """What slot 0 sees of a learner: credit without end, and new weights of this network all the time.
 
     The run's env steps in their header stay 0: the actors' epsilon stays 1, so that they fly like random ones.
     """
@@ -40,12 +52,7 @@ def publish_weights(url: str, run: str, sizes: tuple[int, ...]) -> None:
     from replay.chunk_log import open_log
     from replay.credit import Credit, pack_credit
 
-    rng = np.random.default_rng(0)
-    arrays: dict[str, Any] = {}
-    names = [*(f"encoder.layers.{layer}" for layer in range(len(sizes) - 2)), "head.linear"]
-    for name, (inputs, outputs) in zip(names, itertools.pairwise(sizes), strict=True):
-        weight = rng.normal(size=(outputs, inputs)) / np.sqrt(inputs)
-        arrays |= {f"{name}.weight": weight.astype(np.float32), f"{name}.bias": np.zeros(outputs, "f4")}
+    arrays = some_weights(spec, schema)
     credit = pack_credit({0: Credit(1, 0, 1 << 62)})
     publisher = Publisher(open_log(url, run, "publisher"), fence=1)
     for count in range(1, 1 << 30):

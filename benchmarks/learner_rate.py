@@ -24,19 +24,24 @@ from replay.metrics import flat
 from replay.mirror import Batch
 
 RUN = "learner-rate"
-TARGET = 0.85
+TARGETS = {"LunarLander-v3": 0.85, "MinAtar/Breakout-v1": 0.9}
+"""Environments whose presets run, and what share of the bare update's rate is aimed at."""
 WARM_UP_UPDATES, QUICK_UPDATES = 500, 20
 SLICE_S = 0.1
 
 
 def measure(quick: bool) -> list[Result]:
-    """The loop runs LunarLander's preset on a real server, with the preset's real actors in processes of their own.
+    """The loop runs a preset on a real server, with the preset's real actors in processes of their own.
 
     The two sides take turns of SLICE_S, shorter than the actors notice, so that both run beside equally busy actors.
     CPU time is the process's: the publisher's thread is in it.
     """
+    return [_measure(env_id, target, quick) for env_id, target in TARGETS.items()]
+
+
+def _measure(env_id: str, target: float, quick: bool) -> Result:
     slices, repetitions = (3, 2) if quick else (30, 15)
-    config = compose("LunarLander-v3", None, None)
+    config = compose(env_id, None, None)
     with running_herd(config, QUICK_UPDATES if quick else WARM_UP_UPDATES) as loop:
         before = flat(loop.report().metrics)
         ours, others = [], []
@@ -50,13 +55,13 @@ def measure(quick: bool) -> list[Result]:
         metrics = flat(loop.report().metrics)
     waited = metrics["learner_wait_seconds"] - before["learner_wait_seconds"]
     share = waited / (SLICE_S * slices * repetitions)
-    preset = f"preset lunarlander: batches of {config.learner.batch}, {config.actors.count} actors"
     notes = (
-        f"{preset}, {metrics['samples_per_insert']:.1f} samples per insert realised",
+        f"preset of {env_id}: batches of {config.learner.batch}, {config.actors.count} actors, "
+        f"{metrics['samples_per_insert']:.1f} samples per insert realised",
         f"the loop waited for actors in {share:.0%} of its time, polling meanwhile",
     )
     other = "bare update, one fixed batch"
-    return [Result("learner rate", "updates/CPU s", tuple(ours), other, tuple(others), TARGET, notes=notes)]
+    return Result("learner rate", "updates/CPU s", tuple(ours), other, tuple(others), target, notes=notes)
 
 
 class Side:

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 
 from actors.rollout import Rollout
-from benchmarks.actor_rate import CHUNK_STEPS, LANES, rollout_at_work
+from benchmarks.actor_rate import LANDER, rollout_at_work
 from benchmarks.learner_rate import QUICK_UPDATES, WARM_UP_UPDATES, Side, running_herd
 from benchmarks.result import Result
 from deploy.config.layers import compose
@@ -169,7 +169,7 @@ def _actor(seconds: float, repetitions: int) -> Result:
     """What an actor books per chunk: episodes, returns and its cumulative counters."""
     with rollout_at_work() as rollout:
         shares = tuple(_actor_share(rollout, seconds) for _ in range(repetitions))
-    note = f"{LANES} lanes, chunks of {LANES * CHUNK_STEPS} rows"
+    note = f"{LANDER.lanes} lanes, chunks of {LANDER.lanes * LANDER.chunk_steps} rows"
     return Result("metrics, actor", "% of a chunk's CPU time", shares, target=TARGET, at_most=True, notes=(note,))
 
 

@@ -205,8 +205,8 @@ def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_preset_that_does_not_exist_shows_those_that_do() -> None:
-    with pytest.raises(ConfigError, match="cartpole, lunarlander, tutorial"):
-        compose(ENV, "atari", None, {})
+    with pytest.raises(ConfigError, match=", ".join(preset_names())):
+        compose(ENV, "doom", None, {})
 
 
 # -- passwords
@@ -329,9 +329,10 @@ def test_each_preset_is_valid_and_names_only_options(name: str) -> None:
 
 
 def test_the_default_presets() -> None:
-    assert preset_names() == ["cartpole", "lunarlander", "tutorial"]
+    assert preset_names() == ["cartpole", "lunarlander", "minatar", "tutorial"]
     assert preset_for("LunarLander-v3") == "lunarlander"
     assert preset_for("CartPole-v1") == "cartpole"
+    assert preset_for("MinAtar/Seaquest-v1") == "minatar"
     assert preset_for("Acrobot-v1") is None
     assert compose(None, None, None, {}) == compose("LunarLander-v3", "lunarlander", None, {})
 

@@ -7,6 +7,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def preset_names() -> list[str]:
 def preset_for(env_id: str) -> str | None:
     """Returns the default preset of an environment."""
     for name in preset_names():
-        if _read_yaml(PRESETS / f"{name}.yaml").get("default_for") == env_id:
+        if fnmatchcase(env_id, _read_yaml(PRESETS / f"{name}.yaml").get("default_for", "")):
             return name
     return None
 
