@@ -7,9 +7,11 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from deploy.config.models import RunConfig
 from deploy.run_directory.history import SUPERSEDED
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,6 +72,24 @@ def test_every_method_that_the_docs_name_is_there() -> None:
         assert [each for each in files if not (ROOT / each).exists()] == [], page.name
         named += len(found) + len(files)
     assert named > 50
+
+
+def test_every_option_that_the_docs_name_is_there() -> None:
+    """As --section.name; one that is a flag takes no value."""
+    named = 0
+    for page in [*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")]:
+        for path, value in re.findall(r"--([a-z]+(?:\.[a-z0-9-]+)+)(?: ([^\s`]+))?", page.read_text()):
+            section, *names = path.replace("-", "_").split(".")
+            if section not in RunConfig.model_fields:  # another program's
+                continue
+            kind: Any = RunConfig.model_fields[section].annotation
+            for name in names:
+                negated = name.removeprefix("no_")
+                assert {name, negated} & kind.model_fields.keys(), f"{page.name}: --{path}"
+                kind = kind.model_fields[name if name in kind.model_fields else negated].annotation
+            assert not (kind is bool and value in ("true", "false", "True", "False")), f"{page.name}: --{path} {value}"
+            named += 1
+    assert named > 40
 
 
 def test_the_file_of_superseded_rows_is_where_the_docs_say() -> None:
