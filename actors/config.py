@@ -5,9 +5,35 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from replay.kept import Kept, KeptInline
+
+
+ATARI = "ALE/"
+"""What the ids of Atari's games begin with."""
+
+
+class AtariOptions(BaseModel):
+    """What ``env.kwargs`` may have for one of Atari's games, by ale-py's own names. The defaults are those that
+    ``ALE/*-v5`` is registered with, and beyond them nothing: no no-ops, since sticky actions are there for that."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    repeat_action_probability: float = Field(0.25, ge=0, le=1)
+    """Sticky actions: the probability that a frame repeats the action of the frame before."""
+    frameskip: int = Field(4, ge=1)
+    """Frames of one env step."""
+    full_action_space: bool = False
+    """All 18 actions of the console, not only those that the game knows."""
+    noop_max: int = Field(0, ge=0)
+    """An episode begins with up to so many frames less one without an action."""
+    use_fire_reset: bool = False
+    """An episode begins with the fire button."""
+    episodic_life: bool = False
+    """A life lost ends the episode, in training only."""
+    max_num_frames_per_episode: int = Field(108_000, ge=1)
+    """Frames after which an episode is truncated."""
 
 
 class EnvConfig(BaseModel):
@@ -30,6 +56,16 @@ class EnvConfig(BaseModel):
     or ignore it. auto obeys it where the infos of the first reset have one."""
     max_episode_steps: Kept[int | None] = Field(None, ge=1)
     """Env steps after which a training episode is truncated; the evaluation keeps the environment's own limit."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _write_out(cls, values: Any) -> Any:
+        """Adds the arguments that an Atari game has by default: scores compare only where all of them are known."""
+        if isinstance(values, dict) and str(values.get("id")).startswith(ATARI):
+            given = values.get("kwargs", {})
+            if isinstance(given, dict):
+                return {**values, "kwargs": AtariOptions().model_dump() | given}
+        return values
 
 
 class ActorConfig(BaseModel):

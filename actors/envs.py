@@ -24,8 +24,9 @@ from gymnasium.wrappers import (
     TimeLimit,
 )
 
+from actors.atari import atari_spec
 from actors.closing import close_all
-from actors.config import EnvConfig
+from actors.config import ATARI, EnvConfig
 from actors.contract import Checked, blamed, columns_of, name_of
 from actors.errors import ContractError, EnvError
 from actors.lanes import Lane, RecordedLane
@@ -82,10 +83,13 @@ def make_env(
         arguments["render_mode"] = render_mode
     _import_module(config)
     _register_suite(config)
+    atari = config.id.startswith(ATARI)
+    if atari and not training:
+        arguments["episodic_life"] = False
     try:
-        made = gym.make(config.id, disable_env_checker=True, **arguments)
+        made = gym.make(atari_spec(config.id) if atari else config.id, disable_env_checker=True, **arguments)
     except gym.error.Error as error:
-        reason = str(error).rstrip(". ")
+        reason = str(error).partition(" Did you mean")[0].rstrip(". ")
         raise EnvError(f"environment {config.id!r} cannot be made: {reason}{_nearest(config.id)}") from error
     except BaseException as error:  # a user's constructor may raise anything, and may call sys.exit()
         raise _not_made(config, "its constructor", error) from error
@@ -236,8 +240,9 @@ def _check_alike(env_id: str, lanes: list[Lane]) -> None:
 def _nearest(env_id: str) -> str:
     """Returns a hint at registered names like ``env_id``."""
     near = difflib.get_close_matches(env_id, gym.registry, n=3, cutoff=0.6)
+    suite = "".join(f", {module}" for namespace, (module, _) in SUITES.items() if env_id.startswith(f"{namespace}/"))
     return (
         f"; did you mean {' or '.join(near)}?"
         if near
-        else "; see the ids with python -c 'import gymnasium as g; g.pprint_registry()'"
+        else f"; see the ids with python -c 'import gymnasium as g{suite}; g.pprint_registry()'"
     )

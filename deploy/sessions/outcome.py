@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from actors.episodes import Episodes
 from actors.evaluator import EvaluationResult
 from actors.metrics import EvaluationMetrics
-from deploy.config.models import RunConfig
+from deploy.config.models import RunConfig, dump
 from deploy.monitoring.metrics import RestartMetrics, RunMetrics
 from deploy.run_directory.directory import RunDirectory
 from deploy.sessions.base import HOLDOUT_S, Progress, checkpoint_folder
@@ -157,6 +157,8 @@ class Outcome:
         return {
             "run": run,
             "env": config.env.id,
+            "env_kwargs": dump(config)["env"]["kwargs"],
+            "reward_clip": config.learner.reward_clip,
             "seed": config.seed,
             "mode": config.mode,
             "exit_reason": self.reason or "running",
