@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from replay.kept import Kept, KeptInline
 
-
 ATARI = "ALE/"
 """What the ids of Atari's games begin with."""
 

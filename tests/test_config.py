@@ -329,11 +329,14 @@ def test_each_preset_is_valid_and_names_only_options(name: str) -> None:
 
 
 def test_the_default_presets() -> None:
-    assert preset_names() == ["cartpole", "lunarlander", "minatar", "tutorial"]
+    assert preset_names() == ["acrobot", "atari", "cartpole", "lunarlander", "minatar", "mountaincar", "tutorial"]
     assert preset_for("LunarLander-v3") == "lunarlander"
     assert preset_for("CartPole-v1") == "cartpole"
-    assert preset_for("MinAtar/Seaquest-v1") == "minatar"
-    assert preset_for("Acrobot-v1") is None
+    assert preset_for("ALE/Breakout-v5") == "atari"
+    assert preset_for("MinAtar/Asterix-v1") == "minatar"
+    assert preset_for("Acrobot-v1") == "acrobot"
+    assert preset_for("MountainCar-v0") == "mountaincar"
+    assert preset_for("Taxi-v3") is None
     assert compose(None, None, None, {}) == compose("LunarLander-v3", "lunarlander", None, {})
 
 

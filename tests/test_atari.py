@@ -1,0 +1,267 @@
+"""Atari's games by name: what ale-py's own vector environment plays, with its arguments written down."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg  # type: ignore[import-untyped]
+import numpy as np
+import numpy.typing as npt
+import pytest
+import yaml
+from ale_py.vector_env import AtariVectorEnv
+from cli_runs import qherd
+from gymnasium.utils.env_checker import check_env
+from numpy.testing import assert_array_equal
+
+from actors.config import AtariOptions, EnvConfig
+from actors.contract import Env
+from actors.envs import make_env, make_lanes, schema_of
+from actors.errors import EnvError
+from actors.first_look import first_look
+from actors.lanes import replay_refused
+from deploy.config.layers import compose
+from deploy.config.models import dump
+from replay.chunk import Schema
+
+PONG = "ALE/Pong-v5"
+DEFAULTS = {
+    "repeat_action_probability": 0.25,
+    "frameskip": 4,
+    "full_action_space": False,
+    "noop_max": 0,
+    "use_fire_reset": False,
+    "episodic_life": False,
+    "max_num_frames_per_episode": 108_000,
+}
+
+
+def game(name: str = PONG, *, training: bool = True, render_mode: str | None = None, **kwargs: Any) -> Env:
+    return make_env(EnvConfig(id=name, kwargs=kwargs), training=training, render_mode=render_mode)
+
+
+def played(env: Env, steps: int, *, seed: int = 1, actions: int = 0) -> Iterator[tuple[Any, float, bool, bool, Any]]:
+    """Random play from a reset, through ends of episodes; ``actions`` seeds what is done."""
+    rng = np.random.default_rng(actions)
+    env.reset(seed=seed)
+    for _ in range(steps):
+        stepped = env.step(rng.integers(env.action_space.n))  # type: ignore[attr-defined]
+        yield stepped  # type: ignore[misc]
+        if stepped[2] or stepped[3]:
+            env.reset()
+
+
+def frames_of(env: Env, steps: int, **seeds: int) -> npt.NDArray[np.uint8]:
+    frames = np.array([obs for obs, *_ in played(env, steps, **seeds)])
+    env.close()
+    return frames
+
+
+# -- what is played
+
+
+def test_lanes_leave_what_ale_pys_own_vector_environment_leaves() -> None:
+    """Frame by frame, over ends of episodes and the resets after them, in each of two lanes with its own seed."""
+    arguments = {**DEFAULTS, "max_num_frames_per_episode": 100, "noop_max": 30}
+    lanes = make_lanes(EnvConfig(id="ALE/SpaceInvaders-v5", kwargs=arguments), 2)
+    bare = AtariVectorEnv("space_invaders", 2, stack_num=1, reward_clipping=False, **arguments)
+    seeds, rng, ends = [3, 2**30 - 1], np.random.default_rng(0), np.zeros(2, np.int64)
+    ours, theirs = lanes.reset(seed=list(seeds))[0], bare.reset(seed=np.array(seeds))[0]
+    try:
+        for _ in range(120):
+            assert_array_equal(ours, theirs[:, 0])
+            actions = rng.integers(6, size=2)
+            ours, *flags, _ = lanes.step(actions)
+            theirs, *expected, _ = bare.step(actions)
+            assert [each.tolist() for each in flags] == [each.tolist() for each in expected]
+            ends += np.asarray(flags[2])
+    finally:
+        lanes.close()
+    assert ends.tolist() == [4, 4], "each 25 env steps and one of the reset"
+
+
+def test_gymnasiums_own_check_passes() -> None:
+    env = game(max_num_frames_per_episode=400)
+    check_env(env.unwrapped, skip_render_check=True, skip_close_check=True)
+    env.close()
+
+
+def test_frames_are_stacked_by_qherd() -> None:
+    """So that each is stored once, and an episode's first one pads the stack."""
+    env = make_env(EnvConfig(id=PONG, frame_stack=4), training=True)
+    assert schema_of(env) == Schema((84, 84), "uint8", 6, stack=4, obs_divisor=255)
+    first, _ = env.reset(seed=1)
+    second, *_ = env.step(2)
+    env.close()
+    assert_array_equal(first, np.broadcast_to(first[3], (4, 84, 84)))
+    assert_array_equal(second[:3], first[1:])
+
+
+def test_rewards_are_the_games_own() -> None:
+    env = game("ALE/SpaceInvaders-v5")
+    rewards = {reward for _, reward, *_ in played(env, 300)}
+    env.close()
+    assert max(rewards) > 1
+
+
+def test_a_first_look_is_taken_at_a_game() -> None:
+    look = first_look(EnvConfig(id=PONG, frame_stack=4), 1, 30.0, print)
+    assert look.schema == Schema((84, 84), "uint8", 6, stack=4, obs_divisor=255)
+    assert (look.played.reproduces, look.warnings) == (True, ())
+
+
+def test_an_emulator_is_not_replayed() -> None:
+    env = game()
+    assert "emulator" in str(replay_refused(env))
+    env.close()
+
+
+# -- its arguments
+
+
+def test_the_arguments_are_written_out() -> None:
+    """Those of ale-py's own registration, and what is given over them; from a file again the same."""
+    assert EnvConfig(id=PONG).kwargs == DEFAULTS == AtariOptions().model_dump()
+    assert EnvConfig(id=PONG, kwargs={"noop_max": 30}).kwargs == {**DEFAULTS, "noop_max": 30}
+    assert EnvConfig(id="ale_py:ALE/Pong-v5").kwargs == EnvConfig(id="CartPole-v1").kwargs == {}
+    config = compose(PONG, None, None, {"QHERD_ENV_KWARGS": "{full_action_space: true}"})
+    assert config.env.kwargs == {**DEFAULTS, "full_action_space": True}
+    assert type(config).model_validate(dump(config)) == config
+
+
+def test_the_defaults_are_those_that_the_games_are_registered_with() -> None:
+    env = make_env(EnvConfig(id="ale_py:ALE/Pong-v5"), training=True)
+    registered = dict(env.unwrapped.spec.kwargs)  # type: ignore[union-attr]
+    env.close()
+    assert registered.pop("game") == "pong"
+    assert registered.items() <= DEFAULTS.items()
+
+
+def test_sticky_actions() -> None:
+    """Without them a game follows from its actions."""
+    for probability, alike in ((0.0, True), (0.25, False)):
+        one, other = (frames_of(game(repeat_action_probability=probability), 60, seed=seed) for seed in (1, 2))
+        assert np.array_equal(one, other) is alike
+    same = [frames_of(game(), 60, seed=3) for _ in range(2)]
+    assert_array_equal(*same)
+
+
+@pytest.mark.parametrize(("arguments", "begins", "after_one"), [({}, 0, 4), ({"frameskip": 2}, 0, 2)])
+def test_frames_of_an_env_step(arguments: dict[str, Any], begins: int, after_one: int) -> None:
+    env = game(**arguments)
+    (_, reset), (*_, step) = env.reset(seed=1), env.step(0)
+    env.close()
+    assert (reset["episode_frame_number"], step["episode_frame_number"]) == (begins, after_one)
+
+
+def test_episodes_begin_with_no_ops_or_fire_where_that_is_asked_for() -> None:
+    no_ops, fire = game(noop_max=30), game("ALE/Breakout-v5", use_fire_reset=True)
+    begun = {no_ops.reset(seed=seed)[1]["episode_frame_number"] for seed in range(8)}
+    assert max(begun) < 30
+    assert len(begun) > 2
+    assert fire.reset(seed=1)[1]["episode_frame_number"] >= 1
+    no_ops.close()
+    fire.close()
+
+
+def test_the_action_set() -> None:
+    sets = [game(), game(full_action_space=True)]
+    assert [schema_of(env).num_actions for env in sets] == [6, 18]
+    for env in sets:
+        env.close()
+
+
+def test_the_limit_is_in_frames() -> None:
+    env = game(max_num_frames_per_episode=40)
+    ends = [truncated for _, _, terminated, truncated, _ in played(env, 20) if not terminated]
+    env.close()
+    assert np.flatnonzero(ends).tolist() == [9, 19]
+
+
+@pytest.mark.parametrize(("training", "ends"), [(True, True), (False, False)])
+def test_a_life_lost_ends_an_episode_in_training_where_that_is_asked_for(training: bool, ends: bool) -> None:
+    """Evaluated are whole games."""
+    env = game("ALE/Breakout-v5", training=training, episodic_life=True, use_fire_reset=True)
+    lost = next(terminated for *_, terminated, _, infos in played(env, 400) if infos["lives"] < 5)
+    env.close()
+    assert lost is ends
+
+
+# -- what is refused
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "told"),
+    [
+        ("ALE/Pung-v5", {}, r"ALE/Pung-v5.*Pung. doesn't exist in namespace ALE; did you mean ALE/Pong-v5"),
+        ("ALE/Pong", {}, r"ALE/Pong'.*did you mean ALE/Pong-v5"),
+        ("ALE/Abcdefghijkl-v5", {}, r"ids with python -c 'import gymnasium as g, ale_py; g\.pprint_registry"),
+        (PONG, {"mode": 1}, r"no argument 'mode', only repeat_action_.*ale_py:ALE/"),
+        (PONG, {"frameskip": 0}, "frameskip: Input should be greater than or equal to 1, got 0"),
+        (PONG, {"repeat_action_probability": 2}, "repeat_action_probability: .*less than or equal to 1, got 2"),
+        (PONG, {"full_action_space": "perhaps"}, "full_action_space: .*boolean.*got 'perhaps'"),
+    ],
+)
+def test_what_there_is_not_is_refused(name: str, kwargs: dict[str, Any], told: str) -> None:
+    with pytest.raises(EnvError, match=told):
+        game(name, **kwargs)
+
+
+def test_what_is_not_installed_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ale_py", None)
+    with pytest.raises(EnvError, match=r"'ALE/Pong-v5' needs the package ale_py: pip install 'qherd\[atari\]'"):
+        game()
+
+
+# -- pictures
+
+
+def test_the_picture_in_colour_is_of_the_same_game() -> None:
+    """Also after resets without a seed, with sticky actions and random no-ops."""
+    env = game("ALE/SpaceInvaders-v5", render_mode="rgb_array", max_num_frames_per_episode=200, noop_max=30)
+    assert env.metadata["render_fps"] == 15
+    rows, columns = (np.arange(84) * size // 84 for size in (210, 160))
+    differs = []
+    for obs, *_ in played(env, 150):
+        picture: Any = env.render()
+        assert (picture.shape, picture.dtype) == ((210, 160, 3), np.uint8)
+        gray = picture @ np.array([0.299, 0.587, 0.114])
+        differs.append(np.abs(gray[np.ix_(rows, columns)] - obs).mean())
+    env.close()
+    assert max(differs) < 10, differs
+
+
+# -- a run
+
+
+def test_a_run_is_trained_evaluated_filmed_and_resumed(tmp_path: Path) -> None:
+    options = {
+        "mode": "inline",
+        "actors": {"lanes": 4, "chunk_steps": 8},
+        "replay": {"capacity_rows": 1000, "min_rows": 64, "samples_per_insert": 1},
+        "learner": {"network": {"hidden": [16]}},
+        "eval": {"screen_episodes": 1, "holdout_episodes": 1, "max_episode_steps": 20, "every_updates": 5},
+        "budget": {"env_steps": 300},
+    }
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(options))
+    done = qherd("train", PONG, "--config", "small.yaml", "--run", "r", cwd=tmp_path)
+    assert done.code == 0, done
+    run = tmp_path / "runs" / "r"
+    written, kept = json.loads((run / "summary.json").read_text()), yaml.safe_load((run / "config.yaml").read_text())
+    assert (written["env_kwargs"], written["reward_clip"]) == (DEFAULTS, True)
+    assert kept["config"]["env"]["kwargs"] == DEFAULTS
+    assert written["updates"] > 0
+    done = qherd("record", run, cwd=tmp_path)
+    assert done.code == 0, done
+    assert "in 20 env steps" in done.out
+    frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(run / "best.mp4"))
+    assert abs(frames - 21) <= 1
+    assert seconds == pytest.approx(frames / 15, abs=0.1)
+    done = qherd("resume", run, "--budget.env-steps", "400", cwd=tmp_path)
+    assert done.code == 0, done
+    assert re.search(r"begins anew, so the run does not go on to the bit: lane 0 of ALE/Pong-v5.*emulator", done.out)
