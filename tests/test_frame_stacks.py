@@ -22,7 +22,8 @@ from scripted_env import ScriptedEnv
 
 from actors.actor_id import ActorId
 from actors.config import ActorConfig, EnvConfig
-from actors.envs import make_env, make_lanes, schema_of, stack_of
+from actors.contract import Checked
+from actors.envs import FrameStack, make_env, make_lanes, schema_of, stack_of
 from actors.policy import make_policy
 from actors.rollout import Rollout
 from learner.networks import NetworkSpec
@@ -33,6 +34,8 @@ from replay.chunk_log.redis_log import RedisLog
 from replay.mirror import Mirror
 from replay.samplers.prioritised import PrioritisedSampler
 from replay.storage import Device, Ram, Storage
+
+WRAPPERS = (FrameStack, FrameStackObservation)
 
 
 class Recorder:
@@ -277,6 +280,23 @@ def test_a_stack_that_the_environment_brings_is_seen() -> None:
     assert schema_of(TimeLimit(stacked, 5)) == Schema((3,), "float32", 2, stack=3)
     zero = FrameStackObservation(plain, 3, padding_type="zero")
     assert schema_of(zero) == Schema((3, 3), "float32", 2), "stored whole, as it is"
+
+
+def test_stacks_are_those_of_gymnasiums_wrapper() -> None:
+    """Over ends of episodes; each in memory of its own."""
+    ours, gymnasiums = (wrapper(Checked(ScriptedEnv((3, 1, 9)), copies=True), 4) for wrapper in WRAPPERS)
+    assert stack_of(ours) == stack_of(gymnasiums) == 4
+    kept = []
+    for t in range(30):
+        if t % 5 == 0:
+            shown = [env.reset(seed=3)[0] for env in (ours, gymnasiums)]
+        else:
+            shown = [env.step(1)[0] for env in (ours, gymnasiums)]
+        np.testing.assert_array_equal(*shown)
+        assert shown[0].dtype == shown[1].dtype
+        kept.append((shown[0], shown[0].copy()))
+    for stack, copy in kept:
+        np.testing.assert_array_equal(stack, copy)
 
 
 def test_schema_of_a_configured_stack() -> None:
