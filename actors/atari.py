@@ -41,6 +41,8 @@ class AtariGame(gym.Env[Array, np.int64]):
     a second game in colour is played along: with the same seed and actions it is the same.
     """
 
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+
     def __init__(self, game: str, *, render_mode: str | None = None, **options: Any) -> None:
         """``options``: see ``AtariOptions``.
 
@@ -56,7 +58,7 @@ class AtariGame(gym.Env[Array, np.int64]):
         self._picture = np.zeros((*SCREEN.values(), 3), np.uint8)
         self._seeded = False
         self.render_mode = render_mode
-        self.metadata = {"render_modes": ["rgb_array"], "render_fps": FRAMES_PER_S / chosen.frameskip}
+        self.metadata = {**self.metadata, "render_fps": FRAMES_PER_S / chosen.frameskip}
         self.observation_space = gym.spaces.Box(0, 255, (SIZE, SIZE), np.uint8)
         self.action_space = gym.spaces.Discrete(len(self._game.ale.get_action_set()))
 
