@@ -24,12 +24,12 @@ from gymnasium.wrappers import (
     TimeLimit,
 )
 
-from actors.atari import atari_spec
+from actors.atari import AtariLanes, atari_arguments, atari_spec
 from actors.closing import close_all
 from actors.config import ATARI, EnvConfig
 from actors.contract import Checked, Stepped, blamed, columns_of, name_of
 from actors.errors import ContractError, EnvError
-from actors.lanes import Lane, RecordedLane
+from actors.lanes import Lane, Lanes, RecordedLane
 from actors.spaces import divisor_of
 from replay.chunk import ACTION_MASK, Schema
 
@@ -68,24 +68,25 @@ ALONE = Where()
 
 
 def make_env(
-    config: EnvConfig, *, training: bool, render_mode: str | None = None, where: Where = ALONE
+    config: EnvConfig, *, training: bool, render_mode: str | None = None, where: Where = ALONE, games: int = 1
 ) -> gym.Env[Any, Any]:
-    """Makes one environment with storable observations. ``training`` applies ``env.max_episode_steps``.
+    """Makes one environment with storable observations. ``training`` applies ``env.max_episode_steps``. Of Atari's
+    several ``games`` may be made as one, for ``AtariLanes``.
 
     Raises:
         EnvError: it cannot be made, or has spaces that qherd does not learn.
     """
     use_path(config)
     arguments: dict[str, Any] = {name: where.fill(value) for name, value in config.kwargs.items()}
-    if training and config.max_episode_steps:
+    atari = config.id.startswith(ATARI)
+    if atari:
+        arguments = atari_arguments(arguments, config.max_episode_steps, training=training) | {"games": games}
+    elif training and config.max_episode_steps:
         arguments["max_episode_steps"] = config.max_episode_steps
     if render_mode:
         arguments["render_mode"] = render_mode
     _import_module(config)
     _register_suite(config)
-    atari = config.id.startswith(ATARI)
-    if atari and not training:
-        arguments["episodic_life"] = False
     try:
         made = gym.make(atari_spec(config.id) if atari else config.id, disable_env_checker=True, **arguments)
     except gym.error.Error as error:
@@ -216,12 +217,14 @@ def make_lanes(
     recorded: bool = False,
     slot: int = 0,
     clock: Callable[[], float] = time.monotonic,
-) -> SyncVectorEnv:
+) -> Lanes:
     """Makes ``lanes`` environments that are stepped together; the step after an end resets and leaves a boundary row.
 
     One that raises is made anew, up to ``restarts`` times within ten minutes (actors/lanes.py). ``recorded`` lanes
-    can be brought back to where they were, by ``Rollout.restore``.
+    can be brought back to where they were, by ``Rollout.restore``; those of Atari that are not are one environment.
     """
+    if config.id.startswith(ATARI) and not recorded:
+        return AtariLanes(make_env(config, training=True, where=Where(slot), games=lanes), config.frame_stack)
     kind = RecordedLane if recorded else Lane
 
     made = list[Lane]()

@@ -29,7 +29,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+from gymnasium.vector import SyncVectorEnv
 
+from actors.atari import AtariLanes
 from actors.closing import close_all
 from actors.contract import Env, Stepped, columns_of
 from actors.errors import EnvError
@@ -39,6 +41,8 @@ from replay.errors import QherdError
 from replay.state import count, restore_rng, rng_state
 
 LOG = logging.getLogger("qherd.actor")
+Lanes = SyncVectorEnv | AtariLanes
+"""An actor's environments, stepped together."""
 REBUILT = "rebuilt"
 """The one key that the infos of a lane may have: the line that says which environment was made anew, and why."""
 

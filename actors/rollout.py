@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium.vector import SyncVectorEnv
 
 from actors.actor_id import ActorId
 from actors.closing import close_all
 from actors.config import ActorConfig
 from actors.epsilon import Exploration
 from actors.heartbeat import Heartbeat, WorkMeter
+from actors.lanes import Lanes
 from actors.outbox import Outbox
 from actors.policy import Policy, explore
 from actors.rows import Columns
@@ -42,7 +42,7 @@ class Rollout(Breakable):
     def __init__(
         self,
         actor: ActorId,
-        envs: SyncVectorEnv,
+        envs: Lanes,
         schema: Schema,
         policy: Policy,
         log: ChunkLog,

@@ -7,11 +7,11 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode
 
 from actors.contract import name_of
 from actors.errors import EnvError
-from actors.lanes import REBUILT, Lane, RecordedLane
+from actors.lanes import REBUILT, Lane, Lanes, RecordedLane
 from actors.policy import DRAWS, Policy, allowed, carried, draw
 from actors.rows import Columns, Rows
 from replay.chunk import ACTION_MASK, Counters, Schema
@@ -25,7 +25,7 @@ class Stepper:
 
     def __init__(
         self,
-        envs: SyncVectorEnv,
+        envs: Lanes,
         lane_seeds: list[int | None],
         schema: Schema,
         policy: Policy,

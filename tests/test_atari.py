@@ -15,11 +15,17 @@ import numpy.typing as npt
 import pytest
 import yaml
 from ale_py.vector_env import AtariVectorEnv
+from chunk_makers import RUN
 from cli_runs import qherd
 from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import SyncVectorEnv
+from lending import plenty
 from numpy.testing import assert_array_equal
 
-from actors.config import AtariOptions, EnvConfig
+from actors.actor_id import ActorId
+from actors.atari import AtariLanes
+from actors.builders import build_actor
+from actors.config import ActorConfig, AtariOptions, EnvConfig
 from actors.contract import Env
 from actors.envs import make_env, make_lanes, schema_of
 from actors.errors import EnvError
@@ -27,7 +33,11 @@ from actors.first_look import first_look
 from actors.lanes import replay_refused
 from deploy.config.layers import compose
 from deploy.config.models import dump
-from replay.chunk import Schema
+from learner.networks import NetworkConfig, NetworkSpec, parameter_shapes
+from learner.weights import pack
+from replay.chunk import BOUNDARY, FIRST, TRUNCATED, Codec, Schema
+from replay.chunk_log.memory_log import MemoryLog
+from replay.chunk_log.protocol import ChunkId
 
 PONG = "ALE/Pong-v5"
 DEFAULTS = {
@@ -66,23 +76,48 @@ def frames_of(env: Env, steps: int, **seeds: int) -> npt.NDArray[np.uint8]:
 
 
 def test_lanes_leave_what_ale_pys_own_vector_environment_leaves() -> None:
-    """Frame by frame, over ends of episodes and the resets after them, in each of two lanes with its own seed."""
+    """Frame by frame, over ends of episodes and the resets after them, in each of two lanes with its own seed: one
+    environment for both, and one for each, as recorded lanes are."""
     arguments = {**DEFAULTS, "max_num_frames_per_episode": 100, "noop_max": 30}
-    lanes = make_lanes(EnvConfig(id="ALE/SpaceInvaders-v5", kwargs=arguments), 2)
+    config = EnvConfig(id="ALE/SpaceInvaders-v5", kwargs=arguments, frame_stack=3)
+    lanes = [make_lanes(config, 2, recorded=recorded) for recorded in (False, True)]
+    assert [type(each) for each in lanes] == [AtariLanes, SyncVectorEnv]
     bare = AtariVectorEnv("space_invaders", 2, stack_num=1, reward_clipping=False, **arguments)
     seeds, rng, ends = [3, 2**30 - 1], np.random.default_rng(0), np.zeros(2, np.int64)
-    ours, theirs = lanes.reset(seed=list(seeds))[0], bare.reset(seed=np.array(seeds))[0]
-    try:
-        for _ in range(120):
-            assert_array_equal(ours, theirs[:, 0])
-            actions = rng.integers(6, size=2)
-            ours, *flags, _ = lanes.step(actions)
-            theirs, *expected, _ = bare.step(actions)
-            assert [each.tolist() for each in flags] == [each.tolist() for each in expected]
-            ends += np.asarray(flags[2])
-    finally:
-        lanes.close()
-    assert ends.tolist() == [4, 4], "each 25 env steps and one of the reset"
+    shown, frame = [each.reset(seed=list(seeds))[0] for each in lanes], bare.reset(seed=np.array(seeds))[0]
+    for _ in range(60):
+        assert_array_equal(shown[0], shown[1])
+        assert_array_equal(shown[0][:, 2], frame[:, 0])
+        actions = rng.integers(6, size=2)
+        frame, *flags, _ = bare.step(actions)
+        for i, each in enumerate(lanes):
+            shown[i], *ours, _ = each.step(actions)
+            assert [part.tolist() for part in ours] == [part.tolist() for part in flags]
+        ends += flags[2]
+    assert ends.tolist() == [2, 2], "each 25 env steps and one of the reset"
+    for each in lanes:
+        each.close()
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_an_actor_plays_a_game(recorded: bool) -> None:
+    """Its rows have an end after ten env steps, by the limit of a training episode, and a boundary row after it."""
+    env = EnvConfig(id=PONG, frame_stack=2, max_episode_steps=10)
+    log, schema = MemoryLog(), Schema((84, 84), "uint8", 6, stack=2, obs_divisor=255)
+    spec = NetworkSpec(NetworkConfig(hidden=(4,)))
+    shapes = parameter_shapes(spec, schema)
+    log.publish(1, plenty(), pack(1, 0, 0, {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}))
+    actors = ActorConfig(lanes=2, chunk_steps=12, flush_s=60)
+    rollout = build_actor(ActorId(RUN, 7, 0, 1, 1), env, actors, spec, log, recorded=recorded)
+    assert rollout.schema == schema
+    assert rollout.ready()
+    rollout.fill()
+    rollout.send()
+    rollout.close()
+    (entry,) = log.read({0: ChunkId()}, 2)
+    chunk = Codec(schema, RUN).decode(entry.data, entry.slot, *entry.id)
+    assert chunk.flags.T.tolist() == [[FIRST, *[0] * 8, TRUNCATED, BOUNDARY, FIRST]] * 2
+    assert chunk.obs[11].any()
 
 
 def test_gymnasiums_own_check_passes() -> None:
@@ -200,7 +235,7 @@ def test_a_life_lost_ends_an_episode_in_training_where_that_is_asked_for(trainin
     [
         ("ALE/Pung-v5", {}, r"ALE/Pung-v5.*Pung. doesn't exist in namespace ALE; did you mean ALE/Pong-v5"),
         ("ALE/Pong", {}, r"ALE/Pong'.*did you mean ALE/Pong-v5"),
-        ("ALE/Abcdefghijkl-v5", {}, r"ids with python -c 'import gymnasium as g, ale_py; g\.pprint_registry"),
+        ("ALE/Abcdefghijkl", {}, r"ids with python -c 'import gymnasium as g, ale_py; g\.pprint_registry"),
         (PONG, {"mode": 1}, r"no argument 'mode', only repeat_action_.*ale_py:ALE/"),
         (PONG, {"frameskip": 0}, "frameskip: Input should be greater than or equal to 1, got 0"),
         (PONG, {"repeat_action_probability": 2}, "repeat_action_probability: .*less than or equal to 1, got 2"),
@@ -238,44 +273,58 @@ def unlike(env: Env, obs: Any) -> float:
 
 def test_the_picture_in_colour_is_of_the_same_game() -> None:
     """Also after resets without a seed, with sticky actions and random no-ops; another game's is unlike it."""
-    arguments: dict[str, Any] = {"render_mode": "rgb_array", "max_num_frames_per_episode": 100, "noop_max": 30}
-    env, other = game("ALE/SpaceInvaders-v5", **arguments), game("ALE/SpaceInvaders-v5", **arguments)
+    arguments: dict[str, Any] = {"render_mode": "rgb_array", "max_num_frames_per_episode": 80, "noop_max": 30}
+    env, other = game("ALE/Boxing-v5", **arguments), game("ALE/Boxing-v5", **arguments)
     assert env.metadata["render_fps"] == 15
-    both = zip(played(env, 60), played(other, 60, seed=2), strict=True)
+    both = zip(played(env, 45), played(other, 45, actions=1), strict=True)
     shares = [(unlike(env, obs), unlike(other, obs)) for (obs, *_), _ in both]
     env.close()
     other.close()
     same, others = np.array(shares).T
     assert same.max() < 0.001
-    assert others.mean() > 0.005
+    assert others.mean() > 0.02
 
 
 # -- a run
 
 
-def test_a_run_is_trained_evaluated_filmed_and_resumed(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run of Pong."""
+    cwd = tmp_path_factory.mktemp("pong")
     options = {
         "mode": "inline",
         "actors": {"lanes": 4, "chunk_steps": 8},
-        "replay": {"capacity_rows": 1000, "min_rows": 64, "samples_per_insert": 1},
-        "learner": {"network": {"hidden": [16]}},
-        "eval": {"screen_episodes": 1, "holdout_episodes": 1, "max_episode_steps": 20, "every_updates": 5},
-        "budget": {"env_steps": 300},
+        "replay": {"capacity_rows": 1000, "min_rows": 64, "samples_per_insert": 4},
+        "learner": {"network": {"encoder": "mlp", "hidden": [4]}, "batch": 4},
+        "eval": {"screen_episodes": 1, "confirm_episodes": 2, "holdout_episodes": 1, "max_episode_steps": 20},
+        "budget": {"env_steps": 200},
     }
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(options))
-    done = qherd("train", PONG, "--config", "small.yaml", "--run", "r", cwd=tmp_path)
+    (cwd / "small.yaml").write_text(yaml.safe_dump(options))
+    done = qherd("train", PONG, "--config", "small.yaml", "--run", "r", cwd=cwd)
     assert done.code == 0, done
-    run = tmp_path / "runs" / "r"
+    return cwd / "runs" / "r"
+
+
+def test_a_run_says_what_its_games_were_played_with(run: Path) -> None:
     written, kept = json.loads((run / "summary.json").read_text()), yaml.safe_load((run / "config.yaml").read_text())
     assert (written["env_kwargs"], written["reward_clip"]) == (DEFAULTS, True)
     assert kept["config"]["env"]["kwargs"] == DEFAULTS
     assert written["updates"] > 0
-    done = qherd("record", run, cwd=tmp_path)
+
+
+@pytest.mark.long
+def test_a_run_is_filmed(run: Path) -> None:
+    done = qherd("record", run, cwd=run.parent)
     assert done.code == 0, done
     assert "in 20 env steps" in done.out
     frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(run / "best.mp4"))
     assert abs(frames - 21) <= 1
     assert seconds == pytest.approx(frames / 15, abs=0.1)
-    done = qherd("resume", run, "--budget.env-steps", "400", cwd=tmp_path)
+
+
+@pytest.mark.long
+def test_a_resumed_run_says_that_it_does_not_go_on_to_the_bit(run: Path) -> None:
+    done = qherd("resume", run, "--budget.env-steps", "600", cwd=run.parent)
     assert done.code == 0, done
     assert re.search(r"begins anew, so the run does not go on to the bit: lane 0 of ALE/Pong-v5.*emulator", done.out)
