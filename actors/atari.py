@@ -20,7 +20,7 @@ Array = npt.NDArray[np.uint8]
 
 SIZE = 84
 """Height and width of an observation."""
-SCREEN = {"img_height": 210, "img_width": 160}
+SCREEN: dict[str, Any] = {"img_height": 210, "img_width": 160}
 """Those of a picture in colour."""
 FRAMES_PER_S = 60
 """Of the console."""
@@ -33,7 +33,7 @@ def atari_spec(env_id: str) -> EnvSpec:
     Raises:
         gymnasium.error.Error: there is no such game.
     """
-    return replace(gym.spec(env_id), entry_point=AtariGame, vector_entry_point=None)
+    return replace(gym.spec(env_id), entry_point=f"{__name__}:AtariGame", vector_entry_point=None)
 
 
 def atari_arguments(kwargs: Mapping[str, Any], max_episode_steps: int | None, *, training: bool) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class AtariGame(gym.Env[Array, np.int64]):
         self.games = self._shown = None
 
 
-class AtariLanes(VectorEnv[Array, npt.NDArray[np.int64], Array]):
+class AtariLanes(VectorEnv[Array, npt.NDArray[np.int64], Any]):
     """The lanes of an actor as one vector environment: a loop over as many environments leaves the same, and takes a
     third longer. NEXT_STEP autoreset, and frames stacked as gymnasium's wrapper stacks them.
 

@@ -187,7 +187,7 @@ def stack_of(env: gym.Env[Any, Any]) -> int:
     """Returns how many frames this environment's observations stack, where the newest alone has all that is new:
     gymnasium's wrapper, padded with the episode's first frame, and nothing around it that changes them. Else 1."""
     while isinstance(env, gym.Wrapper):
-        if type(env) in (FrameStackObservation, FrameStack):
+        if isinstance(env, FrameStackObservation) and type(env) in (FrameStackObservation, FrameStack):
             plain = env.padding_type == "reset" and isinstance(env.env.observation_space, gym.spaces.Box)
             return env.stack_size if plain else 1
         if type(env) not in (
