@@ -116,7 +116,7 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
             self.metadata = _declaring_masks(env, actions)
         self._columns = columns_of(self)
         self._stored = observations_of(self._name, _space(env, "observation_space"), copies=copies)
-        self.observation_space = self._stored.space
+        self.observation_space, self.entries = self._stored.space, self._stored.entries
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """The environment's reset, checked."""

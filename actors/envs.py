@@ -30,8 +30,8 @@ from actors.config import ATARI, EnvConfig
 from actors.contract import Checked, Stepped, blamed, columns_of, name_of
 from actors.errors import ContractError, EnvError
 from actors.lanes import Lane, Lanes, RecordedLane
-from actors.spaces import divisor_of
-from replay.chunk import ACTION_MASK, Schema
+from actors.spaces import channels_last, divisor_of
+from replay.chunk import ACTION_MASK, ObsEntry, Schema
 
 
 def use_path(config: EnvConfig) -> None:
@@ -167,7 +167,6 @@ def schema_of(env: gym.Env[Any, Any]) -> Schema:
     assert isinstance(actions, gym.spaces.Discrete)
     assert isinstance(observations, gym.spaces.Box)
     dtype, shape = np.dtype(observations.dtype).name, tuple(observations.shape)[1 if stack > 1 else 0 :]
-    channels_last = not (len(shape) == 3 and shape[0] < min(shape[1:]))
     columns, num_actions = columns_of(env), int(actions.n)
     for column in columns:
         if column.name == ACTION_MASK and column.shape != (num_actions,):
@@ -176,11 +175,30 @@ def schema_of(env: gym.Env[Any, Any]) -> Schema:
                 f"{num_actions} actions: give it ({num_actions},)"
             )
     try:
-        return Schema(shape, dtype, num_actions, stack, divisor_of(observations), channels_last, columns)
+        return Schema(
+            shape,
+            dtype,
+            num_actions,
+            stack,
+            divisor_of(observations),
+            channels_last(shape),
+            columns,
+            entries_of(env),
+        )
     except ContractError:
         raise
     except ValueError as error:
         raise ContractError(f"{name_of(env)}: {error}") from error
+
+
+def entries_of(env: gym.Env[Any, Any]) -> tuple[ObsEntry, ...]:
+    """Returns the entries that this environment's observations are flattened from; none where they are no Dict or
+    Tuple."""
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, Checked):
+            return env.entries
+        env = env.env
+    return ()
 
 
 def stack_of(env: gym.Env[Any, Any]) -> int:

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import gymnasium as gym
 import numpy as np
+from pydantic import TypeAdapter
 
 from actors.closing import CLOSE_S, close_all
 from actors.config import EnvConfig
@@ -34,7 +35,7 @@ from actors.envs import make_env, schema_of
 from actors.errors import ContractError, EnvError
 from actors.seeds import evaluation_seed
 from actors.supervision.restarts import cause
-from replay.chunk import ACTION_MASK, Column, Schema
+from replay.chunk import ACTION_MASK, Schema
 
 STEPS, SECONDS, FEWEST = 200, 0.2, 3
 """A look ends after so many env steps, or so many seconds and at least twice ``FEWEST`` env steps."""
@@ -91,15 +92,8 @@ def first_look(config: EnvConfig, seed: int, step_timeout_s: float, notify: Noti
         watched.end()
     if "error" in found:
         raise EnvError(found["error"])
-    return Look(
-        _schema(found["schema"]), found["spaces"], found["make_s"], Played(*found["played"]), tuple(found["warnings"])
-    )
-
-
-def _schema(values: Mapping[str, Any]) -> Schema:
-    """Returns the schema from its fields as JSON has them."""
-    extras = tuple(Column(**each | {"shape": tuple(each["shape"])}) for each in values["extras"])
-    return Schema(**{**values, "obs_shape": tuple(values["obs_shape"]), "extras": extras})
+    schema = TypeAdapter(Schema).validate_python(found["schema"])
+    return Look(schema, found["spaces"], found["make_s"], Played(*found["played"]), tuple(found["warnings"]))
 
 
 @dataclass

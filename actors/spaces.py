@@ -11,7 +11,8 @@ Box of a stored dtype,           the same; an observation of another dtype is ca
 MultiBinary                      booleans are refused where the network divides by 255, to 0 and 0.004
 Box of a dtype in NARROWED       the dtype that it names
 Dict, Tuple, of any depth        their entries as above, flattened into one vector, in the order of the space: of their
-                                 dtype where all have the same one, else <float32>, bytes of 0 to 255 divided by 255
+                                 dtype where all have the same one, else <float32>, bytes of 0 to 255 divided by 255;
+                                 the schema has the entries, so that a network may tell them apart again
 ===============================  =====================================================================================
 """
 
@@ -26,7 +27,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from actors.errors import ContractError, EnvError
-from replay.chunk import DTYPES
+from replay.chunk import DTYPES, MAX_NAME, ObsEntry
 
 Array = npt.NDArray[Any]
 Path = tuple[Any, ...]
@@ -76,6 +77,8 @@ class Observations(Protocol):
     """What is stored of an environment's observations."""
 
     space: spaces.Box[Any]
+    entries: tuple[ObsEntry, ...]
+    """Of a Dict or Tuple; else none."""
 
     def __call__(self, method: str, obs: Any) -> Any:
         """Returns what is stored of the observation that ``method`` returned, in the space's shape and dtype.
@@ -111,6 +114,8 @@ def observations_of(name: str, space: spaces.Space[Any], *, copies: bool = False
 class _OfBox:
     """Observations that are arrays."""
 
+    entries: tuple[ObsEntry, ...] = ()
+
     def __init__(self, name: str, space: spaces.Box, copies: bool, entry: str) -> None:
         _check_box(name, space)
         self._name, self._own, self._entry = name, space, entry
@@ -143,6 +148,8 @@ class _OfBox:
 
 class _OneHot:
     """Observations that are one number of several, or an array of such."""
+
+    entries: tuple[ObsEntry, ...] = ()
 
     def __init__(self, name: str, space: spaces.Discrete | spaces.MultiDiscrete, entry: str) -> None:
         self._name, self._own, self._entry = name, space, entry
@@ -186,6 +193,7 @@ class _Flattened:
         stored = [entry.space for _, entry in self._entries]
         if not stored:
             raise EnvError(f"{name} has the observation space {short(space)}, which holds nothing to learn from")
+        self.entries = tuple(_entry("/".join(map(str, path))[:MAX_NAME], entry.space) for path, entry in self._entries)
         alike = len({(each.dtype, divisor_of(each)) for each in stored}) == 1
         dtype = np.dtype(stored[0].dtype if alike else np.float32)
         self._divisors = [1 if alike else divisor_of(each) for each in stored]
@@ -212,6 +220,11 @@ class _Flattened:
                     f"{self._name}: {method}() returned an observation without {where}; its space is {short(self._own)}"
                 ) from None
         return obs
+
+
+def _entry(name: str, stored: spaces.Box) -> ObsEntry:
+    shape = tuple(stored.shape)
+    return ObsEntry(name, shape, np.dtype(stored.dtype).name, channels_last(shape))
 
 
 def _entries(space: spaces.Space[Any], path: Path = ()) -> Iterator[tuple[Path, spaces.Space[Any]]]:
@@ -258,6 +271,12 @@ def divisor_of(space: spaces.Space[Any]) -> int:
     """
     whole = isinstance(space, spaces.Box) and space.dtype == np.uint8 and bool((space.high == BYTE_MAX).all())
     return BYTE_MAX if whole else 1
+
+
+def channels_last(shape: tuple[int, ...]) -> bool:
+    """Returns whether the last axis of a picture of this shape has its channels: unless the first one is shorter than
+    both others."""
+    return not (len(shape) == 3 and shape[0] < min(shape[1:]))
 
 
 def _narrowed(space: spaces.Box) -> spaces.Box:

@@ -30,8 +30,8 @@ holds an observation only (its action was ignored); FIRST: the observation is th
 
 DTYPES = ("uint8", "int8", "uint16", "int16", "int32", "float16", "float32")
 """Dtypes of columns that are stored as they are; an env's float64 and int64 are narrowed once, at the actor."""
-MAX_EXTRAS, MAX_NAME = 32, 64
-"""Columns beside the standard ones, and letters of a column's name, at the most."""
+MAX_EXTRAS, MAX_NAME, MAX_ENTRIES = 32, 64, 1024
+"""Columns beside the standard ones, letters of a name, and entries of an observation, at the most."""
 
 
 MAX_VERSION = (1 << 63) - 1
@@ -85,6 +85,22 @@ class Column:
         return (time_steps, lanes, *self.shape) if self.per == "row" else (lanes, *self.shape)
 
 
+@dataclass(frozen=True)
+class ObsEntry:
+    """An entry of an observation that is a Dict or Tuple: an array, which lies flattened in the observation after the
+    entries before it. ``dtype``: its own, whatever the observation's is; ``channels_last``: see ``Schema``."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    channels_last: bool = True
+
+    @property
+    def size(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+
 STANDARD = ("action", "reward", "q_taken", "q_max", "obs", "flags")
 """The columns that every row has, in the order of the wire."""
 
@@ -97,6 +113,7 @@ class Schema:
     ``obs_divisor``: what the network divides observations by, 255 where the space says that they are bytes of colour.
     ``channels_last``: of a picture's three axes the last one has its channels, as Gymnasium's pictures have.
     ``extras``: columns beside the standard ones, such as an action mask: they are sent, stored and sampled as they are.
+    ``entries``: what a flat observation is made of where the environment's own is a Dict or Tuple; else none.
     """
 
     obs_shape: tuple[int, ...]
@@ -106,6 +123,7 @@ class Schema:
     obs_divisor: int = 1
     channels_last: bool = True
     extras: tuple[Column, ...] = ()
+    entries: tuple[ObsEntry, ...] = ()
 
     def __post_init__(self) -> None:
         if self.obs_dtype not in DTYPES:
@@ -117,6 +135,23 @@ class Schema:
         if self.obs_divisor < 1:
             raise ValueError(f"obs_divisor is {self.obs_divisor}; at least 1 is needed")
         self._check_extras()
+        if self.entries:
+            self._check_entries()
+
+    def _check_entries(self) -> None:
+        if len(self.entries) > MAX_ENTRIES:
+            raise ValueError(
+                f"observations of {len(self.entries)} entries; {MAX_ENTRIES} are the most: have them flattened by "
+                "gymnasium.wrappers.FlattenObservation"
+            )
+        for entry in self.entries:
+            if len(entry.name) > MAX_NAME or entry.dtype not in DTYPES or min(entry.shape, default=1) < 1:
+                raise ValueError(
+                    f"{entry!r:.200} is no entry of observations: a name of up to {MAX_NAME} letters, lengths of at "
+                    f"least 1 and one of the dtypes {', '.join(DTYPES)} are"
+                )
+        if self.obs_shape != (size := sum(entry.size for entry in self.entries),):
+            raise ValueError(f"observations of shape {self.obs_shape} have entries of {size} numbers in all")
 
     def _check_extras(self) -> None:
         if len(self.extras) > MAX_EXTRAS:
@@ -147,7 +182,8 @@ class Schema:
     def digest(self) -> int:
         """Returns 64 bits that differ between schemas: a chunk of another environment is refused by it."""
         columns = [[column.name, column.dtype, column.shape, column.per] for column in self.columns]
-        return digest64(json.dumps([columns, self.num_actions, self.stack]))
+        entries = [[entry.name, entry.dtype, entry.shape, entry.channels_last] for entry in self.entries]
+        return digest64(json.dumps([columns, self.num_actions, self.stack, *([entries] if entries else [])]))
 
     @cached_property
     def obs_bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -31,7 +32,7 @@ from learner.networks import NetworkConfig
 from learner.publisher import Publisher
 from replay import attached
 from replay.attached import Attached, NotThere, Replaced
-from replay.chunk import Chunk
+from replay.chunk import Chunk, ObsEntry
 from replay.chunk_log.memory_log import MemoryLog
 from replay.chunk_log.protocol import ChunkId, LogError, Unavailable, UnusableServer
 from replay.chunk_log.redis_log import RedisLog
@@ -360,6 +361,15 @@ def test_descriptions_come_back_as_they_were() -> None:
     assert read.row_schema.digest == SCHEMA.digest
     stacked = replace(SCHEMA, obs_shape=(84, 84), obs_dtype="uint8", stack=4)
     assert RunDescription.unpack(about(1, row_schema=stacked).pack()).row_schema.digest == stacked.digest
+    flat = replace(SCHEMA, obs_shape=(11,), entries=(ObsEntry("a", (3, 3), "uint8"), ObsEntry("b", (2,), "float32")))
+    packed = about(1, row_schema=flat).pack()
+    assert RunDescription.unpack(packed).row_schema == flat
+    older = json.loads(packed)  # as it was written before there were entries
+    del older["schema"]["entries"]
+    assert RunDescription.unpack(json.dumps(older).encode()).row_schema == replace(flat, entries=())
+    older["schema"]["entries"] = [{"name": "a", "shape": [3, 3], "dtype": "uint8"}]
+    with pytest.raises(DescriptionError, match=r"damaged: schema.*have entries of 9 numbers in all"):
+        RunDescription.unpack(json.dumps(older).encode())
 
 
 @pytest.mark.parametrize("change", ["name", "gamma"])

@@ -21,7 +21,7 @@ from learner.networks.impala import SpectralConv2d
 from learner.networks.numpy_mlp import NumpyMlp
 from learner.networks.q_network import QNetwork, flatten_parameters
 from learner.weights import pack, unpack
-from replay.chunk import DTYPES, Schema
+from replay.chunk import DTYPES, ObsEntry, Schema
 
 TOLERANCE = 2e-6
 """Of numpy's Q values against torch's, relative to the largest one: a few float32 roundings of a sum."""
@@ -38,6 +38,18 @@ PICTURES = (
     Schema((4, 7, 9), "uint8", 3, obs_divisor=255, channels_last=False),
     Schema((5, 6), "uint8", 2, stack=3, obs_divisor=255),
     Schema((8, 6, 2), "float32", 2, stack=2),
+)
+SEVERAL = (
+    ObsEntry("a", (3,), "float32"),
+    ObsEntry("b", (5, 6, 2), "uint8"),
+    ObsEntry("c", (2, 4, 3), "float32", channels_last=False),
+    ObsEntry("d", (2,), "float32"),
+    ObsEntry("e", (4, 4), "uint8"),
+)
+ENTRIES = (
+    Schema((3 + 60 + 24 + 2 + 16,), "float32", 3, entries=SEVERAL),
+    Schema((2 * 16,), "uint8", 2, stack=2, obs_divisor=255, entries=(SEVERAL[4], SEVERAL[4])),
+    Schema((36 * 36 + 3,), "float32", 2, entries=(ObsEntry("eye", (36, 36, 1), "uint8"), SEVERAL[0])),
 )
 
 
@@ -81,6 +93,7 @@ def cases() -> list[Any]:
         "minatar": PICTURES,
         "nature": big,
         "impala": (PICTURES[0], big[0]),
+        "entries": ENTRIES,
     }
     assert by_encoder.keys() == ENCODERS.keys()
     given: list[Any] = [
@@ -95,7 +108,7 @@ def cases() -> list[Any]:
         for hidden, layer_norm in (((), False), ((16,), False), ((32, 8), True))
         for dueling in (False, True)
         # every schema with one head, every head with one schema; where the forward takes longer, one case of each head
-        if (encoder in ("mlp", "minatar") and (head == "values" or schema is schemas[0]))
+        if (encoder in ("mlp", "minatar", "entries") and (head == "values" or schema is schemas[0]))
         or (schema is schemas[-1] and hidden == (32, 8) and dueling == (head == "values"))
     ]
     pools: list[Any] = [
@@ -183,7 +196,7 @@ def test_auto_takes_an_encoder_that_fits() -> None:
         (
             spec(encoder="resnet"),
             PICTURES[0],
-            "encoder 'resnet' is unknown: use mlp, minatar, nature, impala, or module:Name of your own",
+            "encoder 'resnet' is unknown: use mlp, minatar, nature, impala, entries, or module:Name of your own",
         ),
         (spec(encoder="no_such:Encoder"), PICTURES[0], "cannot be imported: No module named 'no_such'"),
         (spec(encoder="json:Encoder"), PICTURES[0], "cannot be imported: module 'json' has no attribute 'Encoder'"),

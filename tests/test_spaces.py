@@ -16,7 +16,7 @@ from actors.contract import Checked
 from actors.envs import schema_of
 from actors.errors import ContractError, EnvError
 from actors.spaces import MAX_COMBINATIONS, divisor_of, numbered_actions, observations_of
-from replay.chunk import Schema
+from replay.chunk import ObsEntry, Schema
 
 UNIT = Box(0, 1, (2,), np.float32)
 BYTES = Box(0, 255, (2, 2, 1), np.uint8)
@@ -191,6 +191,7 @@ def test_an_environment_of_dicts_and_combinations() -> None:
             return self.reset()[0], float(action[0]), False, False, {}
 
     env = Checked(Arm())
-    assert schema_of(env) == Schema((6,), "float32", 6)
+    entries = ObsEntry("camera", (2, 2, 1), "uint8"), ObsEntry("joints", (2,), "float32")
+    assert schema_of(env) == Schema((6,), "float32", 6, entries=entries)
     assert env.reset()[0].tolist() == [1, 1, 1, 1, 0, 0]
     assert [env.step(number)[1] for number in range(6)] == [0, 0, 1, 1, 2, 2]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from learner.networks.choice import choice_of, encoder_of
 from learner.networks.config import NetworkConfig, NetworkSpec
-from learner.networks.shapes import encoder_of, parameter_shapes
+from learner.networks.shapes import parameter_shapes
 from replay.registry import load, make
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ __all__ = [
     "NetworkConfig",
     "NetworkSpec",
     "build_network",
+    "choice_of",
     "encoder_of",
     "parameter_shapes",
 ]
@@ -31,6 +33,7 @@ ENCODERS: dict[str, str] = {
     "minatar": "learner.networks.minatar:MinAtarEncoder",
     "nature": "learner.networks.nature:NatureEncoder",
     "impala": "learner.networks.impala:ImpalaEncoder",
+    "entries": "learner.networks.entries:EntriesEncoder",
 }
 """Encoder classes by name: ``(schema, config)``, an attribute ``features``, and ``forward`` from scaled observations
 <float32>[B, *input_shape] to features <float32>[B, features]."""
@@ -61,4 +64,5 @@ def build_network(spec: NetworkSpec, schema: Schema) -> QNetwork:
         raise ValueError(
             f"encoder {name!r} is a {type(encoder).__name__}; it has to be a torch.nn.Module with features, an int"
         )
-    return QNetwork(encoder, load(HEADS, spec.head, "head")(encoder.features, schema.num_actions, spec), schema)
+    head = load(HEADS, spec.head, "head")
+    return QNetwork(encoder, make(spec.head, "head", lambda: head(encoder.features, schema.num_actions, spec)), schema)

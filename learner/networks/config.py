@@ -29,8 +29,9 @@ class NetworkConfig(BaseModel):
 
     encoder: str = "auto"
     """mlp: linear layers; minatar: one convolution for small pictures; nature: the three of DQN's, for pictures of at
-    least 36 x 36; impala: fifteen, with residual blocks; each before linear layers. auto: nature or minatar for
-    pictures by their size, mlp for all else; or module:Class of your own, imported in every worker."""
+    least 36 x 36; impala: fifteen, with residual blocks; each before linear layers. entries: for a Dict or Tuple, one
+    of these for each picture and an mlp for the rest. auto: nature or minatar for pictures by their size, entries for a
+    Dict or Tuple with a picture, mlp for all else; or module:Class of your own, imported in every worker."""
     hidden: tuple[int, ...] = (128, 128)
     """Units of the encoder's linear layers."""
     layer_norm: bool = False

@@ -1,4 +1,4 @@
-"""Which encoder an observation gets, and the shapes of a network's parameters, without torch."""
+"""The shapes of a network's parameters, without torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from itertools import pairwise, product
 from typing import TYPE_CHECKING, NamedTuple
 
+from learner.networks.choice import LEAST, described, encoder_of, parts_of, remedy
 from learner.networks.config import NetworkConfig, NetworkSpec
 
 if TYPE_CHECKING:
@@ -27,20 +28,8 @@ MINATAR_CHANNELS, MINATAR_KERNEL = 16, 3
 """The convolution of MinAtar's reference DQN (Young and Tian, arXiv 1903.03176, examples/dqn.py)."""
 NATURE_CONVOLUTIONS = (Convolution(32, 8, 4), Convolution(64, 4, 2), Convolution(64, 3, 1))
 """DQN's (Mnih et al. 2015, doi 10.1038/nature14236)."""
-NATURE_LEAST = 36
-"""Height and width from which all of them have something to look at."""
 IMPALA_CHANNELS = (16, 32, 32)
 """Of IMPALA's stages (arXiv 1802.01561)."""
-
-
-def encoder_of(config: NetworkConfig, schema: Schema) -> str:
-    """Returns the encoder's name, ``auto`` resolved by the observation's shape."""
-    if config.encoder != "auto":
-        return config.encoder
-    picture = schema.picture_shape
-    if picture is None or min(picture[1:]) < MINATAR_KERNEL:
-        return "mlp"
-    return "nature" if min(picture[1:]) >= NATURE_LEAST else "minatar"
 
 
 def parameter_shapes(spec: NetworkSpec, schema: Schema) -> Shapes:
@@ -81,20 +70,21 @@ def _mlp(config: NetworkConfig, schema: Schema) -> tuple[Shapes, int]:
     return _layers(math.prod(schema.input_shape), config)
 
 
-def _picture(encoder: str, schema: Schema, least: int) -> tuple[int, int, int]:
-    """Returns channels, height and width. Raises ValueError for observations that are no pictures of that size."""
-    picture = schema.picture_shape
+def _picture(encoder: str, schema: Schema) -> tuple[int, int, int]:
+    """Returns channels, height and width. Raises ValueError for observations that are no pictures of the encoder's
+    least size."""
+    picture, least = schema.picture_shape, LEAST[encoder]
     if picture is None or min(picture[1:]) < least:
         raise ValueError(
-            f"the encoder {encoder} wants pictures of at least {least} x {least} pixels, got observations of shape "
-            f"{schema.obs_shape}; use {'mlp' if picture is None or min(picture[1:]) < MINATAR_KERNEL else 'minatar'}"
+            f"the encoder {encoder} wants pictures of at least {least} x {least} pixels, got {described(schema)}; "
+            f"{remedy(schema)}"
         )
     return picture
 
 
 def minatar_picture(schema: Schema) -> tuple[int, int, int]:
     """Returns channels, height and width of the pictures. Raises ValueError where it is no encoder for them."""
-    return _picture("minatar", schema, MINATAR_KERNEL)
+    return _picture("minatar", schema)
 
 
 def _minatar(config: NetworkConfig, schema: Schema) -> tuple[Shapes, int]:
@@ -110,7 +100,7 @@ def _minatar(config: NetworkConfig, schema: Schema) -> tuple[Shapes, int]:
 def nature_sizes(schema: Schema) -> tuple[tuple[int, int, int], tuple[int, int]]:
     """Returns the pictures' channels, height and width, and height and width after the last convolution. Raises
     ValueError where it is no encoder for them."""
-    picture = _picture("nature", schema, NATURE_LEAST)
+    picture = _picture("nature", schema)
     _, height, width = picture
     for _, kernel, stride in NATURE_CONVOLUTIONS:
         height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
@@ -132,7 +122,7 @@ def _nature(config: NetworkConfig, schema: Schema) -> tuple[Shapes, int]:
 def impala_features(config: NetworkConfig, schema: Schema) -> tuple[int, int]:
     """Returns the pictures' channels, and how many numbers the linear layers get. Raises ValueError where it is no
     encoder for them."""
-    channels, height, width = _picture("impala", schema, MINATAR_KERNEL)
+    channels, height, width = _picture("impala", schema)
     for _ in IMPALA_CHANNELS:
         height, width = (height + 1) // 2, (width + 1) // 2
     pixels = {"flat": height * width, "max6": 36, "gap": 1}[config.impala.pool]
@@ -155,11 +145,28 @@ def _impala(config: NetworkConfig, schema: Schema) -> tuple[Shapes, int]:
     return shapes | layers, features
 
 
+def config_of_parts(config: NetworkConfig) -> NetworkConfig:
+    """Returns what each part of the encoder entries is made with: the first linear layer only."""
+    return config.model_copy(update={"hidden": config.hidden[:1]})
+
+
+def _entries(config: NetworkConfig, schema: Schema) -> tuple[Shapes, int]:
+    shapes: Shapes = {}
+    inputs = 0
+    for index, part in enumerate(parts_of(schema)):
+        own, features = _ENCODERS[part.encoder](config_of_parts(config), part.schema)
+        shapes |= {name.replace("encoder.", f"encoder.parts.{index}.", 1): shape for name, shape in own.items()}
+        inputs += features
+    layers, features = _layers(inputs, config)
+    return shapes | layers, features
+
+
 _ENCODERS: dict[str, Callable[[NetworkConfig, Schema], tuple[Shapes, int]]] = {
     "mlp": _mlp,
     "minatar": _minatar,
     "nature": _nature,
     "impala": _impala,
+    "entries": _entries,
 }
 _HEADS: dict[str, Callable[[NetworkSpec, int], tuple[int, Shapes]]] = {
     "values": lambda spec, features: (1, {}),
