@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deploy.commands.resume import check_changes
+from deploy.commands.resume import check_changes, with_choices_of
 from deploy.config.errors import ConfigError
 from deploy.config.models import RunConfig, kept_options, option_paths
 
@@ -82,6 +82,17 @@ def test_actors_stay_where_the_checkpoint_has_their_lanes(path: str) -> None:
 @pytest.mark.parametrize("path", FREE)
 def test_all_else_may_change(path: str) -> None:
     check_changes(RunConfig(), with_option("local", path, FREE[path]))
+
+
+def test_auto_asks_for_what_was_chosen_as_the_run_began() -> None:
+    """And nothing else is taken from before."""
+    began = RunConfig.model_validate({"env": {"action_mask": "obey"}, "learner": {"network": {"encoder": "mlp"}}})
+    asked = RunConfig.model_validate({"learner": {"lr": 0.125}})
+    found = with_choices_of(began, asked)
+    assert (found.env, found.learner.network, found.learner.lr) == (began.env, began.learner.network, 0.125)
+    check_changes(began, found)
+    other = RunConfig.model_validate({"env": {"action_mask": "ignore"}, "learner": {"network": {"encoder": "minatar"}}})
+    assert with_choices_of(began, other) == other
 
 
 def test_the_marks_are_those() -> None:

@@ -21,7 +21,7 @@ from actors.episodes import play
 from actors.errors import ContractError, EnvError
 from actors.policy import DRAWS, FORBIDDEN, allowed, draw, explore, make_policy
 from actors.stepper import Stepper
-from deploy.planning.preconditions import probe_env, with_masks
+from deploy.planning.preconditions import probe_env, resolved
 from deploy.run_directory.directory import RunDirectory
 from deploy.sessions.inline import InlineSession
 from learner.weights import unpack
@@ -150,7 +150,7 @@ def test_inline_reaches_value_iteration_over_what_is_allowed(tmp_path: Path, opt
     """Of the allowed actions; of others nothing is ever learned. No environment is made anew for a forbidden one."""
     run = config(tmp_path, env={"id": MASKED.id, "path": Path(masked_env.__file__).parent}, **options)
     schema = probe_env(run)
-    run = with_masks(run, schema)
+    run = resolved(run, schema)
     assert run.env.action_mask == "obey"
     notices: list[str] = []
     session = InlineSession(run, RunDirectory.create(run), schema, notices.append)

@@ -30,9 +30,10 @@ from deploy.planning.memory import (
     chunk_rows,
     megabytes,
 )
-from deploy.planning.preconditions import check_unused, probe_env, with_masks
+from deploy.planning.preconditions import check_unused, probe_env, resolved
 from deploy.process.host import usable_cores
 from deploy.process.isolation import output_apart
+from learner.networks import choice_of
 from replay.chunk import Schema
 from replay.chunk_log.server_kind import Bounds
 from replay.storage import available_memory
@@ -77,7 +78,7 @@ def plan_command(
     check_unused(config)
     with output_apart():  # modules of the user's own may print as they are imported
         schema = probe_env(config)
-        config = with_masks(config, schema)
+        config = resolved(config, schema)
         check_network(config, schema)
         check_windows(config, schema)
         check_memory(config, schema)
@@ -88,7 +89,8 @@ def plan_command(
     forecast = forecast_run(config, schema, actor, updates, usable_cores())
     check_machine_memory(config, forecast)
     if as_json:
-        print(json.dumps(asdict(forecast) | {"network_bytes_per_s": forecast.network_bytes_per_s}))
+        further = {"network_bytes_per_s": forecast.network_bytes_per_s, "encoder": config.learner.network.encoder}
+        print(json.dumps(asdict(forecast) | further))
     else:
         _print(config, schema, forecast, (env_steps_per_s is None, updates_per_s is None))
     return 0
@@ -100,7 +102,11 @@ def _print(config: RunConfig, schema: Schema, forecast: Forecast, measured: tupl
         f"plan for {forecast.env}: {forecast.actors} actor(s) of {forecast.lanes} lanes, a replay of "
         f"{config.replay.capacity_rows:,} rows, {at}"
     )
-    lines = [*_memory_lines(config, schema, forecast), *_speed_lines(config, forecast, measured)]
+    lines = [
+        ("encoder", *choice_of(config.learner.network, schema)),
+        *_memory_lines(config, schema, forecast),
+        *_speed_lines(config, forecast, measured),
+    ]
     lines += _network_lines(config, forecast)
     for name, value, source in lines:
         print(f"  {name:18}  {value:>21}  {source}")

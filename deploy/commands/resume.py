@@ -51,6 +51,18 @@ def config_of(path: Path) -> RunConfig:
     return config.model_copy(update={"run": directory.run, "runs_dir": parent})
 
 
+def with_choices_of(before: RunConfig, after: RunConfig) -> RunConfig:
+    """Returns the configuration ``after`` with what the run has where ``auto`` is asked for: that was chosen as the run
+    began."""
+    env, network = after.env, after.learner.network
+    if env.action_mask == "auto":
+        env = env.model_copy(update={"action_mask": before.env.action_mask})
+    if network.encoder == "auto":
+        network = network.model_copy(update={"encoder": before.learner.network.encoder})
+    learner = after.learner.model_copy(update={"network": network})
+    return after.model_copy(update={"env": env, "learner": learner})
+
+
 def check_changes(before: RunConfig, after: RunConfig) -> None:
     """Raises ConfigError for an option that a run has to keep and that is another."""
     old, new = dump(before), dump(after)
@@ -73,6 +85,7 @@ def _at(values: Mapping[str, Any], path: str) -> Any:
 def resume(path: Path, config: RunConfig) -> int:
     """Continues the run in ``path`` under ``config``; returns the exit code."""
     with closing(RunDirectory.reopen(path)) as directory:
+        config = with_choices_of(directory.config, config)
         check_changes(directory.config, config)
         if any("***" in url for url in (*config.redis.servers, *config.redis.actor_servers)):
             raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from actors.errors import EnvError
+from deploy.config.errors import ConfigError
 from deploy.config.models import RunConfig
 from deploy.diagnosis.checks.check import Check, guarded
 from deploy.diagnosis.checks.environment import environment_checks
@@ -22,10 +23,13 @@ from deploy.diagnosis.checks.server import server_checks
 from deploy.planning.memory import (
     check_limiter,
     check_memory,
+    check_network,
     check_windows,
     plan_memory,
 )
-from deploy.planning.preconditions import check_unused, look_at_env
+from deploy.planning.preconditions import check_unused, look_at_env, resolved
+from deploy.process.isolation import output_apart
+from learner.networks import choice_of
 from replay.chunk import Schema
 
 
@@ -36,8 +40,11 @@ def preflight(config: RunConfig) -> Iterator[Check]:
     schema = None
     try:
         look = look_at_env(config)
-        schema = look.schema
-        yield from environment_checks(config, look)
+        network = _network(config, look.schema)
+        schema = look.schema if network.state == "ok" else None  # all that follows wants a network that fits
+        config = resolved(config, look.schema)
+        yield from environment_checks(config, look, rate=schema is not None)
+        yield network
     except EnvError as error:
         yield Check("env", "problem", str(error), "see --env.id, --env.path and --env.kwargs")
     if schema is not None:
@@ -62,6 +69,16 @@ def _limits(config: RunConfig) -> Iterator[Check]:
         f"{limiter.samples_per_insert:g} samples per insert from {limiter.min_rows:,} rows on, a replay of "
         f"{limiter.capacity_rows:,}",
     )
+
+
+def _network(config: RunConfig, schema: Schema) -> Check:
+    try:
+        with output_apart():  # modules of the user's own may print as they are imported
+            check_network(config, schema)
+    except ConfigError as error:
+        return Check("network", "problem", str(error), "see --learner.network.encoder and docs/algorithms.md")
+    encoder, why = choice_of(config.learner.network, schema)
+    return Check("network", "ok", f"encoder {encoder}, {why}")
 
 
 def _memory(config: RunConfig, schema: Schema) -> Iterator[Check]:

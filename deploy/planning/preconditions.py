@@ -19,7 +19,7 @@ from deploy.config.models import SERVER_OPTIONS, RunConfig, env_of
 from deploy.planning import memory
 from deploy.process.host import host_and_port
 from learner.algorithms import ALGORITHMS
-from learner.networks import ENCODERS, NetworkConfig
+from learner.networks import ENCODERS, NetworkConfig, encoder_of
 from replay.chunk import ACTION_MASK, Schema
 from replay.chunk_log import open_inspector
 from replay.chunk_log.inspector import RunInspector
@@ -45,12 +45,14 @@ def check_before_run(config: RunConfig) -> Schema:
     return schema
 
 
-def with_masks(config: RunConfig, schema: Schema) -> RunConfig:
-    """Returns the configuration that says whether action masks are obeyed, as the look at the environment has found."""
+def resolved(config: RunConfig, schema: Schema) -> RunConfig:
+    """Returns the configuration with what ``auto`` stands for in the environment that was looked at: whether action
+    masks are obeyed, and the encoder. A run keeps both."""
     masked = any(column.name == ACTION_MASK for column in schema.extras)
-    return config.model_copy(
-        update={"env": config.env.model_copy(update={"action_mask": "obey" if masked else "ignore"})}
-    )
+    env = config.env.model_copy(update={"action_mask": "obey" if masked else "ignore"})
+    network = config.learner.network
+    network = network.model_copy(update={"encoder": encoder_of(network, schema)})
+    return config.model_copy(update={"env": env, "learner": config.learner.model_copy(update={"network": network})})
 
 
 def probe_env(config: RunConfig) -> Schema:

@@ -13,7 +13,7 @@ from deploy.config.errors import RunDirError, RunFailedError
 from deploy.config.models import RunConfig
 from deploy.monitoring.display import Display
 from deploy.planning.memory import plan_memory
-from deploy.planning.preconditions import check_before_run, with_masks
+from deploy.planning.preconditions import check_before_run, resolved
 from deploy.process.isolation import output_apart
 from deploy.process.signals import Interrupted, Stop
 from deploy.run_directory.directory import RunDirectory
@@ -21,6 +21,7 @@ from deploy.sessions.base import Notify, Session, log_file
 from deploy.sessions.clock import Clock, Rates
 from deploy.sessions.launch import give_name_back, start_session
 from deploy.sessions.outcome import Outcome, closing_message, load_outcome
+from learner.networks import choice_of
 from replay.chunk import Schema
 from replay.logs import failures_logged
 from replay.metrics import flat
@@ -42,7 +43,7 @@ def train(config: RunConfig) -> int:
     May be called by another program, in mode ``inline`` also outside its main thread; signals are then its own matter.
     """
     schema, stop = check_before_run(config), Stop()
-    config = with_masks(config, schema)
+    config = resolved(config, schema)
     with stop.listening(), contextlib.closing(RunDirectory.create(config)) as directory:
         return _run(config, directory, schema, Outcome(), stop, new=True)
 
@@ -54,7 +55,7 @@ def continue_run(config: RunConfig, directory: RunDirectory) -> int:
         print(f"{directory.given_path} is over: {reason}{_REMEDIES.get(reason, '')}")
         return 0
     schema, stop = check_before_run(config), Stop()
-    config = with_masks(config, schema)
+    config = resolved(config, schema)
     with stop.listening():
         changed = directory.record_config(config)
         return _run(config, directory, schema, outcome, stop, new=False, changed=changed)
@@ -137,6 +138,8 @@ class Driver:
         notify, config = self._display.notify, self._config
         notify(f"run {self._directory.given_path}")
         notify(plan_memory(config, self._schema).summary_line(config))
+        encoder, why = choice_of(config.learner.network, self._schema)
+        notify(f"encoder {encoder}, {why}")
         if self._changed:
             not_so = ", so it does not go on to the bit" if config.mode == "inline" else ""
             notify(f"the run computes otherwise than before{not_so}: {'; '.join(self._changed)}")

@@ -161,6 +161,7 @@ class Outcome:
             "reward_clip": config.learner.reward_clip,
             "seed": config.seed,
             "mode": config.mode,
+            "encoder": config.learner.network.encoder,
             "exit_reason": self.reason or "running",
             "wall_s": round(clock.wall_s, 2),
             "start_s": round(clock.start_s, 2),

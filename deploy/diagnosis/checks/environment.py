@@ -9,26 +9,33 @@ from actors.first_look import Look, Played
 from deploy.config.models import RunConfig
 from deploy.diagnosis.checks.check import Check
 from deploy.planning.measure import measure_actor
+from replay.chunk import Schema
 
 COMPUTES = 0.7
 """An actor that is on the core for a greater share of its time is bound by the CPU."""
 
 
-def environment_checks(config: RunConfig, look: Look) -> Iterator[Check]:
-    """Checks spaces and dtypes, what comes out of it, the autoreset mode, and the step rate."""
+def environment_checks(config: RunConfig, look: Look, *, rate: bool) -> Iterator[Check]:
+    """Checks spaces and dtypes, what comes out of it, and, with ``rate``, the autoreset mode and the step rate of an
+    actor, which needs a network that fits."""
     name, schema = "env", look.schema
     stored = f"stored as {schema.obs_dtype}{list(schema.obs_shape)}, {schema.row_bytes} B a row"
     yield Check(name, "ok", f"{config.env.id}: {look.spaces}; {stored}")
     yield _played(name, look.played, config)
     for text in look.warnings:
         yield Check(name, "warning", text, "see docs/environments.md")
+    if rate:
+        yield _rate(name, config, schema)
+
+
+def _rate(name: str, config: RunConfig, schema: Schema) -> Check:
+    """Checks an actor at work."""
     try:
         rate = measure_actor(config, schema)
     except EnvError as error:
-        yield Check(name, "problem", f"it raises as it is played: {error}", "mend it: each time costs an episode")
-        return
+        return Check(name, "problem", f"it raises as it is played: {error}", "mend it: each time costs an episode")
     kind = "it computes" if rate.cpu_share > COMPUTES else "it waits most of the time, and not for the CPU"
-    yield Check(
+    return Check(
         name,
         "ok",
         f"autoreset NEXT_STEP; an actor of {config.actors.lanes} lanes does {rate.env_steps_per_s:,.0f} env steps/s, "
