@@ -82,7 +82,8 @@ def check_memory(config: RunConfig, schema: Schema) -> None:
 
 def check_network(config: RunConfig, schema: Schema) -> None:
     """Raises ConfigError where the Q-network or the loss cannot be built: an unknown name, a module of the user's own
-    that cannot be imported, an encoder that does not take these observations, options of another algorithm."""
+    that cannot be imported or computes no values, an encoder that does not take these observations, options of another
+    algorithm."""
     learner = config.learner
     for name, algorithm in ALGORITHMS.items():
         options = getattr(learner, algorithm.section) if algorithm.section else None
@@ -92,9 +93,14 @@ def check_network(config: RunConfig, schema: Schema) -> None:
                 f"{learner.algorithm}; leave it out, or give --learner.algorithm {name}"
             )
     try:
-        parameter_shapes(config.learner.network_spec, schema)
-        if ":" in config.learner.algorithm:
-            build_loss(config.learner)
+        spec = learner.network_spec
+        parameter_shapes(spec, schema)
+        if ":" in spec.config.encoder or ":" in spec.head:
+            from learner.networks.trial import try_network
+
+            try_network(spec, schema)
+        if ":" in learner.algorithm:
+            build_loss(learner)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
