@@ -306,7 +306,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_whatever_a_manifest_says_the_one_before_loads(written: Path, data: st.DataObject) -> None:
     """Any value in any place of it: it is passed over, or, where nothing that matters was changed, it loads."""
     path = written / str(SECOND) / checkpoint.MANIFEST

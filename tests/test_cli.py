@@ -238,15 +238,15 @@ import gymnasium as gym
 class Walk(gym.Env):
     observation_space, action_space = gym.spaces.Discrete(5), gym.spaces.Discrete(2)
 
-class Tuples(Walk):
-    observation_space = gym.spaces.Tuple([gym.spaces.Discrete(2)])
+class Texts(Walk):
+    observation_space = gym.spaces.Text(5)
 
 class Unmade(Walk):
     def __init__(self):
         raise RuntimeError("the licence has expired")
 
 gym.register("Walk-v0", Walk)
-gym.register("Tuples-v0", Tuples)
+gym.register("Texts-v0", Texts)
 gym.register("Unmade-v0", Unmade)
 """
 
@@ -261,7 +261,7 @@ gym.register("Unmade-v0", Unmade)
         pytest.param(["train", "ALE/Pung-v5"], [r"ALE/Pung-v5.*did you mean ALE/Pong-v5"], id="unknown game"),
         pytest.param(["train", "nowhere:Env-v0"], ["nowhere", "--env.path"], id="unknown module"),
         pytest.param(["train", "userenvs:Missing-v0", "--env.path", "."], ["Missing"], id="unknown id of a module"),
-        pytest.param(["train", "userenvs:Tuples-v0", "--env.path", "."], ["Tuple", "Discrete"], id="tuple space"),
+        pytest.param(["train", "userenvs:Texts-v0", "--env.path", "."], ["Text", "TransformObs"], id="text space"),
         pytest.param(["train", "userenvs:Unmade-v0", "--env.path", "."], ["licence has expired"], id="env refuses"),
         pytest.param(["train", "broken:Any-v0", "--env.path", "."], ["broken"], id="module with a syntax error"),
         pytest.param(

@@ -67,9 +67,17 @@ def test_ctrl_c_while_python_imports(folder: Path, library: str) -> None:
         assert not (folder / "runs").exists()
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("moment", ["run runs/r", "waiting for the first", "env steps"])
-def test_a_signal_while_an_inline_run_starts_and_works(folder: Path, number: signal.Signals, moment: str) -> None:
+MOMENTS = ("run runs/r", "waiting for the first", "env steps")
+PAIRS = [
+    pytest.param(moment, number, marks=() if moment == "env steps" or number == signal.SIGTERM else pytest.mark.long)
+    for moment in MOMENTS
+    for number in SIGNALS
+]
+"""Each moment with SIGTERM, and the last with each signal, are among the short tests."""
+
+
+@pytest.mark.parametrize(("moment", "number"), PAIRS)
+def test_a_signal_while_an_inline_run_starts_and_works(folder: Path, moment: str, number: signal.Signals) -> None:
     with running(*TRAIN, cwd=folder) as run:
         run.until(shows(run, moment), 60, moment)
         run.process.send_signal(number)

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 INTERNAL = {
     "_TooLong": "a limit on the time that an environment's close() may take, caught where it is set",
     "Interrupted": "a signal: the command ends by its own exit code",
+    "_Masked": "an environment that is looked at again, with its action masks",
     "EvaluationStopped": "the driver has cancelled an evaluation",
     "TimeUp": "a hold-out that has to end, caught by the evaluator",
     "NotNowError": "a start that is tried again later",

@@ -37,9 +37,8 @@ def cwd(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("mode", "env_steps"), [("inline", (3_000, 6_000)), pytest.param("local", (4_000, 9_000), marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("mode", "env_steps"), [("inline", (3_000, 6_000)), ("local", (4_000, 9_000))])
 def test_the_pages_parts_train_resume_and_play(cwd: Path, mode: str, env_steps: tuple[int, int]) -> None:
     """Its command as printed, with a name, a mode and a budget; the checkpoint holds the encoder's parameters."""
     (printed,) = re.findall(r"```sh\n(qherd train .*?)\n```", PAGE)

@@ -100,14 +100,17 @@ def run_inline(tmp_path: Path, updates: int, **changes: Any) -> Array:
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
-        {"learner__double": False},
-        {"env__max_episode_steps": 3},
-        {"replay": PRIORITISED},
-        {"replay": PRIORITISED | {"storage": "device"}, "env__max_episode_steps": 3},
-        {"replay__storage": "memmap"},
+        pytest.param({}, id="terminations"),
+        pytest.param({"learner__double": False}, id="max target"),
+        pytest.param({"env__max_episode_steps": 3}, id="truncations after 3 env steps"),
+        pytest.param({"replay": PRIORITISED}, id="prioritised"),
+        pytest.param(
+            {"replay": PRIORITISED | {"storage": "device"}, "env__max_episode_steps": 3},
+            id="on the device",
+            marks=pytest.mark.long,
+        ),
+        pytest.param({"replay__storage": "memmap"}, id="memmap", marks=pytest.mark.long),
     ],
-    ids=["terminations", "max target", "truncations after 3 env steps", "prioritised", "on the device", "memmap"],
 )
 def test_inline_reaches_value_iteration(tmp_path: Path, changes: dict[str, Any]) -> None:
     """With ends of both kinds; where most episodes are cut short after 3 env steps Q* is the same."""

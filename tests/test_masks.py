@@ -143,8 +143,13 @@ def value_iteration() -> Any:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"learner__double": False}, {"learner__algorithm": "qr_dqn", "learner__qr_dqn": {"quantiles": 5}}],
-    ids=["dqn", "max target", "qr_dqn"],
+    [
+        pytest.param({}, id="dqn"),
+        pytest.param({"learner__double": False}, id="max target", marks=pytest.mark.long),
+        pytest.param(
+            {"learner__algorithm": "qr_dqn", "learner__qr_dqn": {"quantiles": 5}}, id="qr_dqn", marks=pytest.mark.long
+        ),
+    ],
 )
 def test_inline_reaches_value_iteration_over_what_is_allowed(tmp_path: Path, options: dict[str, Any]) -> None:
     """Of the allowed actions; of others nothing is ever learned. No environment is made anew for a forbidden one."""
@@ -166,6 +171,7 @@ def test_inline_reaches_value_iteration_over_what_is_allowed(tmp_path: Path, opt
     assert np.abs(q - expected)[may].max() < (1e-2 if "learner__algorithm" in options else TOLERANCE)
 
 
+@pytest.mark.long
 def test_a_run_evaluation_and_resume_obey_the_mask(tmp_path: Path) -> None:
     """On the command line: the first look finds the mask, the run's configuration has it, eval plays by it."""
     (tmp_path / "masked_env.py").write_text(Path(masked_env.__file__).read_text())
