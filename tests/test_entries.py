@@ -349,6 +349,7 @@ def test_the_picture_and_the_rule_are_both_needed() -> None:
     assert len(pictures) == 8
 
 
+@pytest.mark.long
 def test_a_run_learns_from_both_resumes_and_is_played(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Right in all sixteen states; what auto chose is in the first lines, config.yaml and summary.json, and stays."""
     config = RunConfig.model_validate(

@@ -101,7 +101,7 @@ def run_inline(tmp_path: Path, updates: int, **changes: Any) -> Array:
     "changes",
     [
         pytest.param({}, id="terminations"),
-        pytest.param({"learner__double": False}, id="max target"),
+        pytest.param({"learner__double": False}, id="max target", marks=pytest.mark.long),
         pytest.param({"env__max_episode_steps": 3}, id="truncations after 3 env steps"),
         pytest.param({"replay": PRIORITISED}, id="prioritised"),
         pytest.param(

@@ -92,7 +92,7 @@ LOSSES: list[Any] = [
 def test_inline_reaches_the_fixed_point(tmp_path: Path, options: dict[str, Any], tolerance: float) -> None:
     """Value iteration's, or Munchausen's. Values are between -0.6 and 1."""
     run = config(tmp_path, **{f"learner__{name}": value for name, value in options.items()})
-    policy, schema = run_inline(run, 4000)
+    policy, schema = run_inline(run, 2500)
     q = learned(run, schema, policy)
     if run.learner.value_rescale:
         q = signed_parabolic(q)
@@ -116,7 +116,7 @@ def test_inline_finds_the_distribution_of_two_returns(tmp_path: Path, algorithm:
         changes["learner__network"] = IQN["network"]
     env = {"id": "two_point_env:TwoPoint-v0", "path": Path(two_point_env.__file__).parent}
     run = config(tmp_path, env=env, **changes)
-    policy, schema = run_inline(run, 4000)
+    policy, schema = run_inline(run, 2500)
     acting = make_policy(run.learner.network_spec, schema)
     acting.load(unpack(policy)[1])
     q, _ = acting(np.ones((1, 1), np.float32), acting.initial_state(1))

@@ -281,6 +281,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path, moment: str) -> None:
         ended_within(run, SERVER, 2)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_a_killed_driver_takes_the_server_and_the_workers_with_it(tmp_path: Path) -> None:
     with cartpole(tmp_path) as run:

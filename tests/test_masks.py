@@ -144,7 +144,7 @@ def value_iteration() -> Any:
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({}, id="dqn"),
+        pytest.param({}, id="dqn", marks=pytest.mark.long),
         pytest.param({"learner__double": False}, id="max target", marks=pytest.mark.long),
         pytest.param(
             {"learner__algorithm": "qr_dqn", "learner__qr_dqn": {"quantiles": 5}}, id="qr_dqn", marks=pytest.mark.long

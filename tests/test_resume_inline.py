@@ -108,6 +108,7 @@ def killed(tmp_path: Path, kills: tuple[int, ...], env: str, *options: str) -> d
     return ended(tmp_path / "runs" / "killed")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_a_killed_run_ends_as_one_that_was_never_killed(tmp_path: Path, whole: dict[str, Any]) -> None:
     """Weights, moments, rows, priorities, random numbers, counters, curve and best policy; killed twice."""
