@@ -60,15 +60,16 @@ def publish_weights(url: str, run: str, spec: NetworkSpec, schema: Schema) -> No
         time.sleep(WEIGHTS_EVERY_S)
 
 
-def act(url: str, run: str, slot: int, slots: int, env: EnvConfig, config: ActorConfig, chunks: int) -> None:
+def act(
+    url: str, run: str, slot: int, slots: int, env: EnvConfig, config: ActorConfig, spec: NetworkSpec, chunks: int
+) -> None:
     """One real actor, until it is terminated; its stream holds at most ``chunks``."""
     from actors.actor_id import ActorId
     from actors.builders import build_actor
-    from learner.networks import NetworkSpec
     from replay.chunk_log import open_log
 
     actor, log = ActorId(run, 0, slot, slots, 1), open_log(url, run, "actor", chunks)
-    rollout = build_actor(actor, env, config, NetworkSpec(), log)
+    rollout = build_actor(actor, env, config, spec, log)
     with contextlib.suppress(LogError):  # the server ends first
         while True:
             rollout.collect(1.0)

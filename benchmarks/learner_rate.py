@@ -28,6 +28,8 @@ TARGETS = {"LunarLander-v3": 0.85, "MinAtar/Breakout-v1": 0.9}
 """Environments whose presets run, and what share of the bare update's rate is aimed at."""
 WARM_UP_UPDATES, QUICK_UPDATES = 500, 20
 SLICE_S = 0.1
+START_S = 120.0
+"""The first updates have to come within."""
 
 
 def measure(quick: bool) -> list[Result]:
@@ -102,9 +104,13 @@ def running_herd(config: RunConfig, warm_up_updates: int) -> Iterator[LearnerLoo
         loop = build_learner(spec, log, publisher)
         place = (server.url("actor"), RUN)
         for slot in range(count):
-            herd.enter_context(beside(act, *place, slot, count, config.env, config.actors, backstop_chunks(config)))
+            parts = (config.env, config.actors, config.learner.network_spec)
+            herd.enter_context(beside(act, *place, slot, count, *parts, backstop_chunks(config)))
+        end = time.monotonic() + START_S
         while loop.learner.updates < warm_up_updates:
             loop.train(0.5)
+            if time.monotonic() > end:
+                raise RuntimeError(f"{loop.learner.updates} of {warm_up_updates} updates after {START_S:.0f} s")
         yield loop
 
 
