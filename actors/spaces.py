@@ -79,6 +79,8 @@ class Observations(Protocol):
     space: spaces.Box[Any]
     entries: tuple[ObsEntry, ...]
     """Of a Dict or Tuple; else none."""
+    as_is: tuple[np.dtype[Any] | None, tuple[int, ...]]
+    """Dtype and shape of the arrays that are stored as they are; None where all are changed or copied."""
 
     def __call__(self, method: str, obs: Any) -> Any:
         """Returns what is stored of the observation that ``method`` returned, in the space's shape and dtype.
@@ -121,13 +123,13 @@ class _OfBox:
         self._name, self._own, self._entry = name, space, entry
         self._shape, self._dtype = tuple(space.shape), np.dtype(space.dtype)
         self.space = _narrowed(space)
-        self._as_is = self.space.dtype == self._dtype and not copies
+        self.as_is = (self._dtype if self.space.dtype == self._dtype and not copies else None, self._shape)
 
     def __call__(self, method: str, obs: Any) -> Any:
         """See ``Observations``."""
         if not (type(obs) is np.ndarray and obs.dtype is self._dtype and obs.shape == self._shape):
             obs = self._cast(method, obs)
-        return obs if self._as_is else obs.astype(self.space.dtype)
+        return obs.astype(self.space.dtype) if self.as_is[0] is None else obs
 
     def _cast(self, method: str, obs: Any) -> Array:
         """The observation in its space's shape and dtype. Whole numbers and flags have to keep their values; a space of
@@ -150,6 +152,7 @@ class _OneHot:
     """Observations that are one number of several, or an array of such."""
 
     entries: tuple[ObsEntry, ...] = ()
+    as_is: tuple[np.dtype[Any] | None, tuple[int, ...]] = (None, ())
 
     def __init__(self, name: str, space: spaces.Discrete | spaces.MultiDiscrete, entry: str) -> None:
         self._name, self._own, self._entry = name, space, entry
@@ -183,6 +186,8 @@ def _numbers_of(space: spaces.Discrete[Any] | spaces.MultiDiscrete[Any]) -> tupl
 
 class _Flattened:
     """Observations that are a Dict or Tuple, of any depth."""
+
+    as_is: tuple[np.dtype[Any] | None, tuple[int, ...]] = (None, ())
 
     def __init__(self, name: str, space: spaces.Dict | spaces.Tuple[Any]) -> None:
         self._name, self._own = name, space
