@@ -36,6 +36,8 @@ Path = tuple[Any, ...]
 NARROWED = {"float64": "float32", "int64": "float32", "uint32": "float32", "uint64": "float32", "bool": "int8"}
 """Dtypes that are narrowed once, here; all others are stored as they are. float32 holds whole numbers to 2^24."""
 BYTE_MAX = 255
+MAX_ONE_HOT = 1 << 20
+"""Numbers that a one-hot observation may have: 4 MB a row."""
 MAX_COMBINATIONS = 4096
 """Combinations of a MultiDiscrete action that are numbered: each costs an output of the network."""
 
@@ -157,6 +159,12 @@ class _OneHot:
     def __init__(self, name: str, space: spaces.Discrete | spaces.MultiDiscrete, entry: str) -> None:
         self._name, self._own, self._entry = name, space, entry
         counts, first = (np.atleast_1d(np.asarray(each)) for each in _numbers_of(space))
+        if (numbers := sum(counts.ravel().tolist())) > MAX_ONE_HOT:
+            raise EnvError(
+                f"{name} has the observation space {short(space)}{entry and f' as entry {entry}'}, which is stored "
+                f"one-hot, {numbers} numbers; up to {MAX_ONE_HOT} are stored: make it a Box with "
+                "gymnasium.wrappers.TransformObservation where you register it"
+            )
         self._counts, self._first = counts.ravel().astype(np.int64), first.ravel().astype(np.int64)
         self._begin = np.cumsum(self._counts) - self._counts
         self._shape: tuple[int, ...] = space.shape or ()

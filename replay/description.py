@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from replay.chunk import MAX_COUNT, MAX_VERSION, Schema
 from replay.chunk_log.protocol import LogError
@@ -82,6 +82,12 @@ class RunDescription(BaseModel):
     written_s: float = Field(default_factory=time.time)
     """When, by the learner's clock, in Unix seconds: for information only."""
     slots: dict[Count, SlotDescription]
+
+    @model_validator(mode="after")
+    def _windows_fit(self) -> Self:
+        if self.longest_n_step is not None and self.n_step > self.longest_n_step:
+            raise ValueError(f"n_step is {self.n_step}, and longest_n_step {self.longest_n_step}")
+        return self
 
     def pack(self) -> bytes:
         """Packs it as JSON."""

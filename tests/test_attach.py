@@ -341,6 +341,7 @@ def test_a_description_that_cannot_be_read(own_server: EmbeddedServer, log: Redi
         (about(1).pack().replace(b"float32", b"object1"), "dtype 'object1' cannot be stored"),
         (about(1).pack().replace(b'"n_step":3', b'"n_step":-3'), "n_step"),
         (about(1).pack().replace(b'"n_step":3', b'"n_step":18446744073709551615'), "n_step"),
+        (about(1, n_step=2, longest_n_step=5).pack().replace(b'"n_step":2', b'"n_step":6'), "longest_n_step"),
         (about(1).pack().replace(b'"capacity_rows":1000', b'"capacity_rows":9223372036854775808'), "capacity_rows"),
         (about(1).pack().replace(b'"reward_scale":0.5', b'"reward_scale":Infinity'), "reward_scale"),
         (about(1).pack().replace(b'"chunks":0', b'"chunks":9223372036854775807'), "chunks"),

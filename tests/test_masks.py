@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from cli_runs import qherd, summary
 from grid_env import ACTIONS, GOAL, STATES, move
+from gymnasium import spaces
 from masked_env import MaskedGridEnv, mask_of
 from numpy.testing import assert_array_equal
 from test_known_answer import GAMMA, TOLERANCE, config
@@ -70,6 +71,17 @@ def test_a_mask_becomes_a_column() -> None:
     assert infos[ACTION_MASK].dtype == np.uint8
     assert not schema_of(make_env(MASKED.model_copy(update={"action_mask": "ignore"}), training=True)).extras
     assert columns_of(Checked(MaskedGridEnv())) == ()
+
+
+def test_a_mask_that_is_declared_as_a_column_is_obeyed_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    column = {ACTION_MASK: spaces.Box(0, 1, (4,), np.int8)}
+    monkeypatch.setattr(MaskedGridEnv, "metadata", {"render_modes": [], "qherd_columns": column})
+    tested = stepper(MASKED.model_copy(update={"action_mask": "ignore"}))
+    columns, _ = tested.collect(explore(np.ones(3), 100, tested.draws, np.random.default_rng(1)), 1.0, Counters())
+    inside = (columns.flags & BOUNDARY) == 0
+    taken = np.take_along_axis(columns.extras[ACTION_MASK], columns.action[..., None], 2)[..., 0]
+    assert taken[inside].all()
+    assert not tested.pop_rebuilt()
 
 
 @pytest.mark.parametrize(
