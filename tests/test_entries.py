@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -41,14 +40,7 @@ PICTURE, RULE = ObsEntry("picture", (4, 4, 1), "uint8"), ObsEntry("rule", (2,), 
 SCHEMA = Schema((18,), "float32", 2, entries=(PICTURE, RULE))
 
 
-@pytest.fixture(autouse=True)
-def torch_as_before() -> Iterator[None]:
-    """The inline mode sets torch up for the whole process, which is its own; here it is all tests'."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
-    torch.set_flush_denormal(False)
+pytestmark = pytest.mark.usefixtures("torch_as_before")
 
 
 # -- the schema

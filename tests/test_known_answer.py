@@ -132,10 +132,15 @@ def test_inline_is_reproducible_to_the_bit(tmp_path: Path, sampler: str) -> None
 def test_local_reaches_value_iteration_though_an_actor_is_killed(tmp_path: Path) -> None:
     """Ray, an embedded Valkey, two actors of which one is killed; see ``local_run``. In a process of its own, since Ray
     reads how to authenticate when it is imported."""
-    program = f"from pathlib import Path; from test_known_answer import local_run; local_run(Path({str(tmp_path)!r}))"
+    local_run_apart("test_known_answer", tmp_path, 100)
+
+
+def local_run_apart(module: str, tmp_path: Path, timeout_s: float) -> None:
+    """Calls ``local_run(tmp_path)`` of a module of the tests in a process of its own."""
+    program = f"from pathlib import Path; from {module} import local_run; local_run(Path({str(tmp_path)!r}))"
     folder = Path(__file__).parent
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, timeout=timeout_s, check=False
     )
     assert done.returncode == 0, done.stderr
 

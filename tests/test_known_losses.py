@@ -5,8 +5,6 @@ The network is a table, as in test_known_answer.py; what differs is what the tab
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import pytest
 import torch
 import two_point_env
 from grid_env import ACTIONS, GOAL, STATES, move
-from test_known_answer import GAMMA, advance_until, config, value_iteration
+from test_known_answer import GAMMA, advance_until, config, local_run_apart, value_iteration
 
 from actors.policy import make_policy
 from deploy.config.models import RunConfig
@@ -137,12 +135,7 @@ def test_inline_finds_the_distribution_of_two_returns(tmp_path: Path, algorithm:
 @pytest.mark.timeout(180)
 def test_a_local_run_with_a_distributional_loss_reaches_it_too(tmp_path: Path) -> None:
     """Ray, an embedded Valkey, two actors that act on the means of quantiles."""
-    program = f"from pathlib import Path; from test_known_losses import local_run; local_run(Path({str(tmp_path)!r}))"
-    folder = Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, timeout=150, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    local_run_apart("test_known_losses", tmp_path, 150)
 
 
 def local_run(folder: Path) -> None:

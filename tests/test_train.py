@@ -10,14 +10,12 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
-import torch
 from cli_runs import QHERD, environment, qherd, summary
 from gymnasium.envs.classic_control import CartPoleEnv
 from made_metrics import run_metrics
@@ -67,14 +65,7 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def torch_as_before() -> Iterator[None]:
-    """The inline mode sets torch up for the whole process, which is its own; here it is all tests'."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
-    torch.set_flush_denormal(False)
+pytestmark = pytest.mark.usefixtures("torch_as_before")
 
 
 def config(runs_dir: Path, seed: int = 1, **more: Any) -> RunConfig:
