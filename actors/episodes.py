@@ -37,6 +37,11 @@ class Episodes(NamedTuple):
         """Standard deviation of the returns (one degree of freedom less)."""
         return float(self.returns.std(ddof=1)) if len(self.returns) > 1 else 0.0
 
+    @property
+    def stderr(self) -> float | None:
+        """Standard error of the mean; None of a single episode, of which it cannot be estimated."""
+        return self.std / len(self.returns) ** 0.5 if len(self.returns) > 1 else None
+
     def plus(self, others: Episodes) -> Episodes:
         """Returns these episodes and the others after them."""
         return Episodes(*(np.concatenate(pair) for pair in zip(self, others, strict=True)))

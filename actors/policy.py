@@ -60,6 +60,22 @@ def carried(policy: Acting, state: PolicyState, kept: Array, begun: Array) -> Po
     return following
 
 
+class EpsilonGreedy:
+    """A policy whose lanes take a random action now and then: their Q values are random numbers then, of which the
+    greatest, masked or not, is each allowed action equally often."""
+
+    def __init__(self, policy: Acting, epsilon: float, rng: np.random.Generator) -> None:
+        """``epsilon``: the probability of a random action."""
+        self._policy, self._epsilon, self._rng = policy, epsilon, rng
+        self.initial_state = policy.initial_state
+
+    def __call__(self, obs: Array, state: PolicyState) -> tuple[npt.NDArray[np.float32], PolicyState]:
+        """See ``Acting``."""
+        q, state = self._policy(obs, state)
+        explores = self._rng.random(len(q)) < self._epsilon
+        return np.where(explores[:, None], self._rng.random(q.shape, np.float32), q), state
+
+
 FORBIDDEN = np.float32(-1e30)
 """The value of an action that a mask rules out, where values are compared; finite, as all that is stored."""
 DRAWS = 1 << 31

@@ -50,7 +50,7 @@ USAGE = """qherd: a herd of actors, one learner, deep Q-learning.
   qherd resume RUN     go on with a run that was interrupted, killed, or is out of budget
   qherd scale RUN --actors N
                        have more or fewer actors in a run while it works
-  qherd eval RUN       play a run's best policy greedily
+  qherd eval RUN       play a run's best or final policy: the mean return, and how far it can be trusted
   qherd record RUN     write a video of it
   qherd replay stats RUN|URL
                        what a run's replay memory holds, slot by slot

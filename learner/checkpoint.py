@@ -27,9 +27,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
@@ -46,6 +47,8 @@ LOG = logging.getLogger("qherd.learner")
 FORMAT = 2
 """Raised where older code could not read what newer code writes."""
 VALUES, MANIFEST, ARRAYS = "state.json", "manifest.json", ".safetensors"
+POLICY = "policy"
+"""The part that is the averaged policy, its arrays by the network's parameter names: to play it, not to resume from."""
 MANIFEST_BYTES = 1 << 20
 """No manifest is bigger: it has a line per part."""
 _NAME = re.compile(r"(\d+)-(\d+)-(\d+)")
@@ -161,12 +164,36 @@ def read(folder: Path, name: Name) -> dict[str, State]:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
-def _checked_files(path: Path) -> dict[str, bytes]:
-    """Returns the files that the manifest names, each as it was written: sizes are compared before anything is read."""
+def newest_policy(folder: Path) -> tuple[dict[str, npt.NDArray[Any]], Name]:
+    """Returns the policy of the newest checkpoint, its arrays by name, and which checkpoint that is. Reads nothing else
+    of it, and needs no torch.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged. None is passed over for an older one, whose policy is another.
+    """
+    for name in names(folder):
+        path = folder / str(name)
+        (data,) = _checked_files(path, only=POLICY + ARRAYS).values()
+        try:
+            return load_arrays(data), name
+        except (SafetensorError, ValueError) as error:
+            raise CheckpointError(f"{path / (POLICY + ARRAYS)} is damaged: {error}") from error
+    raise CheckpointError(f"{folder} has no checkpoint yet")
+
+
+def _checked_files(path: Path, only: str | None = None) -> dict[str, bytes]:
+    """Returns the files that the manifest names, or the ``only`` one, each as it was written: sizes are compared before
+    anything is read."""
     if path.is_symlink():
         raise CheckpointError(f"{path} is a link: a checkpoint lies in the folder of its run")
     try:
         listed = _listed(path)
+        if only is not None:
+            if only not in listed:
+                raise CheckpointError(
+                    f"{path} has no {only}: an earlier qherd wrote it; go on with the run (qherd resume) to have it"
+                )
+            listed = {only: listed[only]}
         files = {file: read_file(path / file, about.bytes) for file, about in listed.items()}
     except FileNotFoundError as error:
         raise CheckpointError(f"{error.filename}: {error.strerror}") from error

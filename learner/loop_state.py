@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from learner.broadcaster import Broadcaster
-from learner.checkpoint import Found, restoring
+from learner.checkpoint import POLICY, Found, restoring
 from learner.ingest import Ingest
 from learner.journal import Journal
-from learner.learner import Learner
+from learner.learner import Learner, host_arrays
 from learner.progress import Progress
 from learner.report import Resumed
 from learner.samples import Samples
@@ -38,6 +38,7 @@ class LoopState:
         return {
             "loop": State(self._values(), {}),
             "learner": self._learner.state(),
+            POLICY: State({}, host_arrays(self._learner.average)),
             "reader": self._ingest.reader.state(),
             **self._ingest.buffer.state(with_rows),
         }

@@ -22,6 +22,7 @@ from waiting import until
 
 from learner import checkpoint
 from learner.checkpoint import (
+    POLICY,
     Checkpointer,
     CheckpointError,
     Found,
@@ -29,6 +30,7 @@ from learner.checkpoint import (
     build_from_newest,
     names,
     newest,
+    newest_policy,
     pack,
     prune,
     read,
@@ -103,6 +105,29 @@ def test_the_newest_is_that_of_the_highest_fence(folder: Path) -> None:
     found = newest(folder)
     assert found is not None
     assert (found.name, number_of(found.parts), found.skipped) == (THIRD, 150, ())
+
+
+def test_the_policy_of_the_newest_is_read_alone(folder: Path) -> None:
+    """Whatever became of the other files; and no older one is taken for it."""
+    weights = {"head.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    write(folder, THIRD, pack({**parts(150), POLICY: State({}, weights)}))
+    (folder / str(THIRD) / "learner.safetensors").write_bytes(b"damaged")
+    arrays, name = newest_policy(folder)
+    assert name == THIRD
+    np.testing.assert_array_equal(arrays["head.weight"], weights["head.weight"])
+    path = folder / str(THIRD) / f"{POLICY}.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"policy\.safetensors does not match its size and sha256"):
+        newest_policy(folder)
+
+
+def test_a_policy_that_is_not_there_is_told(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=rf"{SECOND} has no policy\.safetensors: an earlier qherd wrote it"):
+        newest_policy(folder)
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+        newest_policy(tmp_path / "none")
 
 
 def test_nothing_was_ever_written(tmp_path: Path) -> None:

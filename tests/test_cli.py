@@ -97,7 +97,7 @@ def test_the_help_of_playback_has_each_option_with_its_text(
     assert ended.value.code == 0
     shown = words(capsys.readouterr().out)
     for option, doc in docs(model):
-        typed = {"run": "RUN", "as-json": "--json"}.get(option, f"--{option}")
+        typed = {"run": "RUN", "as-json": "--json", "as-csv": "--csv"}.get(option, f"--{option}")
         assert typed in shown
         assert words(doc) in shown
 

@@ -16,12 +16,12 @@ from chunk_makers import RUN, SCHEMA, FakeActor, append
 from spoilt_checkpoints import array, put, rewrite, value, without
 from waiting import until
 
-from learner.checkpoint import Checkpointer, CheckpointError, Found, names, newest
+from learner.checkpoint import Checkpointer, CheckpointError, Found, names, newest, newest_policy
 from learner.config import AnnealConfig, CheckpointConfig, LearnerConfig
 from learner.loop import LearnerLoop
 from learner.networks import NetworkConfig
 from learner.publisher import Publisher
-from learner.weights import version_count
+from learner.weights import unpack, version_count
 from replay.chunk import Chunk
 from replay.chunk_log.memory_log import MemoryLog
 from replay.chunk_log.protocol import FENCE_SHIFT, ChunkId, Entry, Unavailable
@@ -95,6 +95,21 @@ def assert_equal(one: LearnerLoop, other: LearnerLoop) -> None:
         assert states[0][part].arrays.keys() == states[1][part].arrays.keys()
         for name, column in states[0][part].arrays.items():
             np.testing.assert_array_equal(column, states[1][part].arrays[name], f"{part}.{name}")
+
+
+def test_a_checkpoint_has_the_policy_that_would_be_evaluated(tmp_path: Path) -> None:
+    actors, one = Actors(), make(tmp_path, MemoryLog())
+    for _ in range(4):
+        actors.send(one.log)
+        while one.loop.cycle():
+            pass
+    one.loop.checkpoint(wait=True)
+    (arrays, name), (_, candidate) = newest_policy(tmp_path), unpack(one.loop.candidate())
+    assert name.updates == one.loop.learner.updates > 0
+    assert arrays.keys() == candidate.keys()
+    for parameter, weights in candidate.items():
+        np.testing.assert_array_equal(arrays[parameter], weights)
+        assert not np.array_equal(weights, one.loop.learner.online.state_dict()[parameter].numpy())
 
 
 @pytest.mark.parametrize("sampler", ["uniform", "prioritised"])

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,15 @@ import numpy.typing as npt
 import pytest
 from cli_runs import Finished, qherd
 
+from actors.config import EnvConfig
 from actors.errors import EnvError
+from deploy.commands import evaluate
+from deploy.config.errors import ConfigError
 from deploy.config.models import RunConfig
+from deploy.playback.players import STICKY, sticky_of
 from deploy.playback.video import Video, picture
 from deploy.run_directory.directory import RunDirectory
+from learner.checkpoint import newest_policy
 from learner.weights import pack
 
 EPISODES, SEED = 23, 77
@@ -31,19 +37,33 @@ EPISODES, SEED = 23, 77
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run of CartPole."""
     cwd = tmp_path_factory.mktemp("playback")
-    options = ["--mode", "inline", "--budget.env-steps", "2500", "--eval.every-updates", "200", "--run", "r"]
+    options = ["--mode", "inline", "--budget.env-steps", "2500", "--eval.every-updates", "400", "--run", "r"]
     done = qherd("train", "CartPole-v1", *options, cwd=cwd)
     assert done.code == 0, done
     return cwd / "runs" / "r"
+
+
+Evaluated = Callable[..., str]
+
+
+@pytest.fixture
+def evaluated(run: Path, capfd: pytest.CaptureFixture[str]) -> Evaluated:
+    """``qherd eval`` of the run, in this process: returns what it prints."""
+
+    def call(*arguments: str) -> str:
+        assert evaluate.run([str(run), *arguments]) == 0
+        return capfd.readouterr().out
+
+    return call
 
 
 def play(run: Path, *arguments: str | Path, command: str = "eval") -> Finished:
     return qherd(command, run, *arguments, cwd=run.parent)
 
 
-def greedy(run: Path, seed: int) -> int:
+def greedy(run: Path, seed: int, policy: str = "best") -> int:
     """Length (and so the return) of one greedy episode, computed here from the bare weights."""
-    arrays, _ = RunDirectory.open(run).best.load()
+    arrays = newest_policy(run / "checkpoints")[0] if policy == "final" else RunDirectory.open(run).best.load()[0]
     names = [*(f"encoder.layers.{i}" for i in range(len(arrays) // 2 - 1)), "head.linear"]
     layers = [(arrays[f"{name}.weight"], arrays[f"{name}.bias"]) for name in names]
     env = gym.make("CartPole-v1")
@@ -87,13 +107,65 @@ def test_the_json_has_the_figures_of_an_independent_greedy_loop(run: Path) -> No
     assert len(set(lengths)) > 1, "each episode has a seed of its own"
 
 
-def test_the_text_is_one_line_and_repeats_itself(run: Path) -> None:
-    done = play(run, "--episodes", "5", "--seed", "3")
-    assert done.code == 0
-    assert "CartPole-v1, 5 greedy episodes: mean" in done.out
-    assert done.out.count("\n") == 1
-    assert play(run, "--episodes", "5", "--seed", "3").out == done.out
-    assert play(run, "--episodes", "5", "--seed", "300").out != done.out
+def test_the_final_policy_is_that_of_the_newest_checkpoint(run: Path, evaluated: Evaluated) -> None:
+    options = ("--policy", "final", "--episodes", "5", "--seed", "3")
+    figures = json.loads(evaluated(*options, "--json"))
+    assert figures["lengths"] == figures["returns"] == [greedy(run, seed, "final") for seed in range(3, 8)]
+    best = json.loads(evaluated("--episodes", "5", "--seed", "3", "--json"))
+    assert (figures["policy"], figures["selected"]) == ("final", False)
+    assert (best["policy"], best["selected"]) == ("best", True)
+    ended = json.loads((run / "summary.json").read_text())
+    assert (figures["updates"], figures["env_steps"]) == (ended["updates"], ended["env_steps"])
+    assert best["updates"] == ended["best_updates"] < figures["updates"]
+    text = evaluated(*options)
+    assert f"\nfinal policy, of update {ended['updates']:,}: that of the newest checkpoint, not selected" in text
+
+
+def test_the_text_has_the_standard_error_and_how_the_policy_was_chosen(run: Path, evaluated: Evaluated) -> None:
+    done = evaluated("--episodes", "5", "--seed", "3")
+    lengths = [greedy(run, seed) for seed in range(3, 8)]
+    mean, std = np.mean(lengths), np.std(lengths, ddof=1)
+    told, chosen = done.splitlines()
+    assert told.startswith(
+        f"CartPole-v1, 5 greedy episodes: mean {mean:.1f}, standard deviation {std:.1f}, standard error "
+        f"{std / 5**0.5:.2g}, min {min(lengths)}.0, max {max(lengths)}.0"
+    )
+    assert "selected by the run's own evaluations, so its score tends to be higher" in chosen
+    assert evaluated("--episodes", "5", "--seed", "3") == done
+    assert evaluated("--episodes", "5", "--seed", "300") != done
+
+
+def test_of_one_episode_there_is_no_standard_error(run: Path, evaluated: Evaluated) -> None:
+    assert "standard error unknown" in evaluated("--episodes", "1")
+    assert json.loads(evaluated("--episodes", "1", "--json"))["stderr"] is None
+
+
+def test_the_csv_has_a_line_for_each_episode(run: Path, evaluated: Evaluated) -> None:
+    done = evaluated("--episodes", "3", "--seed", "3", "--csv")
+    lengths = [greedy(run, seed) for seed in range(3, 6)]
+    lines = [f"{seed},{length}.0,{length}\n" for seed, length in enumerate(lengths, 3)]
+    assert done == "".join(["seed,return,length\n", *lines])
+    with pytest.raises(ConfigError, match="--json and --csv are both given: choose one"):
+        evaluated("--csv", "--json")
+
+
+def test_epsilon_is_the_share_of_random_actions(run: Path, evaluated: Evaluated) -> None:
+    """With 1 the policy plays no part: random play of CartPole takes 22 env steps in the mean."""
+    done = evaluated("--epsilon", "1", "--episodes", "200", "--json")
+    figures = json.loads(done)
+    assert figures["epsilon"] == 1
+    assert figures["mean"] == pytest.approx(22.2, abs=4 * figures["stderr"])
+    assert evaluated("--epsilon", "1", "--episodes", "200", "--json") == done, "its chance goes by the seed"
+    assert "5 ε = 0.1 episodes" in evaluated("--epsilon", "0.1", "--episodes", "5")
+
+
+def test_sticky_actions_are_those_of_games_that_have_them(evaluated: Evaluated) -> None:
+    with pytest.raises(ConfigError, match=r"CartPole-v1 has no sticky actions that .* ALE/\* and MinAtar/\* have"):
+        evaluated("--sticky", "0")
+    pong = EnvConfig(id="ALE/Pong-v5")
+    (name, default) = STICKY["ALE"]
+    assert pong.kwargs[name] == sticky_of(pong) == default
+    assert sticky_of(EnvConfig(id="ale_py:ALE/Pong-v5", kwargs={name: 0.5})) == 0.5
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".gif"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from actors.policy import explore
+from actors.policy import Array, EpsilonGreedy, PolicyState, allowed, explore
 
 
 def test_greedy_and_random_ends() -> None:
@@ -45,6 +45,32 @@ def test_lanes_have_their_own_epsilon() -> None:
 def test_the_same_seed_explores_the_same() -> None:
     first, again = (explore(np.full(4, 0.5), 50, 3, np.random.default_rng(2)) for _ in range(2))
     assert_array_equal(first, again)
+
+
+class Always:
+    """A policy that values action 2 most, and counts its calls in its state."""
+
+    def initial_state(self, lanes: int) -> PolicyState:
+        return {"calls": np.zeros(lanes, np.int64)}
+
+    def __call__(self, obs: Array, state: PolicyState) -> tuple[Array, PolicyState]:
+        return np.tile(np.array([-5, -6, 7, -8], np.float32), (len(obs), 1)), {"calls": state["calls"] + 1}
+
+
+def test_with_epsilon_each_lane_takes_now_and_then_any_action_that_is_allowed() -> None:
+    """And the policy's own state goes on, whatever was taken."""
+    lanes, steps = 50, 400
+    policy = EpsilonGreedy(Always(), 0.2, np.random.default_rng(4))
+    state, taken = policy.initial_state(lanes), []
+    mask = np.array([[1, 1, 1, 0]], np.uint8)
+    for _ in range(steps):
+        q, state = policy(np.zeros((lanes, 1)), state)
+        taken.append(allowed(q, np.repeat(mask, lanes, 0)).argmax(1))
+    shares = np.bincount(np.concatenate(taken), minlength=4) / (lanes * steps)
+    assert_allclose(shares, [0.2 / 3, 0.2 / 3, 0.8 + 0.2 / 3, 0], atol=0.01)
+    assert_array_equal(state["calls"], np.full(lanes, steps))
+    together = np.corrcoef((np.array(taken) != 2).T.astype(float))
+    assert np.abs(together[~np.eye(lanes, dtype=bool)]).max() < 0.3, "each lane tosses a coin of its own"
 
 
 @pytest.mark.parametrize("module", ["actors.builders", "actors.worker"])

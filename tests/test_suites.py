@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -15,6 +17,9 @@ from actors.envs import SUITES, make_env, schema_of
 from actors.errors import EnvError
 from actors.lanes import replay_refused
 from deploy.config.layers import compose, preset_for
+from deploy.config.models import RunConfig
+from deploy.playback.players import players_of, sticky_of
+from deploy.run_directory.directory import RunDirectory
 from replay.chunk import Schema
 
 GAMES = {"Asterix": (4, 5), "Breakout": (4, 3), "Freeway": (7, 3), "Seaquest": (10, 6), "SpaceInvaders": (6, 4)}
@@ -41,6 +46,16 @@ def test_all_actions_and_own_kwargs() -> None:
     )
     assert schema_of(env).num_actions == 6
     assert env.unwrapped.game.sticky_action_prob == 0.0  # type: ignore[attr-defined]
+
+
+def test_an_evaluation_may_have_other_sticky_actions(tmp_path: Path) -> None:
+    config = RunConfig.model_validate({"run": "r", "runs_dir": tmp_path, "env": {"id": "MinAtar/Breakout-v1"}})
+    with contextlib.closing(RunDirectory.create(config)) as directory:
+        for asked, there in ((None, 0.1), (0.0, 0.0), (0.7, 0.7)):
+            with players_of(directory, 1, None, sticky=asked) as players:
+                game: Any = players.envs[0].unwrapped
+                assert game.game.sticky_action_prob == there
+        assert sticky_of(directory.config.env) == 0.1
 
 
 def test_a_game_that_does_not_exist_names_the_nearest() -> None:

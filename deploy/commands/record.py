@@ -16,7 +16,7 @@ from actors.seeds import MAX_SEED, PLAYBACK
 from actors.supervision.restarts import cause
 from deploy.config.cli_types import as_written
 from deploy.config.errors import ConfigError
-from deploy.playback.players import Moved, best_policy, players_of
+from deploy.playback.players import Moved, players_of, policy_of
 from deploy.playback.video import Video
 from deploy.run_directory.directory import RunDirectory
 
@@ -56,7 +56,7 @@ def record(run: Path, out: Path | None, seed: int, *, env_path: Path | None) -> 
 
     with players_of(directory, 1, env_path, render_mode="rgb_array") as players:
         (env,) = players.envs
-        policy, _ = best_policy(directory, env)
+        policy, _ = policy_of(directory, env, "best")
         with Video(out, name_of(env), float(env.metadata.get("render_fps") or 30)) as video:
             limit = directory.config.eval.max_episode_steps
             played = play(players.envs, policy, [seed], limit, fails, lambda env: video.add(_rendered(env)))

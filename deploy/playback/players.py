@@ -1,4 +1,4 @@
-"""Environments in which a run's best policy is played."""
+"""A run's best or final policy, and the environments in which it is played."""
 
 from __future__ import annotations
 
@@ -6,17 +6,25 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
 
+from actors.config import EnvConfig
 from actors.contract import Env
 from actors.envs import schema_of
 from actors.players import Players
 from actors.policy import Policy, make_policy
+from deploy.config.errors import ConfigError
 from deploy.config.models import env_of
 from deploy.planning.preconditions import check_env_path
 from deploy.process.isolation import environments_apart
-from deploy.run_directory.directory import RunDirectory
+from deploy.run_directory.directory import RunDirectory, checkpoint_folder
+from learner.checkpoint import newest_policy
+
+Which = Literal["best", "final"]
+STICKY = {"ALE": ("repeat_action_probability", 0.25), "MinAtar": ("sticky_action_prob", 0.1)}
+"""Of the suites whose games repeat actions by chance, the argument that has the probability, and its default."""
 
 
 class Moved(BaseModel):
@@ -28,16 +36,24 @@ class Moved(BaseModel):
 
 @contextlib.contextmanager
 def players_of(
-    directory: RunDirectory, count: int, env_path: Path | None, render_mode: str | None = None
+    directory: RunDirectory,
+    count: int,
+    env_path: Path | None,
+    render_mode: str | None = None,
+    sticky: float | None = None,
 ) -> Iterator[Players]:
     """Yields environments of the run, apart from the results, and closes them; on stderr what was wrong with that.
+    ``sticky``: the probability of sticky actions, where it is to be another than the run's.
 
     Raises:
+        ConfigError: the environment has no sticky actions.
         EnvError: the folder of their module is not there.
     """
     config = directory.config
     if env_path is not None:
         config = config.model_copy(update={"env": config.env.model_copy(update={"path": env_path})})
+    if sticky is not None:
+        config = config.model_copy(update={"env": _with_sticky(config.env, sticky)})
     check_env_path(config)
     with environments_apart(), Players(env_of(config), count, render_mode=render_mode) as players:
         yield players
@@ -45,13 +61,56 @@ def players_of(
             print(f"qherd: {line}", file=sys.stderr)
 
 
-def best_policy(directory: RunDirectory, env: Env) -> tuple[Policy, dict[str, object]]:
-    """Returns the run's best policy, for this environment's observations, and its manifest.
+def sticky_of(env: EnvConfig) -> float | None:
+    """Returns the probability of the environment's sticky actions; None where it has none that qherd knows of."""
+    if (argument := _sticky_argument(env)) is None:
+        return None
+    name, default = argument
+    return float(env.kwargs.get(name, default))
+
+
+def _sticky_argument(env: EnvConfig) -> tuple[str, float] | None:
+    return STICKY.get(env.id.rpartition(":")[2].partition("/")[0])
+
+
+def _with_sticky(env: EnvConfig, probability: float) -> EnvConfig:
+    if (argument := _sticky_argument(env)) is None:
+        have = " and ".join(f"{suite}/*" for suite in STICKY)
+        raise ConfigError(f"{env.id} has no sticky actions that qherd could set, only {have} have: leave --sticky out")
+    return env.model_copy(update={"kwargs": {**env.kwargs, argument[0]: probability}})
+
+
+class Chosen(NamedTuple):
+    """Which of a run's policies is played. ``env_steps``: of the run when it was taken, where that is on record."""
+
+    which: Which
+    updates: int
+    env_steps: int | None
+
+    @property
+    def how(self) -> str:
+        """Returns how it was chosen, as a sentence."""
+        if self.which == "final":
+            return f"final policy, of update {self.updates:,}: that of the newest checkpoint, not selected by any score"
+        return (
+            f"best policy, of update {self.updates:,}: selected by the run's own evaluations, so its score tends to be "
+            "higher than what the training ends with; to compare runs take --policy final"
+        )
+
+
+def policy_of(directory: RunDirectory, env: Env, which: Which) -> tuple[Policy, Chosen]:
+    """Returns the run's best or final policy, for this environment's observations, and which that is.
 
     Raises:
-        RunDirError: there is none yet, or it is damaged.
+        RunDirError, CheckpointError: there is none yet, or it is damaged.
     """
-    arrays, manifest = directory.best.load()
-    policy = make_policy(directory.config.learner.network_spec, schema_of(env))
+    config = directory.config
+    if which == "best":
+        arrays, manifest = directory.best.load()
+        chosen = Chosen(which, int(manifest["updates"]), None)
+    else:
+        arrays, name = newest_policy(checkpoint_folder(config, directory))
+        chosen = Chosen(which, name.updates, name.env_steps)
+    policy = make_policy(config.learner.network_spec, schema_of(env))
     policy.load(arrays)
-    return policy, manifest
+    return policy, chosen

@@ -230,6 +230,13 @@ class RunDirectory:
         self.lock.release()
 
 
+def checkpoint_folder(config: RunConfig, directory: RunDirectory) -> Path:
+    """Returns where this run's checkpoints are; runs that share a ``checkpoint.dir`` have a folder each in it, since
+    each run removes its older ones."""
+    shared = config.checkpoint.dir
+    return directory.checkpoints if shared is None else shared.absolute() / directory.run
+
+
 def _anywhere(config: RunConfig) -> RunConfig:
     """Returns the configuration as it is to be read in another working directory: with folders made absolute."""
     folders = {"env": ("path",), "checkpoint": ("dir",), "replay": ("memmap_dir",)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
@@ -12,7 +11,7 @@ from actors.evaluator import EvaluationResult
 from deploy.config.models import RunConfig
 from deploy.monitoring.metrics import RunMetrics
 from deploy.planning.memory import chunk_rows, rows_in_checkpoint
-from deploy.run_directory.directory import RunDirectory
+from deploy.run_directory.directory import RunDirectory, checkpoint_folder
 from learner.builders import LearnerSpec
 from learner.checkpoint import Checkpointer
 from replay.chunk import Schema
@@ -62,13 +61,6 @@ class Session(Protocol):
 
         Meanwhile ``policy``, if there is one, is played once more for at most HOLDOUT_S, or until ``skip()``.
         """
-
-
-def checkpoint_folder(config: RunConfig, directory: RunDirectory) -> Path:
-    """Returns where this run's checkpoints are; runs that share a ``checkpoint.dir`` have a folder each in it, since
-    each run removes its older ones."""
-    shared = config.checkpoint.dir
-    return directory.checkpoints if shared is None else shared.absolute() / directory.run
 
 
 def make_checkpointer(config: RunConfig, directory: RunDirectory, schema: Schema) -> Checkpointer:

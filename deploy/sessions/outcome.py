@@ -11,8 +11,8 @@ from actors.evaluator import EvaluationResult
 from actors.metrics import EvaluationMetrics
 from deploy.config.models import RunConfig, dump
 from deploy.monitoring.metrics import RestartMetrics, RunMetrics
-from deploy.run_directory.directory import RunDirectory
-from deploy.sessions.base import HOLDOUT_S, Progress, checkpoint_folder
+from deploy.run_directory.directory import RunDirectory, checkpoint_folder
+from deploy.sessions.base import HOLDOUT_S, Progress
 from deploy.sessions.clock import Clock
 from learner.checkpoint import names
 
