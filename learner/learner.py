@@ -16,7 +16,14 @@ from learner.collective import Alone, Collective
 from learner.config import LearnerConfig
 from learner.metrics import UpdateMetrics
 from learner.networks import build_network
-from learner.networks.q_network import FoldedWeight, QNetwork, decayed, flatten_parameters
+from learner.networks.q_network import (
+    FoldedWeight,
+    QNetwork,
+    decayed,
+    flatten_parameters,
+    in_shape_order,
+    set_in_shape_order,
+)
 from learner.recent_updates import RecentUpdates
 from learner.samples import on_device
 from replay.chunk import Schema
@@ -96,7 +103,9 @@ class Learner:
 
     def state(self) -> State:
         """See ``replay.state``. Figures that were not read yet are left out: a checkpoint comes after a report."""
-        arrays = {name: vector.detach().cpu().numpy() for name, vector in self._vectors().items()}
+        arrays = {
+            name: in_shape_order(vector.detach(), self.online).cpu().numpy() for name, vector in self._vectors().items()
+        }
         arrays["random"] = _random_state(self.device).numpy()
         values = {name: float(scalar) for name, scalar in self._scalars().items()}
         return State({"updates": self.updates, "random_of": self.device.type, **values}, arrays)
@@ -109,7 +118,7 @@ class Learner:
                 raise ValueError(f"a network of {vector.numel()} parameters, the checkpoint's has {saved.size}")
             if saved.dtype != np.float32 or not np.isfinite(saved).all():
                 raise ValueError(f"{name} has parameters that are no finite <float32>")
-            vector.detach().copy_(torch.from_numpy(saved))
+            set_in_shape_order(vector.detach(), self.online, torch.from_numpy(saved))
         if state.values["random_of"] == self.device.type:  # another kind of device has another kind of random numbers
             _set_random_state(self.device, state.arrays["random"])
         for name, scalar in self._scalars().items():

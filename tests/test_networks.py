@@ -19,7 +19,8 @@ from learner.networks import ENCODERS, HEADS, NetworkConfig, NetworkSpec, build_
 from learner.networks.heads import AtomsHead, ImplicitQuantilesHead
 from learner.networks.impala import SpectralConv2d
 from learner.networks.numpy_mlp import NumpyMlp
-from learner.networks.q_network import QNetwork, flatten_parameters
+from learner.networks.q_network import QNetwork, flatten_parameters, in_shape_order, set_in_shape_order
+from learner.networks.shapes import MINATAR_CHANNELS
 from learner.weights import pack, unpack
 from replay.chunk import DTYPES, ObsEntry, Schema
 
@@ -162,7 +163,7 @@ def test_the_convolution_sees_the_picture(schema: Schema) -> None:
         for parameter in online.parameters():
             parameter.zero_()
         encoder.conv.weight[0, channel, 1, 1] = 1.0
-        head.linear.weight[0, (row - 1) * (width - 2) + column - 1] = 1.0
+        head.linear.weight[0, MINATAR_CHANNELS * ((row - 1) * (width - 2) + column - 1)] = 1.0
         obs = np.abs(observations(schema, 3))
         frames = obs.reshape(3, schema.stack, *schema.obs_shape)
         pixel = (
@@ -304,11 +305,35 @@ def test_flat_parameters_are_the_modules() -> None:
     online(obs).q.sum().backward()
     assert vector.grad is not None
     gradients = [p.grad.reshape(-1) for p in online.parameters() if p.grad is not None]
-    torch.testing.assert_close(vector.grad, torch.cat(gradients), rtol=0, atol=0)
+    torch.testing.assert_close(in_shape_order(vector.grad, online), torch.cat(gradients), rtol=0, atol=0)
     assert vector.grad.abs().sum() > 0
     with torch.no_grad():
         vector.zero_()
     assert not online(obs).q.any()
+
+
+def test_weights_lie_in_memory_as_they_are_multiplied() -> None:
+    """Linear layers' with the inputs first, convolutions' with the channels last, in the flat vector, too; what files
+    hold is in the order of the shapes, so that it outlives a change of that."""
+    online = build_network(spec((5,), encoder="minatar"), Schema((4, 4, 2), "uint8", 3))
+    in_order = torch.cat([parameter.detach().reshape(-1) for parameter in online.parameters()])
+    vector = flatten_parameters(online)
+    encoder, head = cast(Any, online.encoder), cast(Any, online.head)
+    for layer in (*encoder.layers, head.linear):
+        assert layer.weight.stride() == layer.weight.grad.stride() == (1, layer.out_features)
+    assert encoder.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert_close(in_shape_order(vector.detach(), online), in_order, rtol=0, atol=0)
+    values = torch.arange(len(in_order), dtype=torch.float32)
+    set_in_shape_order(vector.detach(), online, values)
+    assert_close(torch.cat([parameter.detach().reshape(-1) for parameter in online.parameters()]), values)
+
+
+def test_a_parameter_that_is_part_of_another_tensor() -> None:
+    module = nn.Linear(3, 2, bias=False)
+    module.weight.data = torch.arange(24.0).view(4, 6)[1:3, ::2]
+    vector = flatten_parameters(module)
+    assert vector.tolist() == [6.0, 8.0, 10.0, 12.0, 14.0, 16.0]
+    assert module.weight.tolist() == [[6.0, 8.0, 10.0], [12.0, 14.0, 16.0]]
 
 
 def test_spectral_norm_divides_by_the_greatest_singular_value() -> None:

@@ -55,7 +55,7 @@ def build_network(spec: NetworkSpec, schema: Schema) -> QNetwork:
     """
     from torch.nn import Module
 
-    from learner.networks.q_network import QNetwork
+    from learner.networks.q_network import QNetwork, arrange_weights
 
     name = encoder_of(spec.config, schema)
     kind = load(ENCODERS, name, "encoder")
@@ -65,4 +65,8 @@ def build_network(spec: NetworkSpec, schema: Schema) -> QNetwork:
             f"encoder {name!r} is a {type(encoder).__name__}; it has to be a torch.nn.Module with features, an int"
         )
     head = load(HEADS, spec.head, "head")
-    return QNetwork(encoder, make(spec.head, "head", lambda: head(encoder.features, schema.num_actions, spec)), schema)
+    network = QNetwork(
+        encoder, make(spec.head, "head", lambda: head(encoder.features, schema.num_actions, spec)), schema
+    )
+    arrange_weights(network)
+    return network

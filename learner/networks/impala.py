@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from learner.networks.config import NetworkConfig
-from learner.networks.convolutions import channels_first, picture_norm
+from learner.networks.convolutions import channels_first, flat, picture_norm
 from learner.networks.mlp import LinearLayers
 from learner.networks.shapes import IMPALA_CHANNELS, impala_features
 from replay.chunk import Schema
@@ -84,4 +84,4 @@ class ImpalaEncoder(LinearLayers):
             x = x.mean((2, 3))
         elif self._pool == "max6":
             x = functional.adaptive_max_pool2d(x, 6)
-        return self.through_layers(x.flatten(1))
+        return self.through_layers(x.flatten(1) if self._pool == "gap" else flat(x))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from learner.networks.config import NetworkConfig
-from learner.networks.convolutions import channels_first, picture_norm
+from learner.networks.convolutions import channels_first, flat, picture_norm
 from learner.networks.mlp import LinearLayers
 from learner.networks.shapes import MINATAR_CHANNELS, MINATAR_KERNEL, minatar_picture
 from replay.chunk import Schema
@@ -28,4 +28,4 @@ class MinAtarEncoder(LinearLayers):
 
     def forward(self, obs: Tensor) -> Tensor:
         """Maps obs <float32>[B, *input_shape] to features <float32>[B, F]."""
-        return self.through_layers(torch.relu(self.norm(self.conv(channels_first(obs, self._schema)))).flatten(1))
+        return self.through_layers(flat(torch.relu(self.norm(self.conv(channels_first(obs, self._schema))))))

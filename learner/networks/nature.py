@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from learner.networks.config import NetworkConfig
-from learner.networks.convolutions import channels_first, picture_norm
+from learner.networks.convolutions import channels_first, flat, picture_norm
 from learner.networks.mlp import LinearLayers
 from learner.networks.shapes import NATURE_CONVOLUTIONS, nature_sizes
 from replay.chunk import Schema
@@ -31,4 +31,4 @@ class NatureEncoder(LinearLayers):
         x = channels_first(obs, self._schema)
         for conv, norm in zip(self.convs, self.conv_norms, strict=True):
             x = torch.relu(norm(conv(x)))
-        return self.through_layers(x.flatten(1))
+        return self.through_layers(flat(x))
