@@ -1,16 +1,17 @@
-"""Actor rate: one actor at work against a bare SyncVectorEnv loop with random actions, in env steps per second."""
+"""Actor rate: one actor at work against a bare vector environment with random actions, in env steps per second."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from gymnasium.vector import SyncVectorEnv
+from gymnasium.vector import SyncVectorEnv, VectorEnv
 
 from actors.actor_id import ActorId
+from actors.atari import atari_arguments, atari_spec
 from actors.builders import build_actor
 from actors.config import ActorConfig, EnvConfig
 from actors.envs import make_env, schema_of
@@ -34,15 +35,31 @@ class Subject(NamedTuple):
     network: NetworkConfig
     infers: bool
     chunk_steps: int = 8
+    frame_stack: int = 1
 
     @property
     def config(self) -> EnvConfig:
         """The environment's configuration."""
-        return EnvConfig(id=self.env)
+        return EnvConfig(id=self.env, frame_stack=self.frame_stack)
+
+    def bare_lanes(self) -> VectorEnv[Any, Any, Any]:
+        """The lanes without anything of qherd: an Atari game's are ale-py's C++ vector environment."""
+        if not self.env.startswith("ALE/"):
+            return SyncVectorEnv([lambda: make_env(self.config, training=True)] * self.lanes, copy=False)
+        from ale_py.vector_env import AtariVectorEnv
+
+        options = atari_arguments({}, None, training=True)
+        game = atari_spec(self.env).kwargs["game"]
+        return AtariVectorEnv(game, self.lanes, stack_num=self.frame_stack, num_threads=1, **options)
 
 
 LANDER = Subject("LunarLander-v3", 32, NetworkConfig(hidden=(128, 128)), infers=False)
-SUBJECTS = (LANDER, Subject("MinAtar/Breakout-v1", 32, NetworkConfig(encoder="minatar", hidden=(128,)), infers=True))
+SUBJECTS = (
+    LANDER,
+    Subject("MinAtar/Breakout-v1", 16, NetworkConfig(encoder="minatar", hidden=(128,)), True, chunk_steps=16),
+    Subject("ALE/Pong-v5", 16, NetworkConfig(encoder="nature", hidden=(512,)), True, chunk_steps=16, frame_stack=4),
+)
+"""The last two have the lanes, chunks and networks of their presets."""
 
 
 @contextlib.contextmanager
@@ -76,7 +93,7 @@ def _measure(subject: Subject, quick: bool) -> list[Result]:
     rows = subject.lanes * subject.chunk_steps
     units = "-".join(map(str, subject.network.hidden))
     text = f"{subject.env}, {subject.lanes} lanes, {subject.network.encoder} {units}, chunks of {rows} rows"
-    other = f"bare SyncVectorEnv, random actions{' and the forward pass' if subject.infers else ''}"
+    other = f"bare vector environment, random actions{' and the forward pass' if subject.infers else ''}"
     return [
         Result("actor rate", "env steps/s", wall, other, bare_wall, TARGET, notes=(text,)),
         Result("actor rate by CPU time", "env steps/CPU s", cpu, other, bare_cpu, notes=("the actor's process only",)),
@@ -116,7 +133,7 @@ def actor_loop(rollout: Rollout) -> Callable[[float], int]:
 def bare_loop(subject: Subject) -> Callable[[float], int]:
     """A function that steps lanes at random for some seconds and returns the env steps."""
     lanes = subject.lanes
-    envs = SyncVectorEnv([lambda: make_env(subject.config, training=True)] * lanes, copy=False)
+    envs = subject.bare_lanes()
     rng = np.random.default_rng(0)
     actions = int(envs.single_action_space.n)  # type: ignore[attr-defined]
     obs, _ = envs.reset(seed=0)

@@ -24,8 +24,10 @@ from replay.metrics import flat
 from replay.mirror import Batch
 
 RUN = "learner-rate"
-TARGETS = {"LunarLander-v3": 0.85, "MinAtar/Breakout-v1": 0.9}
+TARGETS = {"LunarLander-v3": 0.85, "MinAtar/Breakout-v1": 0.9, "ALE/Pong-v5": 0.9}
 """Environments whose presets run, and what share of the bare update's rate is aimed at."""
+FEWER_ROWS = {"QHERD_REPLAY_CAPACITY_ROWS": "20000", "QHERD_REPLAY_MIN_ROWS": "2000"}
+"""For a game of Atari: its preset's replay memory has 4 GB, and takes minutes to fill."""
 WARM_UP_UPDATES, QUICK_UPDATES = 500, 20
 SLICE_S = 0.1
 START_S = 120.0
@@ -43,7 +45,7 @@ def measure(quick: bool) -> list[Result]:
 
 def _measure(env_id: str, target: float, quick: bool) -> Result:
     slices, repetitions = (3, 2) if quick else (30, 15)
-    config = compose(env_id, None, None)
+    config = compose(env_id, None, None, FEWER_ROWS if env_id.startswith("ALE/") else {})
     with running_herd(config, QUICK_UPDATES if quick else WARM_UP_UPDATES) as loop:
         before = flat(loop.report().metrics)
         ours, others = [], []
