@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from benchmarks import machine
 from benchmarks.peers import REPOSITORY, peer_command
 from benchmarks.result import Result, not_a_measurement, show
-from deploy.sessions.driver import INTERRUPTED
+from deploy.process.signals import INTERRUPTED
 
 ENV = "LunarLander-v3"
 TARGET = 3.0

@@ -35,6 +35,7 @@ COMMANDS = {
     "resume": "resume",
     "scale": "scale",
     "eval": "evaluate",
+    "study": "study",
     "record": "record",
     "replay stats": "replay_stats",
     "clean": "clean",
@@ -52,6 +53,7 @@ USAGE = """qherd: a herd of actors, one learner, deep Q-learning.
                        have more or fewer actors in a run while it works
   qherd eval RUN       play a run's best or final policy: the mean return, and how far it can be trusted
   qherd record RUN     write a video of it
+  qherd study FILE     train environments x variants x seeds, as the file has them, and play each final policy
   qherd replay stats RUN|URL
                        what a run's replay memory holds, slot by slot
   qherd clean RUN      remove what a run has left on its server

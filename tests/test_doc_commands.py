@@ -32,6 +32,7 @@ from deploy.commands.replay_stats import ReplayStats
 from deploy.commands.resume import Resume
 from deploy.commands.scale import Scale
 from deploy.commands.secrets import Secrets
+from deploy.commands.study import StudyCommand
 from deploy.commands.train import Train
 from deploy.config.models import RunConfig, option_paths
 
@@ -51,6 +52,7 @@ MODELS: dict[str, list[type[BaseModel]]] = {
     "replay": [ReplayStats],
     "clean": [Clean],
     "secrets": [Secrets],
+    "study": [StudyCommand],
     "discovery": [Discovery],
 }
 

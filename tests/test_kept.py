@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deploy.commands.resume import check_changes, with_choices_of
+from deploy.config.changes import check_changes, with_choices_of
 from deploy.config.errors import ConfigError
 from deploy.config.models import RunConfig, kept_options, option_paths
 

@@ -35,6 +35,7 @@ ROOMS = (
     "monitoring",
     "diagnosis",
     "sessions",
+    "studies",
     "commands",
     "cli",
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 from deploy.config.errors import ConfigError, RunFailedError
 from deploy.config.models import RunConfig
 from deploy.process import arithmetic
+from deploy.process.host import usable_cores
 from deploy.server.private_dir import PrivateDir
 
 _TLS_FILES = ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
@@ -54,10 +55,10 @@ def start_ray(config: RunConfig, cleanup: contextlib.ExitStack) -> None:
         if config.mode == "cluster":
             _join_cluster(str(config.ray.address), cleanup)
         else:
-            _start_own(cleanup)
+            _start_own(config, cleanup)
 
 
-def _start_own(cleanup: contextlib.ExitStack) -> None:
+def _start_own(config: RunConfig, cleanup: contextlib.ExitStack) -> None:
     import ray
 
     home = PrivateDir()
@@ -66,6 +67,7 @@ def _start_own(cleanup: contextlib.ExitStack) -> None:
     try:
         ray.init(
             address="local",
+            num_cpus=_counted_cpus(config),
             include_dashboard=False,
             object_store_memory=256 << 20,
             log_to_driver=False,
@@ -80,6 +82,15 @@ def _start_own(cleanup: contextlib.ExitStack) -> None:
             traceback.format_exc(),
         ) from error
     home.check()
+
+
+def _counted_cpus(config: RunConfig) -> int | None:
+    """Returns how many CPUs this machine's own Ray counts; None: all that there are. It starts a worker for each before
+    any is asked for, so it counts no more than the run's actors, evaluator and learner use; several runs at once on a
+    big machine would have hundreds of idle ones."""
+    if config.actors.cpus or config.learner.cpus:
+        return None
+    return max(1, min(int(usable_cores()), config.actors.count + 2))
 
 
 def _first_line(error: Exception) -> str:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from pydantic import BaseModel
 
+from deploy.config.changes import check_changes, with_choices_of
 from deploy.config.cli_types import as_written
 from deploy.config.errors import ConfigError
 from deploy.config.layers import check_bounds, compose
-from deploy.config.models import SERVER_OPTIONS, RunConfig, dump, kept_options
+from deploy.config.models import SERVER_OPTIONS, RunConfig
 from deploy.run_directory.directory import RunDirectory
 from deploy.sessions.driver import continue_run
 
@@ -49,37 +49,6 @@ def config_of(path: Path) -> RunConfig:
     config = compose(None, None, directory.config_file)
     parent = path.parent if path.name else path.absolute().parent  # of "." the folder that it is in
     return config.model_copy(update={"run": directory.run, "runs_dir": parent})
-
-
-def with_choices_of(before: RunConfig, after: RunConfig) -> RunConfig:
-    """Returns the configuration ``after`` with what the run has where ``auto`` is asked for: that was chosen as the run
-    began."""
-    env, network = after.env, after.learner.network
-    if env.action_mask == "auto":
-        env = env.model_copy(update={"action_mask": before.env.action_mask})
-    if network.encoder == "auto":
-        network = network.model_copy(update={"encoder": before.learner.network.encoder})
-    learner = after.learner.model_copy(update={"network": network})
-    return after.model_copy(update={"env": env, "learner": learner})
-
-
-def check_changes(before: RunConfig, after: RunConfig) -> None:
-    """Raises ConfigError for an option that a run has to keep and that is another."""
-    old, new = dump(before), dump(after)
-    for path in kept_options(before.mode):
-        was, asked = _at(old, path), _at(new, path)
-        if was != asked:
-            raise ConfigError(
-                f"{path} is {was} in this run, and {asked} was asked for: it shapes what the run has learned and "
-                "stored; leave it, or start a new run"
-            )
-
-
-def _at(values: Mapping[str, Any], path: str) -> Any:
-    found: Any = values
-    for key in path.split("."):
-        found = found[key]
-    return found
 
 
 def resume(path: Path, config: RunConfig) -> int:

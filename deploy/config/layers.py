@@ -23,6 +23,10 @@ from deploy.config.numbers import read_yaml
 
 PRESETS = Path(__file__).parents[1] / "presets"
 PREFIX = "QHERD_"
+FREE = ("kwargs", "resources")
+"""Options that are mappings of whatever the user likes."""
+Layer = tuple[str, Mapping[str, Any]]
+"""Where a layer of a configuration stands, for messages, and its options, nested."""
 MAX_BYTES = 1 << 20
 """No file of options is bigger."""
 _KUBERNETES = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT|_PORT(_\d+_\w+)?$")
@@ -37,7 +41,7 @@ def preset_names() -> list[str]:
 def preset_for(env_id: str) -> str | None:
     """Returns the default preset of an environment."""
     for name in preset_names():
-        if fnmatchcase(env_id, _read_yaml(PRESETS / f"{name}.yaml").get("default_for", "")):
+        if fnmatchcase(env_id, read_yaml_file(PRESETS / f"{name}.yaml").get("default_for", "")):
             return name
     return None
 
@@ -50,25 +54,34 @@ def compose(
     Raises:
         ConfigError: any of them names something unknown or a value out of its bounds.
     """
-    layers = []
+    layers = list[Layer]()
     if file is not None:
-        contents = _read_yaml(file)
+        contents = read_yaml_file(file)
         # a run's own config.yaml has its options below "config"
         layers.append((f"file {file}", contents.get("config", contents) if "versions" in contents else contents))
-    layers.append(("environment", _from_environment(environ)))
+    layers.append(("environment", options_in(environ)))
     if env_id is not None:
         layers.append(("command line", {"env": {"id": env_id}}))
-    given = [_get(layer, "env.id") for _, layer in reversed(layers)]
+    return merge(layers, preset)
+
+
+def merge(layers: Sequence[Layer], preset: str | None) -> RunConfig:
+    """Merges the defaults, the preset, by default that of the environment, and these layers, of which later ones win.
+
+    Raises:
+        ConfigError: any of them names something unknown or a value out of its bounds.
+    """
+    given = [option_at(layer, "env.id") for _, layer in reversed(layers)]
     name = preset or preset_for(next((known for known in given if known), EnvConfig().id))
     if name is not None:
-        layers.insert(0, (f"preset {name}", _preset(name)))
+        layers = [(f"preset {name}", _preset(name)), *layers]
     values: dict[str, Any] = {}
     for where, layer in layers:
         try:
             RunConfig.model_validate(layer)
         except ValidationError as error:
             raise ConfigError(explain(error, where)) from None
-        _merge(values, layer)
+        merge_into(values, layer)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -90,7 +103,7 @@ def check_bounds(arguments: Sequence[str]) -> None:
         path = name.removeprefix("--").replace("-", "_")
         if name.startswith("--") and path in known:
             with contextlib.suppress(yaml.YAMLError):
-                _put(values, path, read_yaml(text))
+                put_option(values, path, read_yaml(text))
     try:
         RunConfig.model_validate(values)
     except ValidationError as error:
@@ -99,7 +112,7 @@ def check_bounds(arguments: Sequence[str]) -> None:
             raise ConfigError(explain(error, "command line")) from None
 
 
-def _put(values: dict[str, Any], path: str, value: Any) -> None:
+def put_option(values: dict[str, Any], path: str, value: Any) -> None:
     """Sets the value at a dotted path."""
     *parents, leaf = path.split(".")
     for parent in parents:
@@ -110,7 +123,7 @@ def _put(values: dict[str, Any], path: str, value: Any) -> None:
 def _preset(name: str) -> dict[str, Any]:
     if name not in preset_names():
         raise ConfigError(f"preset {name!r} does not exist; one of {', '.join(preset_names())} does")
-    values = _read_yaml(PRESETS / f"{name}.yaml")
+    values = read_yaml_file(PRESETS / f"{name}.yaml")
     values.pop("default_for", None)
     return values
 
@@ -127,31 +140,31 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+def options_in(environ: Mapping[str, str]) -> dict[str, Any]:
     """Returns the options in variables: QHERD_LEARNER_LR=5e-4 is learner.lr; values are read as YAML.
     QHERD_REDIS_URL_FILE names a file that holds the value of QHERD_REDIS_URL, as containers get their secrets."""
     environ = _with_files(environ)
-    known = {_variable(path): path for path in option_paths()}
+    known = {variable_of(path): path for path in option_paths()}
     values: dict[str, Any] = {}
     for variable, text in environ.items():
         if not variable.startswith(PREFIX) or (variable not in known and _KUBERNETES.search(variable)):
             continue
         if variable not in known:
-            if now := {_variable(old): new for old, new in RENAMED.items()}.get(variable):
-                raise ConfigError(f"environment variable {variable}: it is called {_variable(now)} now")
+            if now := {variable_of(old): new for old, new in RENAMED.items()}.get(variable):
+                raise ConfigError(f"environment variable {variable}: it is called {variable_of(now)} now")
             near = difflib.get_close_matches(variable, known, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(f"environment variable {variable}: there is no such option{hint}")
         try:
             value = read_yaml(text)
-            _put(values, known[variable], text if _is_number(value) and _takes_text(known[variable]) else value)
+            put_option(values, known[variable], text if _is_number(value) and _takes_text(known[variable]) else value)
         except yaml.YAMLError:
             shown = "" if known[variable].startswith("redis") else f": {text!r}"  # it may hold a password
             raise ConfigError(f"environment variable {variable} is no YAML value{shown}") from None
     return values
 
 
-def _variable(path: str) -> str:
+def variable_of(path: str) -> str:
     """Returns the environment's variable for an option."""
     return PREFIX + path.upper().replace(".", "_")
 
@@ -184,30 +197,45 @@ def _read_text(path: Path) -> str:
     return data.decode()
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml_file(path: Path) -> dict[str, Any]:
+    """Returns the options in a file. Raises ConfigError where it cannot be read, or holds none."""
+    what = f"config file {path}"
+    return parse_yaml(read_text_file(path, what), what)
+
+
+def read_text_file(path: Path, what: str) -> str:
+    """Returns the text of a file that the user names. Raises ConfigError, in which the file is called ``what``."""
     try:
-        values = read_yaml(_read_text(path))
+        return _read_text(path)
     except OSError as error:
-        raise ConfigError(f"config file {path}: {error.strerror}") from error
+        raise ConfigError(f"{what}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{what} is no YAML: {error}") from error
+
+
+def parse_yaml(text: str, what: str) -> dict[str, Any]:
+    """Returns the mapping that a YAML document holds. Raises ConfigError, in which the document is called ``what``."""
+    try:
+        values = read_yaml(text)
     except yaml.YAMLError as error:  # its text quotes the line, which may hold a password
         line = f", line {mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
-        raise ConfigError(f"config file {path}{line} is no YAML: {getattr(error, 'problem', 'damaged')}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"config file {path} is no YAML: {error}") from error
+        raise ConfigError(f"{what}{line} is no YAML: {getattr(error, 'problem', 'damaged')}") from None
     if values is not None and not isinstance(values, dict):
-        raise ConfigError(f"config file {path} holds {type(values).__name__}, not options")
+        raise ConfigError(f"{what} holds {type(values).__name__}, not options")
     return values or {}
 
 
-def _merge(values: dict[str, Any], over: Mapping[str, Any]) -> None:
+def merge_into(values: dict[str, Any], over: Mapping[str, Any]) -> None:
+    """Puts the options of a layer over those of ``values``; a free mapping replaces one."""
     for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(values.get(key), dict) and key not in ("kwargs", "resources"):
-            _merge(values[key], value)
+        if isinstance(value, Mapping) and isinstance(values.get(key), dict) and key not in FREE:
+            merge_into(values[key], value)
         else:
             values[key] = dict(value) if isinstance(value, Mapping) else value
 
 
-def _get(values: Mapping[str, Any], path: str) -> Any:
+def option_at(values: Mapping[str, Any], path: str) -> Any:
+    """Returns the value at a dotted path; None where there is none."""
     for key in path.split("."):
         values = values.get(key) if isinstance(values, Mapping) else None  # type: ignore[assignment]
     return values

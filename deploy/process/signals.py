@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+INTERRUPTED = 75
+"""Exit code of a run, or a study, that was asked to stop and can be resumed: EX_TEMPFAIL of sysexits.h."""
 ARM_AGAIN_S = 0.002
 """How long a signal may find the handlers that Ray has put in place of ours."""
 T = TypeVar("T")

@@ -34,7 +34,7 @@ from deploy.run_directory.lock import RunLock
 from deploy.run_directory.provenance import git_revision, provenance
 from deploy.run_directory.registration import registration
 from deploy.run_directory.run_name import identity_for, new_nonce, unique_name
-from replay.foreign import read_file
+from replay.foreign import Unreadable, read_file, read_object
 
 _CONFIG = re.compile(r"config-(\d+)\.yaml$")
 
@@ -178,13 +178,13 @@ class RunDirectory:
             if isinstance(was := recorded.get(part), dict)
             for text in arithmetic.changes(was, own[part])
         ]
-        if changed or dump(_anywhere(config)) != dump(self.config):
+        if changed or dump(anywhere(config)) != dump(self.config):
             self._write_config(f"config-{self.fences.fence + 1}.yaml", config)
         return changed
 
     def _write_config(self, name: str, config: RunConfig) -> None:
         header = {"qherd": __version__, "git": git_revision(), **provenance(config)}
-        replace_file(self.path / name, write_yaml({**header, "config": dump(_anywhere(config))}).encode())
+        replace_file(self.path / name, write_yaml({**header, "config": dump(anywhere(config))}).encode())
 
     @contextlib.contextmanager
     def showing_replay_url(self, url: str) -> Iterator[None]:
@@ -207,6 +207,12 @@ class RunDirectory:
         """Removes scrape.json. A disk that refuses changes nothing."""
         with contextlib.suppress(OSError):
             (self.path / "scrape.json").unlink(missing_ok=True)
+
+    def summary(self) -> Mapping[str, Any]:
+        """Returns summary.json; empty where there is none that can be read."""
+        with contextlib.suppress(OSError, Unreadable):
+            return read_object(self.path / "summary.json", CONFIG_BYTES)
+        return {}
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json.
@@ -237,7 +243,7 @@ def checkpoint_folder(config: RunConfig, directory: RunDirectory) -> Path:
     return directory.checkpoints if shared is None else shared.absolute() / directory.run
 
 
-def _anywhere(config: RunConfig) -> RunConfig:
+def anywhere(config: RunConfig) -> RunConfig:
     """Returns the configuration as it is to be read in another working directory: with folders made absolute."""
     folders = {"env": ("path",), "checkpoint": ("dir",), "replay": ("memmap_dir",)}
     changed = {}

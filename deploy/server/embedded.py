@@ -13,7 +13,6 @@ import os
 import secrets
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from deploy.config.errors import ServerError
+from deploy.process.children import dying_with_parent
 from deploy.server.acl import acl_rules
 from deploy.server.binary import find_server
 from deploy.server.private_dir import PrivateDir, remove_stale_dirs
@@ -42,19 +42,6 @@ START_DEADLINE_S = 10.0
 LOAD_DEADLINE_S = 600.0
 """A server that answers LOADING (it reads its AOF) is making progress: it gets this long."""
 _LOG_TAIL_LINES = 15
-
-
-# Runs between fork and exec, as a program of its own: Python code in a forked copy of a process with threads (Ray's)
-# can deadlock. argv: the parent's pid, then the command. The parent may have died before prctl: hence the check.
-_DIE_WITH_PARENT = f"""
-import ctypes, os, sys
-PR_SET_PDEATHSIG = 1
-if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, {signal.SIGKILL:d}, 0, 0, 0):
-    sys.exit("prctl(PR_SET_PDEATHSIG): " + os.strerror(ctypes.get_errno()))
-if os.getppid() != int(sys.argv[1]):
-    sys.exit("the process that started the server is gone")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class ServerStartError(ServerError):
@@ -184,9 +171,7 @@ class EmbeddedServer:
         conf = home / "server.conf"
         _write_private(conf, self._config(home))
         command = [str(self._binary), str(conf)]
-        if sys.platform == "linux":
-            # -I -S: no site-packages, no PYTHON* variables, so that it takes 20 ms.
-            command = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
+        command = dying_with_parent(command, signal.SIGKILL)
         with (home / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 command,

@@ -15,12 +15,12 @@ from deploy.monitoring.display import Display
 from deploy.planning.memory import plan_memory
 from deploy.planning.preconditions import check_before_run, resolved
 from deploy.process.isolation import output_apart
-from deploy.process.signals import Interrupted, Stop
+from deploy.process.signals import INTERRUPTED, Interrupted, Stop
 from deploy.run_directory.directory import RunDirectory
 from deploy.sessions.base import Notify, Session, log_file
 from deploy.sessions.clock import Clock, Rates
 from deploy.sessions.launch import give_name_back, start_session
-from deploy.sessions.outcome import Outcome, closing_message, load_outcome
+from deploy.sessions.outcome import Outcome, closing_message, ended_well, load_outcome
 from learner.networks import choice_of
 from replay.chunk import Schema
 from replay.logs import failures_logged
@@ -29,8 +29,6 @@ from replay.metrics import flat
 LOG = logging.getLogger("qherd.driver")
 STOP_S = 17.0
 LOG_EVERY_S = 1.0
-INTERRUPTED = 75
-"""Exit code of a run that was asked to stop and can be resumed: EX_TEMPFAIL of sysexits.h."""
 _REMEDIES = {
     "budget of env steps": "; to go on, raise --budget.env-steps",
     "budget of seconds": "; to go on, raise --budget.seconds",
@@ -51,7 +49,11 @@ def train(config: RunConfig) -> int:
 def continue_run(config: RunConfig, directory: RunDirectory) -> int:
     """Continues a run, as ``train``; one that is over already is left alone."""
     outcome = load_outcome(config, directory)
-    if reason := stop_reason(config, outcome, Stop(), Clock(outcome.wall_s, outcome.start_s).trained_s):
+    clock = Clock(outcome.wall_s, outcome.start_s)
+    if reason := stop_reason(config, outcome, Stop(), clock.trained_s):
+        outcome.reason = reason
+        if not ended_well(directory.summary().get("exit_reason")):  # killed after its last checkpoint
+            directory.write_summary(outcome.summary(config, directory.run, clock))
         print(f"{directory.given_path} is over: {reason}{_REMEDIES.get(reason, '')}")
         return 0
     schema, stop = check_before_run(config), Stop()

@@ -55,6 +55,11 @@ class Totals(NamedTuple):
         )
 
 
+def ended_well(reason: object) -> bool:
+    """Returns whether a run that ended for this reason ended as it was meant to: solved, or out of budget."""
+    return isinstance(reason, str) and (reason == "solved" or reason.startswith("budget"))
+
+
 @dataclass
 class Outcome:
     """How a run went so far; becomes summary.json. ``reason``: why it is over, empty while it is not."""
@@ -85,7 +90,7 @@ class Outcome:
     @property
     def completed(self) -> bool:
         """Whether the run ended as it was meant to: solved, or out of budget."""
-        return self.reason == "solved" or self.reason.startswith("budget")
+        return ended_well(self.reason)
 
     def solve(self, elapsed_s: float) -> None:
         """Records that the best policy has solved the environment."""
@@ -206,7 +211,9 @@ def load_outcome(config: RunConfig, directory: RunDirectory) -> Outcome:
     totals = Totals.of_row(row)
     newest = names(checkpoint_folder(config, directory))[:1]
     for checkpoint in newest:  # its last driver may have drained the log after it wrote its last row
-        totals = totals._replace(env_steps=max(totals.env_steps, checkpoint.env_steps))
+        totals = totals._replace(
+            env_steps=max(totals.env_steps, checkpoint.env_steps), updates=max(totals.updates, checkpoint.updates)
+        )
     outcome = Outcome(
         best=best,
         totals=totals,

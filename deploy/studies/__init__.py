@@ -1,0 +1,1 @@
+"""Studies: many runs of one file, over environments, variants and seeds."""

@@ -1,0 +1,92 @@
+"""A command of qherd as a process of its own, which stops in order when the study asks it to, or is killed."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from deploy.config.errors import RunFailedError
+from deploy.process.children import dying_with_parent
+from deploy.process.signals import INTERRUPTED
+from deploy.run_directory.files import naming
+
+STOPPED = (INTERRUPTED, -signal.SIGTERM, 128 + signal.SIGTERM)
+"""How a command ends that was asked to stop."""
+
+
+def qherd_command(arguments: Sequence[str]) -> list[str]:
+    """Returns ``qherd`` with these arguments, to be asked to stop when this process ends."""
+    # -P: not from the folder that the study was started in, whose modules may be called as qherd's are
+    return dying_with_parent([sys.executable, "-P", "-m", "deploy.cli", *arguments], signal.SIGTERM)
+
+
+class Child:
+    """A command that runs. Its messages go to ``log``, and what it prints, too, unless it ``prints`` to a file of its
+    own."""
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        log: Path,
+        *,
+        config: str | None = None,
+        keeps: int,
+        prints: Path | None = None,
+    ) -> None:
+        """Starts ``qherd`` with these arguments, and with ``--config`` where there is one. ``keeps``: a file descriptor
+        that it holds open while it lives.
+
+        Raises:
+            RunDirError: the disk refuses one of the files.
+        """
+        self._log, self._command = log, f"qherd {arguments[0]}"
+        with (
+            naming(log),
+            log.open("ab") as messages,
+            (prints or log).open("ab" if prints is None else "wb") as printed,
+            tempfile.TemporaryFile() as options,
+        ):
+            self._log_start, kept = messages.tell(), [keeps]
+            if config is not None:  # not in a file of its own, which would be there when the study is killed
+                options.write(config.encode())
+                options.seek(0)
+                kept.append(options.fileno())
+                arguments = [*arguments, "--config", f"/dev/fd/{options.fileno()}"]
+            self._process = subprocess.Popen(
+                qherd_command(arguments),
+                stdin=subprocess.DEVNULL,
+                stdout=printed,
+                stderr=messages,
+                pass_fds=kept,
+                start_new_session=True,  # Ctrl-C is the study's, which asks each command once
+            )
+
+    def over(self) -> bool:
+        """Returns whether it has ended."""
+        return self._process.poll() is not None
+
+    def stop(self) -> None:
+        """Asks it to stop."""
+        self._process.terminate()
+
+    def check(self) -> None:
+        """Raises RunFailedError where it has not ended as it should."""
+        code = self._process.returncode
+        if code == 0:
+            return
+        if code in STOPPED:
+            raise RunFailedError("it was asked to stop by somebody else")
+        if code < 0:
+            raise RunFailedError(f"{self._command} was killed by {signal.Signals(-code).name}")
+        raise RunFailedError(self._last_message() or f"{self._command} ended with exit code {code}")
+
+    def _last_message(self) -> str:
+        """Returns the last line that it has written into the log, up to what a terminal's line may hold."""
+        with self._log.open("rb") as file:
+            file.seek(self._log_start)
+            lines = file.read()[-65_536:].decode(errors="replace").split("\n")
+        return next((line.strip().removeprefix("qherd: ")[:500] for line in reversed(lines) if line.strip()), "")

@@ -1,0 +1,109 @@
+"""What a study would do, before it does anything: its runs, about how long they take, and what they leave."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.filesize import decimal
+
+from deploy.config.models import RunConfig, dump
+from deploy.config.numbers import write_yaml
+from deploy.planning.forecast import Forecast, memory_needed
+from deploy.process.host import usable_cores
+from deploy.studies.child import qherd_command
+from deploy.studies.costs import Cell, bytes_in, cell_of, duration, forecast_bytes, forecast_seconds, known_costs
+from deploy.studies.study_directory import State, StudyDirectory
+from deploy.studies.study_file import Study, StudyRun
+
+
+class Cost(NamedTuple):
+    """What a run of one kind takes. ``source``: how that is known; ``refused``: why it cannot run."""
+
+    seconds: float = 0.0
+    disk_bytes: float = 0.0
+    memory_bytes: float = 0.0
+    source: str = ""
+    refused: str = ""
+
+
+def dry_run(study: Study, directory: StudyDirectory, parallel: int, show: Callable[[str], None]) -> int:
+    """Shows the study's runs and what is still to be done; returns the exit code: 2 where some of it cannot run."""
+    cells = dict[Cell, list[StudyRun]]()
+    for run in study.runs:
+        cells.setdefault(cell_of(run), []).append(run)
+    show(f"study {study.name}: {len(study.runs)} runs in {directory.path}")
+    costs = dict[Cell, Cost]()
+    for cell, runs in cells.items():
+        costs[cell] = _cost(directory, runs, parallel)
+        for line in _lines(directory, runs, costs[cell]):
+            show(line)
+    todo = [costs[cell_of(run)] for run in study.runs if directory.state(run) is not State.FINISHED]
+    longest_s = max((cost.seconds for cost in todo), default=0.0)
+    seconds = max(longest_s, sum(cost.seconds for cost in todo) / parallel)
+    disk, free = sum(cost.disk_bytes for cost in todo), _free_bytes(directory.path)
+    show(
+        f"{len(todo)} of {len(study.runs)} are still to be done, {parallel} at once on {usable_cores():g} cores: about "
+        f"{duration(seconds)}; about {decimal(int(disk))} of disk, {decimal(free)} are free"
+    )
+    memory = parallel * max((cost.memory_bytes for cost in todo), default=0.0)
+    if memory:
+        show(f"{parallel} at once take up to {decimal(int(memory))} of memory")
+    return 2 if any(cost.refused for cost in todo) else 0
+
+
+def _lines(directory: StudyDirectory, runs: list[StudyRun], cost: Cost) -> Iterator[str]:
+    config, (env, variant) = runs[0].config, cell_of(runs[0])
+    budget = [f"{config.budget.env_steps:,} env steps"] if config.budget.env_steps else []
+    budget += [f"{config.budget.seconds:g} s"] if config.budget.seconds else []
+    told = cost.refused or f"about {duration(cost.seconds)} each ({cost.source})"
+    yield f"{env}, {variant}: {', '.join(budget)}; {told}"
+    for state in State:
+        if names := [run.name for run in runs if directory.state(run) is state]:
+            yield f"  {state.value}: {', '.join(names)}"
+
+
+def _cost(directory: StudyDirectory, runs: list[StudyRun], parallel: int) -> Cost:
+    finished = [run for run in runs if directory.state(run) is State.FINISHED]
+    if (seconds := known_costs(directory, finished).seconds(runs[0])) is not None:
+        left = [bytes_in(directory.run_path(run)) for run in finished]
+        return Cost(seconds, sum(left) / len(left), source=f"the mean of {len(finished)} finished")
+    config = runs[0].config
+    forecast = measured(config)
+    if isinstance(forecast, str):
+        return Cost(refused=f"cannot run: {forecast}")
+    seconds = forecast_seconds(config, forecast, usable_cores(), parallel)
+    disk = forecast_bytes(config, forecast, seconds)
+    return Cost(seconds, disk, memory_needed(config, forecast), "actor and learner measured for a second")
+
+
+def measured(config: RunConfig) -> Forecast | str:
+    """Returns what ``qherd plan`` measures of a run, in a process of its own: an environment's module may do anything.
+    A text: why it cannot run."""
+    with tempfile.TemporaryFile() as options:
+        options.write(write_yaml(dump(config)).encode())
+        options.seek(0)
+        done = subprocess.run(
+            qherd_command(["plan", "--config", f"/dev/fd/{options.fileno()}", "--json"]),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            pass_fds=[options.fileno()],
+            check=False,
+        )
+    if done.returncode:
+        return done.stderr.strip().removeprefix("qherd: ") or f"qherd plan ended with exit code {done.returncode}"
+    values, known = json.loads(done.stdout), {field.name for field in fields(Forecast)}
+    return Forecast(**{name: value for name, value in values.items() if name in known})
+
+
+def _free_bytes(folder: Path) -> int:
+    """Returns the free bytes where ``folder`` is, or would be."""
+    there = next(found for found in (folder.absolute(), *folder.absolute().parents) if found.is_dir())
+    return shutil.disk_usage(there).free

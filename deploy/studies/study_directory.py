@@ -1,0 +1,189 @@
+"""A study's folder: which of its runs are finished, and that they are runs of the study as it is now.
+
+studies/<study>/study.yaml (the file as it was read last)
+                lock (held by qherd study)  runs.lock (held by the commands that it starts)
+                logs/<run>.log (what the commands of a run printed)
+                runs/<run>/ (a run directory) with evaluations/final.json and, where there is a best policy, best.json
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from deploy.config.changes import differences
+from deploy.config.errors import ConfigError, RunDirError
+from deploy.run_directory.directory import RunDirectory, anywhere
+from deploy.run_directory.files import is_plain, naming, replace_file
+from deploy.run_directory.lock import RunLock
+from deploy.studies.study_file import Study, StudyRun
+from replay.foreign import Unreadable, read_object
+
+MAX_BYTES = 1 << 24
+"""No evaluation is bigger: it has two numbers for each of at most 100,000 episodes."""
+SHOWN = 10
+"""Differences that a message has at the most."""
+
+
+class State(Enum):
+    """How far a run is."""
+
+    NEW = "new"
+    BEGUN = "begun"
+    FINISHED = "finished"
+
+
+class StudyDirectory:
+    """The folder of one study."""
+
+    def __init__(self, study: Study, studies_dir: Path) -> None:
+        self.path = studies_dir / study.name
+        self._study = study
+        self._lock = RunLock(self.path.absolute(), self.path)
+        self._fd: int | None = None
+
+    def acquire(self) -> None:
+        """Makes the folder where there is none, and locks it.
+
+        Raises:
+            RunDirError: another qherd study has it, or the disk refuses it.
+        """
+        with naming(self.path):
+            for folder in ("runs", "logs"):
+                (self.path / folder).mkdir(parents=True, exist_ok=True)
+        self._lock.acquire()
+
+    def save_file(self) -> None:
+        """Keeps the study's file as it is now. Raises RunDirError where the disk refuses it."""
+        replace_file(self.path / "study.yaml", self._study.text.encode())
+
+    def acquire_runs(self) -> int | None:
+        """Returns a file descriptor for the study's commands to inherit, so that the folder is seen to be in use for as
+        long as one of them lives; None while commands of a study that was killed are still ending.
+
+        Raises:
+            RunDirError: the disk refuses the file.
+        """
+        path = self.path / "runs.lock"
+        with naming(path):
+            fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            return None
+        self._fd = fd
+        return fd
+
+    def release(self) -> None:
+        """Gives the folder up."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+        self._lock.release()
+
+    def run_path(self, run: StudyRun) -> Path:
+        """Returns the run's directory."""
+        return run.config.runs_dir / run.name
+
+    def log_path(self, run: StudyRun) -> Path:
+        """Returns the file that has what the run's commands printed."""
+        return self.path / "logs" / f"{run.name}.log"
+
+    def state(self, run: StudyRun) -> State:
+        """Returns how far a run is."""
+        path = self.run_path(run)
+        if is_plain(path / "evaluations" / "final.json"):
+            return State.FINISHED
+        return State.BEGUN if is_plain(path / "config.yaml") and is_plain(path / "fences.json") else State.NEW
+
+    def check_unchanged(self) -> None:
+        """Raises ConfigError where a run that has begun does something else than the file has it do now."""
+        lines = list(self._changes())
+        if lines:
+            more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+            raise ConfigError(
+                f"{self.path} has runs that do something else than the file has them do now:\n  "
+                + "\n  ".join([*lines[:SHOWN], *more])
+                + "\nput the file back, give the study or the variant another name, or remove these runs"
+            )
+
+    def _changes(self) -> Iterator[str]:
+        for run in self._study.runs:
+            if self.state(run) is not State.NEW:
+                before = RunDirectory.open(self.run_path(run)).config
+                for path, was, asked in differences(before, anywhere(run.config)):
+                    yield f"{run.name}: {path} is {was} there, {asked} in the file"
+
+    def others(self) -> list[str]:
+        """Returns the runs in the folder that the file does not have, or has no more."""
+        names = {run.name for run in self._study.runs}
+        there = self.path / "runs"
+        return sorted(path.name for path in there.iterdir() if path.name not in names) if there.is_dir() else []
+
+    def clear_half_made(self, run: StudyRun) -> None:
+        """Removes what a command left that was killed while it made the run's directory: no process of it lives, and
+        nothing had run.
+
+        Raises:
+            RunDirError: there is something in it all the same.
+        """
+        path = self.run_path(run)
+        if self.state(run) is not State.NEW or not path.exists():
+            return
+        if (path / "metrics.jsonl").exists() or any((path / "checkpoints").glob("*")):
+            raise RunDirError(
+                f"{path} is damaged: config.yaml or fences.json is missing; put it back, or remove the run"
+            )
+        with naming(path):
+            shutil.rmtree(path)
+
+    def has_best(self, run: StudyRun) -> bool:
+        """Returns whether a run has a best policy."""
+        return RunDirectory.open(self.run_path(run)).best.manifest() is not None
+
+    def evaluations(self, run: StudyRun) -> Path:
+        """Returns the folder of a run's evaluations, which is made where it is missing.
+
+        Raises:
+            RunDirError: the disk refuses it.
+        """
+        folder = self.run_path(run) / "evaluations"
+        with naming(folder):
+            folder.mkdir(exist_ok=True)
+        return folder
+
+    def keep_evaluation(self, printed: Path) -> None:
+        """Keeps what qherd eval has printed into a file, now that it has ended well: WHICH.part becomes WHICH.json.
+
+        Raises:
+            RunDirError: it holds no evaluation, or the disk refuses it.
+        """
+        try:
+            figures = read_object(printed, MAX_BYTES)
+        except (OSError, Unreadable) as error:
+            raise RunDirError(f"{printed} holds no evaluation: {error}") from error
+        replace_file(printed.with_suffix(".json"), (json.dumps(figures) + "\n").encode())
+        with naming(printed):
+            printed.unlink()
+
+    def summary(self, run: StudyRun) -> Mapping[str, Any]:
+        """Returns a run's summary.json; empty where it has none that can be read."""
+        return RunDirectory(self.run_path(run)).summary()
+
+    def final(self, run: StudyRun) -> Mapping[str, Any]:
+        """Returns what qherd eval has printed of a run's final policy; empty where that cannot be read."""
+        return _object(self.run_path(run) / "evaluations" / "final.json")
+
+
+def _object(path: Path) -> Mapping[str, Any]:
+    with contextlib.suppress(OSError, Unreadable):
+        return read_object(path, MAX_BYTES)
+    return {}

@@ -1,0 +1,379 @@
+"""``qherd study`` as a user calls it: what it leaves, what it refuses, and that it goes on after whatever ended it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_runs import Finished, Run, qherd, running
+from waiting import until
+
+from actors.seeds import PLAYBACK
+from deploy.commands import evaluate, resume, study
+from deploy.config.errors import ConfigError, RunDirError
+from deploy.config.numbers import write_yaml
+from deploy.planning.forecast import Forecast
+from deploy.process.signals import INTERRUPTED
+from deploy.studies.costs import Costs, duration, finished_seconds, forecast_bytes, forecast_seconds, known_costs
+from deploy.studies.study_directory import State, StudyDirectory
+from deploy.studies.study_file import StudyRun, read_study
+
+INLINE = {"mode": "inline", "eval.every_updates": 300}
+VALUES: dict[str, Any] = {
+    "environments": ["CartPole-v1"],
+    "variants": {"broken": {"env.kwargs": {"nonsense": 1}}, "good": None},
+    "budget": {"env_steps": 2500},
+    "options": INLINE,
+    "episodes": 5,
+}
+GOOD, BROKEN = "CartPole-v1--good--s0", "CartPole-v1--broken--s0"
+
+
+def write(folder: Path, **changed: Any) -> Path:
+    """Writes tiny.yaml; returns its path."""
+    file = folder / "tiny.yaml"
+    file.write_text("# a study\n" + write_yaml(VALUES | changed))
+    return file
+
+
+@contextlib.contextmanager
+def directory_of(folder: Path, **changed: Any) -> Iterator[tuple[StudyDirectory, dict[str, StudyRun]]]:
+    """The folder of the study and its runs by their names; the file is put back afterwards."""
+    before = folder.joinpath("tiny.yaml").read_bytes()
+    try:
+        found = read_study(write(folder, **changed), folder / "studies", {})
+        yield StudyDirectory(found, folder / "studies"), {run.name: run for run in found.runs}
+    finally:
+        folder.joinpath("tiny.yaml").write_bytes(before)
+
+
+def evaluation(cwd: Path, run: str, which: str = "final", name: str = "tiny") -> dict[str, Any]:
+    path = cwd / "studies" / name / "runs" / run / "evaluations" / f"{which}.json"
+    read: dict[str, Any] = json.loads(path.read_text())
+    return read
+
+
+class Tried:
+    """A study of two runs, of which one cannot begin."""
+
+    def __init__(self, cwd: Path) -> None:
+        self.cwd, self.folder = cwd, cwd / "studies" / "tiny"
+        self.file = write(cwd)
+        self.done: Finished = qherd("study", "tiny.yaml", cwd=cwd)
+
+    def again(self, *arguments: str, **changed: Any) -> int:
+        """``qherd study`` once more, in this process, perhaps of a file that was changed."""
+        try:
+            return study.run([str(write(self.cwd, **changed)), "--studies-dir", str(self.cwd / "studies"), *arguments])
+        finally:
+            write(self.cwd)
+
+
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory: pytest.TempPathFactory) -> Tried:
+    return Tried(tmp_path_factory.mktemp("study"))
+
+
+def test_a_run_that_fails_does_not_end_the_study_and_is_told_at_its_end(tried: Tried) -> None:
+    done = tried.done
+    assert (done.code, done.err) == (1, ""), done
+    assert done.leftovers == []
+    log = f"studies/tiny/logs/{BROKEN}.log"
+    assert (
+        f"\nstudy tiny: 1 of 2 runs are finished: studies/tiny\nfailed: {BROKEN}: environment 'CartPole-v1' "
+        in done.out
+    )
+    assert f"({log})\nthe next qherd study tiny.yaml tries these again, from where they stopped\n" in done.out
+    assert "nonsense" in (tried.cwd / log).read_text()
+    began, finished = done.out.index(f"{GOOD}: begins"), done.out.index(f"{GOOD}: final policy ")
+    assert done.out.index(f"{BROKEN}: failed: ") < began < finished, "the other one goes on"
+    assert re.search(
+        rf"{GOOD}: final policy [\d.]+, standard error [\d.]+ after \d+ s; 1 of 2 done, 1 failed\n", done.out
+    )
+
+
+def test_a_finished_run_is_an_ordinary_one_with_its_evaluations(
+    tried: Tried, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tried.folder / "runs" / GOOD
+    summary = json.loads((path / "summary.json").read_text())
+    assert (summary["run"], summary["exit_reason"]) == (GOOD, "budget of env steps")
+    for which in ("best", "final"):
+        options = ["--policy", which, "--episodes", "5", "--seed", str(PLAYBACK), "--json"]
+        assert evaluate.run([str(path), *options]) == 0
+        assert evaluation(tried.cwd, GOOD, which) == json.loads(capfd.readouterr().out)
+    assert evaluation(tried.cwd, GOOD)["updates"] == summary["updates"] > summary["best_updates"]
+    assert sorted(each.name for each in (path / "evaluations").iterdir()) == ["best.json", "final.json"]
+    assert (tried.folder / "study.yaml").read_bytes() == tried.file.read_bytes()
+    assert sorted(each.name for each in tried.folder.iterdir()) == ["lock", "logs", "runs", "runs.lock", "study.yaml"]
+    assert [each.name for each in (tried.folder / "runs").iterdir()] == [GOOD], "of the other nothing is left"
+
+
+def test_what_is_finished_is_not_repeated(tried: Tried, capsys: pytest.CaptureFixture[str]) -> None:
+    """And what the file does not have any more is left where it is."""
+    before = {path: path.stat().st_mtime_ns for path in (tried.folder / "runs").rglob("*")}
+    assert tried.again(variants=["good"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (tried.folder / "runs").rglob("*")} == before
+    assert "study tiny: 1 of 1 runs are finished: " in capsys.readouterr().out
+    with directory_of(tried.cwd, variants=["other"]) as (directory, _):
+        assert directory.others() == [GOOD]
+
+
+def test_seeds_may_be_added(tried: Tried) -> None:
+    with directory_of(tried.cwd, variants=["good"], seeds=2) as (directory, runs):
+        directory.check_unchanged()
+        assert [directory.state(run) for run in runs.values()] == [State.FINISHED, State.NEW]
+
+
+def test_a_variant_of_finished_runs_does_not_change(tried: Tried) -> None:
+    copy = (tried.folder / "study.yaml").read_bytes()
+    told = rf"  {GOOD}: learner.lr is 0.001 there, 0.1 in the file\nput the file back, give the study or the variant"
+    for option in ((), ("--dry-run",)):
+        with pytest.raises(ConfigError, match=told) as error:
+            tried.again(*option, variants={"good": {"learner.lr": 0.1}})
+        assert error.value.exit_code == 2
+    assert (tried.folder / "study.yaml").read_bytes() == copy
+    assert tried.again(variants={"good": {"metrics.port": 0, "checkpoint.keep": 1}}) == 0, "which changes no result"
+
+
+def test_a_study_is_at_work_once(tried: Tried) -> None:
+    with directory_of(tried.cwd) as (directory, _):
+        directory.acquire()
+        try:
+            with pytest.raises(RunDirError, match=rf"is at work already, in process {os.getpid()} on .*: stop it"):
+                tried.again()
+        finally:
+            directory.release()
+
+
+def test_a_study_waits_for_the_commands_of_one_that_was_killed(tried: Tried) -> None:
+    with directory_of(tried.cwd) as (directory, _):
+        with (tried.folder / "runs.lock").open() as inherited:
+            fcntl.flock(inherited, fcntl.LOCK_SH)  # as a command of the killed one holds it
+            assert directory.acquire_runs() is None
+        keeps = directory.acquire_runs()
+        assert keeps is not None
+        directory.release()
+
+
+def test_a_run_that_was_half_made_begins_anew(tried: Tried) -> None:
+    """Its command was killed before the run had its counts; one that has more than that is not thrown away."""
+    with directory_of(tried.cwd, seeds=3) as (directory, runs):
+        path = directory.run_path(runs["CartPole-v1--good--s2"])
+        try:
+            (path / "checkpoints").mkdir(parents=True)
+            (path / "config.yaml").write_text("")
+            directory.clear_half_made(runs[path.name])
+            assert not path.exists()
+            directory.clear_half_made(runs[GOOD])
+            assert directory.state(runs[GOOD]) is State.FINISHED
+            (path / "checkpoints" / "000001-1-1").mkdir(parents=True)
+            with pytest.raises(RunDirError, match=r"s2 is damaged: config.yaml or fences.json is missing"):
+                directory.clear_half_made(runs[path.name])
+        finally:
+            with contextlib.suppress(OSError):
+                (path / "checkpoints" / "000001-1-1").rmdir()
+                (path / "checkpoints").rmdir()
+                path.rmdir()
+
+
+def test_runs_at_once_do_not_share_a_port(tried: Tried) -> None:
+    with pytest.raises(ConfigError, match=r"--parallel 2: .* the same metrics.port, 9100: give metrics.port: 0"):
+        tried.again("--parallel", "2", variants={"good": {"metrics.port": 9100}})
+
+
+def test_a_run_that_was_killed_before_its_summary_gets_one(tried: Tried) -> None:
+    """As in the seconds of its hold-out: it is over by its last checkpoint, and nothing else would write one."""
+    path = tried.folder / "runs" / GOOD / "summary.json"
+    text = path.read_text()
+    try:
+        for left in (None, json.dumps({"exit_reason": "interrupted"})):
+            path.unlink()
+            if left is not None:
+                path.write_text(left)
+            assert resume.run([str(path.parent)]) == 0
+            before, after = json.loads(text), json.loads(path.read_text())
+            known = ("exit_reason", "env_steps", "updates", "eval_mean", "best_updates", "holdout_mean", "seed")
+            assert {name: after[name] for name in known} == {name: before[name] for name in known}
+            assert after.keys() == before.keys()
+    finally:
+        path.write_text(text)
+
+
+# -- what it costs
+
+
+def forecast(**values: Any) -> Forecast:
+    """One of 1,000 env steps/s of one actor on a core, and a learner that allows 500."""
+    given: dict[str, Any] = dict.fromkeys(Forecast.__dataclass_fields__, 0) | {
+        "actor_cpu_share": 1.0,
+        "actor_env_steps_per_s": 1000.0,
+        "learner_env_steps_per_s": 500.0,
+        "env_steps_per_s": 500.0,
+    }
+    return Forecast(**(given | values))
+
+
+@pytest.mark.parametrize(
+    ("mode", "cores", "parallel", "expected"),
+    [
+        ("inline", 2.0, 1, 2 + 30.0),  # one process: 1 ms of the actor and 2 ms of the learner for each env step
+        ("inline", 2.0, 2, 2 + 30.0),
+        ("inline", 2.0, 4, 2 + 60.0),
+        ("local", 4.0, 1, 6 + 20.0),  # side by side: what the learner allows
+        ("local", 1.0, 1, 6 + 30.0),  # 3 ms on the one core
+        ("local", 2.0, 4, 6 + 60.0),
+        ("cluster", 1.0, 4, 6 + 20.0),
+    ],
+)
+def test_the_time_of_a_run_is_that_of_its_work_on_the_cores_there_are(
+    tried: Tried, mode: str, cores: float, parallel: int, expected: float
+) -> None:
+    changed = {"variants": ["good"], "options": {"mode": mode}, "budget": {"env_steps": 10_000}}
+    with directory_of(tried.cwd, **changed) as (_, runs):
+        config = runs[GOOD].config
+    assert forecast_seconds(config, forecast(), cores, parallel) == pytest.approx(expected)
+    timed = config.model_copy(update={"budget": config.budget.model_copy(update={"seconds": 5.0})})
+    assert forecast_seconds(timed, forecast(), cores, parallel) == pytest.approx(expected - (expected // 10 * 10) + 5)
+
+
+def test_the_disk_of_a_run_is_that_of_its_checkpoints(tried: Tried) -> None:
+    """With the rows that are there by its end, where checkpoints have rows."""
+    options = {"replay.capacity_rows": 10_000, "checkpoint.keep": 2}
+    with directory_of(tried.cwd, variants=["good"], options=options) as (_, runs):
+        config = runs[GOOD].config
+    made = forecast(mirror_bytes=4_000_000, training_bytes=600, weights_bytes=100)
+    assert forecast_bytes(config, made, 10) == pytest.approx(2 * (1_000_000 + 700) + 100 + 30_000)
+    assert forecast_bytes(config, forecast(mirror_bytes=10**9), 0) == 0
+
+
+def test_finished_runs_say_how_long_those_of_their_kind_take(tried: Tried) -> None:
+    with directory_of(tried.cwd, seeds=2) as (directory, runs):
+        good, second, other = runs[GOOD], runs["CartPole-v1--good--s1"], runs[BROKEN]
+        path, wall_s = directory.run_path(good), directory.summary(good)["wall_s"]
+        os.utime(path / "summary.json", (5000, 5000))
+        for evaluated_s, counted_s in ((1.0, 1.0), (1000.0, wall_s)):  # the study was stopped between the two
+            os.utime(path / "evaluations" / "final.json", (5000, 5000 + evaluated_s))
+            assert finished_seconds(directory, good) == pytest.approx(wall_s + counted_s)
+        known = known_costs(directory, runs.values())
+        assert known.seconds(second) == finished_seconds(directory, good)
+        assert known.seconds(other) is None
+        costs = Costs()
+        costs.add(good, 10)
+        costs.add(second, 20)
+        assert costs.seconds(good) == 15
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.4, "0 s"), (89, "89 s"), (91, "2 min"), (3600, "60 min"), (7260, "2 h 1 min")]
+)
+def test_times_are_shown_as_people_give_them(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+@pytest.mark.long
+def test_a_dry_run_measures_what_is_not_known_and_makes_nothing(tmp_path: Path) -> None:
+    write(tmp_path, seeds=2)
+    done = qherd("study", "tiny.yaml", "--dry-run", "--parallel", "2", cwd=tmp_path)
+    assert done.code == 2, done
+    assert "CartPole-v1, broken: 2,500 env steps; cannot run: environment 'CartPole-v1' cannot be made" in done.out
+    assert re.search(r"CartPole-v1, good: 2,500 env steps; about \d+ s each \(actor and learner measured", done.out)
+    assert f"  new: {GOOD}, CartPole-v1--good--s1\n" in done.out
+    assert re.search(
+        r"4 of 4 are still to be done, 2 at once on [\d.]+ cores: about \d+ s; about [\d.]+ .B of disk", done.out
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+# -- going on
+
+
+def history(cwd: Path, run: str) -> list[str]:
+    path = cwd / "studies" / "tiny" / "runs" / run / "metrics.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def begins(run: Run, name: str, deadline_s: float = 60) -> None:
+    """Waits until a run of the study has learned something."""
+
+    def learns() -> bool:
+        lines = history(run.cwd, name)
+        return bool(lines) and json.loads(lines[-1]).get("updates", 0) > 100
+
+    run.until(learns, deadline_s, f"update of {name}")
+
+
+FIRST, SECOND = "CartPole-v1--default--s0", "CartPole-v1--default--s1"
+LONGER: dict[str, Any] = {
+    "variants": ["default"],
+    "seeds": 2,
+    "budget": {"env_steps": 12_000},
+    "options": {**INLINE, "checkpoint.every_updates": 200},
+}
+
+
+@pytest.mark.long
+def test_whatever_ends_it_the_study_comes_to_the_same_results(tmp_path: Path) -> None:
+    """SIGKILL of the study, which is called again at once, then of one of its runs: to the bit as without."""
+    write(tmp_path, **LONGER, study="whole")
+    assert qherd("study", "tiny.yaml", cwd=tmp_path, deadline_s=110).code == 0
+    write(tmp_path, **LONGER)
+    with running("study", "tiny.yaml", cwd=tmp_path) as killed:
+        begins(killed, FIRST)
+        os.kill(killed.process.pid, signal.SIGKILL)
+        with running("study", "tiny.yaml", "--parallel", "2", cwd=tmp_path) as again:
+            again.until(lambda: f"{FIRST}: goes on" in again.out, 60, "resume")
+            until(lambda: not killed.others(), "the killed study's commands have ended", 1)
+            begins(again, SECOND)
+            (victim,) = (pid for pid in again.find(r"deploy\.cli train") if SECOND in _names_of(pid))
+            os.kill(victim, signal.SIGKILL)
+            done = again.finish(90)
+    assert done.code == 1, done
+    assert f"failed: {SECOND}: qherd train was killed by SIGKILL" in done.out
+    assert "1 of 2 runs are finished" in done.out
+    last = qherd("study", "tiny.yaml", cwd=tmp_path)
+    assert last.code == 0, last
+    assert f"{SECOND}: goes on" in last.out
+    assert FIRST not in last.out, "it was finished"
+    for name in (FIRST, SECOND):
+        for which in ("best", "final"):
+            assert evaluation(tmp_path, name, which) == evaluation(tmp_path, name, which, "whole")
+
+
+def _names_of(pid: int) -> str:
+    """The files that a process has open: a run's among them tell which it is."""
+    names = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            names.append(str(link.readlink()))
+    return "\n".join(names)
+
+
+@pytest.mark.long
+def test_runs_at_once_have_rays_of_their_own_and_end_by_ctrl_c(tmp_path: Path) -> None:
+    write(tmp_path, **LONGER | {"budget": {"env_steps": 10_000}, "options": {"mode": "local"}})
+    with running("study", "tiny.yaml", "--parallel", "2", cwd=tmp_path) as run:
+        begins(run, FIRST)
+        begins(run, SECOND)
+        os.kill(run.process.pid, signal.SIGINT)
+        done = run.finish(60)
+    assert done.code == INTERRUPTED, done
+    assert done.leftovers == []
+    assert "stopping: what is at work writes its checkpoint" in done.out
+    assert done.out.endswith("stopped; go on with it: qherd study tiny.yaml --parallel 2\n")
+    before = {name: history(tmp_path, name) for name in (FIRST, SECOND)}
+    last = qherd("study", "tiny.yaml", "--parallel", "2", cwd=tmp_path, deadline_s=90)
+    assert last.code == 0, last
+    assert last.leftovers == []
+    for name, rows in before.items():
+        assert f"{name}: goes on" in last.out
+        assert evaluation(tmp_path, name)["env_steps"] >= 10_000
+        assert history(tmp_path, name)[: len(rows) // 2] == rows[: len(rows) // 2], "it went on from there"
