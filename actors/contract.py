@@ -109,7 +109,7 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
         """
         super().__init__(env)
         self._name = name_of(env)
-        actions, self._action_of = numbered_actions(self._name, _space(env, "action_space"))
+        actions, self._action_of, about_actions = numbered_actions(self._name, _space(env, "action_space"))
         self.action_space = spaces.Discrete(actions)
         self._masked = masked
         if masked:
@@ -117,6 +117,8 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
         self._columns = columns_of(self)
         self._stored = observations_of(self._name, _space(env, "observation_space"), copies=copies)
         self.observation_space, self.entries = self._stored.space, self._stored.entries
+        self.about: dict[str, Any] = {"observation": self._stored.about, "actions": about_actions, "masked": masked}
+        """The environment's own observations and actions as plain values; see ``learner.networks.portable.Policy``."""
         self._as_is = self._stored.as_is  # looked at here, since a call more would be felt in every env step
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

@@ -194,11 +194,24 @@ def schema_of(env: gym.Env[Any, Any]) -> Schema:
 def entries_of(env: gym.Env[Any, Any]) -> tuple[ObsEntry, ...]:
     """Returns the entries that this environment's observations are flattened from; none where they are no Dict or
     Tuple."""
+    checked = checked_of(env)
+    return () if checked is None else checked.entries
+
+
+def about_of(env: gym.Env[Any, Any]) -> dict[str, Any]:
+    """Returns the own observations and actions of an environment that ``make_env`` made; see ``Checked.about``."""
+    checked = checked_of(env)
+    assert checked is not None
+    return checked.about
+
+
+def checked_of(env: gym.Env[Any, Any]) -> Checked | None:
+    """Returns the wrapper that holds this environment to its spaces; None where ``make_env`` did not make it."""
     while isinstance(env, gym.Wrapper):
         if isinstance(env, Checked):
-            return env.entries
+            return env
         env = env.env
-    return ()
+    return None
 
 
 def stack_of(env: gym.Env[Any, Any]) -> int:

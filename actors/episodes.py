@@ -12,8 +12,9 @@ import numpy.typing as npt
 from actors.contract import Env, columns_of, name_of
 from actors.errors import ContractError
 from actors.players import Replace, no_other
-from actors.policy import Acting, allowed, carried
+from actors.policy import Acting, carried
 from actors.verdicts import skewed_bound
+from learner.networks.portable import allowed
 from replay.chunk import ACTION_MASK
 
 Array = npt.NDArray[Any]

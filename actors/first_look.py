@@ -31,7 +31,7 @@ from pydantic import TypeAdapter
 from actors.closing import CLOSE_S, close_all
 from actors.config import EnvConfig
 from actors.contract import Interrupted, columns_of, name_of
-from actors.envs import make_env, schema_of
+from actors.envs import about_of, make_env, schema_of
 from actors.errors import ContractError, EnvError
 from actors.seeds import evaluation_seed
 from actors.supervision.restarts import cause
@@ -59,10 +59,11 @@ class Played(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What a look has found: the rows' schema, the environment's own spaces, the seconds that making it took, how it
-    was played, and warnings."""
+    """What a look has found: the rows' schema, the environment's own observations and actions (``Checked.about``), its
+    spaces in words, the seconds that making it took, how it was played, and warnings."""
 
     schema: Schema
+    about: dict[str, Any]
     spaces: str
     make_s: float
     played: Played
@@ -93,7 +94,9 @@ def first_look(config: EnvConfig, seed: int, step_timeout_s: float, notify: Noti
     if "error" in found:
         raise EnvError(found["error"])
     schema = TypeAdapter(Schema).validate_python(found["schema"])
-    return Look(schema, found["spaces"], found["make_s"], Played(*found["played"]), tuple(found["warnings"]))
+    return Look(
+        schema, found["about"], found["spaces"], found["make_s"], Played(*found["played"]), tuple(found["warnings"])
+    )
 
 
 @dataclass
@@ -178,7 +181,7 @@ def _in_child(config: EnvConfig, seed: int, writing: int) -> NoReturn:
         with os.fdopen(writing, "wb", buffering=0) as pipe:
 
             def write(**line: Any) -> None:
-                pipe.write(json.dumps(line).encode() + b"\n")
+                pipe.write(json.dumps(line, default=str).encode() + b"\n")
 
             try:
                 found = _look(config, seed, lambda doing: write(doing=doing))
@@ -219,7 +222,7 @@ def _look(config: EnvConfig, seed: int, doing: Callable[[str], None]) -> Look:
         began, notices, seen = time.monotonic(), list[str](), set[str]()
         doing("made")
         env = make_env(config, training=True)
-        make_s, schema = time.monotonic() - began, schema_of(env)
+        make_s, schema, about = time.monotonic() - began, schema_of(env), about_of(env)
         spaces = " ".join(f"{env.unwrapped.observation_space} -> {env.unwrapped.action_space}".split())
         try:
             played = _play(env, seed, doing, seen, settled=config.action_mask != "auto")
@@ -242,7 +245,7 @@ def _look(config: EnvConfig, seed: int, doing: Callable[[str], None]) -> Look:
         notices.append(
             f"{name_of(env)}: its infos have an action_mask, and those of its first reset had none: it is ignored"
         )
-    return Look(schema, spaces, make_s, played, tuple(notices))
+    return Look(schema, about, spaces, make_s, played, tuple(notices))
 
 
 class _Masked(Exception):

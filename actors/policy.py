@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from learner.networks import NetworkSpec, encoder_of
 from learner.networks.numpy_mlp import NumpyMlp
+from learner.networks.program import HEADS
 from replay.chunk import Schema
 
 Array = npt.NDArray[Any]
@@ -43,7 +44,7 @@ class Policy(Acting, Protocol):
 def make_policy(spec: NetworkSpec, schema: Schema) -> Policy:
     """Builds the policy of a network: in numpy, without importing torch, where the network has a twin there; else in
     torch, on as many threads as the process gives it (actors: one)."""
-    if encoder_of(spec.config, schema) == "mlp" and spec.head in NumpyMlp.HEADS:
+    if encoder_of(spec.config, schema) == "mlp" and spec.head in HEADS:
         return NumpyMlp(spec, schema)
     from learner.networks.torch_policy import TorchPolicy
 
@@ -76,17 +77,8 @@ class EpsilonGreedy:
         return np.where(explores[:, None], self._rng.random(q.shape, np.float32), q), state
 
 
-FORBIDDEN = np.float32(-1e30)
-"""The value of an action that a mask rules out, where values are compared; finite, as all that is stored."""
 DRAWS = 1 << 31
 """Numbers that ``explore`` draws from where masks hold: ``draw`` makes allowed actions of them."""
-
-
-def allowed(q: Array, mask: Array) -> Array:
-    """Returns Q values <float32>[E, A] with FORBIDDEN for the actions that the lanes' masks <uint8>[E, A] rule out. A
-    state that allows none, as one after the end of an episode may, keeps its own."""
-    masked: Array = np.where((mask != 0) | ~mask.any(1, keepdims=True), q, FORBIDDEN)
-    return masked
 
 
 def draw(planned: Array, mask: Array) -> npt.NDArray[np.int64]:

@@ -19,17 +19,16 @@ Dict, Tuple, of any depth        their entries as above, flattened into one vect
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from gymnasium import spaces
 
 from actors.errors import ContractError, EnvError
+from learner.networks import portable
 from replay.chunk import DTYPES, MAX_NAME, ObsEntry
 
-Array = npt.NDArray[Any]
 Path = tuple[Any, ...]
 """The keys that lead to an entry of a Dict or Tuple."""
 
@@ -42,16 +41,25 @@ MAX_COMBINATIONS = 4096
 """Combinations of a MultiDiscrete action that are numbered: each costs an output of the network."""
 
 
-def numbered_actions(name: str, space: spaces.Space[Any]) -> tuple[int, Callable[[Any], Any] | None]:
-    """Returns how many actions there are, and a function from an action's number to what the environment is given;
-    None where that is the number itself.
+class Numbered(NamedTuple):
+    """An environment's actions by number: how many there are; a function from a number to what the environment is
+    given, None where that is the number itself; and the same as plain values (learner/networks/portable.py)."""
+
+    size: int
+    action_of: Callable[[Any], Any] | None
+    about: dict[str, Any]
+
+
+def numbered_actions(name: str, space: spaces.Space[Any]) -> Numbered:
+    """Returns the actions of this space by number.
 
     Raises:
         EnvError: the actions cannot be numbered, or are too many; the text has the remedy.
     """
     if isinstance(space, spaces.Discrete):
-        start = int(space.start)
-        return int(space.n), (lambda number: np.int64(number + start)) if start else None
+        start, count = int(space.start), int(space.n)
+        about = {"space": short(space), "n": count, "start": start}
+        return Numbered(count, (lambda number: np.int64(number + start)) if start else None, about)
     if isinstance(space, spaces.MultiDiscrete):
         counts, first = np.asarray(space.nvec), np.asarray(space.start)
     elif isinstance(space, spaces.MultiBinary):
@@ -70,19 +78,26 @@ def numbered_actions(name: str, space: spaces.Space[Any]) -> tuple[int, Callable
             f"{name} has the action space {short(space)} of {number_of} combinations; up to {MAX_COMBINATIONS} are "
             "numbered: offer fewer of them with gymnasium.wrappers.TransformAction where you register it"
         )
-    places = np.unravel_index(np.arange(number_of), tuple(counts.ravel().tolist()))
-    table = (np.stack(places, 1).reshape(number_of, *counts.shape) + first).astype(space.dtype)
-    return number_of, lambda number: table[number].copy()
+    dtype = np.dtype(space.dtype).name
+    table = portable.action_table(counts, first, dtype)
+    about = {"space": short(space), "n": number_of, "counts": counts.tolist(), "first": first.tolist(), "dtype": dtype}
+    return Numbered(number_of, lambda number: table[number].copy(), about)
 
 
-class Observations(Protocol):
+class Observations:
     """What is stored of an environment's observations."""
 
-    space: spaces.Box[Any]
-    entries: tuple[ObsEntry, ...]
-    """Of a Dict or Tuple; else none."""
-    as_is: tuple[np.dtype[Any] | None, tuple[int, ...]]
-    """Dtype and shape of the arrays that are stored as they are; None where all are changed or copied."""
+    def __init__(
+        self, name: str, about: dict[str, Any], space: spaces.Box, entries: tuple[ObsEntry, ...], copies: bool
+    ) -> None:
+        """``about``: see ``learner.networks.portable.Observations``; ``space``: of what is stored; ``entries``: those
+        of a Dict or Tuple; ``copies``: nothing that is returned shares the environment's memory."""
+        self.about, self.space, self.entries, self._copies = about, space, entries, copies
+        self._name, self._stored = name, portable.Observations(about)
+        first = about["entries"][0]
+        same = first.get("dtype") == np.dtype(space.dtype).name and not about["flattened"]
+        self.as_is = (np.dtype(space.dtype), tuple(space.shape)) if same and not copies else (None, ())
+        """Dtype and shape of the arrays that are stored as they are; None where all are changed or copied."""
 
     def __call__(self, method: str, obs: Any) -> Any:
         """Returns what is stored of the observation that ``method`` returned, in the space's shape and dtype.
@@ -90,101 +105,65 @@ class Observations(Protocol):
         Raises:
             ContractError: it is not of the environment's space.
         """
+        try:
+            stored = self._stored(obs)
+        except portable.Mismatch as error:
+            raise ContractError(f"{self._name}: {method}() returned {error}") from None
+        return stored.copy() if self._copies and stored is obs else stored
 
 
-def observations_of(name: str, space: spaces.Space[Any], *, copies: bool = False, entry: str = "") -> Observations:
-    """Makes what stores observations of this space. ``copies``: they may not share the environment's memory;
-    ``entry``: where it is in a Dict or Tuple.
+def observations_of(name: str, space: spaces.Space[Any], *, copies: bool = False) -> Observations:
+    """Makes what stores observations of this space. ``copies``: they may not share the environment's memory.
 
     Raises:
         EnvError: qherd does not store such observations; the text has the remedy.
     """
-    if isinstance(space, spaces.Dict | spaces.Tuple):
-        return _Flattened(name, space)
+    flattened = isinstance(space, spaces.Dict | spaces.Tuple)
+    found = [(path, *_described(name, entry, path)) for path, entry in _entries(space)]
+    if not found:
+        raise EnvError(f"{name} has the observation space {short(space)}, which holds nothing to learn from")
+    stored, entries, divided = found[0][2], tuple[ObsEntry, ...](), False
+    if flattened:
+        entries = tuple(_entry("/".join(map(str, path))[:MAX_NAME], each) for path, _, each in found)
+        divided = len({(each.dtype, divisor_of(each)) for _, _, each in found}) > 1
+        stored = _together([each for _, _, each in found], divided)
+    about = {
+        "space": short(space),
+        "entries": [entry for _, entry, _ in found],
+        "flattened": flattened,
+        "divided": divided,
+        "dtype": np.dtype(stored.dtype).name,
+        "shape": list(stored.shape),
+    }
+    return Observations(name, about, stored, entries, copies)
+
+
+def _described(name: str, space: spaces.Space[Any], path: Path) -> tuple[dict[str, Any], spaces.Box]:
+    """Returns how an entry is stored, as plain values, and the space of what is stored. Raises EnvError."""
+    where = "".join(f"[{key!r}]" for key in path)
+    about = {"path": list(path), "space": short(space), "shape": list(space.shape or ())}
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
-        return _OneHot(name, space, entry)
+        counts, first = (np.atleast_1d(np.asarray(each)).ravel().tolist() for each in _numbers_of(space))
+        if (numbers := sum(counts)) > MAX_ONE_HOT:
+            raise EnvError(
+                f"{name} has the observation space {short(space)}{where and f' as entry {where}'}, which is stored "
+                f"one-hot, {numbers} numbers; up to {MAX_ONE_HOT} are stored: make it a Box with "
+                "gymnasium.wrappers.TransformObservation where you register it"
+            )
+        return about | {"counts": counts, "first": first}, spaces.Box(0.0, 1.0, (numbers,), np.float32)
     if isinstance(space, spaces.MultiBinary):
         space = spaces.Box(0, 1, space.shape, np.int8)
     if not isinstance(space, spaces.Box):
         raise EnvError(
-            f"{name} has the observation space {short(space)}{entry and f' as entry {entry}'}; qherd takes Box, "
+            f"{name} has the observation space {short(space)}{where and f' as entry {where}'}; qherd takes Box, "
             "Discrete, MultiDiscrete and MultiBinary, and Dict and Tuple of these: make it a Box with "
             "gymnasium.wrappers.TransformObservation where you register it: gymnasium.register(id, lambda **kwargs: "
             "TransformObservation(YourEnv(**kwargs), to_numbers, Box(...)))"
         )
-    return _OfBox(name, space, copies, entry)
-
-
-class _OfBox:
-    """Observations that are arrays."""
-
-    entries: tuple[ObsEntry, ...] = ()
-
-    def __init__(self, name: str, space: spaces.Box, copies: bool, entry: str) -> None:
-        _check_box(name, space)
-        self._name, self._own, self._entry = name, space, entry
-        self._shape, self._dtype = tuple(space.shape), np.dtype(space.dtype)
-        self.space = _narrowed(space)
-        self.as_is = (self._dtype if self.space.dtype == self._dtype and not copies else None, self._shape)
-
-    def __call__(self, method: str, obs: Any) -> Any:
-        """See ``Observations``."""
-        if not (type(obs) is np.ndarray and obs.dtype is self._dtype and obs.shape == self._shape):
-            obs = self._cast(method, obs)
-        return obs.astype(self.space.dtype) if self.as_is[0] is None else obs
-
-    def _cast(self, method: str, obs: Any) -> Array:
-        """The observation in its space's shape and dtype. Whole numbers and flags have to keep their values; a space of
-        floats takes any number."""
-        wrong = f"{self._name}: {method}() returned an observation{self._entry} of"
-        says = f"; its space {short(self._own)} says shape {self._shape} and dtype {self._dtype}"
-        given = _array(obs, self._shape, wrong, says)
-        if given.dtype.kind not in "biuf":
-            raise ContractError(f"{wrong} dtype {given.dtype}{says}")
-        if given.dtype.kind == "b" and divisor_of(self.space) > 1:
-            raise ContractError(f"{wrong} dtype bool{says}; say Box(0, 1, dtype=bool), or return 0 and 255")
-        with np.errstate(all="ignore"):
-            cast = given.astype(self._dtype)
-        if self._dtype.kind != "f" and not np.array_equal(cast, given):
-            raise ContractError(f"{wrong} dtype {given.dtype}, with values that {self._dtype} cannot hold{says}")
-        return cast
-
-
-class _OneHot:
-    """Observations that are one number of several, or an array of such."""
-
-    entries: tuple[ObsEntry, ...] = ()
-    as_is: tuple[np.dtype[Any] | None, tuple[int, ...]] = (None, ())
-
-    def __init__(self, name: str, space: spaces.Discrete | spaces.MultiDiscrete, entry: str) -> None:
-        self._name, self._own, self._entry = name, space, entry
-        counts, first = (np.atleast_1d(np.asarray(each)) for each in _numbers_of(space))
-        if (numbers := sum(counts.ravel().tolist())) > MAX_ONE_HOT:
-            raise EnvError(
-                f"{name} has the observation space {short(space)}{entry and f' as entry {entry}'}, which is stored "
-                f"one-hot, {numbers} numbers; up to {MAX_ONE_HOT} are stored: make it a Box with "
-                "gymnasium.wrappers.TransformObservation where you register it"
-            )
-        self._counts, self._first = counts.ravel().astype(np.int64), first.ravel().astype(np.int64)
-        self._begin = np.cumsum(self._counts) - self._counts
-        self._shape: tuple[int, ...] = space.shape or ()
-        self.space: spaces.Box[Any] = spaces.Box(0.0, 1.0, (int(self._counts.sum()),), np.float32)
-
-    def __call__(self, method: str, obs: Any) -> Array:
-        """See ``Observations``."""
-        wrong = f"{self._name}: {method}() returned an observation{self._entry} of"
-        given = _array(obs, self._shape, wrong, f"; its space {short(self._own)} says shape {self._shape} of integers")
-        index = (given.ravel() if given.dtype.kind in "biuf" else np.full(given.size, np.nan)) - self._first
-        if not ((index >= 0) & (index < self._counts) & (index % 1 == 0)).all():
-            last = self._first + self._counts - 1
-            among = f"{self._first[0]} to {last[0]}" if not self._shape else f"{self._first} to {last}"
-            raise ContractError(
-                f"{self._name} returned the observation{self._entry} {given.tolist()!r:.80}; its space "
-                f"{short(self._own)} has {among}"
-            )
-        hot = np.zeros(self.space.shape, np.float32)
-        hot[self._begin + index.astype(np.int64)] = 1
-        return hot
+    _check_box(name, space)
+    stored = _narrowed(space)
+    dtypes = {"dtype": np.dtype(space.dtype).name, "stored": np.dtype(stored.dtype).name}
+    return about | dtypes | {"divisor": divisor_of(stored)}, stored
 
 
 def _numbers_of(space: spaces.Discrete[Any] | spaces.MultiDiscrete[Any]) -> tuple[Any, Any]:
@@ -192,47 +171,15 @@ def _numbers_of(space: spaces.Discrete[Any] | spaces.MultiDiscrete[Any]) -> tupl
     return (space.n, space.start) if isinstance(space, spaces.Discrete) else (space.nvec, space.start)
 
 
-class _Flattened:
-    """Observations that are a Dict or Tuple, of any depth."""
-
-    as_is: tuple[np.dtype[Any] | None, tuple[int, ...]] = (None, ())
-
-    def __init__(self, name: str, space: spaces.Dict | spaces.Tuple[Any]) -> None:
-        self._name, self._own = name, space
-        self._entries = [
-            (path, observations_of(name, entry, entry="".join(f"[{key!r}]" for key in path)))
-            for path, entry in _entries(space)
-        ]
-        stored = [entry.space for _, entry in self._entries]
-        if not stored:
-            raise EnvError(f"{name} has the observation space {short(space)}, which holds nothing to learn from")
-        self.entries = tuple(_entry("/".join(map(str, path))[:MAX_NAME], entry.space) for path, entry in self._entries)
-        alike = len({(each.dtype, divisor_of(each)) for each in stored}) == 1
-        dtype = np.dtype(stored[0].dtype if alike else np.float32)
-        self._divisors = [1 if alike else divisor_of(each) for each in stored]
-        with_divisors = list(zip(stored, self._divisors, strict=True))
-        low = np.concatenate([each.low.ravel() / divisor for each, divisor in with_divisors])
-        high = np.concatenate([each.high.ravel() / divisor for each, divisor in with_divisors])
-        self.space: spaces.Box[Any] = spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype.type)
-
-    def __call__(self, method: str, obs: Any) -> Array:
-        """See ``Observations``."""
-        parts = []
-        for (path, stored), divisor in zip(self._entries, self._divisors, strict=True):
-            part = stored(method, self._entry(method, obs, path)).ravel()
-            parts.append(part / np.float32(divisor) if divisor > 1 else part)
-        return np.concatenate(parts, dtype=self.space.dtype, casting="unsafe")
-
-    def _entry(self, method: str, obs: Any, path: Path) -> Any:
-        for depth, key in enumerate(path):
-            try:
-                obs = obs[key]
-            except (KeyError, IndexError, TypeError):
-                where = "".join(f"[{each!r}]" for each in path[: depth + 1])
-                raise ContractError(
-                    f"{self._name}: {method}() returned an observation without {where}; its space is {short(self._own)}"
-                ) from None
-        return obs
+def _together(stored: Sequence[spaces.Box], divided: bool) -> spaces.Box:
+    """Returns the space of entries that are flattened into one vector; ``divided``: bytes of 0 to 255 by 255."""
+    dtype = np.dtype(np.float32 if divided else stored[0].dtype)
+    divisors = [divisor_of(each) if divided else 1 for each in stored]
+    low, high = (
+        np.concatenate([bound.ravel() / divisor for bound, divisor in zip(bounds, divisors, strict=True)]).astype(dtype)
+        for bounds in ([each.low for each in stored], [each.high for each in stored])
+    )
+    return spaces.Box(low, high, dtype=dtype.type)
 
 
 def _entry(name: str, stored: spaces.Box) -> ObsEntry:
@@ -248,17 +195,6 @@ def _entries(space: spaces.Space[Any], path: Path = ()) -> Iterator[tuple[Path, 
             yield from _entries(entry, (*path, key))
     else:
         yield path, space
-
-
-def _array(obs: Any, shape: tuple[int, ...], wrong: str, says: str) -> Array:
-    """Returns the observation as an array of this shape. Raises ContractError, from ``wrong`` to ``says``."""
-    try:
-        given = np.asarray(obs)
-    except ValueError as error:  # lists of several lengths
-        raise ContractError(f"{wrong} {type(obs).__name__} that is no array ({error}){says}") from None
-    if given.shape != shape:
-        raise ContractError(f"{wrong} shape {given.shape}{says}")
-    return given
 
 
 def _check_box(name: str, space: spaces.Box) -> None:

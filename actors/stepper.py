@@ -12,8 +12,9 @@ from gymnasium.vector import AutoresetMode
 from actors.contract import name_of
 from actors.errors import EnvError
 from actors.lanes import REBUILT, Lane, Lanes, RecordedLane
-from actors.policy import DRAWS, Policy, allowed, carried, draw
+from actors.policy import DRAWS, Policy, carried, draw
 from actors.rows import Columns, Rows
+from learner.networks.portable import allowed
 from replay.chunk import ACTION_MASK, Counters, Schema
 from replay.state import State, array_in
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks import machine
 from benchmarks.result import Result, not_a_measurement, show
 
-NAMES = ("log_rate", "replay", "actor_rate", "learner_rate", "metrics_cost", "start_time", "solve")
+NAMES = ("log_rate", "replay", "actor_rate", "learner_rate", "metrics_cost", "policy", "start_time", "solve")
 BY_NAME_ONLY = ("flow", "soak", "resume", "scaling", "broadcast")
 """Some ten minutes each."""
 

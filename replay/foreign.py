@@ -8,6 +8,11 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from replay.storage import available_memory
+
+MEMORY_BYTES = 1 << 32
+"""What is read at the most where the free memory is unknown."""
+
 
 class Unreadable(ValueError):
     """A file that is not read, or JSON that is none; the text says why, and of a file which."""
@@ -39,6 +44,11 @@ def read_file(path: Path, most_bytes: int) -> bytes:
         raise Unreadable(f"{path} cannot be read: {error.strerror}") from None
     finally:
         os.close(fd)
+
+
+def read_big_file(path: Path) -> bytes:
+    """Returns what is in a file that may be as big as the free memory. Raises what ``read_file`` does."""
+    return read_file(path, available_memory() or MEMORY_BYTES)
 
 
 def parse_json(data: bytes | str) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 import grid_env
 import numpy as np
 import pytest
+from policies import a_run
 from test_known_answer import GAMMA as KNOWN_GAMMA
 from test_known_answer import value_iteration
 
@@ -52,6 +53,18 @@ def test_the_network_comes_to_q_star(name: str) -> None:
     exact = grid.GRIDS[name].value_iteration(q_table.GAMMA)
     learned = q_table.q_network(name, updates=2000, seed=1)
     np.testing.assert_allclose(learned, exact, rtol=0, atol=q_table.NETWORK_TOLERANCE)
+
+
+def test_a_policy_is_loaded_and_used(tmp_path: Path) -> None:
+    """The one that obeys masks, in a bare environment."""
+    run = a_run(tmp_path, "masked_env:MaskedGrid-v0")
+    command = [sys.executable, str(EXAMPLES / "use_policy.py"), str(run), "--episodes", "2"]
+    tests = str(Path(__file__).parent)
+    done = subprocess.run(
+        command, cwd=tests, env={"PYTHONPATH": tests}, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.rpartition(" ")[0] for line in done.stdout.splitlines()] == ["seed 0: return", "seed 1: return"]
 
 
 @pytest.mark.long

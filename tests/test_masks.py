@@ -20,11 +20,12 @@ from actors.contract import Checked, columns_of
 from actors.envs import make_env, make_lanes, schema_of
 from actors.episodes import play
 from actors.errors import ContractError, EnvError
-from actors.policy import DRAWS, FORBIDDEN, allowed, draw, explore, make_policy
+from actors.policy import DRAWS, draw, explore, make_policy
 from actors.stepper import Stepper
 from deploy.planning.preconditions import probe_env, resolved
 from deploy.run_directory.directory import RunDirectory
 from deploy.sessions.inline import InlineSession
+from learner.networks.portable import FORBIDDEN, allowed
 from learner.weights import unpack
 from replay.chunk import ACTION_MASK, BOUNDARY, Counters
 

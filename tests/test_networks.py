@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any, cast
 
@@ -19,6 +20,8 @@ from learner.networks import ENCODERS, HEADS, NetworkConfig, NetworkSpec, build_
 from learner.networks.heads import AtomsHead, ImplicitQuantilesHead
 from learner.networks.impala import SpectralConv2d
 from learner.networks.numpy_mlp import NumpyMlp
+from learner.networks.portable import network as network_of
+from learner.networks.program import program_of
 from learner.networks.q_network import QNetwork, flatten_parameters, in_shape_order, set_in_shape_order
 from learner.networks.shapes import MINATAR_CHANNELS
 from learner.weights import pack, unpack
@@ -126,7 +129,8 @@ def cases() -> list[Any]:
 
 @pytest.mark.parametrize(("schema", "wanted"), cases())
 def test_an_actors_policy_equals_the_learners_network(schema: Schema, wanted: NetworkSpec) -> None:
-    """Also after the weights went over the wire; and the parameters' shapes are known without the network."""
+    """Also after the weights went over the wire; the parameters' shapes are known without the network. So does what a
+    network is as operations of numpy, in JSON."""
     torch.manual_seed(3)
     online = build_network(wanted, schema)
     policy = make_policy(wanted, schema)
@@ -149,6 +153,9 @@ def test_an_actors_policy_equals_the_learners_network(schema: Schema, wanted: Ne
     assert q.shape == expected.shape == (len(obs), schema.num_actions)
     assert_same(q, expected, within)
     assert_same(policy(obs[:1], state)[0], expected[:1], within)
+    program = program_of(wanted, schema)
+    assert program is not None
+    assert_same(network_of(json.loads(json.dumps(program)), arrays)(obs), expected, within)
 
 
 @pytest.mark.parametrize("schema", PICTURES, ids=str)

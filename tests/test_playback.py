@@ -24,9 +24,10 @@ from actors.errors import EnvError
 from deploy.commands import evaluate
 from deploy.config.errors import ConfigError
 from deploy.config.models import RunConfig
-from deploy.playback.players import STICKY, sticky_of
+from deploy.playback.players import STICKY, Which, sticky_of
 from deploy.playback.video import Video, picture
 from deploy.run_directory.directory import RunDirectory
+from learner import load_policy
 from learner.checkpoint import newest_policy
 from learner.weights import pack
 
@@ -119,6 +120,22 @@ def test_the_final_policy_is_that_of_the_newest_checkpoint(run: Path, evaluated:
     assert best["updates"] == ended["best_updates"] < figures["updates"]
     text = evaluated(*options)
     assert f"\nfinal policy, of update {ended['updates']:,}: that of the newest checkpoint, not selected" in text
+
+
+@pytest.mark.parametrize("which", ["best", "final"])
+def test_a_loop_of_ten_lines_reaches_the_same_evaluation(run: Path, evaluated: Evaluated, which: Which) -> None:
+    policy, env, returns = load_policy(run, which), gym.make("CartPole-v1"), []
+    for seed in range(3, 8):
+        obs, _ = env.reset(seed=seed)
+        total, over = 0.0, False
+        while not over:
+            action, _ = policy.act(obs)
+            obs, reward, terminated, truncated, _ = env.step(action)
+            total, over = total + float(reward), terminated or truncated
+        returns.append(total)
+    figures = json.loads(evaluated("--policy", which, "--episodes", "5", "--seed", "3", "--json"))
+    assert figures["returns"] == returns
+    assert len(set(returns)) > 1
 
 
 def test_the_text_has_the_standard_error_and_how_the_policy_was_chosen(run: Path, evaluated: Evaluated) -> None:

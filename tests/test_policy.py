@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from actors.policy import Array, EpsilonGreedy, PolicyState, allowed, explore
+from actors.policy import Array, EpsilonGreedy, PolicyState, explore
+from learner.networks.portable import allowed
 
 
 def test_greedy_and_random_ends() -> None:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from cli_runs import Run, qherd, running, summary
 
-from deploy.run_directory.best_policy import HELD
 from learner.checkpoint import names, read
 from learner.phases import PHASE_KEY, PHASES
+from learner.policy_files import HELD
 from learner.weights import unpack
 
 PRESET = """

@@ -45,14 +45,14 @@ def observe(space: Space[Any], obs: Any) -> Any:
     ids=str,
 )
 def test_each_number_is_an_action_of_the_space(space: Space[Any], given: list[Any]) -> None:
-    count, action = numbered_actions("E", space)
+    count, action, _ = numbered_actions("E", space)
     assert action is not None
     assert [np.asarray(action(np.int64(number))).tolist() for number in range(count)] == given
     assert all(space.contains(action(number)) for number in range(count))
 
 
 def test_an_action_that_the_environment_changes_stays_as_it_is() -> None:
-    _, action = numbered_actions("E", MultiDiscrete([2, 2]))
+    _, action, _ = numbered_actions("E", MultiDiscrete([2, 2]))
     assert action is not None
     action(3)[:] = 9
     assert action(3).tolist() == [1, 1]

@@ -29,20 +29,21 @@ from replay.chunk_log.server_kind import Bounds
 from replay.samplers import SAMPLERS, sampler_of
 
 
-def check_before_run(config: RunConfig) -> Schema:
-    """Returns the schema of the run's environment, once nothing is found that cannot work. Makes and starts nothing.
+def check_before_run(config: RunConfig) -> Look:
+    """Returns what a look at the run's environment has found, once nothing is found that cannot work. Makes and starts
+    nothing.
 
     Raises:
         ConfigError, EnvError, ValueError: what cannot work, with the remedy.
     """
     check(config)
     check_process(config)
-    schema = probe_env(config)
-    memory.check_network(config, schema)
-    memory.check_windows(config, schema)
-    memory.check_memory(config, schema)
-    check_values(config, schema)
-    return schema
+    look = warning_look(config)
+    memory.check_network(config, look.schema)
+    memory.check_windows(config, look.schema)
+    memory.check_memory(config, look.schema)
+    check_values(config, look.schema)
+    return look
 
 
 def resolved(config: RunConfig, schema: Schema) -> RunConfig:
@@ -61,10 +62,15 @@ def probe_env(config: RunConfig) -> Schema:
     Raises:
         EnvError: the environment cannot be used.
     """
+    return warning_look(config).schema
+
+
+def warning_look(config: RunConfig) -> Look:
+    """Looks at the run's environment, as ``look_at_env``, and prints the warnings on stderr."""
     look = look_at_env(config)
     for text in look.warnings:
         _warn(text)
-    return look.schema
+    return look
 
 
 def look_at_env(config: RunConfig) -> Look:

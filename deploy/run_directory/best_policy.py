@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
-from safetensors import SafetensorError
 
 from deploy.config.errors import RunDirError
-from deploy.run_directory.files import CONFIG_BYTES, read_big_file, replace_file
-from learner.weights import unpack
-from replay.foreign import Unreadable, read_object
+from deploy.run_directory.files import replace_file
+from learner.policy_files import NAMED, PolicyError, read_best, read_manifest, read_packed
 
-NAMED: Mapping[str, Any] = {"file": str, "sha256": str}
-"""What best.json has of the policy's own file."""
 BEST: Mapping[str, Any] = {
     **NAMED,
     "solved": bool,
@@ -27,8 +24,6 @@ BEST: Mapping[str, Any] = {
     **dict.fromkeys(("mean", "std", "lower", "rank_bound"), int | float),
 }
 """What best.json has at the least, and of which kinds."""
-HELD: Mapping[str, Any] = {"holdout_mean": int | float, "holdout_std": int | float, "holdout_episodes": int}
-"""What best.json has of the policy's hold-out, where one was played."""
 
 
 class BestPolicy:
@@ -66,13 +61,14 @@ class BestPolicy:
         Raises:
             RunDirError: it is damaged.
         """
-        return self._read(BEST)
+        with _of_a_run():
+            return read_manifest(self._folder, BEST)
 
     def packed(self) -> bytes | None:
         """Returns the policy, packed; None where none was saved, or it is damaged."""
         try:
-            return self._weights(str((self.manifest() or {})["file"]))
-        except (KeyError, RunDirError):
+            return read_packed(self._folder, str((self.manifest() or {})["file"]))
+        except (KeyError, RunDirError, PolicyError):
             return None
 
     def load(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
@@ -81,42 +77,17 @@ class BestPolicy:
         Raises:
             RunDirError: there is none, or it is damaged.
         """
-        manifest = self._read(NAMED)
-        if manifest is None:
-            raise RunDirError(f"{self._folder.parent} has no best policy yet: no evaluation was finished")
-        path = self._folder / manifest["file"]
-        policy = self._weights(manifest["file"])
-        if hashlib.sha256(policy).hexdigest() != manifest["sha256"]:
-            raise RunDirError(f"{path} does not match the sha256 in best.json: it is damaged")
-        try:
-            return unpack(policy)[1], manifest
-        except (ValueError, LookupError, SafetensorError) as error:
-            raise RunDirError(f"{path} is damaged: {error}") from error
-
-    def _read(self, needed: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Returns the manifest, held against the kinds that ``needed`` asks for; None where there is none."""
-        path = self._path
-        try:
-            manifest = read_object(path, CONFIG_BYTES)
-        except FileNotFoundError:
-            return None
-        except Unreadable as error:
-            raise RunDirError(str(error)) from error
-        for name, kinds in {**needed, **{name: HELD[name] for name in HELD if name in manifest}}.items():
-            if not isinstance(manifest.get(name), kinds):
-                raise RunDirError(f"{path} is damaged: {name} is {manifest.get(name)!r:.80}")
-        if Path(manifest["file"]).name != manifest["file"]:
-            raise RunDirError(f"{path} is damaged: it names {manifest['file']!r:.80}, which is elsewhere")
-        return manifest
+        with _of_a_run():
+            return read_best(self._folder)
 
     def _write(self, manifest: Mapping[str, Any]) -> None:
         replace_file(self._path, json.dumps(manifest, indent=2).encode())
 
-    def _weights(self, file: str) -> bytes:
-        path = self._folder / file
-        try:
-            return read_big_file(path)
-        except FileNotFoundError as error:
-            raise RunDirError(f"{path}, which best.json names, is missing") from error
-        except Unreadable as error:
-            raise RunDirError(str(error)) from error
+
+@contextlib.contextmanager
+def _of_a_run() -> Iterator[None]:
+    """Has the block raise RunDirError in place of PolicyError."""
+    try:
+        yield
+    except PolicyError as error:
+        raise RunDirError(str(error)) from error

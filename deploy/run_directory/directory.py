@@ -3,6 +3,7 @@
 runs/<run>/config.yaml (config-N.yaml: as the N-th learner was resumed, where that differs)
            metrics.jsonl (metrics.superseded.jsonl: rows after the checkpoint that was resumed from)  tb/
            checkpoints/best*   checkpoints/<fence>-<updates>-<env steps>/  summary.json  fences.json  quarantine/
+           policy.json (what the policy is given, and what its actions are: learner/policy.py)
            scale.json (the newest qherd scale and its answer)  ray.log (what Ray itself writes)
            logs/ (what each process did, see replay/logs.py)
            lock (held while a driver has the run)  replay.url (while the run's own server is there)

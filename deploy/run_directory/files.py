@@ -10,13 +10,9 @@ from functools import partial
 from pathlib import Path
 
 from deploy.config.errors import RunDirError
-from replay.foreign import read_file
-from replay.storage import available_memory
 
 CONFIG_BYTES = 1 << 20
 """No file of options or counts is bigger."""
-MEMORY_BYTES = 1 << 32
-"""What is read at the most where the free memory is unknown."""
 WRITTEN = ("*.json", "*.jsonl", "*.yaml", "lock", "replay.url", "failure.txt", "checkpoints/*.json", "logs/*")
 """What a run writes in place, or puts in the place of."""
 
@@ -44,16 +40,6 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunDirError(f"{path} cannot be written: {error.strerror}") from error
-
-
-def read_big_file(path: Path) -> bytes:
-    """Returns what is in a file that may be as big as the memory.
-
-    Raises:
-        FileNotFoundError: there is none.
-        Unreadable: it is bigger, or no plain file.
-    """
-    return read_file(path, available_memory() or MEMORY_BYTES)
 
 
 def is_plain(path: Path) -> bool:

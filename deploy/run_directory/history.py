@@ -11,9 +11,9 @@ from typing import IO, Any
 
 from deploy.config.errors import RunDirError
 from deploy.run_directory.events import open_events, write_restart, write_scalars
-from deploy.run_directory.files import naming, read_big_file, replace_file
+from deploy.run_directory.files import naming, replace_file
 from learner.report import Resumed
-from replay.foreign import Unreadable, parse_json
+from replay.foreign import Unreadable, parse_json, read_big_file
 
 SUPERSEDED = "metrics.superseded.jsonl"
 """Rows after the checkpoint that was resumed from."""

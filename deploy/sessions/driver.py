@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from actors.evaluator import EvaluationResult
+from actors.first_look import Look
 from deploy.config.errors import RunDirError, RunFailedError
 from deploy.config.models import RunConfig
 from deploy.monitoring.display import Display
@@ -16,13 +17,13 @@ from deploy.planning.memory import plan_memory
 from deploy.planning.preconditions import check_before_run, resolved
 from deploy.process.isolation import output_apart
 from deploy.process.signals import INTERRUPTED, Interrupted, Stop
+from deploy.run_directory.description import describe_policy
 from deploy.run_directory.directory import RunDirectory
 from deploy.sessions.base import Notify, Session, log_file
 from deploy.sessions.clock import Clock, Rates
 from deploy.sessions.launch import give_name_back, start_session
 from deploy.sessions.outcome import Outcome, closing_message, ended_well, load_outcome
 from learner.networks import choice_of
-from replay.chunk import Schema
 from replay.logs import failures_logged
 from replay.metrics import flat
 
@@ -40,10 +41,10 @@ def train(config: RunConfig) -> int:
 
     May be called by another program, in mode ``inline`` also outside its main thread; signals are then its own matter.
     """
-    schema, stop = check_before_run(config), Stop()
-    config = resolved(config, schema)
+    look, stop = check_before_run(config), Stop()
+    config = resolved(config, look.schema)
     with stop.listening(), contextlib.closing(RunDirectory.create(config)) as directory:
-        return _run(config, directory, schema, Outcome(), stop, new=True)
+        return _run(config, directory, look, Outcome(), stop, new=True)
 
 
 def continue_run(config: RunConfig, directory: RunDirectory) -> int:
@@ -56,11 +57,11 @@ def continue_run(config: RunConfig, directory: RunDirectory) -> int:
             directory.write_summary(outcome.summary(config, directory.run, clock))
         print(f"{directory.given_path} is over: {reason}{_REMEDIES.get(reason, '')}")
         return 0
-    schema, stop = check_before_run(config), Stop()
-    config = resolved(config, schema)
+    look, stop = check_before_run(config), Stop()
+    config = resolved(config, look.schema)
     with stop.listening():
         changed = directory.record_config(config)
-        return _run(config, directory, schema, outcome, stop, new=False, changed=changed)
+        return _run(config, directory, look, outcome, stop, new=False, changed=changed)
 
 
 def stop_reason(config: RunConfig, outcome: Outcome, stop: Stop, trained_s: float) -> str:
@@ -79,7 +80,7 @@ def stop_reason(config: RunConfig, outcome: Outcome, stop: Stop, trained_s: floa
 def _run(
     config: RunConfig,
     directory: RunDirectory,
-    schema: Schema,
+    look: Look,
     outcome: Outcome,
     stop: Stop,
     *,
@@ -94,7 +95,7 @@ def _run(
         logging_ends.callback(log_file(config, directory, "driver").start())
         display = Display(directory.run, config, stop.ask, stdout)
         with display:
-            Driver(config, directory, schema, outcome, stop, display, new=new, changed=changed).run()
+            Driver(config, directory, look, outcome, stop, display, new=new, changed=changed).run()
         display.print(closing_message(directory, outcome))
     return INTERRUPTED if outcome.reason == "interrupted" else 0
 
@@ -107,7 +108,7 @@ class Driver:
         self,
         config: RunConfig,
         directory: RunDirectory,
-        schema: Schema,
+        look: Look,
         outcome: Outcome,
         stop: Stop,
         display: Display,
@@ -115,7 +116,8 @@ class Driver:
         new: bool,
         changed: Sequence[str],
     ) -> None:
-        self._config, self._directory, self._schema = config, directory, schema
+        self._config, self._directory = config, directory
+        self._schema, self._about = look.schema, look.about
         self._outcome, self._stop, self._display = outcome, stop, display
         self._new, self._changed = new, changed
         self._clock, self._disk = Clock(outcome.wall_s, outcome.start_s), DiskAlarm(display.notify)
@@ -125,6 +127,8 @@ class Driver:
         """Starts it, advances it until it is over, and ends it. Raises what makes it fail."""
         outcome = self._outcome
         self._announce()
+        with self._disk.writing():
+            describe_policy(self._config, self._directory, self._schema, self._about)
         try:
             self._advance_and_stop(self._started())
         except Interrupted:

@@ -1,0 +1,518 @@
+"""A policy in numpy alone: from an environment's own observations to its actions, with the values of all of them.
+
+``load_policy`` acts with it, actors map observations with it, and ``qherd export --format numpy`` copies this file
+beside the weights: it imports nothing of qherd's. There ``load`` reads policy.npz::
+
+    policy = load(folder)
+    action, q = policy.act(obs)
+
+What a policy is stands in a dict that JSON holds, ``about``; what its network computes is a list of named operations
+in that (learner/networks/program.py).
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+About = Mapping[str, Any]
+Operation = Callable[[Array], Array]
+
+FORMAT = 1
+"""Raised where older code could not read what newer code writes."""
+FILE, ABOUT = "policy.npz", "about"
+"""An export's weights, and what they are the weights of, as JSON in the same file."""
+FORBIDDEN = np.float32(-1e30)
+"""The value of an action that a mask rules out, where values are compared."""
+
+
+# -- observations
+
+
+class Mismatch(ValueError):
+    """An observation that is not of its space. The text begins after "returned" or "was given"."""
+
+
+class Observations:
+    """Makes one array of an observation, which the network is given: of a single one, or of a batch, whose every entry
+    has one more axis in front."""
+
+    def __init__(self, about: About) -> None:
+        """``about``: ``entries``, each with the keys that lead to it (``path``); whether they are ``flattened`` into
+        one vector, and bytes of 0 to 255 ``divided`` by 255; the ``dtype`` and ``shape`` of what comes of it."""
+        self._entries = [
+            (tuple(each["path"]), entry_of(each), int(each.get("divisor", 1))) for each in about["entries"]
+        ]
+        self._space, self._flattened, self._divided = about["space"], bool(about["flattened"]), bool(about["divided"])
+        self.dtype, self.shape = np.dtype(about["dtype"]), tuple(about["shape"])
+
+    def __call__(self, obs: Any, rows: tuple[int, ...] = ()) -> Array:
+        """Returns a single observation <dtype>[*shape], or with ``rows`` (B,) a batch of them <dtype>[B, *shape].
+
+        Raises:
+            Mismatch: it is not of the environment's space.
+        """
+        if not self._flattened:
+            return self._entries[0][1](obs, rows)
+        parts = []
+        for path, entry, divisor in self._entries:
+            part = entry(self._at(obs, path), rows).reshape(*rows, -1)
+            parts.append(part / np.float32(divisor) if self._divided and divisor > 1 else part)
+        return np.concatenate(parts, axis=-1, dtype=self.dtype, casting="unsafe")
+
+    def rows(self, obs: Any) -> tuple[int, ...]:
+        """Returns (B,) for a batch of observations, () for a single one, by its first entry."""
+        path, entry, _ = self._entries[0]
+        shape = np.shape(self._at(obs, path))
+        return shape[:1] if len(shape) > len(entry.shape) else ()
+
+    def _at(self, obs: Any, path: tuple[Any, ...]) -> Any:
+        for depth, key in enumerate(path):
+            try:
+                obs = obs[key]
+            except (KeyError, IndexError, TypeError):
+                where = "".join(f"[{each!r}]" for each in path[: depth + 1])
+                raise Mismatch(f"an observation without {where}; its space is {self._space}") from None
+        return obs
+
+
+def entry_of(about: About) -> Numbers | OneHot:
+    """Returns what stores one entry of observations, or all there is where they have no entries."""
+    return OneHot(about) if "counts" in about else Numbers(about)
+
+
+class Numbers:
+    """An entry that is an array, in its own dtype or narrowed to another."""
+
+    def __init__(self, about: About) -> None:
+        self.shape, self._dtype, self._stored = (
+            tuple(about["shape"]),
+            np.dtype(about["dtype"]),
+            np.dtype(about["stored"]),
+        )
+        self._space, self._bytes = about["space"], int(about["divisor"]) > 1
+        self._where = "".join(f"[{key!r}]" for key in about["path"])
+
+    def __call__(self, given: Any, rows: tuple[int, ...]) -> Array:
+        """Returns <stored>[*rows, *shape]."""
+        shape = (*rows, *self.shape) if rows else self.shape
+        if not (type(given) is np.ndarray and given.dtype is self._dtype and given.shape == shape):
+            given = self._cast(given, shape)
+        stored: Array = given if self._stored is self._dtype else given.astype(self._stored)
+        return stored
+
+    def _cast(self, obs: Any, shape: tuple[int, ...]) -> Array:
+        """Returns it in its space's dtype. Whole numbers and flags have to keep their values; a space of floats takes
+        any number."""
+        wrong = f"an observation{self._where} of"
+        says = f"; its space {self._space} says shape {self.shape} and dtype {self._dtype}"
+        given = as_array(obs, shape, wrong, says)
+        if given.dtype.kind not in "biuf":
+            raise Mismatch(f"{wrong} dtype {given.dtype}{says}")
+        if given.dtype.kind == "b" and self._bytes:
+            raise Mismatch(f"{wrong} dtype bool{says}; say Box(0, 1, dtype=bool), or return 0 and 255")
+        with np.errstate(all="ignore"):
+            cast = given.astype(self._dtype)
+        if self._dtype.kind != "f" and not np.array_equal(cast, given):
+            raise Mismatch(f"{wrong} dtype {given.dtype}, with values that {self._dtype} cannot hold{says}")
+        return cast
+
+
+class OneHot:
+    """An entry that is one number of several, or an array of such."""
+
+    def __init__(self, about: About) -> None:
+        self._counts, self._first = (np.array(about[name], np.int64) for name in ("counts", "first"))
+        self._begin, self._total = np.cumsum(self._counts) - self._counts, int(self._counts.sum())
+        self.shape, self._space = tuple(about["shape"]), about["space"]
+        self._where = "".join(f"[{key!r}]" for key in about["path"])
+
+    def __call__(self, obs: Any, rows: tuple[int, ...]) -> Array:
+        """Returns <float32>[*rows, sum of the counts]."""
+        says = f"; its space {self._space} says shape {self.shape} of integers"
+        given = as_array(obs, (*rows, *self.shape), f"an observation{self._where} of", says)
+        flat = given.reshape(*rows, -1)
+        index = (flat if flat.dtype.kind in "biuf" else np.full(flat.shape, np.nan)) - self._first
+        if not ((index >= 0) & (index < self._counts) & (index % 1 == 0)).all():
+            last = self._first + self._counts - 1
+            among = f"{self._first[0]} to {last[0]}" if not self.shape else f"{self._first} to {last}"
+            raise Mismatch(f"the observation{self._where} {given.tolist()!r:.80}; its space {self._space} has {among}")
+        hot = np.zeros((*rows, self._total), np.float32)
+        np.put_along_axis(hot, self._begin + index.astype(np.int64), np.float32(1), -1)
+        return hot
+
+
+def as_array(obs: Any, shape: tuple[int, ...], wrong: str, says: str) -> Array:
+    """Returns the observation as an array of this shape. Raises Mismatch, from ``wrong`` to ``says``."""
+    try:
+        given = np.asarray(obs)
+    except ValueError as error:  # lists of several lengths
+        raise Mismatch(f"{wrong} {type(obs).__name__} that is no array ({error}){says}") from None
+    if given.shape != shape:
+        raise Mismatch(f"{wrong} shape {given.shape}{says}")
+    return given
+
+
+# -- actions
+
+
+def action_table(counts: Array, first: Array, dtype: npt.DTypeLike) -> Array:
+    """Returns all combinations of a MultiDiscrete or MultiBinary space <dtype>[A, *shape]: the last entry changes
+    first."""
+    sizes = tuple(counts.ravel().tolist())
+    places = np.unravel_index(np.arange(int(np.prod(sizes))), sizes)
+    table: Array = (np.stack(places, 1).reshape(-1, *counts.shape) + first).astype(dtype)
+    return table
+
+
+def actions_of(about: About) -> Operation:
+    """Returns a function from the numbers of actions <int64>[B] to what the environment is given, one after another."""
+    if "counts" not in about:
+        start = int(about["start"])
+        return (lambda numbers: numbers + start) if start else (lambda numbers: numbers)
+    counts, first = np.array(about["counts"], np.int64), np.array(about["first"], np.int64)
+    table = action_table(counts, first, about["dtype"])
+    return lambda numbers: table[numbers]
+
+
+# -- acting
+
+
+class Acted(NamedTuple):
+    """What ``Policy.act`` returns: the action that ``env.step`` takes, and the values <float32>[A] of all actions in
+    the order of their numbers; of a batch [B, ...] and [B, A]."""
+
+    action: Any
+    q: Array
+
+
+class Policy:
+    """A greedy policy for the observations that an environment itself returns."""
+
+    def __init__(self, about: About, values: Operation) -> None:
+        """``about``: see ``learner.policy.describe``; ``values`` maps what the network is given
+        <dtype>[B, (stack,) *shape] to Q values <float32>[B, A]."""
+        self.about, self._values = about, values
+        self._observations, self._actions = Observations(about["observation"]), actions_of(about["actions"])
+        self.num_actions, self.stack, self.masked = int(about["actions"]["n"]), int(about["stack"]), about["masked"]
+        self._frames = np.zeros((0, self.stack, *self._observations.shape), self._observations.dtype)
+        self._begins = np.ones(0, np.bool_)
+
+    def act(self, obs: Any, mask: Any = None) -> Acted:
+        """Returns the best action for an observation as the environment returns it, and all values; of a batch, whose
+        entries have one axis more in front, an action for each row.
+
+        Where the policy stacks frames (``stack`` above 1), row i of a batch is the newest frame of lane i, a single
+        observation that of lane 0, and ``reset`` tells it where an episode begins.
+
+        Args:
+            mask: the actions that are allowed, [A] or [B, A] of 0 and 1, as in ``info["action_mask"]``; None: all. A
+                policy that was trained with masks needs one. Where a row allows none, all are taken for allowed.
+
+        Raises:
+            ValueError: obs or mask are not what the environment's spaces have.
+        """
+        try:
+            rows = self._observations.rows(obs)
+            given = self._observations(obs, rows)
+        except Mismatch as error:
+            raise ValueError(f"act() was given {error}") from None
+        batch = given if rows else given[None]
+        q = self._values(self._stacked(batch) if self.stack > 1 else batch)
+        numbers = (q if mask is None and not self.masked else self._allowed(q, mask, rows)).argmax(1)
+        action = self._actions(numbers)
+        return Acted(action, q) if rows else Acted(action[0], q[0])
+
+    def reset(self, lane: int | None = None) -> None:
+        """Begins an episode in a lane, or in all: its next observation is the first one, and fills its stack of frames.
+        Changes nothing for a policy without stacks."""
+        self._begins[slice(None) if lane is None else slice(lane, lane + 1)] = True
+
+    def _stacked(self, newest: Array) -> Array:
+        """Returns the lanes' newest frames <dtype>[B, stack, *shape], and keeps them."""
+        lanes = len(newest)
+        if (more := lanes - len(self._frames)) > 0:
+            self._frames = np.concatenate([self._frames, np.zeros((more, *self._frames.shape[1:]), self._frames.dtype)])
+            self._begins = np.concatenate([self._begins, np.ones(more, np.bool_)])
+        frames, begins = self._frames[:lanes], self._begins[:lanes]
+        frames[:, :-1] = frames[:, 1:]
+        frames[:, -1] = newest
+        frames[begins] = newest[begins][:, None]  # an episode's first frame fills the stack
+        begins[:] = False
+        return frames
+
+    def _allowed(self, q: Array, mask: Any, rows: tuple[int, ...]) -> Array:
+        """Returns Q values <float32>[B, A] with FORBIDDEN for the actions that masks rule out."""
+        wanted = (*rows, self.num_actions)
+        if mask is None:
+            raise ValueError(
+                f"act() was given no mask, and this policy was trained with action masks: pass info['action_mask'], an "
+                f"array of 0 and 1 of shape {wanted}, or one of ones to allow all actions"
+            )
+        given = np.asarray(mask)
+        if given.shape != wanted or given.dtype.kind not in "biu" or not ((given == 0) | (given == 1)).all():
+            raise ValueError(
+                f"act() was given the mask {given.tolist()!r:.80} of shape {given.shape}; it has to be 0 or 1 for each "
+                f"action, of shape {wanted}"
+            )
+        return allowed(q, given.reshape(len(q), -1))
+
+
+def allowed(q: Array, mask: Array) -> Array:
+    """Returns Q values <float32>[E, A] with FORBIDDEN for the actions that the lanes' masks <uint8>[E, A] rule out. A
+    state that allows none, as one after the end of an episode may, keeps its own."""
+    masked: Array = np.where((mask != 0) | ~mask.any(1, keepdims=True), q, FORBIDDEN)
+    return masked
+
+
+# -- what networks compute
+
+
+def network(program: Sequence[About], arrays: Mapping[str, Array]) -> Operation:
+    """Returns the function that a list of operations is, with the parameters that they name: from observations
+    <dtype>[B, ...] to Q values <float32>[B, A]."""
+    steps = chain(program, arrays)
+    return lambda obs: steps(obs.astype(np.float32, copy=False))
+
+
+def chain(program: Sequence[About], arrays: Mapping[str, Array]) -> Operation:
+    """Returns the operations one after another. Each may change the array that it is given where the one before it has
+    made it."""
+    steps = [_OPERATIONS[about["op"]](about, arrays) for about in program]
+
+    def run(x: Array) -> Array:
+        for step in steps:
+            x = step(x)
+        return x
+
+    return run
+
+
+def _scale(about: About, arrays: Mapping[str, Array]) -> Operation:
+    divisor = np.float32(about["divisor"])
+    return lambda x: x / divisor
+
+
+def _flatten(about: About, arrays: Mapping[str, Array]) -> Operation:
+    if about.get("picture"):  # [B, C, H, W], whose channels come last in the vector
+        return lambda x: x.transpose(0, 2, 3, 1).reshape(len(x), -1)
+    return lambda x: x.reshape(len(x), -1)
+
+
+def _picture(about: About, arrays: Mapping[str, Array]) -> Operation:
+    """Pictures as [B, C, H, W], a stack's frames as channels. ``channels_last``: they come as [B, (S,) H, W, C]."""
+    shape = tuple(about["shape"])
+    if about["channels_last"]:
+        return lambda x: np.moveaxis(x, -1, -3).reshape(-1, *shape)
+    return lambda x: x.reshape(-1, *shape)
+
+
+def _relu(about: About, arrays: Mapping[str, Array]) -> Operation:
+    return lambda x: np.maximum(x, 0)
+
+
+def _linear(about: About, arrays: Mapping[str, Array]) -> Operation:
+    """A linear layer, and a ReLU after it where ``relu`` is there."""
+    weight, bias = _layer(arrays[f"{about['name']}.weight"], arrays[f"{about['name']}.bias"])
+
+    def plain(x: Array) -> Array:
+        x = x @ weight
+        x += bias
+        return x
+
+    def with_relu(x: Array) -> Array:
+        x = x @ weight
+        x += bias
+        return np.maximum(x, 0, out=x)
+
+    return with_relu if about.get("relu") else plain
+
+
+def _layer(weight: Array, bias: Array) -> tuple[Array, Array]:
+    return np.ascontiguousarray(weight.T), bias
+
+
+def _norm(about: About, arrays: Mapping[str, Array]) -> Operation:
+    """Layer norm over the last axis, or of pictures [B, C, H, W] over channels and pixels with a scale per channel."""
+    weight, bias = arrays[f"{about['name']}.weight"], arrays[f"{about['name']}.bias"]
+    axes: tuple[int, ...] = (1,)
+    if about.get("picture"):
+        axes, weight, bias = (1, 2, 3), weight[:, None, None], bias[:, None, None]
+
+    def norm(x: Array) -> Array:
+        x = x - x.mean(axes, keepdims=True)
+        variance = np.square(x).mean(axes, keepdims=True)
+        normalised: Array = x / np.sqrt(variance + np.float32(1e-5)) * weight + bias
+        return normalised
+
+    return norm
+
+
+def _conv(about: About, arrays: Mapping[str, Array]) -> Operation:
+    """A convolution of pictures [B, C, H, W], with ``stride``, and ``padding`` zeros on each side."""
+    weight, bias = arrays[f"{about['name']}.weight"], arrays[f"{about['name']}.bias"]
+    outputs, kernel = weight.shape[0], weight.shape[2:]
+    matrix, stride, padding = np.ascontiguousarray(weight.reshape(outputs, -1).T), about["stride"], about["padding"]
+
+    def conv(x: Array) -> Array:
+        seen = _windows(_padded(x, padding, 0.0), kernel, stride)  # [B, C, H, W, k, k]
+        batch, _, height, width = seen.shape[:4]
+        columns = seen.transpose(0, 2, 3, 1, 4, 5).reshape(batch * height * width, -1)
+        pixels: Array = columns @ matrix + bias
+        return pixels.reshape(batch, height, width, outputs).transpose(0, 3, 1, 2)
+
+    return conv
+
+
+def _max_pool(about: About, arrays: Mapping[str, Array]) -> Operation:
+    size, stride, padding = about["size"], about["stride"], about["padding"]
+    return lambda x: _windows(_padded(x, padding, -np.inf), (size, size), stride).max((4, 5))
+
+
+def _padded(x: Array, padding: int, value: float) -> Array:
+    around = ((0, 0), (0, 0), (padding, padding), (padding, padding))
+    return np.pad(x, around, constant_values=value) if padding else x
+
+
+def _windows(x: Array, kernel: tuple[int, ...], stride: int) -> Array:
+    windows: Array = np.lib.stride_tricks.sliding_window_view(x, kernel, (2, 3))
+    return windows[:, :, ::stride, ::stride]
+
+
+def _max_fields(about: About, arrays: Mapping[str, Array]) -> Operation:
+    """The maxima of ``fields`` x ``fields`` parts of a picture, which overlap where its sides do not divide."""
+    fields = about["fields"]
+
+    def bounds(size: int) -> list[slice]:
+        return [slice(part * size // fields, -(-(part + 1) * size // fields)) for part in range(fields)]
+
+    def pool(x: Array) -> Array:
+        rows = np.stack([x[:, :, part].max(2) for part in bounds(x.shape[2])], 2)
+        return np.stack([rows[:, :, :, part].max(3) for part in bounds(x.shape[3])], 3)
+
+    return pool
+
+
+def _mean_pixels(about: About, arrays: Mapping[str, Array]) -> Operation:
+    return lambda x: x.mean((2, 3))
+
+
+def _residual(about: About, arrays: Mapping[str, Array]) -> Operation:
+    inner = chain(about["program"], arrays)
+    return lambda x: x + inner(x)
+
+
+def _parts(about: About, arrays: Mapping[str, Array]) -> Operation:
+    """Slices of flat observations [B, (S,) N], each through a network of its own; their features one after another."""
+    parts = [
+        ([slice(*where) for where in part["where"]], tuple(part["shape"]), chain(part["program"], arrays))
+        for part in about["parts"]
+    ]
+
+    def run(x: Array) -> Array:
+        features = []
+        for where, shape, steps in parts:
+            own = np.concatenate([x[..., each] for each in where], -1)
+            features.append(steps(own.reshape(len(x), *shape)))
+        return np.concatenate(features, 1)
+
+    return run
+
+
+def _head(about: About, arrays: Mapping[str, Array]) -> Operation:
+    """The expected value of each action, of whatever the head learns of the return."""
+    weight, bias = _layer(*linear_head(about, arrays))
+    dueling, atoms = about["dueling"], None
+    if about["head"] == "atoms":
+        options = about["options"]
+        atoms = np.linspace(options["v_min"], options["v_max"], int(options["atoms"]), dtype=np.float32)
+
+    def head(x: Array) -> Array:
+        q = x @ weight + bias
+        if atoms is None:
+            return _duel(q) if dueling else q
+        logits = q.reshape(len(q), -1, len(atoms))
+        return _expected(_duel(logits) if dueling else logits, atoms)
+
+    return head
+
+
+def linear_head(about: About, arrays: Mapping[str, Array]) -> tuple[Array, Array]:
+    """Returns the linear layer <float32>[out, in], [out] that gives a head's expected values, of atoms its logits.
+
+    The mean over linear outputs is the output of their mean weights, and the mean over products of the features with
+    embeddings is the product with the mean embedding: each is taken once rather than for each observation.
+    """
+    weight, bias, options = arrays["head.linear.weight"], arrays["head.linear.bias"], about["options"]
+    if about["head"] == "quantiles":
+        per_action = int(options["quantiles"])
+        return weight.reshape(-1, per_action, weight.shape[1]).mean(1), bias.reshape(-1, per_action).mean(1)
+    if about["head"] == "implicit_quantiles":
+        count, cosines = int(options["fractions"]), int(options["cosines"])
+        midpoints = (np.arange(count, dtype=np.float32) + np.float32(0.5)) / np.float32(count)
+        basis = np.cos(np.float32(np.pi) * np.arange(cosines, dtype=np.float32) * midpoints[:, None])
+        embedded = basis @ arrays["head.embedding.weight"].T + arrays["head.embedding.bias"]
+        return weight * np.maximum(embedded, 0).mean(0), bias
+    return weight, bias
+
+
+def _duel(x: Array) -> Array:
+    """Combines a state's value and advantages <float32>[B, 1 + A, ...] to ``v + a - mean(a)`` <float32>[B, A, ...]."""
+    value, advantage = x[:, :1], x[:, 1:]
+    dueling: Array = value + advantage - advantage.mean(1, keepdims=True)
+    return dueling
+
+
+def _expected(logits: Array, atoms: Array) -> Array:
+    """Returns the means <float32>[B, A] of the distributions that logits <float32>[B, A, N] give the atoms."""
+    weight = np.exp(logits - logits.max(2, keepdims=True))
+    mean: Array = (weight @ atoms) / weight.sum(2)
+    return mean
+
+
+_OPERATIONS: dict[str, Callable[[About, Mapping[str, Array]], Operation]] = {
+    "scale": _scale,
+    "flatten": _flatten,
+    "picture": _picture,
+    "relu": _relu,
+    "linear": _linear,
+    "norm": _norm,
+    "conv": _conv,
+    "max_pool": _max_pool,
+    "max_fields": _max_fields,
+    "mean_pixels": _mean_pixels,
+    "residual": _residual,
+    "parts": _parts,
+    "head": _head,
+}
+
+
+# -- an export
+
+
+def load(folder: str | Path = Path(__file__).parent) -> Policy:
+    """Returns the policy that ``qherd export --format numpy`` has written into a folder; the default is this file's.
+
+    Raises:
+        ValueError: there is none, or it is damaged, or of another format.
+    """
+    path = Path(folder) / FILE
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        about = json.loads(arrays.pop(ABOUT).tobytes())
+        if about["format"] != FORMAT:
+            raise ValueError(f"it has format {about['format']!r:.40}, and this reads {FORMAT}")
+        return Policy(about, network(about["program"], arrays))
+    except FileNotFoundError:
+        raise ValueError(f"{folder} has no {FILE}: give the folder of qherd export --format numpy") from None
+    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as e:
+        raise ValueError(f"{path} is no policy that qherd has exported, or is damaged: {e}; export it again") from None
