@@ -37,6 +37,7 @@ COMMANDS = {
     "eval": "evaluate",
     "study": "study",
     "record": "record",
+    "report": "report",
     "replay stats": "replay_stats",
     "clean": "clean",
     "secrets": "secrets",
@@ -54,6 +55,8 @@ USAGE = """qherd: a herd of actors, one learner, deep Q-learning.
   qherd eval RUN       play a run's best or final policy: the mean return, and how far it can be trusted
   qherd record RUN     write a video of it
   qherd study FILE     train environments x variants x seeds, as the file has them, and play each final policy
+  qherd report RUN|STUDY...
+                       what runs and studies have come to: curves, scores, intervals, on a page
   qherd replay stats RUN|URL
                        what a run's replay memory holds, slot by slot
   qherd clean RUN      remove what a run has left on its server

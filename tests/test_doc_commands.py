@@ -29,6 +29,7 @@ from deploy.commands.evaluate import Eval
 from deploy.commands.plan import Plan
 from deploy.commands.record import Record
 from deploy.commands.replay_stats import ReplayStats
+from deploy.commands.report import Reported
 from deploy.commands.resume import Resume
 from deploy.commands.scale import Scale
 from deploy.commands.secrets import Secrets
@@ -49,6 +50,7 @@ MODELS: dict[str, list[type[BaseModel]]] = {
     "scale": [Scale],
     "eval": [Eval],
     "record": [Record],
+    "report": [Reported],
     "replay": [ReplayStats],
     "clean": [Clean],
     "secrets": [Secrets],

@@ -36,6 +36,7 @@ ROOMS = (
     "diagnosis",
     "sessions",
     "studies",
+    "reporting",
     "commands",
     "cli",
 )

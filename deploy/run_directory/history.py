@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from deploy.config.errors import RunDirError
 from deploy.run_directory.events import open_events, write_restart, write_scalars
@@ -74,6 +77,18 @@ class MetricHistory:
         """
         return [row for line in self._lines()[0] if (row := _row(line)) is not None]
 
+    def columns(self, names: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
+        """Returns values of the complete rows by name, each <float64>[rows], NaN where a row has none.
+
+        They are found in the text of the rows: parsing a row of some hundred metrics takes twenty times as long as
+        finding five of them.
+
+        Raises:
+            RunDirError: the file cannot be read.
+        """
+        lines = [line for line in self._lines()[0] if line.startswith("{") and line.endswith("}\n")]
+        return {name: np.array([_value(line, f'"{name}": ') for line in lines]) for name in names}
+
     def rewind(self, resumed: Resumed) -> None:
         """Truncates the history to a checkpoint: later rows move to metrics.superseded.jsonl, and TensorBoard passes
         over its later events.
@@ -126,6 +141,20 @@ def _row(line: str) -> dict[str, float] | None:
         return row if finite else None
     except (ValueError, TypeError, AttributeError, OverflowError):
         return None
+
+
+def _value(line: str, key: str) -> float:
+    """Returns the number after ``key`` in a row's text; NaN where there is none."""
+    start = line.find(key)
+    if start < 0:
+        return math.nan
+    start += len(key)
+    end = line.find(",", start)
+    try:
+        value = float(line[start : end if end >= 0 else -2])  # the last one ends with the row: }, and a new line
+    except ValueError:
+        return math.nan
+    return value if math.isfinite(value) else math.nan
 
 
 def _upto(row: Mapping[str, Any], resumed: Resumed) -> bool:

@@ -1,0 +1,209 @@
+"""What a report takes from a run's directory: read once, and checked, since anybody may have written it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from deploy.config.errors import RunDirError
+from deploy.config.models import RunConfig
+from deploy.reporting.curves import Curve, Points
+from deploy.run_directory.directory import RunDirectory
+from deploy.run_directory.files import CONFIG_BYTES
+from replay.foreign import Unreadable, read_object
+
+LAST_SHARE = 0.1
+"""Of a run's env steps: the training return over the last of them is reported."""
+READ = ("wall_s", "env_steps", "updates", "greedy_return", "actor_returns_sum", "actor_episodes")
+DETAILS = ("samples_per_insert", "weight_staleness_mean_versions", "replay_rows")
+"""What is read of the rows of one run that is reported alone."""
+
+
+class _Read(BaseModel):
+    """A file of a run: what is not used of it is not looked at."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, strict=True)
+
+
+Kind = TypeVar("Kind", bound=_Read)
+
+
+class Evaluation(_Read):
+    """evaluations/final.json or best.json: greedy episodes of one policy, on seeds that the run has not played."""
+
+    selected: bool
+    updates: int = Field(ge=0)
+    seed: int = Field(ge=0)
+    epsilon: float = 0.0
+    sticky: float | None = None
+    max_episode_steps: int | None = None
+    returns: tuple[float, ...] = Field(min_length=1, strict=False)
+
+    @property
+    def mean(self) -> float:
+        """The mean return."""
+        return float(np.mean(self.returns))
+
+    @property
+    def stderr(self) -> float | None:
+        """The standard error of the mean; None for one episode."""
+        count = len(self.returns)
+        return float(np.std(self.returns, ddof=1) / count**0.5) if count > 1 else None
+
+
+class Summary(_Read):
+    """summary.json, which a run writes at its end."""
+
+    exit_reason: str
+    wall_s: float = 0.0
+    start_s: float = 0.0
+    solved_s: float | None = None
+    solved_env_steps: int | None = None
+    env_steps: int = 0
+    updates: int = 0
+    episodes: int = 0
+    eval_mean: float | None = None
+    eval_std: float | None = None
+    eval_episodes: int | None = None
+    eval_lower: float | None = None
+    best_updates: int | None = None
+    holdout_mean: float | None = None
+    holdout_std: float | None = None
+    holdout_episodes: int = 0
+    final_updates: int | None = None
+    final_mean: float | None = None
+    confirmations: int = 0
+    chunks_sent: int = 0
+    chunks_stored: int = 0
+    chunks_refused: dict[str, int] = {}
+    rows_lost: dict[str, int] = {}
+    deaths: dict[str, int] = {}
+    unevaluated: str = ""
+    samples_per_insert: float = 0.0
+    actor_restarts: int = 0
+    evaluator_restarts: int = 0
+    learner_restarts: int = 0
+    server_restarts: int = 0
+    env_rebuilds: int = 0
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run. ``variant``: its name within its study, empty outside of one. ``columns``: its rows by name, <float64>
+    each; ``newest``: its newest row. ``final`` and ``best``: what these policies played after the run's end."""
+
+    path: Path
+    name: str
+    variant: str
+    config: RunConfig
+    written: Mapping[str, Any]
+    summary: Summary | None
+    columns: Mapping[str, Points]
+    newest: Mapping[str, float]
+    final: Evaluation | None
+    best: Evaluation | None
+
+    @property
+    def env(self) -> str:
+        """The environment's name."""
+        return self.config.env.id
+
+    @property
+    def completed(self) -> bool:
+        """Whether the run ended as it was meant to: solved, or out of budget."""
+        return self.summary is not None and (
+            self.summary.exit_reason == "solved" or self.summary.exit_reason.startswith("budget")
+        )
+
+    @property
+    def state(self) -> str:
+        """How it ended."""
+        return "at work, or killed: it has no summary yet" if self.summary is None else self.summary.exit_reason[:200]
+
+    @property
+    def newest_screen(self) -> float | None:
+        """The mean of the newest evaluation during training."""
+        known = self.columns["greedy_return"]
+        known = known[np.isfinite(known)]
+        return float(known[-1]) if len(known) else None
+
+    @property
+    def training_return(self) -> float | None:
+        """The mean return of the actors' episodes, exploration included, over the last LAST_SHARE of the env steps."""
+        env_steps, total, count = (self.columns[name] for name in ("env_steps", "actor_returns_sum", "actor_episodes"))
+        known = np.isfinite(env_steps) & np.isfinite(total) & np.isfinite(count)
+        if not known.any():
+            return None
+        env_steps, total, count = env_steps[known], total[known], count[known]
+        first = int(np.searchsorted(env_steps, (1 - LAST_SHARE) * env_steps[-1], side="right")) - 1
+        before = (total[first], count[first]) if first >= 0 else (0.0, 0.0)
+        episodes = count[-1] - before[1]
+        return float((total[-1] - before[0]) / episodes) if episodes > 0 else None
+
+    def curve(self, axis: str, value: str = "greedy_return") -> Curve | None:
+        """Returns a metric over ``env_steps`` or ``wall_s``; None where there is none."""
+        x, y = self.columns[axis], self.columns[value]
+        if not np.isfinite(x).any():
+            return None
+        end, known = float(np.nanmax(x)), np.isfinite(x) & np.isfinite(y)
+        if not known.any():
+            return None
+        return Curve(np.maximum.accumulate(x[known]), y[known], end)
+
+
+def read_run(path: Path, variant: str = "", *, details: bool = False) -> RunRecord:
+    """Reads a run's directory. ``details``: also the columns that only a report of one run shows.
+
+    Raises:
+        RunDirError: it is none, is damaged, or has no row yet.
+    """
+    directory = RunDirectory.open(path)
+    written = directory.written
+    try:
+        config = RunConfig.model_validate(written["config"])
+    except (ValueError, KeyError) as error:
+        raise RunDirError(f"{directory.config_file} is damaged: {_first_line(error)}") from error
+    columns = directory.history.columns((*READ, *DETAILS) if details else READ)
+    if not np.isfinite(columns["env_steps"]).any():
+        raise RunDirError(f"{path} has nothing to report yet: no row of its metrics.jsonl has env steps")
+    return RunRecord(
+        path=path,
+        name=config.run or path.absolute().name,
+        variant=variant,
+        config=config,
+        written=written,
+        summary=_read(path / "summary.json", Summary),
+        columns=columns,
+        newest=directory.history.newest(),
+        final=_read(path / "evaluations" / "final.json", Evaluation),
+        best=_read(path / "evaluations" / "best.json", Evaluation),
+    )
+
+
+def _read(path: Path, kind: type[Kind]) -> Kind | None:
+    """Returns what a file of a run holds; None where there is none.
+
+    Raises:
+        RunDirError: it is damaged.
+    """
+    try:
+        return kind.model_validate(read_object(path, CONFIG_BYTES))
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise RunDirError(f"{path} is damaged: {_first_line(error)}") from error
+    except Unreadable as error:
+        raise RunDirError(str(error)) from error
+
+
+def _first_line(error: Exception) -> str:
+    """Returns the first finding of a pydantic error, or the error's own text."""
+    if isinstance(error, ValidationError):
+        finding = error.errors(include_url=False)[0]
+        return f"{'.'.join(map(str, finding['loc']))}: {finding['msg']}"[:300]
+    return f"{type(error).__name__}: {error}"[:300]

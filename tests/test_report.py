@@ -1,0 +1,391 @@
+"""Reports of runs and studies, as page, Markdown and raw numbers: what is in them, and that nothing breaks them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hostile import HOSTILE
+
+from benchmarks.synthetic_runs import write_run, write_study
+from deploy import cli
+from deploy.reporting.charts import Chart, Line, Lines, Mark, Marks, svg
+from deploy.reporting.document import Block, Code, Fold, Heading, Pictures, Table, Text
+from deploy.reporting.markdown import write_markdown
+from deploy.reporting.page import page
+from deploy.reporting.records import read_run
+from deploy.run_directory.history import MetricHistory
+
+ENV = "CartPole-v1"
+EVIL = "x<script>alert(1)</script> ]]> --> $\\frac{ & \"'` | \x00\x1b[1m"
+VOID = {"meta", "br"}
+
+
+class Tree(HTMLParser):
+    """Reads a page strictly: every element is closed in its order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def qherd(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["report", *map(str, arguments)])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two variants in one environment, 5 seeds of each: a run has failed, one has no configuration."""
+    folder = write_study(tmp_path_factory.mktemp("studies") / "mine", [ENV], 6, rows=12, env_steps=6000, others=0)
+    failed = folder / "runs" / f"{ENV}--plain--s5" / "summary.json"
+    failed.write_text(json.dumps({**json.loads(failed.read_text()), "exit_reason": f"failed: {EVIL}"}))
+    (folder / "runs" / f"{ENV}--long--s5" / "config.yaml").unlink()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "one", ENV, rows=3)
+
+
+@pytest.fixture
+def a_run(template: Path, tmp_path: Path) -> Path:
+    """A short run, to be damaged."""
+    return Path(shutil.copytree(template, tmp_path / "one"))
+
+
+@pytest.fixture(scope="module")
+def study_json(study: Path) -> dict[str, Any]:
+    return read_json(study)
+
+
+def read_json(*given: Path) -> dict[str, Any]:
+    from deploy.reporting.analysis import analyse
+    from deploy.reporting.raw import as_json
+    from deploy.reporting.sources import read_sources
+
+    runs, missing = read_sources(given)
+    found: dict[str, Any] = json.loads(json.dumps(as_json(analyse("t", "c", runs, missing)), allow_nan=False))
+    return found
+
+
+# -- the page
+
+
+@pytest.fixture(scope="module")
+def study_page(study: Path) -> str:
+    assert qherd(study) == 0
+    return (study / "report.html").read_text()
+
+
+def test_the_page_of_a_study(study_page: str) -> None:
+    """It names what is missing and what does not count, and asks nobody for anything."""
+    text = study_page
+    tree = Tree(text)
+    shown = " ".join(tree.text)
+    assert "11 runs in 1 environment, 10 completed" in shown
+    assert "1 expected run missing" in shown
+    assert f"{ENV}--long--s5" in shown
+    assert "x<script>alert(1)</script> ]]>" in shown  # as text
+    assert tree.all("script") == []
+    assert not any({"src", "href", "onload", "onclick"} & attributes.keys() for _, attributes in tree.tags)
+    assert all(str(each["xlink:href"]).startswith("#") for each in tree.all("use"))
+    assert not re.search(r"url\((?!#)|@import", text)
+    assert any(each.get("name") == "viewport" for each in tree.all("meta"))
+    assert any("default-src 'none'" in str(each.get("content")) for each in tree.all("meta"))
+    assert "prefers-color-scheme: dark" in text
+    headings = [text[match.end() :].partition("<")[0] for match in re.finditer("<h2>", text)]
+    assert headings == ["What differs", "Missing runs", ENV, "How these numbers were made"]
+
+
+def test_pictures_are_named_and_told_for_who_cannot_see_them(study_page: str) -> None:
+    text = study_page
+    tree = Tree(text)
+    pictures = tree.all("svg")
+    assert len(pictures) == 5  # curves by env steps and seconds, scores, profile, improvement
+    ids = [attributes["id"] for _, attributes in tree.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for picture in pictures:
+        assert picture["role"] == "img"
+        for name in str(picture["aria-labelledby"]).split():
+            assert name in ids
+            assert re.search(rf'id="{name}">[^<]{{10,}}<', text), name
+    used = set(re.findall(r"url\(#([^)]+)\)", text)) | {str(each["xlink:href"])[1:] for each in tree.all("use")}
+    assert used <= set(ids)
+    assert {"#0969da", "#bc4c00"} & set(re.findall(r"#[0-9a-f]{6}", text.partition("</style>")[2])) == set()
+
+
+def test_the_page_of_one_run_tells_how_it_went(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "one", ENV, 3)
+    assert qherd(run) == 0
+    assert capsys.readouterr().out == f"{run}/report.html\n"
+    shown = " ".join(Tree((run / "report.html").read_text()).text)
+    for part in ("Where its time went", "compute", "Replay and staleness", "Faults survived", "actor restarted"):
+        assert part in shown
+    assert "rows lost: tail" in shown
+    assert f"qherd train {ENV} --seed 3" in shown
+    assert "2.13.0" in shown
+
+
+def test_a_run_that_is_at_work_is_reported_as_far_as_it_is(tmp_path: Path) -> None:
+    """Its last row is half written, and it has no summary."""
+    run = write_run(tmp_path / "one", ENV, final=False)
+    (run / "summary.json").unlink()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"wall_s": 99999.0, "env_steps": 9999')
+    assert qherd(run) == 0
+    shown = " ".join(Tree((run / "report.html").read_text()).text)
+    assert "at work, or killed" in shown
+    assert "0 completed" in shown
+    assert "99,999" not in shown
+
+
+def test_runs_that_were_given_are_compared_by_their_options(tmp_path: Path) -> None:
+    one, other = (
+        write_run(tmp_path / f"n{n}", ENV, options={"learner": {"n_step": n}, "budget": {"seconds": n / 3}})
+        for n in (1, 4)
+    )
+    assert qherd(one, other, "--out", tmp_path / "page.html") == 0
+    text = (tmp_path / "page.html").read_text()
+    assert text.index("What differs") < text.index(f"<h2>{ENV}")
+    assert re.search(r'learner.n_step</th><td class="number">1</td><td class="number">4</td>', text)
+
+
+def test_seeds_of_the_same_options_are_one_variant(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / f"s{seed}", ENV, seed) for seed in (2, 0, 1)]
+    (environment,) = read_json(*runs)["environments"]
+    (variant,) = environment["variants"]
+    assert [run["seed"] for run in variant["runs"]] == [0, 1, 2]
+    assert variant["statistics"]["count"] == 3
+    assert variant["statistics"]["interval"] is None
+
+
+# -- the raw numbers
+
+
+def test_the_json_has_what_the_runs_have(study: Path, study_json: dict[str, Any]) -> None:
+    """The mean of the final evaluations' returns, run by run, and their statistics."""
+    (environment,) = study_json["environments"]
+    by_name = {each["variant"]: each for each in environment["variants"]}
+    assert {name: each["statistics"]["count"] for name, each in by_name.items()} == {"plain": 5, "long": 5}
+    for name, each in by_name.items():
+        files = [study / "runs" / f"{ENV}--{name}--s{seed}" / "evaluations" / "final.json" for seed in range(5)]
+        scores = [float(np.mean(json.loads(file.read_text())["returns"])) for file in files]
+        assert [run["score"] for run in each["runs"] if run["counted"]] == pytest.approx(scores)
+        assert each["statistics"]["mean"] == pytest.approx(np.mean(scores))
+        assert each["statistics"]["iqm"] == pytest.approx(np.mean(sorted(scores)[1:4]))
+        low, high = each["statistics"]["interval"]
+        assert min(scores) <= low < each["statistics"]["iqm"] < high <= max(scores)
+        curve = each["curves"]["env_steps"]
+        assert curve["x"][-1] == 6000
+        assert curve["iqm"][-1] is not None
+    assert [run["run"] for run in study_json["missing"]] == [f"{ENV}--long--s5"]
+    (improvement,) = environment["improvements"]
+    better, worse = (
+        [run["score"] for run in by_name[name]["runs"] if run["counted"]]
+        for name in (improvement["better"], improvement["than"])
+    )
+    assert improvement["probability"] == np.mean([a > b for a in better for b in worse])
+
+
+def test_the_csv_has_a_row_per_run(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert qherd(study, "--csv") == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(row["variant"], row["seed"]) for row in rows][-6:] == [("plain", str(seed)) for seed in range(6)]
+    first = rows[-6]
+    assert (first["counted"], rows[-1]["counted"]) == ("1", "0")
+    assert first["git"] == "897de24"
+    assert first["arithmetic.cpu"] == "A Processor"
+    assert first["command"] == f"qherd train {ENV}"
+    assert float(first["wall_s"]) == 15.5
+
+
+def test_where_a_run_has_no_final_evaluation_the_newest_screen_counts_for_all(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / f"s{seed}", ENV, seed, final=seed > 0) for seed in range(2)]
+    (environment,) = read_json(*runs)["environments"]
+    assert "newest evaluation during training" in environment["score_is"]
+    (variant,) = environment["variants"]
+    assert [run["score"] for run in variant["runs"]] == [run["newest_evaluation"] for run in variant["runs"]]
+
+
+def test_the_training_return_is_that_of_the_last_tenth(tmp_path: Path) -> None:
+    """20 rows to 20,000 env steps; the last tenth are the episodes after 18,000: 40 of them."""
+    run = read_run(write_run(tmp_path / "one", ENV))
+    total = run.columns["actor_returns_sum"]
+    assert run.training_return == pytest.approx((total[-1] - total[17]) / 40)
+
+
+def test_columns_are_those_of_the_parsed_rows(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "one", ENV)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"env_steps": NaN, "wall_s": null}\n{"env_steps": 1e999}\nno row\n{"wall_s": 7}\n')
+    history = MetricHistory(folder)
+    names = ("wall_s", "env_steps", "greedy_return", "write_failures")
+    found = history.columns(names)
+    expected = [[row.get(name, np.nan) for row in history.rows()] for name in names]
+    for name, values in zip(names, expected, strict=True):
+        assert found[name][:20].tolist() == pytest.approx(values[:20], nan_ok=True)
+    assert found["wall_s"][20:] == pytest.approx([np.nan, np.nan, 7], nan_ok=True)
+    assert found["env_steps"][20:] == pytest.approx([np.nan] * 3, nan_ok=True)
+
+
+# -- Markdown
+
+
+def test_the_markdown_has_pictures_beside_it(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert qherd(study, "--markdown", tmp_path / "out") == 0
+    assert capsys.readouterr().out == f"{tmp_path}/out/report.md\n"
+    text = (tmp_path / "out" / "report.md").read_text()
+    named = re.findall(r"\]\((report-\d+\.png)\)", text)
+    assert sorted(named) == sorted(path.name for path in (tmp_path / "out").glob("*.png"))
+    assert all((tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG") for name in named)
+    assert "<script>" not in text.replace("\\<", "")
+
+
+def test_nothing_in_a_text_is_markup() -> None:
+    """Neither in HTML nor in Markdown, wherever a name may stand."""
+    drawing = Lines(EVIL, EVIL, tuple(Line(np.arange(3.0), np.arange(3.0), i, f"_{EVIL}{i}") for i in range(2)))
+    charts = (
+        Chart(EVIL, EVIL, drawing),
+        Chart(EVIL, EVIL, Marks(EVIL, (Mark(EVIL, (1.0,), 1.0, (0.5, 1.5), 0),))),
+    )
+    blocks: list[Block] = [
+        Heading(EVIL, 1),
+        Text(EVIL),
+        Code(EVIL),
+        Table(EVIL, (EVIL, EVIL), ((EVIL, "1"),)),
+        Pictures(charts),
+        Fold(EVIL, (Text(EVIL),)),
+    ]
+    text = page(EVIL, blocks)
+    tree = Tree(text)
+    assert tree.all("script") == []
+    assert "\x00" not in text
+    assert sum("alert(1)</script> ]]>" in each for each in tree.text) >= 10
+
+
+def test_a_code_block_ends_where_it_ends(tmp_path: Path) -> None:
+    path = write_markdown(tmp_path / "new" / "folder", [Code("a\n````\nb"), Table("c|d", ("x|y",), (("a\n| b",),))])
+    text = path.read_text()
+    assert text.startswith("`````text\na\n````\nb\n`````\n")
+    assert "| x\\|y |" in text
+    assert "| a \\| b |" in text
+
+
+def test_pictures_of_many_variants_and_of_numbers_that_are_none() -> None:
+    x = np.array([0.0, 1.0, 2.0])
+    lines = tuple(Line(x, np.array([np.nan, i, np.nan]), i, f"v{i}", band=(x, x)) for i in range(10))
+    drawn = svg(Chart("t", "d", Lines("x", "y", lines)), "k")
+    assert [drawn.count(f">v{i}<") for i in range(10)] == [1] * 10
+
+
+# -- what cannot be reported
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda run: (run / "config.yaml").unlink(), r"one is no run: it has no config.yaml"),
+        (lambda run: (run / "config.yaml").write_text("qherd: 1\nconfig: {learner: {lr"), r"config.yaml is damaged"),
+        (lambda run: (run / "config.yaml").write_text("a: 1"), r"config.yaml is damaged: KeyError"),
+        (lambda run: (run / "config.yaml").write_text("config: {seed: -1}"), r"config.yaml is damaged: seed"),
+        (lambda run: (run / "metrics.jsonl").unlink(), r"one has nothing to report yet"),
+        (lambda run: (run / "metrics.jsonl").write_bytes(b'{"env_steps": 1'), r"one has nothing to report yet"),
+        (lambda run: (run / "metrics.jsonl").write_bytes(b"\xff\x00" * 999), r"one has nothing to report yet"),
+        (
+            lambda run: (run / "summary.json").write_text('{"exit_reason": "sol'),
+            r"summary.json is damaged: it is no JSON",
+        ),
+        (lambda run: (run / "summary.json").write_text('{"exit_reason": 3}'), r"summary.json is damaged: exit_reason"),
+        (
+            lambda run: (run / "evaluations" / "final.json").write_text(
+                '{"selected": false, "updates": 1, "seed": 1, "returns": []}'
+            ),
+            r"final.json is damaged: returns",
+        ),
+        (
+            lambda run: (run / "evaluations" / "final.json").write_text(
+                '{"selected": false, "updates": 1, "seed": 1, "returns": [NaN]}'
+            ),
+            r"final.json is damaged: returns.0",
+        ),
+    ],
+)
+def test_a_damaged_run_is_one_message(
+    damage: Callable[[Path], object], message: str, a_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage(a_run)
+    assert qherd(a_run) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert re.fullmatch(rf"qherd: .*{message}.*\n", shown.err, re.S)
+    assert not (a_run / "report.html").exists()
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_what_somebody_put_in_the_place_of_a_file_is_one_message(
+    hostile: Callable[[Path], None], a_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hostile(a_run / "evaluations" / "final.json")
+    assert qherd(a_run) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere",), "nowhere is no run"),
+        (("one", "one"), "is given twice"),
+        (("one", "--json", "--csv"), "give one of them"),
+        (("one", "--out", "nowhere/page.html"), "nowhere/page.html cannot be written: No such file"),
+        (("empty",), "no run can be reported"),
+    ],
+)
+def test_a_wrong_call_is_one_message(
+    arguments: tuple[str, ...],
+    message: str,
+    a_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(a_run.parent)
+    Path("empty").mkdir()
+    Path("empty/study.yaml").write_text("study: empty\n")
+    assert qherd(*arguments) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert len(shown.splitlines()) == 1
