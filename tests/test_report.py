@@ -69,11 +69,14 @@ def qherd(*arguments: str | Path) -> int:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two variants in one environment, 5 seeds of each: a run has failed, one has no configuration."""
+    """Two variants in one environment, 5 seeds of each, and a sixth that has failed or has no configuration; of a
+    seventh there is nothing, and one run is not in the file."""
     folder = write_study(tmp_path_factory.mktemp("studies") / "mine", [ENV], 6, rows=12, env_steps=6000, others=0)
     failed = folder / "runs" / f"{ENV}--plain--s5" / "summary.json"
     failed.write_text(json.dumps({**json.loads(failed.read_text()), "exit_reason": f"failed: {EVIL}"}))
     (folder / "runs" / f"{ENV}--long--s5" / "config.yaml").unlink()
+    shutil.copytree(folder / "runs" / f"{ENV}--long--s4", folder / "runs" / "another")
+    (folder / "study.yaml").write_text((folder / "study.yaml").read_text().replace("seeds: 6", "seeds: 7"))
     return folder
 
 
@@ -118,7 +121,7 @@ def test_the_page_of_a_study(study_page: str) -> None:
     tree = Tree(text)
     shown = " ".join(tree.text)
     assert "11 runs in 1 environment, 10 completed" in shown
-    assert "1 expected run missing" in shown
+    assert "4 runs missing" in shown
     assert f"{ENV}--long--s5" in shown
     assert "x<script>alert(1)</script> ]]>" in shown  # as text
     assert tree.all("script") == []
@@ -194,6 +197,17 @@ def test_seeds_of_the_same_options_are_one_variant(tmp_path: Path) -> None:
     assert variant["statistics"]["interval"] is None
 
 
+def test_a_studys_run_counts_once_its_final_policy_was_played(tmp_path: Path) -> None:
+    """So a study that is at work is reported by the final policies that there are."""
+    folder = write_study(tmp_path / "mine", [ENV], 2, rows=3, env_steps=600, others=0)
+    (folder / "runs" / f"{ENV}--plain--s1" / "evaluations" / "final.json").unlink()
+    (environment,) = read_json(folder)["environments"]
+    assert environment["score_is"].startswith("final policy")
+    plain, long = environment["variants"]
+    assert (plain["statistics"]["count"], long["statistics"]["count"]) == (1, 2)
+    assert plain["runs"][1]["exit_reason"].endswith("its final policy was not played yet")
+
+
 # -- the raw numbers
 
 
@@ -213,8 +227,14 @@ def test_the_json_has_what_the_runs_have(study: Path, study_json: dict[str, Any]
         curve = each["curves"]["env_steps"]
         assert curve["x"][-1] == 6000
         assert curve["iqm"][-1] is not None
-    assert [run["run"] for run in study_json["missing"]] == [f"{ENV}--long--s5"]
+    assert {each["run"]: each["why"].rpartition(": ")[2] for each in study_json["missing"]} == {
+        f"{ENV}--plain--s6": "not begun",
+        f"{ENV}--long--s5": "it has no config.yaml; budget of env steps",
+        f"{ENV}--long--s6": "not begun",
+        "another": "study.yaml does not have it",
+    }
     (improvement,) = environment["improvements"]
+    assert (improvement["better"], improvement["than"]) == ("long", "plain")  # the file's first is the baseline
     better, worse = (
         [run["score"] for run in by_name[name]["runs"] if run["counted"]]
         for name in (improvement["better"], improvement["than"])
@@ -225,9 +245,9 @@ def test_the_json_has_what_the_runs_have(study: Path, study_json: dict[str, Any]
 def test_the_csv_has_a_row_per_run(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert qherd(study, "--csv") == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert [(row["variant"], row["seed"]) for row in rows][-6:] == [("plain", str(seed)) for seed in range(6)]
-    first = rows[-6]
-    assert (first["counted"], rows[-1]["counted"]) == ("1", "0")
+    assert [(row["variant"], row["seed"]) for row in rows[:6]] == [("plain", str(seed)) for seed in range(6)]
+    first = rows[0]
+    assert (first["counted"], rows[5]["counted"]) == ("1", "0")
     assert first["git"] == "897de24"
     assert first["arithmetic.cpu"] == "A Processor"
     assert first["command"] == f"qherd train {ENV}"
@@ -372,7 +392,8 @@ def test_what_somebody_put_in_the_place_of_a_file_is_one_message(
         (("one", "one"), "is given twice"),
         (("one", "--json", "--csv"), "give one of them"),
         (("one", "--out", "nowhere/page.html"), "nowhere/page.html cannot be written: No such file"),
-        (("empty",), "no run can be reported"),
+        (("empty",), "no run can be reported: CartPole-v1--default--s0: not begun"),
+        (("damaged",), "study damaged/study.yaml: environments: give a list"),
     ],
 )
 def test_a_wrong_call_is_one_message(
@@ -384,7 +405,9 @@ def test_a_wrong_call_is_one_message(
 ) -> None:
     monkeypatch.chdir(a_run.parent)
     Path("empty").mkdir()
-    Path("empty/study.yaml").write_text("study: empty\n")
+    Path("empty/study.yaml").write_text("environments: [CartPole-v1]\nbudget: {env_steps: 9}\n")
+    Path("damaged").mkdir()
+    Path("damaged/study.yaml").write_text("environments: 3\n")
     assert qherd(*arguments) == 2
     shown = capsys.readouterr().err
     assert message in shown

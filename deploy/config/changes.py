@@ -9,7 +9,7 @@ from deploy.config.errors import ConfigError
 from deploy.config.layers import option_at
 from deploy.config.models import RunConfig, dump, kept_options, option_paths
 
-_WHERE = ("run", "runs_dir", "log_level", "checkpoint.keep", "metrics.", "redis.", "ray.")
+WHERE = ("run", "runs_dir", "log_level", "checkpoint.keep", "metrics.", "redis.", "ray.")
 """Options that say where a run is and what is kept of it, not what it does."""
 
 
@@ -50,5 +50,5 @@ def differences(before: RunConfig, after: RunConfig) -> Iterator[Difference]:
     old, new = dump(before), dump(with_choices_of(before, after))
     for path in option_paths():
         was, asked = option_at(old, path), option_at(new, path)
-        if was != asked and not path.startswith(_WHERE):
+        if was != asked and not path.startswith(WHERE):
             yield Difference(path, was, asked)

@@ -7,18 +7,15 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from deploy.config.layers import compose
+from deploy.config.layers import compose, option_at
 from deploy.config.models import RunConfig, dump, option_paths
 from deploy.config.numbers import write_yaml
-
-OWN = ("run", "runs_dir")
-"""Options that say where a run lies, not what it does."""
 
 
 def flat_options(config: RunConfig) -> dict[str, Any]:
     """Returns all options by their dotted names, as plain values without the servers' passwords."""
     values = dump(config)
-    return {path: _at(values, path) for path in option_paths()}
+    return {path: option_at(values, path) for path in option_paths()}
 
 
 def command_for(config: RunConfig) -> str:
@@ -27,7 +24,7 @@ def command_for(config: RunConfig) -> str:
     given = _given_by(config.env.id)
     words = ["qherd", "train", config.env.id]
     for path, value in flat_options(config).items():
-        if path not in OWN and value != given[path]:
+        if path not in ("run", "runs_dir") and value != given[path]:
             words += _option(path, value)
     return shlex.join(words)
 
@@ -47,10 +44,3 @@ def _option(path: str, value: Any) -> list[str]:
     if isinstance(value, list):
         return [f"--{name}", *map(str, value)]
     return [f"--{name}", write_yaml(value, flow=True).strip() if isinstance(value, Mapping) else str(value)]
-
-
-def _at(values: Mapping[str, Any], path: str) -> Any:
-    found: Any = values
-    for key in path.split("."):
-        found = found[key]
-    return found

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from deploy.config.changes import WHERE
 from deploy.config.models import option_paths
-from deploy.config.repeat import OWN, flat_options
+from deploy.config.repeat import flat_options
 from deploy.reporting.records import RunRecord
 from deploy.reporting.statistics import Scores
 
-NO_VARIANT = {*OWN, "seed", "log_level", "metrics.port", "metrics.host"}
-"""Options by which no run is another variant: they change nothing of what it learns."""
 LABEL_OPTIONS = 2
 """As many options at the most make a variant's name; where more differ it is called by a run's."""
 FINAL = "final policy, greedy episodes on seeds that the run has not played"
@@ -119,7 +118,8 @@ def differences(runs: Sequence[RunRecord]) -> list[str]:
 
 def _options(run: RunRecord) -> Mapping[str, Any]:
     """Returns the options that make a variant."""
-    return {path: value for path, value in flat_options(run.config).items() if path not in NO_VARIANT}
+    options = flat_options(run.config)
+    return {path: value for path, value in options.items() if path != "seed" and not path.startswith(WHERE)}
 
 
 def provenance_of(run: RunRecord) -> dict[str, str]:

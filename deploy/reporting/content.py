@@ -70,7 +70,7 @@ def document_of(report: Report) -> Document:
 
 def _overview(report: Report, runs: Sequence[RunRecord]) -> str:
     counted = sum(run.completed for run in runs)
-    lacking = f" {plural(len(report.missing), 'expected run')} missing." if report.missing else ""
+    lacking = f" {plural(len(report.missing), 'run')} missing." if report.missing else ""
     spent = sum(run.summary.wall_s for run in runs if run.summary)
     return (
         f"{plural(len(runs), 'run')} in {plural(len(report.environments), 'environment')}, {counted} completed, "
@@ -128,7 +128,7 @@ def _counted(values: Iterator[str]) -> str:
 
 def _missing(report: Report) -> Iterator[Block]:
     yield Heading("Missing runs", 2)
-    yield Table("expected, and not in this report", ("run", "why"), tuple((m.name, m.why) for m in report.missing))
+    yield Table("runs that are not in this report", ("run", "why"), tuple((m.name, m.why) for m in report.missing))
 
 
 # -- one environment

@@ -14,9 +14,10 @@ from deploy.config.errors import RunDirError
 from deploy.config.models import RunConfig
 from deploy.reporting.curves import Curve, Points
 from deploy.run_directory.directory import RunDirectory
-from deploy.run_directory.files import CONFIG_BYTES
 from replay.foreign import Unreadable, read_object
 
+MAX_BYTES = 1 << 24
+"""No file that is read whole is bigger: an evaluation has two numbers for each of at most 100,000 episodes."""
 LAST_SHARE = 0.1
 """Of a run's env steps: the training return over the last of them is reported."""
 READ = ("wall_s", "env_steps", "updates", "greedy_return", "actor_returns_sum", "actor_episodes")
@@ -114,16 +115,22 @@ class RunRecord:
         return self.config.env.id
 
     @property
+    def trained(self) -> bool:
+        """Whether the training ended as it was meant to: solved, or out of budget."""
+        return self.summary is not None and self.summary.exit_reason.startswith(("solved", "budget"))
+
+    @property
     def completed(self) -> bool:
-        """Whether the run ended as it was meant to: solved, or out of budget."""
-        return self.summary is not None and (
-            self.summary.exit_reason == "solved" or self.summary.exit_reason.startswith("budget")
-        )
+        """Whether the run counts: it was trained, and in a study its final policy was played."""
+        return self.trained and (not self.variant or self.final is not None)
 
     @property
     def state(self) -> str:
         """How it ended."""
-        return "at work, or killed: it has no summary yet" if self.summary is None else self.summary.exit_reason[:200]
+        if self.summary is None:
+            return "at work, or killed: it has no summary yet"
+        unplayed = "; its final policy was not played yet" if self.trained and not self.completed else ""
+        return f"{self.summary.exit_reason[:200]}{unplayed}"
 
     @property
     def newest_screen(self) -> float | None:
@@ -192,7 +199,7 @@ def _read(path: Path, kind: type[Kind]) -> Kind | None:
         RunDirError: it is damaged.
     """
     try:
-        return kind.model_validate(read_object(path, CONFIG_BYTES))
+        return kind.model_validate(read_object(path, MAX_BYTES))
     except FileNotFoundError:
         return None
     except ValidationError as error:

@@ -8,6 +8,8 @@ from pathlib import Path
 from deploy.config.errors import ConfigError, RunDirError
 from deploy.reporting.analysis import Missing
 from deploy.reporting.records import RunRecord, read_run
+from deploy.run_directory.directory import RunDirectory
+from deploy.studies.study_file import read_study
 
 STUDY = "study.yaml"
 
@@ -17,7 +19,7 @@ def read_sources(given: Sequence[Path]) -> tuple[list[RunRecord], list[Missing]]
 
     Raises:
         RunDirError: one is no run and no study, or a run that was given itself is damaged or has no rows yet.
-        ConfigError: nothing can be reported, or a run is given twice.
+        ConfigError: nothing can be reported, a run is given twice, or a study's file is damaged.
     """
     studies = [path for path in given if (path / STUDY).is_file()]
     runs, missing = list[RunRecord](), list[Missing]()
@@ -38,19 +40,29 @@ def read_sources(given: Sequence[Path]) -> tuple[list[RunRecord], list[Missing]]
 
 
 def _read_study(path: Path, prefix: str) -> tuple[list[RunRecord], list[Missing]]:
-    """Reads a study's runs. ``prefix``: what sets its variants apart from those of other studies."""
+    """Reads a study's runs, the variants in the order of its file. ``prefix``: what sets them apart from other
+    studies'.
+
+    Raises:
+        ConfigError: its file is damaged.
+    """
     runs, missing = list[RunRecord](), list[Missing]()
-    for folder in sorted(each for each in (path / "runs").glob("*") if each.is_dir()):
-        _, variant, _ = _parts(folder.name)
+    expected = {run.name: run.variant for run in read_study(path / STUDY, path.parent, environ={}).runs}
+    order = list(dict.fromkeys(expected.values()))
+    for name, variant in sorted(expected.items(), key=lambda pair: order.index(pair[1])):
+        folder = path / "runs" / name
         try:
             runs.append(read_run(folder, f"{prefix}{variant}"))
         except RunDirError as error:
-            missing.append(Missing(folder.name, str(error)))
+            missing.append(Missing(name, _why(folder, error)))
+    for name in sorted({each.name for each in (path / "runs").glob("*")} - expected.keys()):
+        missing.append(Missing(name, f"left out: {STUDY} does not have it"))
     return runs, missing
 
 
-def _parts(name: str) -> tuple[str, str, str]:
-    """Returns environment, variant and seed of a study's run, ENV--VARIANT--sSEED; the name itself as the variant
-    where it is another."""
-    parts = name.rsplit("--", 2)
-    return (parts[0], parts[1], parts[2]) if len(parts) == 3 else ("", name, "")
+def _why(folder: Path, error: RunDirError) -> str:
+    """Returns why a run cannot be reported."""
+    if not folder.exists():
+        return "not begun"
+    reason = RunDirectory(folder).summary().get("exit_reason")
+    return f"{error}{f'; {str(reason)[:200]}' if reason else ''}"
