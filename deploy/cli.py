@@ -71,10 +71,11 @@ Each command explains itself: qherd train --help. An example:
 Exit codes:
 
   0    done: solved, or the budget is used up
-  1    the run failed (also where no env step ever came in), the doctor found a problem, or you declined
+  1    the run failed (also where no env step ever came in), or runs of the study; the doctor found a problem, or you
+       declined
   2    the call or what it needs is wrong
   75   a run was asked to stop by Ctrl-C, SIGTERM or SIGHUP, or nobody reads its output any more: qherd resume goes on;
-       where nothing had run yet, the same command begins again
+       where nothing had run yet, the same command begins again; a study goes on by the same command
   130  interrupted otherwise; 129, 130, 143 (128 + signal): a second signal ended a run at once
   141  nobody reads the output of another command any more
 """

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,15 +20,17 @@ from waiting import until
 
 from actors.seeds import PLAYBACK
 from deploy.commands import evaluate, resume, study
-from deploy.config.errors import ConfigError, RunDirError
+from deploy.config.errors import ConfigError, RunDirError, RunFailedError
 from deploy.config.numbers import write_yaml
 from deploy.planning.forecast import Forecast
-from deploy.process.signals import INTERRUPTED
+from deploy.process.signals import INTERRUPTED, Stop
+from deploy.studies.child import Child
 from deploy.studies.costs import Costs, duration, finished_seconds, forecast_bytes, forecast_seconds, known_costs
 from deploy.studies.study_directory import State, StudyDirectory
 from deploy.studies.study_file import StudyRun, read_study
 
-INLINE = {"mode": "inline", "eval.every_updates": 300}
+SHORT = {"eval.screen_episodes": 4, "eval.holdout_episodes": 4}
+INLINE = {"mode": "inline", "eval.every_updates": 300, **SHORT}
 VALUES: dict[str, Any] = {
     "environments": ["CartPole-v1"],
     "variants": {"broken": {"env.kwargs": {"nonsense": 1}}, "good": None},
@@ -312,68 +316,76 @@ def begins(run: Run, name: str, deadline_s: float = 60) -> None:
 
 
 FIRST, SECOND = "CartPole-v1--default--s0", "CartPole-v1--default--s1"
-LONGER: dict[str, Any] = {
-    "variants": ["default"],
-    "seeds": 2,
-    "budget": {"env_steps": 12_000},
-    "options": {**INLINE, "checkpoint.every_updates": 200},
-}
 
 
 @pytest.mark.long
-def test_whatever_ends_it_the_study_comes_to_the_same_results(tmp_path: Path) -> None:
-    """SIGKILL of the study, which is called again at once, then of one of its runs: to the bit as without."""
-    write(tmp_path, **LONGER, study="whole")
-    assert qherd("study", "tiny.yaml", cwd=tmp_path, deadline_s=110).code == 0
-    write(tmp_path, **LONGER)
+@pytest.mark.timeout(300)
+def test_whatever_ends_it_the_study_goes_on(tmp_path: Path) -> None:
+    """SIGKILL, after which it is called again at once; then Ctrl-C."""
+    options = {**INLINE, "checkpoint.every_updates": 100}
+    write(tmp_path, variants=["default"], budget={"env_steps": 6_000}, options=options)
     with running("study", "tiny.yaml", cwd=tmp_path) as killed:
         begins(killed, FIRST)
         os.kill(killed.process.pid, signal.SIGKILL)
-        with running("study", "tiny.yaml", "--parallel", "2", cwd=tmp_path) as again:
+        with running("study", "tiny.yaml", cwd=tmp_path) as again:
             again.until(lambda: f"{FIRST}: goes on" in again.out, 60, "resume")
-            until(lambda: not killed.others(), "the killed study's commands have ended", 1)
-            begins(again, SECOND)
-            (victim,) = (pid for pid in again.find(r"deploy\.cli train") if SECOND in _names_of(pid))
-            os.kill(victim, signal.SIGKILL)
+            until(lambda: not killed.others(), "the commands of the killed study have ended", 1)
+            rows = history(tmp_path, FIRST)
+            again.until(lambda: len(history(tmp_path, FIRST)) > len(rows) + 1, 60, "further row")
+            os.kill(again.process.pid, signal.SIGINT)
             done = again.finish(90)
-    assert done.code == 1, done
-    assert f"failed: {SECOND}: qherd train was killed by SIGKILL" in done.out
-    assert "1 of 2 runs are finished" in done.out
-    last = qherd("study", "tiny.yaml", cwd=tmp_path)
+    assert done.code == INTERRUPTED, done
+    assert done.leftovers == []
+    assert "\nstopping: what is at work writes its checkpoint" in done.out
+    assert done.out.endswith("stopped; go on with it: qherd study tiny.yaml\n")
+    rows = history(tmp_path, FIRST)
+    last = qherd("study", "tiny.yaml", cwd=tmp_path, deadline_s=90)
     assert last.code == 0, last
-    assert f"{SECOND}: goes on" in last.out
-    assert FIRST not in last.out, "it was finished"
-    for name in (FIRST, SECOND):
-        for which in ("best", "final"):
-            assert evaluation(tmp_path, name, which) == evaluation(tmp_path, name, which, "whole")
-
-
-def _names_of(pid: int) -> str:
-    """The files that a process has open: a run's among them tell which it is."""
-    names = []
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):
-            names.append(str(link.readlink()))
-    return "\n".join(names)
+    assert f"{FIRST}: goes on" in last.out
+    assert history(tmp_path, FIRST)[: len(rows)] == rows, "nothing was trained twice"
+    assert evaluation(tmp_path, FIRST)["env_steps"] >= 6_000
+    log = (tmp_path / "studies" / "tiny" / "logs" / f"{FIRST}.log").read_text()
+    assert log.count("resumed from checkpoint") == 2
 
 
 @pytest.mark.long
-def test_runs_at_once_have_rays_of_their_own_and_end_by_ctrl_c(tmp_path: Path) -> None:
-    write(tmp_path, **LONGER | {"budget": {"env_steps": 10_000}, "options": {"mode": "local"}})
+@pytest.mark.timeout(300)
+def test_runs_at_once_have_rays_of_their_own_and_leave_nothing(tmp_path: Path) -> None:
+    """Also where the study is killed: the kernel asks its commands to stop."""
+    write(tmp_path, variants=["default"], seeds=2, budget={"env_steps": 10**6}, options={"mode": "local"})
     with running("study", "tiny.yaml", "--parallel", "2", cwd=tmp_path) as run:
-        begins(run, FIRST)
-        begins(run, SECOND)
-        os.kill(run.process.pid, signal.SIGINT)
-        done = run.finish(60)
-    assert done.code == INTERRUPTED, done
-    assert done.leftovers == []
-    assert "stopping: what is at work writes its checkpoint" in done.out
-    assert done.out.endswith("stopped; go on with it: qherd study tiny.yaml --parallel 2\n")
-    before = {name: history(tmp_path, name) for name in (FIRST, SECOND)}
-    last = qherd("study", "tiny.yaml", "--parallel", "2", cwd=tmp_path, deadline_s=90)
-    assert last.code == 0, last
-    assert last.leftovers == []
-    for name, rows in before.items():
-        assert f"{name}: goes on" in last.out
-        assert evaluation(tmp_path, name)["env_steps"] >= 10_000
-        assert history(tmp_path, name)[: len(rows) // 2] == rows[: len(rows) // 2], "it went on from there"
+        begins(run, FIRST, 120)
+        begins(run, SECOND, 120)
+        os.kill(run.process.pid, signal.SIGKILL)
+        run.process.wait(10)
+        until(lambda: not run.others(), "the study's commands and all of theirs have ended", 60)
+    for name in (FIRST, SECOND):
+        folder = tmp_path / "studies" / "tiny" / "runs" / name
+        assert json.loads((folder / "summary.json").read_text())["exit_reason"] == "interrupted"
+
+
+def test_a_command_that_is_killed_is_told(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with log.open("w") as keeps:
+        child = Child(["train", "--dry-run"], log, keeps=keeps.fileno())
+        os.kill(child.pid, signal.SIGKILL)
+        until(child.over, "its end")
+        with pytest.raises(RunFailedError, match=r"^qherd train was killed by SIGKILL$"):
+            child.check()
+
+
+class Terminal(io.StringIO):
+    """A stdout that is one."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_the_last_line_changes_and_others_stay_above_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with contextlib.closing(study.Lines(Stop())) as lines:
+        for text in ("1 of 4 done", "1 of 4 done", "2 of 4 done"):
+            lines.show(text)
+        lines.print("a: begins")
+    assert terminal.getvalue().split(study.CLEAR) == ["", "1 of 4 done", "2 of 4 done", "a: begins\n2 of 4 done", ""]

@@ -132,6 +132,10 @@ BROKEN: dict[str, tuple[Any, str]] = {
         {**CARTPOLE, "environments": ["my_envs:Env-v0", "my:envs:Env-v0"]},
         "two of them would have runs called my_envs_Env-v0--default--s0",
     ),
+    "a password": (
+        {**CARTPOLE, "options": {"redis.urls": ["redis://:secret@host:1/0"]}},
+        "redis.urls: its password would be kept in the study's folder: set QHERD_REDIS_URLS",
+    ),
     "seeds that are none": ({**CARTPOLE, "seeds": [0, "a"]}, "seeds: 'a' is none: give how many, a range like 0-9"),
     "a range backwards": ({**CARTPOLE, "seeds": "9-0"}, "seeds: '9-0' is none"),
     "no seeds": ({**CARTPOLE, "seeds": []}, "seeds: 1 x 0 runs, and a study has 1 to 10,000"),
@@ -147,6 +151,7 @@ def test_what_is_wrong_is_told_with_its_key(tmp_path: Path, values: Any, told: s
     with pytest.raises(ConfigError, match=told) as error:
         study(tmp_path, values)
     assert "classic.yaml" in str(error.value)
+    assert "secret" not in str(error.value)
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:

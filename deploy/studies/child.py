@@ -65,6 +65,11 @@ class Child:
                 start_new_session=True,  # Ctrl-C is the study's, which asks each command once
             )
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
     def over(self) -> bool:
         """Returns whether it has ended."""
         return self._process.poll() is not None

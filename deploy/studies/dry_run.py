@@ -54,7 +54,7 @@ def dry_run(study: Study, directory: StudyDirectory, parallel: int, show: Callab
     )
     memory = parallel * max((cost.memory_bytes for cost in todo), default=0.0)
     if memory:
-        show(f"{parallel} at once take up to {decimal(int(memory))} of memory")
+        show(f"at work it takes up to {decimal(int(memory))} of memory")
     return 2 if any(cost.refused for cost in todo) else 0
 
 

@@ -22,7 +22,8 @@ from deploy.config.layers import (
     read_text_file,
     variable_of,
 )
-from deploy.config.models import RUN_NAME, RunConfig, option_paths
+from deploy.config.models import RUN_NAME, RedisConfig, RunConfig, option_paths
+from replay.chunk_log.urls import public_url
 
 KEYS = ("study", "environments", "variants", "seeds", "budget", "options", "episodes")
 OWN = {"run": "study", "runs_dir": "study", "seed": "seeds", "env.id": "environments"}
@@ -138,6 +139,7 @@ class _Reader:
         presets = [layer.get("preset") for _, layer in layers]
         layers = [(where, {key: value for key, value in layer.items() if key != "preset"}) for where, layer in layers]
         self._check_environ([layer for _, layer in layers])
+        self._check_passwords([layer for _, layer in layers])
         preset = next((str(name) for name in reversed(presets) if name is not None), None)
         try:
             config = merge([*layers, ("environment", self._environ)], preset)
@@ -156,6 +158,15 @@ class _Reader:
                 continue
             if path in OWN or any(option_at(layer, path) is not None for layer in layers):
                 raise self._error(path, f"{variable_of(path)} is set, too, and would change the study: unset it")
+
+    def _check_passwords(self, layers: list[Mapping[str, Any]]) -> None:
+        """Raises ConfigError for a server's password: the study's folder has a copy of the file."""
+        for path in (f"redis.{name}" for name in RedisConfig.model_fields):
+            for given in filter(None, (option_at(layer, path) for layer in layers)):
+                if any(public_url(str(url)) != str(url) for url in (given if isinstance(given, list) else [given])):
+                    raise self._error(
+                        path, f"its password would be kept in the study's folder: set {variable_of(path)}"
+                    )
 
     def _named(self, config: RunConfig, env: str, variant: str, seed: int) -> RunConfig:
         name = f"{re.sub(r'[^A-Za-z0-9._-]', '_', env)}--{variant}--s{seed}"
