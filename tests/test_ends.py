@@ -257,6 +257,7 @@ for mode in ("inline", "local"):
     thread = threading.Thread(target=run, args=(mode,))
     thread.start()
     thread.join()
+print("dynamo", "torch._dynamo" in sys.modules)
 import types
 sys.modules["ray"] = types.ModuleType("ray")
 run("local")
@@ -273,6 +274,7 @@ def test_a_thread_of_another_program_trains_inline_and_is_refused_local(folder: 
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert "inline 0" in lines
+    assert "dynamo False" in lines, "imported for nothing, at seconds of every start"
     refused = [line for line in lines if line.startswith("local ")]
     assert [line.partition(",")[0] for line in refused] == [
         "local the mode local needs the main thread of its process",

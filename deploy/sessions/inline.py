@@ -42,7 +42,7 @@ class InlineSession(Breakable):
                 "call deploy.process.arithmetic.pin() before numpy is imported"
             )
         torch.set_num_threads(config.learner.threads)
-        torch.use_deterministic_algorithms(True)
+        torch.set_deterministic_debug_mode("error")  # its other name imports torch._dynamo: seconds of every start
         self._config, self._directory, self._schema, self._notify = config, directory, schema, notify
         address = None if config.metrics.port is None else (config.metrics.host, config.metrics.port)
         self._metrics = MetricsServer(shown_by(config), directory.run, __version__, address)
