@@ -114,7 +114,7 @@ def run_inline(tmp_path: Path, updates: int, **changes: Any) -> Array:
 )
 def test_inline_reaches_value_iteration(tmp_path: Path, changes: dict[str, Any]) -> None:
     """With ends of both kinds; where most episodes are cut short after 3 env steps Q* is the same."""
-    q = run_inline(tmp_path, 3000, **changes)
+    q = run_inline(tmp_path, 1500, **changes)
     np.testing.assert_allclose(q, value_iteration(), rtol=0, atol=TOLERANCE)
 
 
@@ -166,7 +166,7 @@ def local_run(folder: Path) -> None:
         advance_until(session, lambda p: restarted(p, 1))
         assert_the_calls_after_a_failed_one_fail_too(session, folder / "spoilt")
         advance_until(session, lambda p: restarted(p, 2))
-        progress = advance_until(session, lambda p: p.verdict is not None and p.verdict.updates > 4000)
+        progress = advance_until(session, lambda p: p.verdict is not None and p.verdict.updates > 2500)
     finally:
         last = session.stop(20.0)
     assert progress.policy is not None

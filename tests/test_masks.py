@@ -172,7 +172,7 @@ def test_inline_reaches_value_iteration_over_what_is_allowed(tmp_path: Path, opt
     assert run.env.action_mask == "obey"
     notices: list[str] = []
     session = InlineSession(run, RunDirectory.create(run), schema, notices.append)
-    while session.loop.learner.updates < 3000:
+    while session.loop.learner.updates < 1500:
         progress = session.advance()
     assert not progress.refused
     policy = make_policy(run.learner.network_spec, schema)
