@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import itertools
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_runs import MARK, ROOT, Run, end_all, qherd, running
+from cli_runs import MARK, ROOT, Run, end_all, running, summary
 from doc_blocks import LANGUAGES, NEEDS, Block, blocks
 from pydantic import BaseModel
 from test_deploy_files import on_path
@@ -39,8 +39,8 @@ from deploy.config.models import RunConfig, option_paths
 
 SHELL = [block for block in blocks() if block.language == "sh"]
 RUN = [block for block in blocks() if block.runs]
-RUN_S = "8"
-"""QHERD_BUDGET_SECONDS of the blocks' runs: the one thing in which they differ from what is printed."""
+RUN_S = 3.0
+"""Of training, in QHERD_BUDGET_SECONDS of the blocks' runs: the one thing in which they differ from what is printed."""
 BLOCK_S = 400.0
 MODELS: dict[str, list[type[BaseModel]]] = {
     "train": [Train, RunConfig],
@@ -131,6 +131,19 @@ def test_what_it_names_is_in_the_repository(block: Block) -> None:
 # -- what they do
 
 
+def repeated(block: Block) -> bool:
+    """Whether an earlier block of the same kind has all of its commands."""
+    alike = [each for each in RUN[: RUN.index(block)] if each.attributes == block.attributes]
+    return block.language == "sh" and any(
+        all(words in list(each.commands()) for words in block.commands()) for each in alike if each.language == "sh"
+    )
+
+
+ONCE = [block for block in RUN if not repeated(block)]
+ALONE = [block for block in ONCE if "while" not in block.attributes]
+MEANWHILE = [block for block in ONCE if "while" in block.attributes]
+
+
 OWN = """
 import gymnasium as gym
 from gymnasium.envs.classic_control import CartPoleEnv
@@ -168,36 +181,64 @@ def fresh_clone(folder: Path) -> Path:
 SHORT = ("--eval.every-updates", "300", "--eval.screen-episodes", "2", "--eval.threshold", "None")
 
 
-@contextlib.contextmanager
-def a_run_called_name(clone: Path, *, at_work: bool) -> Iterator[None]:
-    """``runs/NAME``, which has an evaluated policy: over, or at work until the block ends."""
-    train = ("train", "CartPole-v1", "--run", "NAME", *SHORT)
-    if not at_work:
-        done = qherd(*train, "--budget.env-steps", "6000", cwd=clone, deadline_s=120)
-        assert done.code == 0, done
-        yield
-        return
-    with running(*train, cwd=clone) as run:
-        run.until(lambda: run.figure("NAME", "updates") > 0, 90, "updates")
-        yield
-        assert run.process.poll() is None, run.err
+TRAIN = ("train", "CartPole-v1", "--run", "NAME", *SHORT)
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run that was interrupted as soon as it had evaluated a policy."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    with running(*TRAIN, cwd=folder) as run:
+        run.until(lambda: any("greedy_return" in row for row in run.rows("NAME")), 90, "evaluated policy")
+        run.process.send_signal(signal.SIGTERM)
+        assert run.finish(60).code == 75
+    return folder / "runs" / "NAME"
 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("block", named(RUN))
+@pytest.mark.parametrize("block", named([block for block in ALONE if "runs/NAME" not in block.text]))
 def test_it_runs_as_printed(block: Block, tmp_path: Path) -> None:
-    """In a fresh clone, with a home of its own and the virtual environment activated; each command has to succeed."""
+    """In a fresh clone, with a home of its own and the virtual environment activated; each command has to succeed, and
+    each run has to learn."""
     clone = fresh_clone(tmp_path / "clone")
-    with contextlib.ExitStack() as stack:
-        if "while" in block.attributes or "runs/NAME" in block.text:
-            stack.enter_context(a_run_called_name(clone, at_work="while" in block.attributes))
-        program = ["bash", "-euo", "pipefail", "-c"] if block.language == "sh" else [sys.executable, "-c"]
-        code, shown = run_as_user([*program, block.text], clone, tmp_path)
-    assert code == 0, shown
+    assert_runs(block, clone, tmp_path, RUN_S)
+    for run in clone.glob("runs/*"):
+        assert summary(run)["updates"] > 0, run
 
 
-def run_as_user(command: list[str], clone: Path, folder: Path) -> tuple[int, str]:
+@pytest.mark.long
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("block", named([block for block in ALONE if "runs/NAME" in block.text]))
+def test_what_is_printed_for_an_interrupted_run_runs(block: Block, interrupted: Path, tmp_path: Path) -> None:
+    """And the run goes on."""
+    clone = fresh_clone(tmp_path / "clone")
+    shutil.copytree(interrupted, clone / "runs" / "NAME")
+    before = summary(interrupted)
+    assert_runs(block, clone, tmp_path, before["wall_s"] - before["start_s"] + RUN_S)
+    assert summary(clone / "runs" / "NAME")["updates"] > before["updates"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_what_is_printed_for_a_run_at_work_runs(tmp_path: Path) -> None:
+    """All those blocks, one after the other, beside one run, which goes on."""
+    clone = fresh_clone(tmp_path / "clone")
+    with running(*TRAIN, cwd=clone) as run:
+        run.until(lambda: run.figure("NAME", "updates") > 0, 90, "updates")
+        for number, block in enumerate(MEANWHILE):
+            (folder := tmp_path / str(number)).mkdir()
+            assert_runs(block, clone, folder, RUN_S)
+            assert run.process.poll() is None, (block.where, run.err)
+
+
+def assert_runs(block: Block, clone: Path, folder: Path, budget_s: float) -> None:
+    program = ["bash", "-euo", "pipefail", "-c"] if block.language == "sh" else [sys.executable, "-c"]
+    code, shown = run_as_user([*program, block.text], clone, folder, budget_s)
+    assert code == 0, (block.where, shown)
+
+
+def run_as_user(command: list[str], clone: Path, folder: Path, budget_s: float) -> tuple[int, str]:
     """Exit code and output of a command; whatever it leaves is ended."""
     (folder / "home").mkdir()
     mark = uuid.uuid4().hex
@@ -207,7 +248,7 @@ def run_as_user(command: list[str], clone: Path, folder: Path) -> tuple[int, str
             "HOME": str(folder / "home"),
             "TMPDIR": tmp,
             "LANG": "C.UTF-8",
-            "QHERD_BUDGET_SECONDS": RUN_S,
+            "QHERD_BUDGET_SECONDS": str(budget_s),
             MARK: mark,
         }
         with (folder / "out").open("w") as out:
