@@ -37,9 +37,9 @@ train: $(RUN_STAMP) ## Train LunarLander-v3 until solved (ARGS="..." adds option
 test: lint ## Lint, types, unit, contract and short real runs; no root (ARGS="..." goes to pytest)
 	$(BIN)/python -m pytest $(TOGETHER) -m "not ($(NOT_HERE))" $(ARGS)
 
+# Those that need root wait most of their time, on networks and file systems of their own, beside the others.
 test-all: test ## Also what is long or needs root
-	$(BIN)/python -m pytest $(TOGETHER) -m "long and not root" $(ARGS)
-	$(BIN)/python -m pytest -m root $(ARGS)
+	$(BIN)/python -m pytest $(TOGETHER) -m "$(NOT_HERE)" $(ARGS)
 
 chaos: $(DEV_STAMP) ## Kill, freeze, cut off and spoil parts of a real run, 200 times (ARGS="--seed 3")
 	cd tests && ../$(BIN)/python chaos.py $(ARGS)

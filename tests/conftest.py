@@ -39,18 +39,25 @@ def _redis() -> Path:
 
 
 SLOW_FILES = (
-    "test_doc_commands.py",
-    "test_benchmarks.py",
-    "test_ends.py",
     "test_survive.py",
-    "test_cluster_run.py",
-    "test_alerts_live.py",
+    "test_benchmarks.py",
+    "test_doc_commands.py",
+    "test_compose_run.py",
     "test_local_run.py",
+    "test_nodes.py",
+    "test_ends.py",
+    "test_cluster_run.py",
+    "test_slurm_run.py",
+    "test_alerts_live.py",
+    "test_storage.py",
+    "test_chaos.py",
+    "test_known_losses.py",
+    "test_resume_inline.py",
     "test_resume_cli.py",
     "test_others.py",
     "test_known_answer.py",
 )
-"""Files whose tests take minutes together, the slowest first."""
+"""Files whose tests take minutes together, the slowest first, and beside those that compute some that wait."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
