@@ -170,11 +170,12 @@ def test_a_run_that_is_at_work_is_reported_as_far_as_it_is(tmp_path: Path) -> No
     (run / "summary.json").unlink()
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"wall_s": 99999.0, "env_steps": 9999')
-    assert qherd(run) == 0
-    shown = " ".join(Tree((run / "report.html").read_text()).text)
-    assert "at work, or killed" in shown
-    assert "0 completed" in shown
-    assert "99,999" not in shown
+    (environment,) = read_json(run)["environments"]
+    (found,) = environment["variants"][0]["runs"]
+    assert found["exit_reason"].startswith("at work, or killed")
+    assert (found["counted"], found["score"]) == (0, None)
+    assert (found["wall_s"], found["env_steps"]) == (22, 20_000)
+    assert environment["variants"][0]["statistics"] is None
 
 
 def test_runs_that_were_given_are_compared_by_their_options(tmp_path: Path) -> None:
@@ -391,7 +392,7 @@ def test_what_somebody_put_in_the_place_of_a_file_is_one_message(
         (("nowhere",), "nowhere is no run"),
         (("one", "one"), "is given twice"),
         (("one", "--json", "--csv"), "give one of them"),
-        (("one", "--out", "nowhere/page.html"), "nowhere/page.html cannot be written: No such file"),
+        (("one", "--out", "nowhere/page.html"), "nowhere is no folder: make it, or choose another --out"),
         (("empty",), "no run can be reported: CartPole-v1--default--s0: not begun"),
         (("damaged",), "study damaged/study.yaml: environments: give a list"),
     ],

@@ -19,7 +19,7 @@ from cli_runs import Finished, Run, qherd, running
 from waiting import until
 
 from actors.seeds import PLAYBACK
-from deploy.commands import evaluate, resume, study
+from deploy.commands import evaluate, report, resume, study
 from deploy.config.errors import ConfigError, RunDirError, RunFailedError
 from deploy.config.numbers import write_yaml
 from deploy.planning.forecast import Forecast
@@ -119,6 +119,22 @@ def test_a_finished_run_is_an_ordinary_one_with_its_evaluations(
     assert (tried.folder / "study.yaml").read_bytes() == tried.file.read_bytes()
     assert sorted(each.name for each in tried.folder.iterdir()) == ["lock", "logs", "runs", "runs.lock", "study.yaml"]
     assert [each.name for each in (tried.folder / "runs").iterdir()] == [GOOD], "of the other nothing is left"
+
+
+def test_its_report_has_the_final_policys_score_and_names_the_run_that_failed(
+    tried: Tried, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a real run: all that a report reads is where qherd report looks for it."""
+    assert report.run([str(tried.folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (environment,) = found["environments"]
+    (run,) = (run for variant in environment["variants"] for run in variant["runs"])
+    summary = json.loads((tried.folder / "runs" / GOOD / "summary.json").read_text())
+    assert run["score"] == evaluation(tried.cwd, GOOD)["mean"]
+    assert run["best_after_mean"] == evaluation(tried.cwd, GOOD, "best")["mean"]
+    assert (run["run"], run["env_steps"], run["wall_s"]) == (GOOD, summary["env_steps"], summary["wall_s"])
+    assert run["training_return"] > 0
+    assert [each["run"] for each in found["missing"]] == [BROKEN]
 
 
 def test_what_is_finished_is_not_repeated(tried: Tried, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,6 +42,9 @@ def run(arguments: list[str]) -> int:
     call = tyro.cli(Reported, args=arguments, prog="qherd report", registry=as_written())
     if call.as_json + call.as_csv + (call.markdown is not None) + (call.out is not None) > 1:
         raise ConfigError("--out, --markdown, --json and --csv are four ways to have the report: give one of them")
+    path = call.out or (call.given[0] if len(call.given) == 1 else Path()) / FILE
+    if call.out is not None and not path.parent.is_dir():  # before the work is done
+        raise ConfigError(f"{path.parent} is no folder: make it, or choose another --out")
     with quiet_interrupt():  # not above: --help does not wait for Matplotlib
         from deploy.reporting.analysis import analyse
         from deploy.reporting.content import document_of
@@ -61,7 +64,6 @@ def run(arguments: list[str]) -> int:
     elif call.markdown is not None:
         print(write_markdown(call.markdown, document_of(report)))
     else:
-        path = call.out or (call.given[0] if len(call.given) == 1 else Path()) / FILE
         with naming(path):
             path.write_text(page(title, document_of(report)), encoding="utf-8")
         print(path)

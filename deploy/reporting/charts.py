@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -52,7 +53,6 @@ STYLE: Mapping[Any, Any] = {
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "legend.fontsize": 9,
-    "figure.constrained_layout.use": True,
     "path.simplify_threshold": 0.25,
 }
 
@@ -121,7 +121,7 @@ def svg(chart: Chart, key: str) -> str:
     body = re.sub(r"\s*<metadata>.*?</metadata>", "", body, flags=re.S)
     body = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{key}-", body)  # several pictures share the page
     # a tenth of a point is enough for a path
-    body = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\d\.\d)\d+", r"\1", path[0]), body)
+    body = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(?<=\.\d)\d+", "", path[0]), body)
     for colour, variable in _VARIABLES.items():
         body = body.replace(colour, f"var(--{variable})")
     size = re.search(r'viewBox="([\d. ]+)"', text)
@@ -157,12 +157,31 @@ def _save(chart: Chart, save: Callable[[Figure], None]) -> None:
     with mpl.rc_context({**STYLE}), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # letters that Matplotlib's font has not: browsers have others
         if isinstance(drawing, Lines):
-            figure = Figure(figsize=(WIDTH_IN, 3.1))
-            _draw_lines(figure.subplots(), drawing)
+            save(_lines_figure(drawing))
         else:
-            figure = Figure(figsize=(WIDTH_IN, 0.9 + 0.38 * len(drawing.marks)))
-            _draw_marks(figure.subplots(), drawing)
-        save(figure)
+            save(_marks_figure(drawing))
+
+
+def _axes_of(height_in: float, left_in: float, below_in: float) -> tuple[Figure, Axes]:
+    """Returns a figure and its axes, of that height and with so much room to their left and below. Matplotlib's own
+    layouts draw everything twice."""
+    whole_in = height_in + below_in + 0.1
+    figure = Figure(figsize=(WIDTH_IN, whole_in))
+    place = (left_in / WIDTH_IN, below_in / whole_in, 1 - (left_in + 0.15) / WIDTH_IN, height_in / whole_in)
+    return figure, figure.add_axes(place)
+
+
+def _lines_figure(drawing: Lines) -> Figure:
+    """Returns a figure with its legend below the axes: within them it would hide curves."""
+    named = [(_plain(line.label), _look(line.series)) for line in drawing.lines if line.label]
+    columns = 1 if max((len(label) for label, _ in named), default=0) > 24 else 2
+    legend_in = 0.2 * math.ceil(len(named) / columns) + 0.1 if len(named) > 1 else 0.0
+    figure, axes = _axes_of(2.4, 0.65, 0.5 + legend_in)
+    _draw_lines(axes, drawing)
+    if len(named) > 1:
+        handles = [Line2D([], [], color=colour, linestyle=dash, linewidth=2) for _, (colour, dash) in named]
+        figure.legend(handles, [label for label, _ in named], loc="lower center", ncols=columns, borderpad=0.2)
+    return figure
 
 
 def _draw_lines(axes: Axes, drawing: Lines) -> None:
@@ -186,23 +205,16 @@ def _draw_lines(axes: Axes, drawing: Lines) -> None:
         axes.set_ylim(-0.02, 1.02)
     else:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-    named = [line for line in drawing.lines if line.label]
-    if len(named) > 1:
-        _legend(axes, named)
 
 
-def _legend(axes: Axes, named: Sequence[Line]) -> None:
-    """Draws the legend below the axes: within them it would hide curves."""
-    handles = [
-        Line2D([], [], color=colour, linestyle=dash, linewidth=2)
-        for colour, dash in (_look(line.series) for line in named)
-    ]
-    labels = [_plain(line.label) for line in named]
-    columns = 1 if max(map(len, labels)) > 24 else 2
-    axes.figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+def _marks_figure(drawing: Marks) -> Figure:
+    labels = [_plain(mark.label) for mark in drawing.marks]
+    figure, axes = _axes_of(0.38 * len(labels), min(0.3 + 0.075 * max(map(len, labels)), 0.6 * WIDTH_IN), 0.5)
+    _draw_marks(axes, drawing, labels)
+    return figure
 
 
-def _draw_marks(axes: Axes, drawing: Marks) -> None:
+def _draw_marks(axes: Axes, drawing: Marks, labels: Sequence[str]) -> None:
     rows = range(len(drawing.marks))
     for row, mark in zip(rows, drawing.marks, strict=True):
         colour, _ = _look(mark.series)
@@ -210,7 +222,7 @@ def _draw_marks(axes: Axes, drawing: Marks) -> None:
             axes.plot(mark.interval, (row, row), color=colour, linewidth=6, alpha=0.35, solid_capstyle="butt")
         axes.plot(mark.values, np.full(len(mark.values), row), "o", color=colour, markersize=4, alpha=0.6, mew=0)
         axes.plot(mark.middle, row, "|", color=INK, markersize=14, markeredgewidth=2)
-    axes.set_yticks(rows, [_plain(mark.label) for mark in drawing.marks])
+    axes.set_yticks(rows, labels)
     axes.set_ylim(len(drawing.marks) - 0.4, -0.6)
     axes.set_xlabel(_plain(drawing.x_label))
     axes.grid(visible=False, axis="y")

@@ -284,7 +284,8 @@ def _described(env: EnvironmentAnalysis, axis: str) -> str:
             continue
         shared = np.flatnonzero(np.isfinite(curves.iqm))
         if not len(shared):
-            parts.append(f"{each.variant.label}: {plural(len(curves.runs), 'run')}, none of them completed.")
+            runs = plural(len(curves.runs), "run")
+            parts.append(f"{each.variant.label}: {runs}, without a point at which all that count have a value.")
             continue
         last = int(shared[-1])
         interval = f", interval {number(curves.band[0][last])} to {number(curves.band[1][last])}" if curves.band else ""
@@ -332,7 +333,7 @@ def _improvements(found: Sequence[Improvement]) -> Iterator[Block]:
         for series, (name, each) in enumerate(zip(names, found, strict=True))
     )
     title = "Probability of improvement"
-    words = "; ".join(f"{name} {probability}, interval {interval}" for name, probability, interval, _ in rows)
+    words = "; ".join(f"{name} {probability}" for name, probability, _, _ in rows)
     yield Pictures((Chart(title, f"{words}.", Marks("probability of improvement", marks, reference=0.5, share=True)),))
     yield Table(title, ("variants", "probability", f"{LEVEL:.0%} interval", "environments"), rows)
 

@@ -28,11 +28,11 @@ CSS = f"""
 body {{ background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; margin: 0 auto;
   max-width: 72rem; padding: 1rem; overflow-wrap: break-word; }}
 h1 {{ font-size: 1.6rem; line-height: 1.2; }} h2 {{ border-bottom: 1px solid var(--grid); margin-top: 2.5rem; }}
-.wide {{ overflow-x: auto; }}
+.wide {{ margin: 1rem 0; overflow-x: auto; }}
 table {{ border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }}
 caption {{ color: var(--quiet); padding: .3rem 0; text-align: left; }}
 th, td {{ border-bottom: 1px solid var(--grid); padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top; }}
-th {{ font-weight: 600; }} td.number, th.number {{ text-align: right; white-space: nowrap; }}
+th {{ font-weight: 600; }} .number {{ text-align: right; }} td.number {{ white-space: nowrap; }}
 .pictures {{ display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr));
   margin: 1rem 0; }}
 figure {{ margin: 0; }} figcaption {{ font-weight: 600; }} svg {{ height: auto; max-width: 36rem; width: 100%; }}
