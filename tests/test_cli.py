@@ -27,6 +27,7 @@ from deploy import __version__
 from deploy.cli import USAGE, main
 from deploy.commands.evaluate import Eval
 from deploy.commands.record import Record
+from deploy.commands.report import Reported
 from deploy.commands.train import Train
 from deploy.config.layers import compose
 from deploy.config.models import option_paths
@@ -87,8 +88,8 @@ def test_the_help_of_train_has_each_option_with_its_text(train_help: str, option
     assert words(doc) in train_help
 
 
-@pytest.mark.parametrize(("command", "model"), [("eval", Eval), ("record", Record)])
-def test_the_help_of_playback_has_each_option_with_its_text(
+@pytest.mark.parametrize(("command", "model"), [("eval", Eval), ("record", Record), ("report", Reported)])
+def test_the_help_has_each_option_with_its_text(
     command: str, model: type[BaseModel], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
@@ -97,7 +98,9 @@ def test_the_help_of_playback_has_each_option_with_its_text(
     assert ended.value.code == 0
     shown = words(capsys.readouterr().out)
     for option, doc in docs(model):
-        typed = {"run": "RUN", "as-json": "--json", "as-csv": "--csv"}.get(option, f"--{option}")
+        typed = {"run": "RUN", "given": "RUN|STUDY...", "as-json": "--json", "as-csv": "--csv"}.get(
+            option, f"--{option}"
+        )
         assert typed in shown
         assert words(doc) in shown
 

@@ -131,7 +131,7 @@ def provenance_of(run: RunRecord) -> dict[str, str]:
         if isinstance(value, Mapping):
             found |= {f"{part}.{name}": str(each) for name, each in value.items()}
         else:
-            found[part] = str(value)
+            found[part] = "unknown" if value is None else str(value)  # no checkout has no commit
     return found
 
 

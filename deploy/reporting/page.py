@@ -32,9 +32,11 @@ h1 {{ font-size: 1.6rem; line-height: 1.2; }} h2 {{ border-bottom: 1px solid var
 table {{ border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }}
 caption {{ color: var(--quiet); padding: .3rem 0; text-align: left; }}
 th, td {{ border-bottom: 1px solid var(--grid); padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top; }}
-th {{ font-weight: 600; }} .number {{ text-align: right; }} td.number {{ white-space: nowrap; }}
+th {{ font-weight: 600; }} thead th {{ vertical-align: bottom; }}
+.number {{ text-align: right; }} td.number {{ white-space: nowrap; }}
 .pictures {{ display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr));
   margin: 1rem 0; }}
+@media (max-width: 40rem) {{ thead th {{ white-space: nowrap; }} }}
 figure {{ margin: 0; }} figcaption {{ font-weight: 600; }} svg {{ height: auto; max-width: 36rem; width: 100%; }}
 svg text {{ font-family: system-ui, sans-serif !important; }}
 pre {{ background: var(--faint); overflow-x: auto; padding: .8rem; white-space: pre-wrap; }}
