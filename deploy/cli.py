@@ -36,6 +36,9 @@ COMMANDS = {
     "scale": "scale",
     "eval": "evaluate",
     "study": "study",
+    "runs": "runs",
+    "watch": "watch",
+    "compare": "compare",
     "record": "record",
     "report": "report",
     "replay stats": "replay_stats",
@@ -57,6 +60,10 @@ USAGE = """qherd: a herd of actors, one learner, deep Q-learning.
   qherd study FILE     train environments x variants x seeds, as the file has them, and play each final policy
   qherd report RUN|STUDY...
                        what runs and studies have come to: curves, scores, intervals, on a page
+  qherd runs [FOLDER]  list the runs here: at work or how they ended, how far they are, their returns
+  qherd watch RUN      show the live table of a run that was started elsewhere
+  qherd compare RUN RUN...
+                       show runs side by side: which options differ, and what they have come to
   qherd replay stats RUN|URL
                        what a run's replay memory holds, slot by slot
   qherd clean RUN      remove what a run has left on its server

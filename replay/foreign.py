@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from replay.storage import available_memory
 
@@ -25,6 +27,23 @@ def read_file(path: Path, most_bytes: int) -> bytes:
         FileNotFoundError: there is none.
         Unreadable: it is no plain file, has more than ``most_bytes``, or the disk refuses it.
     """
+    with _plain(path) as (file, size):
+        if size > most_bytes:
+            raise Unreadable(f"{path} has {size:,} bytes, and at most {most_bytes:,} are read")
+        return file.read(most_bytes)
+
+
+def read_end(path: Path, most_bytes: int) -> tuple[bytes, bool]:
+    """Returns the last ``most_bytes`` of a plain file, and whether that is all of it. Raises what ``read_file`` does,
+    but for the file's size."""
+    with _plain(path) as (file, size):
+        file.seek(max(0, size - most_bytes))
+        return file.read(most_bytes), size <= most_bytes
+
+
+@contextlib.contextmanager
+def _plain(path: Path) -> Iterator[tuple[IO[bytes], int]]:
+    """Opens a plain file to read, and yields it with its size. Raises what ``read_file`` does, but for its size."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -36,10 +55,8 @@ def read_file(path: Path, most_bytes: int) -> bytes:
         about = os.fstat(fd)
         if not stat.S_ISREG(about.st_mode):
             raise Unreadable(f"{path} cannot be read: it is no plain file")
-        if about.st_size > most_bytes:
-            raise Unreadable(f"{path} has {about.st_size:,} bytes, and at most {most_bytes:,} are read")
         with os.fdopen(fd, "rb", closefd=False) as file:
-            return file.read(most_bytes)
+            yield file, about.st_size
     except OSError as error:
         raise Unreadable(f"{path} cannot be read: {error.strerror}") from None
     finally:

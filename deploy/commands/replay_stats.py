@@ -13,13 +13,13 @@ from typing import Annotated, Any
 
 import tyro
 from pydantic import BaseModel
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
 from deploy.config.cli_types import as_written
 from deploy.config.errors import ConfigError
 from deploy.config.models import RedisConfig
+from deploy.monitoring.tables import print_table
 from deploy.run_directory.target import Target, find_run, is_url, run_name
 from replay.attached import find_description, slots_elsewhere
 from replay.chunk import Chunk, Codec
@@ -31,8 +31,6 @@ from replay.description import RunDescription
 
 WINDOW_S = 1.0
 """Between the two readings that give the rows per second."""
-FILE_WIDTH = 160
-"""Columns where the output is no terminal, which has a width of its own."""
 
 
 class ReplayStats(BaseModel):
@@ -190,10 +188,7 @@ def _print(figures: Mapping[str, Any]) -> None:
         f"learner {learner}: {figures['updates']:,} updates, {figures['env_steps']:,} env steps, a mirror of "
         f"{figures['capacity_rows']:,} rows"
     )
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal:
-        console.width = FILE_WIDTH
-    console.print(_table(figures))
+    print_table(_table(figures))
     print("weights: learner's fence - number; of a slot the newest acted with, in total the newest published")
 
 

@@ -44,8 +44,15 @@ class Display:
     is called when nobody can see them any more."""
 
     def __init__(
-        self, run: str, config: RunConfig, gone: Callable[[], None] = lambda: None, stream: IO[str] | None = None
+        self,
+        run: str,
+        config: RunConfig,
+        gone: Callable[[], None] = lambda: None,
+        stream: IO[str] | None = None,
+        *,
+        worked_s: float = 0.0,
     ) -> None:
+        """``worked_s``: how long the run has been at work already."""
         self._run, self._config = run, config
         self._output = Output(gone, stream)
         self._console = Console(file=cast("IO[str]", self._output))
@@ -54,7 +61,7 @@ class Display:
         self._row: Mapping[str, float] = {}
         self._live: Live | None = None
         self._last_line_s = -LINE_EVERY_S
-        self._started_s = time.monotonic()
+        self._started_s = time.monotonic() - worked_s
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -63,6 +70,7 @@ class Display:
         )
         goal = "to solved" if config.eval.threshold is not None else "budget"
         self._task = self._bar.add_task(goal, total=1.0, shown="")
+        self._bar.tasks[self._task].start_time = self._bar.get_time() - worked_s
 
     def __enter__(self) -> Self:
         if self._fancy:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +16,13 @@ from deploy.config.errors import RunDirError
 from deploy.run_directory.events import open_events, write_restart, write_scalars
 from deploy.run_directory.files import naming, replace_file
 from learner.report import Resumed
-from replay.foreign import Unreadable, parse_json, read_big_file
+from replay.foreign import Unreadable, parse_json, read_big_file, read_end
 
+T = TypeVar("T")
 SUPERSEDED = "metrics.superseded.jsonl"
 """Rows after the checkpoint that was resumed from."""
+END_BYTES = 1 << 16
+"""The newest row is looked for in so much of the end first: some ten rows."""
 
 
 class MetricHistory:
@@ -64,9 +67,13 @@ class MetricHistory:
         Raises:
             RunDirError: the file cannot be read.
         """
-        for line in reversed(self._lines()[0]):
-            if (row := _row(line)) is not None:
-                return row
+        for end_bytes in (END_BYTES, None):
+            complete, all_of_it = self._complete_lines(end_bytes)
+            for line in reversed(complete):
+                if (row := _row(line)) is not None:
+                    return row
+            if all_of_it:
+                break
         return {}
 
     def rows(self) -> list[Mapping[str, float]]:
@@ -120,17 +127,29 @@ class MetricHistory:
                     file.close()
             self._metrics = None
 
+    def _complete_lines(self, end_bytes: int | None) -> tuple[list[str], bool]:
+        """Returns the complete lines in the last ``end_bytes``, or of all (None), and whether they are all."""
+        if end_bytes is None:
+            return self._lines()[0], True
+        end, all_of_it = _readable(lambda: read_end(self._path, end_bytes), (b"", True))
+        lines = end.decode(errors="replace").splitlines(keepends=True)
+        return [line for line in lines[0 if all_of_it else 1 :] if line.endswith("\n")], all_of_it
+
     def _lines(self) -> tuple[list[str], list[str]]:
         """Returns the complete lines, and the one that a driver was killed in, if any."""
-        try:
-            read = read_big_file(self._path)
-        except FileNotFoundError:
-            return [], []
-        except Unreadable as error:
-            raise RunDirError(f"{error}; move it away to go on without it") from error
-        lines = read.decode(errors="replace").splitlines(keepends=True)
+        lines = _readable(lambda: read_big_file(self._path), b"").decode(errors="replace").splitlines(keepends=True)
         torn = [lines.pop() + "\n"] if lines and not lines[-1].endswith("\n") else []
         return lines, torn
+
+
+def _readable(read: Callable[[], T], missing: T) -> T:
+    """Returns what is read, and ``missing`` where there is no file. Raises RunDirError where it cannot be read."""
+    try:
+        return read()
+    except FileNotFoundError:
+        return missing
+    except Unreadable as error:
+        raise RunDirError(f"{error}; move it away to go on without it") from error
 
 
 def _row(line: str) -> dict[str, float] | None:
