@@ -21,7 +21,7 @@ from benchmarks.solve import ENV, QHERD
 
 BUDGET, KILL_AT = 240_000, 120_000
 """Env steps of a run, and those at which the driver of every second one is killed."""
-QUICK, QUICK_OPTIONS = 8, ("--eval.cpu-share", "1", "--eval.screen-episodes", "2")
+QUICK, QUICK_OPTIONS = 12, ("--eval.cpu-share", "1", "--eval.screen-episodes", "2", "--eval.every-updates", "100")
 """The quick form has this part of them, and an evaluation nevertheless."""
 TIMEOUT_S = 400.0
 
