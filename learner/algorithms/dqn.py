@@ -8,7 +8,7 @@ import torch
 
 from learner.algorithms.loss import Loss, LossOutput, Transitions
 from learner.algorithms.masks import allowed
-from learner.algorithms.munchausen import MunchausenLoss, bootstrapping_of
+from learner.algorithms.munchausen import MunchausenLoss, munchausen_of
 from learner.config import LearnerConfig
 from learner.networks.q_network import QNetwork
 from learner.td import Transform, double_q_learning, huber, q_learning, signed_hyperbolic, signed_parabolic
@@ -51,6 +51,6 @@ class DoubleQLearningLoss:
 def scalar_loss(config: LearnerConfig) -> Loss:
     """Builds the loss that ``learner.double``, ``learner.munchausen`` and ``learner.value_rescale`` ask for."""
     if config.munchausen.enabled:
-        return MunchausenLoss(bootstrapping_of(config), config.huber_delta)
+        return MunchausenLoss(munchausen_of(config), config.huber_delta)
     transform = RESCALED if config.value_rescale else None
     return (DoubleQLearningLoss if config.double else QLearningLoss)(config.huber_delta, transform)

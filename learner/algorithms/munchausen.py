@@ -29,8 +29,12 @@ class Munchausen:
 
     def __call__(self, online: QNetwork, target: QNetwork, batch: Transitions, q_t: Tensor) -> BootstrapPolicy:
         """See ``bootstrap.Bootstrapping``."""
+        return self.policy(batch, q_t, target(batch.s_tm1).q)
+
+    def policy(self, batch: Transitions, q_t: Tensor, q_tm1: Tensor) -> BootstrapPolicy:
+        """Returns the policy by the target network's expected values <float32>[B, A] of s_t and of s_tm1."""
         at_t = scaled_log_policy(allowed(q_t, batch.extras_t), self.tau)
-        at_tm1 = scaled_log_policy(allowed(target(batch.s_tm1).q, batch.extras_tm1), self.tau)
+        at_tm1 = scaled_log_policy(allowed(q_tm1, batch.extras_tm1), self.tau)
         r_t = batch.r_t + self.alpha * taken(at_tm1, batch.a_tm1).clamp(self.clip, 0.0)
         return BootstrapPolicy(r_t, (at_t / self.tau).exp(), -at_t)
 
@@ -39,21 +43,26 @@ class Munchausen:
 class MunchausenLoss:
     """The Huber loss of Munchausen Q-learning on expected values."""
 
-    munchausen: Bootstrapping
+    munchausen: Munchausen
     huber_delta: float
 
     def __call__(self, online: QNetwork, target: QNetwork, batch: Transitions) -> LossOutput:
         """See ``Loss``."""
-        with torch.no_grad():
-            q_t = target(batch.s_t).q
-            target_tm1 = self.munchausen(online, target, batch, q_t).target(batch.discount_t, q_t)
+        with torch.no_grad():  # one pass for both: small ones cost what their weights do
+            q_t, target_q_tm1 = target(torch.cat((batch.s_t, batch.s_tm1))).q.chunk(2)
+            target_tm1 = self.munchausen.policy(batch, q_t, target_q_tm1).target(batch.discount_t, q_t)
         q_tm1 = online(batch.s_tm1).q
         error = target_tm1 - taken(q_tm1, batch.a_tm1)
         return LossOutput(huber(error, self.huber_delta), error.detach(), q_tm1.detach())
 
 
+def munchausen_of(config: LearnerConfig) -> Munchausen:
+    """Returns what ``learner.munchausen`` asks for."""
+    return Munchausen(config.munchausen.alpha, config.munchausen.tau, config.munchausen.clip)
+
+
 def bootstrapping_of(config: LearnerConfig) -> Bootstrapping:
     """Returns what ``learner.munchausen`` or else ``learner.double`` asks for."""
     if config.munchausen.enabled:
-        return Munchausen(config.munchausen.alpha, config.munchausen.tau, config.munchausen.clip)
+        return munchausen_of(config)
     return double if config.double else greedy
