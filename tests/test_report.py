@@ -342,8 +342,11 @@ def test_pictures_of_many_variants_and_of_numbers_that_are_none() -> None:
     [
         (lambda run: (run / "config.yaml").unlink(), r"one is no run: it has no config.yaml"),
         (lambda run: (run / "config.yaml").write_text("qherd: 1\nconfig: {learner: {lr"), r"config.yaml is damaged"),
-        (lambda run: (run / "config.yaml").write_text("a: 1"), r"config.yaml is damaged: KeyError"),
-        (lambda run: (run / "config.yaml").write_text("config: {seed: -1}"), r"config.yaml is damaged: seed"),
+        (lambda run: (run / "config.yaml").write_text("a: 1"), r"config.yaml is damaged: it has no options"),
+        (
+            lambda run: (run / "config.yaml").write_text("config: {seed: -1, replay: {alpha: 0.5}}"),
+            r"config.yaml, as this qherd has it\):\n  seed: .*\n  replay.alpha: the option is called",
+        ),
         (lambda run: (run / "metrics.jsonl").unlink(), r"one has nothing to report yet"),
         (lambda run: (run / "metrics.jsonl").write_bytes(b'{"env_steps": 1'), r"one has nothing to report yet"),
         (lambda run: (run / "metrics.jsonl").write_bytes(b"\xff\x00" * 999), r"one has nothing to report yet"),

@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deploy.config.errors import RunDirError
+from deploy.config.explain import explain
 from deploy.config.models import RunConfig
 from deploy.reporting.curves import Curve, Points
 from deploy.run_directory.directory import RunDirectory
@@ -173,8 +174,10 @@ def read_run(path: Path, variant: str = "", *, details: bool = False) -> RunReco
     written = directory.written
     try:
         config = RunConfig.model_validate(written["config"])
-    except (ValueError, KeyError) as error:
-        raise RunDirError(f"{directory.config_file} is damaged: {_first_line(error)}") from error
+    except ValidationError as error:  # another qherd may have written it: options come, go, and are renamed
+        raise RunDirError(explain(error, f"{directory.config_file}, as this qherd has it")) from error
+    except KeyError as error:
+        raise RunDirError(f"{directory.config_file} is damaged: it has no options") from error
     columns = directory.history.columns((*READ, *DETAILS) if details else READ)
     if not np.isfinite(columns["env_steps"]).any():
         raise RunDirError(f"{path} has nothing to report yet: no row of its metrics.jsonl has env steps")
@@ -203,14 +206,11 @@ def _read(path: Path, kind: type[Kind]) -> Kind | None:
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        raise RunDirError(f"{path} is damaged: {_first_line(error)}") from error
+        raise RunDirError(f"{path} is damaged: {_first_finding(error)}") from error
     except Unreadable as error:
         raise RunDirError(str(error)) from error
 
 
-def _first_line(error: Exception) -> str:
-    """Returns the first finding of a pydantic error, or the error's own text."""
-    if isinstance(error, ValidationError):
-        finding = error.errors(include_url=False)[0]
-        return f"{'.'.join(map(str, finding['loc']))}: {finding['msg']}"[:300]
-    return f"{type(error).__name__}: {error}"[:300]
+def _first_finding(error: ValidationError) -> str:
+    finding = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, finding['loc']))}: {finding['msg']}"[:300]
