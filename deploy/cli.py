@@ -41,6 +41,7 @@ COMMANDS = {
     "compare": "compare",
     "record": "record",
     "report": "report",
+    "export": "export",
     "replay stats": "replay_stats",
     "clean": "clean",
     "secrets": "secrets",
@@ -57,6 +58,8 @@ USAGE = """qherd: a herd of actors, one learner, deep Q-learning.
                        have more or fewer actors in a run while it works
   qherd eval RUN       play a run's best or final policy: the mean return, and how far it can be trusted
   qherd record RUN     write a video of it
+  qherd export RUN --to DIR
+                       write it for other programs: ONNX, torch.export, or numpy alone
   qherd study FILE     train environments x variants x seeds, as the file has them, and play each final policy
   qherd report RUN|STUDY...
                        what runs and studies have come to: curves, scores, intervals, on a page

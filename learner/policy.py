@@ -88,7 +88,8 @@ def load_policy(run: str | Path, which: Literal["best", "final"] = "best") -> Po
         arrays, _ = read_best(own)
     else:
         arrays, _ = newest_policy(own if found.checkpoints is None else Path(found.checkpoints))
-    check_weights(found, arrays)
+    _find_own_parts(found)
+    check_weights(found.spec, found.schema, arrays)
     values = values_of(found, arrays)
     try:
         return Policy({**found.about, "stack": found.stack, "env": found.env}, values)
@@ -108,16 +109,15 @@ def description_of(folder: Path) -> Description:
     raise PolicyError(f"{folder} is no run: give its directory, such as runs/NAME")
 
 
-def check_weights(found: Description, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Raises PolicyError where the arrays are not the parameters of the policy's network."""
-    _find_own_parts(found)
-    shapes = parameter_shapes(found.spec, found.schema)
+def check_weights(spec: NetworkSpec, schema: Schema, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Raises PolicyError where the arrays are not the parameters of this network."""
+    shapes = parameter_shapes(spec, schema)
     given = {name: array.shape for name, array in arrays.items()}
     if shapes != given:
-        name = next(iter(sorted(set(shapes.items()) ^ set(given.items()))))[0]
+        name = min(name for name, _ in set(shapes.items()) ^ set(given.items()))
         raise PolicyError(
-            f"the weights are of another network than {DESCRIPTION} has: {name} has the shape {given.get(name)}, and "
-            f"{shapes.get(name)} is wanted"
+            f"the weights are of another network than the run's: {name} has the shape {given.get(name)}, and "
+            f"{shapes.get(name)} is wanted; put the run's own files back, or export and evaluate another run"
         )
 
 

@@ -26,6 +26,7 @@ from pydantic import BaseModel
 from deploy import __version__
 from deploy.cli import USAGE, main
 from deploy.commands.evaluate import Eval
+from deploy.commands.export import Export
 from deploy.commands.record import Record
 from deploy.commands.report import Reported
 from deploy.commands.train import Train
@@ -88,7 +89,9 @@ def test_the_help_of_train_has_each_option_with_its_text(train_help: str, option
     assert words(doc) in train_help
 
 
-@pytest.mark.parametrize(("command", "model"), [("eval", Eval), ("record", Record), ("report", Reported)])
+@pytest.mark.parametrize(
+    ("command", "model"), [("eval", Eval), ("record", Record), ("report", Reported), ("export", Export)]
+)
 def test_the_help_has_each_option_with_its_text(
     command: str, model: type[BaseModel], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +120,7 @@ def test_qherd_alone_explains_its_commands(arguments: list[str], capsys: pytest.
         main(arguments)
     shown = capsys.readouterr().out
     assert ended.value.code == 0
-    assert all(f"qherd {command} " in shown for command in ("train", "eval", "record"))
+    assert all(f"qherd {command} " in shown for command in ("train", "eval", "record", "export"))
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -294,6 +297,7 @@ gym.register("Unmade-v0", Unmade)
         pytest.param(["eval", "."], ["no run"], id="eval of a folder that is no run"),
         pytest.param(["eval", "nowhere", "--episodes", "0"], ["episodes"], id="eval of no episodes"),
         pytest.param(["record", "nowhere"], ["nowhere", "no run"], id="record of no run"),
+        pytest.param(["export", "nowhere", "--to", "x"], ["nowhere", "no run"], id="export of no run"),
         pytest.param(["eval"], ["RUN"], id="eval without a run"),
         pytest.param([*CARTPOLE, "--budget.env-steps", "1.5"], [r"budget\.env-steps", "1.5 is not whole"], id="1.5"),
         pytest.param([*CARTPOLE, "--actors.count", "1e-1"], [r"actors\.count", "1e-1 is not whole"], id="1e-1"),

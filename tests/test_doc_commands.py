@@ -26,6 +26,7 @@ from deploy.commands.clean import Clean
 from deploy.commands.discovery import Discovery
 from deploy.commands.doctor import Doctor
 from deploy.commands.evaluate import Eval
+from deploy.commands.export import Export
 from deploy.commands.plan import Plan
 from deploy.commands.record import Record
 from deploy.commands.replay_stats import ReplayStats
@@ -51,6 +52,7 @@ MODELS: dict[str, list[type[BaseModel]]] = {
     "eval": [Eval],
     "record": [Record],
     "report": [Reported],
+    "export": [Export],
     "replay": [ReplayStats],
     "clean": [Clean],
     "secrets": [Secrets],

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
 from gymnasium.vector.utils import concatenate, create_empty_array
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from policies import a_run
@@ -110,7 +110,7 @@ SPACES = st.recursive(
 
 
 @given(SPACES, st.integers(1, 3), st.integers(0, 2**31 - 1))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 def test_a_batch_is_stored_as_its_rows_are(space: Space[Any], rows: int, seed: int) -> None:
     """As gymnasium's vector environments batch them; and so does what went through JSON."""
     space.seed(seed)

@@ -32,6 +32,7 @@ ROOMS = (
     "cluster",
     "planning",
     "playback",
+    "export",
     "monitoring",
     "diagnosis",
     "sessions",

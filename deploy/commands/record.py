@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from pydantic import BaseModel, Field
 
-from actors.contract import Env, name_of
-from actors.episodes import play
-from actors.errors import EnvError
 from actors.seeds import MAX_SEED, PLAYBACK
-from actors.supervision.restarts import cause
 from deploy.config.cli_types import as_written
 from deploy.config.errors import ConfigError
-from deploy.playback.players import Moved, players_of, policy_of
-from deploy.playback.video import Video
+from deploy.playback.film import film
+from deploy.playback.players import Moved
 from deploy.run_directory.directory import RunDirectory
 
 
@@ -49,23 +44,6 @@ def record(run: Path, out: Path | None, seed: int, *, env_path: Path | None) -> 
         raise ConfigError(f"--out {out}: there is no folder {out.parent}")
     if out.exists():
         raise ConfigError(f"--out {out} exists already: choose another name")
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws into memory, also without a screen
-
-    def fails(_: int, error: Exception) -> Env:
-        raise EnvError(f"{directory.config.env.id} raised {cause(error)}; there is no video of it") from error
-
-    with players_of(directory, 1, env_path, render_mode="rgb_array") as players:
-        (env,) = players.envs
-        policy, _ = policy_of(directory, env, "best")
-        with Video(out, name_of(env), float(env.metadata.get("render_fps") or 30)) as video:
-            limit = directory.config.eval.max_episode_steps
-            played = play(players.envs, policy, [seed], limit, fails, lambda env: video.add(_rendered(env)))
+    played = film(directory, out, seed, env_path)
     print(f"{out}: return {played.mean:.1f} in {played.lengths[0]} env steps")
     return 0
-
-
-def _rendered(env: Env) -> Any:
-    try:
-        return env.render()
-    except Exception as error:  # an environment may raise anything
-        raise EnvError(f"{name_of(env)}: render() raised {cause(error)}") from error

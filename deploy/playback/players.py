@@ -21,6 +21,7 @@ from deploy.planning.preconditions import check_env_path
 from deploy.process.isolation import environments_apart
 from deploy.run_directory.directory import RunDirectory, checkpoint_folder
 from learner.checkpoint import newest_policy
+from learner.policy import check_weights
 
 Which = Literal["best", "final"]
 STICKY = {"ALE": ("repeat_action_probability", 0.25), "MinAtar": ("sticky_action_prob", 0.1)}
@@ -102,7 +103,7 @@ def policy_of(directory: RunDirectory, env: Env, which: Which) -> tuple[Policy, 
     """Returns the run's best or final policy, for this environment's observations, and which that is.
 
     Raises:
-        RunDirError, CheckpointError: there is none yet, or it is damaged.
+        RunDirError, CheckpointError, PolicyError: there is none yet, or it is damaged or of another network.
     """
     config = directory.config
     if which == "best":
@@ -111,6 +112,8 @@ def policy_of(directory: RunDirectory, env: Env, which: Which) -> tuple[Policy, 
     else:
         arrays, name = newest_policy(checkpoint_folder(config, directory))
         chosen = Chosen(which, name.updates, name.env_steps)
-    policy = make_policy(config.learner.network_spec, schema_of(env))
+    spec, schema = config.learner.network_spec, schema_of(env)
+    check_weights(spec, schema, arrays)
+    policy = make_policy(spec, schema)
     policy.load(arrays)
     return policy, chosen

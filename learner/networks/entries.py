@@ -35,4 +35,4 @@ class EntriesEncoder(LinearLayers):
 def of_part(obs: Tensor, part: Part) -> Tensor:
     """Returns a part's own numbers <float32>[B, *part.schema.input_shape] of flat observations <float32>[B, (S,) N]."""
     own = [obs[..., where] for where in part.where]
-    return (own[0] if len(own) == 1 else torch.cat(own, -1)).reshape(len(obs), *part.schema.input_shape)
+    return (own[0] if len(own) == 1 else torch.cat(own, -1)).reshape(obs.shape[0], *part.schema.input_shape)

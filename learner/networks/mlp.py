@@ -40,4 +40,4 @@ class MlpEncoder(LinearLayers):
 
     def forward(self, obs: Tensor) -> Tensor:
         """Maps obs <float32>[B, *input_shape] to features <float32>[B, F]."""
-        return self.through_layers(obs if obs.dim() == 2 else obs.reshape(len(obs), -1))
+        return self.through_layers(obs if obs.dim() == 2 else obs.reshape(obs.shape[0], -1))

@@ -506,7 +506,7 @@ def load(folder: str | Path = Path(__file__).parent) -> Policy:
     """
     path = Path(folder) / FILE
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         about = json.loads(arrays.pop(ABOUT).tobytes())
         if about["format"] != FORMAT:

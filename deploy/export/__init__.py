@@ -1,0 +1,1 @@
+"""A policy in the formats of other programs, written whole and compared with the network before it is called done."""

@@ -1,0 +1,65 @@
+"""torch.export: one file, policy.pt2, for torch without qherd."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from deploy.export.exported import Array, Exported, batches, exporting, graph_of
+from deploy.export.observed import Observed
+from learner.networks.portable import actions_of
+
+FILES: tuple[str, ...] = ("policy.pt2",)
+ABOUT = "about.json"
+
+
+def check(exported: Exported | None = None) -> None:
+    """Lets every policy pass: torch is there."""
+    del exported
+
+
+def write(folder: Path, exported: Exported, observed: Observed) -> None:
+    """Writes the graph, with a batch of any size, and what it is about beside it in the same file."""
+    graph, inputs = graph_of(exported, observed.given, observed.masks)
+    batch = torch.export.Dim("batch", min=1)
+    whole = io.BytesIO()
+    with exporting():
+        program = torch.export.export(graph, tuple(inputs.values()), dynamic_shapes=tuple({0: batch} for _ in inputs))
+        torch.export.save(program, whole, extra_files={ABOUT: json.dumps(exported.about)})
+    (folder / FILES[0]).write_bytes(whole.getvalue())
+
+
+def values(folder: Path, exported: Exported, observed: Observed) -> tuple[Array, Array]:
+    """Returns what the loaded graph makes of the observations: Q values <float32>[N, A] and the environment's
+    actions."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph = torch.export.load(folder / FILES[0]).module()
+    found = []
+    with torch.no_grad():
+        for rows in batches(len(observed.given)):
+            inputs = [torch.from_numpy(np.ascontiguousarray(observed.given[rows]))]
+            if observed.masks is not None:
+                inputs.append(torch.from_numpy(observed.masks[rows]))
+            found.append([output.numpy() for output in graph(*inputs)])
+    q, numbers = (np.concatenate(each) for each in zip(*found, strict=True))
+    return q, actions_of(exported.about["actions"])(numbers)
+
+
+def use(masked: bool) -> str:
+    """Returns how a program uses it, as Markdown."""
+    inputs = "obs, mask" if masked else "obs"
+    return f"""```python
+import torch
+
+policy = torch.export.load("policy.pt2").module()
+q, action = policy({inputs})
+```
+
+`torch.export.load("policy.pt2", extra_files=(about := {{"about.json": ""}}))` sets in `about`, as JSON, what `obs` and
+`action` are."""
