@@ -23,6 +23,7 @@ from test_deploy_files import on_path
 
 from deploy import cli
 from deploy.commands.clean import Clean
+from deploy.commands.compare import Compare
 from deploy.commands.discovery import Discovery
 from deploy.commands.doctor import Doctor
 from deploy.commands.evaluate import Eval
@@ -32,10 +33,12 @@ from deploy.commands.record import Record
 from deploy.commands.replay_stats import ReplayStats
 from deploy.commands.report import Reported
 from deploy.commands.resume import Resume
+from deploy.commands.runs import Runs
 from deploy.commands.scale import Scale
 from deploy.commands.secrets import Secrets
 from deploy.commands.study import StudyCommand
 from deploy.commands.train import Train
+from deploy.commands.watch import Watch
 from deploy.config.models import RunConfig, option_paths
 
 SHELL = [block for block in blocks() if block.language == "sh"]
@@ -52,6 +55,9 @@ MODELS: dict[str, list[type[BaseModel]]] = {
     "eval": [Eval],
     "record": [Record],
     "report": [Reported],
+    "runs": [Runs],
+    "watch": [Watch],
+    "compare": [Compare],
     "export": [Export],
     "replay": [ReplayStats],
     "clean": [Clean],
