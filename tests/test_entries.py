@@ -32,6 +32,7 @@ from deploy.sessions.driver import train
 from learner.networks import NetworkConfig, NetworkSpec, build_network, choice_of, encoder_of
 from learner.networks.choice import parts_of
 from learner.networks.entries import of_part
+from learner.networks.shapes import MINATAR_CHANNELS
 from learner.weights import unpack
 from replay.chunk import MAX_ENTRIES, ObsEntry, Schema
 
@@ -151,7 +152,7 @@ def test_the_network_sees_a_pixel_and_a_number_where_they_are(dtype: str) -> Non
         for parameter in online.parameters():
             parameter.zero_()
         picture.conv.weight[3, 0, 1, 1] = 1.0
-        picture.layers[0].weight[0, 3 * (2 * 3) + 1 * 3 + 2] = 1.0  # channel 3, the second row, the third column
+        picture.layers[0].weight[0, MINATAR_CHANNELS * (1 * 3 + 2) + 3] = 1.0  # second row, third column, channel 3
         vector.layers[0].weight[1, 1] = 1.0
         encoder.layers[0].weight[0, 0] = 1.0
         encoder.layers[0].weight[1, 2 + 1] = 3.0

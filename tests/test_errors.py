@@ -31,6 +31,7 @@ INTERNAL = {
     "TimeUp": "a hold-out that has to end, caught by the evaluator",
     "NotNowError": "a start that is tried again later",
     "BadChunk": "a chunk that the learner refuses, counts and keeps",
+    "Mismatch": "an observation that is not of its space: whoever asked for it says which environment returned it",
     "Unreadable": "a file whose reader names it in an error of its own",
     "Unbalanced": "a defect: the ledger's counts contradict each other",
 }
