@@ -54,9 +54,10 @@ class Subject(NamedTuple):
 
 
 LANDER = Subject("LunarLander-v3", 32, NetworkConfig(hidden=(128, 128)), infers=False)
+MINATAR = NetworkConfig(encoder="minatar", hidden=(128,), layer_norm=True)
 SUBJECTS = (
     LANDER,
-    Subject("MinAtar/Breakout-v1", 16, NetworkConfig(encoder="minatar", hidden=(128,)), True, chunk_steps=16),
+    Subject("MinAtar/Breakout-v1", 16, MINATAR, True, chunk_steps=16),
     Subject("ALE/Pong-v5", 16, NetworkConfig(encoder="nature", hidden=(512,)), True, chunk_steps=16, frame_stack=4),
 )
 """The last two have the lanes, chunks and networks of their presets."""
