@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from waiting import until
 
 from benchmarks.synthetic_runs import write_run
@@ -83,6 +85,21 @@ def test_a_run_at_work_and_one_that_was_killed(runs: Path) -> None:
         (runs / "done" / "summary.json").write_text(summary)
         killed = standing_of(runs / "done")
         assert (killed.state, killed.ended, killed.env_steps) == ("killed", KILLED, 20_000), summary
+
+
+@pytest.mark.parametrize("value", ["1e999", "-1e999", "NaN", "1" + 400 * "0", "true", '"7"', "null", "[7]"])
+def test_a_number_that_is_none_is_left_out(runs: Path, call: Call, value: str) -> None:
+    (runs / "done" / "summary.json").write_text(
+        f'{{"exit_reason": "budget", "env_steps": {value}, "updates": {value}, "wall_s": {value}}}'
+    )
+    standing = standing_of(runs / "done")
+    assert (standing.state, standing.env_steps, standing.updates, standing.wall_s) == (
+        "out of budget",
+        None,
+        None,
+        None,
+    )
+    assert call("runs", runs)[0] == 0
 
 
 @pytest.mark.parametrize("file", ["config.yaml", "metrics.jsonl", "checkpoints/best.json"])
@@ -187,6 +204,21 @@ def test_watching_a_run_that_is_over(runs: Path, call: Call) -> None:
     code, _, err = call("watch", runs / "no-run")
     assert code == 2
     assert "is no run" in err
+
+
+@pytest.mark.parametrize("wall_s", ["1e300", "-1e300", "1e15"])
+def test_watching_a_run_of_all_time(runs: Path, monkeypatch: pytest.MonkeyPatch, wall_s: str) -> None:
+    """A clock that was wrong, or whoever wrote the row."""
+    with (runs / "bad" / "metrics.jsonl").open("a") as file:
+        file.write(f'{{"env_steps": 1, "wall_s": {wall_s}}}\n')
+    os.utime(runs / "bad" / "summary.json")
+    drawn = io.StringIO()
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setattr(
+        "deploy.monitoring.display.Console", lambda **_: Console(file=drawn, force_terminal=True, width=110)
+    )
+    assert watching.watch(RunDirectory.open(runs / "bad")) == 0
+    assert "failed: all actors are gone" in drawn.getvalue()
 
 
 def test_watching_a_run_that_was_killed(runs: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

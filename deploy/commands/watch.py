@@ -18,6 +18,8 @@ from deploy.run_directory.standing import standing_of
 POLL_S = 0.5
 QUIET_S = 10.0
 """A run that nobody's lock is seen of, as on some network file systems, is over when it wrote no row for so long."""
+LONGEST_S = 1e9
+"""No run has been at work for longer, whatever its rows have: thirty years."""
 
 
 class Watch(BaseModel):
@@ -42,7 +44,8 @@ def watch(directory: RunDirectory) -> int:
         RunDirError: what it holds cannot be read.
     """
     row = directory.history.newest()
-    with Display(directory.run, directory.config, worked_s=row.get("wall_s", 0.0)) as display:
+    worked_s = min(max(0.0, row.get("wall_s", 0.0)), LONGEST_S)
+    with Display(directory.run, directory.config, worked_s=worked_s) as display:
         if row:
             display.update(row)
         else:

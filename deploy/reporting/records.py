@@ -15,6 +15,7 @@ from deploy.config.explain import explain
 from deploy.config.models import RunConfig
 from deploy.reporting.curves import Curve, Points
 from deploy.run_directory.directory import RunDirectory
+from deploy.run_directory.standing import ended_well
 from replay.foreign import Unreadable, read_object
 
 MAX_BYTES = 1 << 24
@@ -118,7 +119,7 @@ class RunRecord:
     @property
     def trained(self) -> bool:
         """Whether the training ended as it was meant to: solved, or out of budget."""
-        return self.summary is not None and self.summary.exit_reason.startswith(("solved", "budget"))
+        return self.summary is not None and ended_well(self.summary.exit_reason)
 
     @property
     def completed(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,8 +77,20 @@ ENDS: dict[State, str] = {"solved": "solved", "out of budget": "budget", "interr
 """How the reasons of runs begin that did not fail."""
 
 
+def ended_well(reason: object) -> bool:
+    """Returns whether a run that ended for this reason ended as it was meant to: solved, or out of budget."""
+    return isinstance(reason, str) and _end({"exit_reason": reason})[0] in ("solved", "out of budget")
+
+
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """Returns a finite number; None for all else, since anybody may have written it."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _count(value: object) -> int | None:

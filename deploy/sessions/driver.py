@@ -19,10 +19,11 @@ from deploy.process.isolation import output_apart
 from deploy.process.signals import INTERRUPTED, Interrupted, Stop
 from deploy.run_directory.description import describe_policy
 from deploy.run_directory.directory import RunDirectory
+from deploy.run_directory.standing import ended_well
 from deploy.sessions.base import Notify, Session, log_file
 from deploy.sessions.clock import Clock, Rates
 from deploy.sessions.launch import give_name_back, start_session
-from deploy.sessions.outcome import Outcome, closing_message, ended_well, load_outcome
+from deploy.sessions.outcome import Outcome, closing_message, load_outcome
 from learner.networks import choice_of
 from replay.logs import failures_logged
 from replay.metrics import flat

@@ -12,6 +12,7 @@ from actors.metrics import EvaluationMetrics
 from deploy.config.models import RunConfig, dump
 from deploy.monitoring.metrics import RestartMetrics, RunMetrics
 from deploy.run_directory.directory import RunDirectory, checkpoint_folder
+from deploy.run_directory.standing import ended_well
 from deploy.sessions.base import HOLDOUT_S, Progress
 from deploy.sessions.clock import Clock
 from learner.checkpoint import names
@@ -53,11 +54,6 @@ class Totals(NamedTuple):
             samples_per_insert=row.get("samples_per_insert", 0.0),
             restarts=RestartMetrics.of_row(row),
         )
-
-
-def ended_well(reason: object) -> bool:
-    """Returns whether a run that ended for this reason ended as it was meant to: solved, or out of budget."""
-    return isinstance(reason, str) and (reason == "solved" or reason.startswith("budget"))
 
 
 @dataclass
