@@ -30,6 +30,7 @@ def write(folder: Path, exported: Exported, observed: Observed) -> None:
     whole = io.BytesIO()
     with exporting():
         program = torch.export.export(graph, tuple(inputs.values()), dynamic_shapes=tuple({0: batch} for _ in inputs))
+        program.example_inputs = None  # they would be saved as a pickle
         torch.export.save(program, whole, extra_files={ABOUT: json.dumps(exported.about)})
     (folder / FILES[0]).write_bytes(whole.getvalue())
 
