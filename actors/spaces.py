@@ -27,6 +27,7 @@ from gymnasium import spaces
 
 from actors.errors import ContractError, EnvError
 from learner.networks import portable
+from learner.networks.portable import MAX_COMBINATIONS
 from replay.chunk import DTYPES, MAX_NAME, ObsEntry
 
 Path = tuple[Any, ...]
@@ -37,8 +38,6 @@ NARROWED = {"float64": "float32", "int64": "float32", "uint32": "float32", "uint
 BYTE_MAX = 255
 MAX_ONE_HOT = 1 << 20
 """Numbers that a one-hot observation may have: 4 MB a row."""
-MAX_COMBINATIONS = 4096
-"""Combinations of a MultiDiscrete action that are numbered: each costs an output of the network."""
 
 
 class Numbered(NamedTuple):

@@ -27,7 +27,7 @@ from deploy.playback.players import policy_of
 from deploy.run_directory.directory import RunDirectory
 from learner import load_policy
 from learner.checkpoint import CheckpointError
-from learner.networks.portable import Acted, Observations, Policy
+from learner.networks.portable import Acted, Observations, Policy, actions_of
 from learner.policy_files import PolicyError
 from learner.weights import pack
 
@@ -90,6 +90,14 @@ def test_a_user_part_is_found_where_the_run_found_it(tmp_path: Path) -> None:
     shown = subprocess.run([sys.executable, "-c", program], cwd="/", capture_output=True, text=True, check=True).stdout
     obs = {"picture": np.ones((4, 4, 1), np.uint8), "rule": 1}
     np.testing.assert_allclose(json.loads(shown), load_policy(run).act(obs).q, rtol=1e-6)
+
+
+def test_actions_without_bound_are_refused() -> None:
+    """A table of them would be made: whoever wrote the file chooses how big."""
+    about = {"counts": [1 << 40, 1 << 40], "first": [0, 0], "dtype": "int64"}
+    for n in (4, 1 << 80):
+        with pytest.raises(ValueError, match="combinations"):
+            actions_of({**about, "n": n})
 
 
 # -- batches and lanes

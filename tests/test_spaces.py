@@ -15,7 +15,8 @@ from numpy.testing import assert_array_equal
 from actors.contract import Checked
 from actors.envs import schema_of
 from actors.errors import ContractError, EnvError
-from actors.spaces import MAX_COMBINATIONS, divisor_of, numbered_actions, observations_of
+from actors.spaces import divisor_of, numbered_actions, observations_of
+from learner.networks.portable import MAX_COMBINATIONS
 from replay.chunk import ObsEntry, Schema
 
 UNIT = Box(0, 1, (2,), np.float32)

@@ -13,6 +13,7 @@ in that (learner/networks/program.py).
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,8 @@ FORMAT = 1
 """Raised where older code could not read what newer code writes."""
 FILE, ABOUT = "policy.npz", "about"
 """An export's weights, and what they are the weights of, as JSON in the same file."""
+MAX_COMBINATIONS = 4096
+"""Combinations of a MultiDiscrete action that are numbered: each costs an output of the network."""
 FORBIDDEN = np.float32(-1e30)
 """The value of an action that a mask rules out, where values are compared."""
 
@@ -178,7 +181,9 @@ def actions_of(about: About) -> Operation:
     if "counts" not in about:
         start = int(about["start"])
         return (lambda numbers: numbers + start) if start else (lambda numbers: numbers)
-    counts, first = np.array(about["counts"], np.int64), np.array(about["first"], np.int64)
+    counts, first, size = np.array(about["counts"], np.int64), np.array(about["first"], np.int64), int(about["n"])
+    if not 0 < size <= MAX_COMBINATIONS or math.prod(counts.ravel().tolist()) != size:
+        raise ValueError(f"actions {counts.tolist()!r:.80} that are no {size:,} combinations, up to {MAX_COMBINATIONS}")
     table = action_table(counts, first, about["dtype"])
     return lambda numbers: table[numbers]
 
