@@ -44,8 +44,9 @@ from replay.state import State
 from replay.storage import CannotFit, available_memory
 
 LOG = logging.getLogger("qherd.learner")
-FORMAT = 2
-"""Raised where older code could not read what newer code writes."""
+FORMAT = 3
+"""Raised where older code could not read what newer code writes, or newer code would take it for something else: from 3
+on, a picture's features are in the order height, width, channel."""
 VALUES, MANIFEST, ARRAYS = "state.json", "manifest.json", ".safetensors"
 POLICY = "policy"
 """The part that is the averaged policy, its arrays by the network's parameter names: to play it, not to resume from."""

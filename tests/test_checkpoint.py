@@ -163,7 +163,8 @@ def test_a_file_that_is_not_whole_has_the_one_before_loaded(folder: Path, index:
 
 
 @pytest.mark.parametrize(
-    "manifest", ['{"format": 1, "files": {}}', '{"format": 2, "files": {}}', "[1]", '{"format": 2}']
+    "manifest",
+    ['{"format": 1, "files": {}}', '{"format": 2, "files": {}}', '{"format": 3, "files": {}}', "[1]", '{"format": 3}'],
 )
 def test_a_manifest_of_something_else_is_passed_over(folder: Path, manifest: str) -> None:
     (folder / str(SECOND) / checkpoint.MANIFEST).write_text(manifest)
