@@ -24,6 +24,6 @@ def add_row(table: Table, cells: Sequence[str]) -> None:
     table.add_row(*map(printable, cells))
 
 
-def printable(text: str) -> str:
-    """Returns a text without what a terminal would obey."""
-    return "".join(each if each.isprintable() else "�" for each in text)
+def printable(text: str, but: str = "") -> str:
+    """Returns a text without what a terminal would obey, ``but`` these characters."""
+    return "".join(each if each.isprintable() or each in but else "�" for each in text)

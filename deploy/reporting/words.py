@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+from deploy.monitoring.tables import printable
+
 NONE = "–"
 
 
 def harmless(text: str) -> str:
     """Returns any text without control characters, which neither a page nor a picture may hold."""
-    return "".join(each if each.isprintable() or each in "\n\t" else "�" for each in text)
+    return printable(text, but="\n\t")
 
 
 def number(value: float) -> str:
