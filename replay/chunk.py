@@ -30,8 +30,9 @@ holds an observation only (its action was ignored); FIRST: the observation is th
 
 DTYPES = ("uint8", "int8", "uint16", "int16", "int32", "float16", "float32")
 """Dtypes of columns that are stored as they are; an env's float64 and int64 are narrowed once, at the actor."""
-MAX_EXTRAS, MAX_NAME, MAX_ENTRIES = 32, 64, 1024
-"""Columns beside the standard ones, letters of a name, and entries of an observation, at the most."""
+MAX_EXTRAS, MAX_NAME, MAX_ENTRIES, MAX_CORE = 32, 64, 1024, 1 << 20
+"""Columns beside the standard ones, letters of a name, entries of an observation and numbers of a lane's recurrent
+state, at the most."""
 
 
 MAX_VERSION = (1 << 63) - 1
@@ -63,6 +64,8 @@ class BadChunk(ValueError):
 
 ACTION_MASK = "action_mask"
 """The further column that says which actions are allowed, <uint8>[A] per state: Gymnasium's key of the infos."""
+CORE_STATE = "core_state"
+"""The last column where policies are recurrent, <float32>[core] per lane of a chunk: the state before its first row."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,8 @@ class Schema:
     ``channels_last``: of a picture's three axes the last one has its channels, as Gymnasium's pictures have.
     ``extras``: columns beside the standard ones, such as an action mask: they are sent, stored and sampled as they are.
     ``entries``: what a flat observation is made of where the environment's own is a Dict or Tuple; else none.
+    ``core``: numbers of a lane's recurrent state, all arrays of the policy's state one after the other in the order of
+    their names; 0 where the policy has none.
     """
 
     obs_shape: tuple[int, ...]
@@ -124,6 +129,7 @@ class Schema:
     channels_last: bool = True
     extras: tuple[Column, ...] = ()
     entries: tuple[ObsEntry, ...] = ()
+    core: int = 0
 
     def __post_init__(self) -> None:
         if self.obs_dtype not in DTYPES:
@@ -134,6 +140,8 @@ class Schema:
             raise ValueError(f"stack is {self.stack}; at least 1 is needed")
         if self.obs_divisor < 1:
             raise ValueError(f"obs_divisor is {self.obs_divisor}; at least 1 is needed")
+        if not 0 <= self.core <= MAX_CORE:
+            raise ValueError(f"a recurrent state of {self.core} numbers; 0 to {MAX_CORE} can be stored")
         self._check_extras()
         if self.entries:
             self._check_entries()
@@ -156,12 +164,14 @@ class Schema:
     def _check_extras(self) -> None:
         if len(self.extras) > MAX_EXTRAS:
             raise ValueError(f"{len(self.extras)} columns beside the standard ones; {MAX_EXTRAS} are the most")
-        names = list(STANDARD)
+        names = [*STANDARD, CORE_STATE]
         for column in self.extras:
             if not (column.name.isidentifier() and column.name.isascii() and len(column.name) <= MAX_NAME):
                 raise ValueError(f"{column.name!r:.80} is no column's name: up to {MAX_NAME} letters of Python's are")
             if column.name in names:
-                raise ValueError(f"two columns are named {column.name!r}; the standard ones are {', '.join(STANDARD)}")
+                raise ValueError(
+                    f"two columns are named {column.name!r}; the standard ones are {', '.join(STANDARD)}, {CORE_STATE}"
+                )
             if column.dtype not in DTYPES:
                 raise ValueError(
                     f"column {column.name!r} of dtype {column.dtype!r} cannot be stored; one of {', '.join(DTYPES)} can"
@@ -172,11 +182,13 @@ class Schema:
 
     @cached_property
     def columns(self) -> tuple[Column, ...]:
-        """Returns all columns of a chunk, in the order of the wire: the standard ones, then the others."""
+        """Returns all columns of a chunk, in the order of the wire: the standard ones, the others, the recurrent
+        state."""
         dtypes = {"action": "int32", "obs": self.obs_dtype, "flags": "uint8"}
         shapes = {"obs": self.obs_shape}
         standard = (Column(name, dtypes.get(name, "float32"), shapes.get(name, ())) for name in STANDARD)
-        return (*standard, *self.extras)
+        core = (Column(CORE_STATE, "float32", (self.core,), "chunk"),) if self.core else ()
+        return (*standard, *self.extras, *core)
 
     @cached_property
     def digest(self) -> int:
@@ -312,11 +324,13 @@ class Chunk:
     q_max: npt.NDArray[np.float32]
     flags: npt.NDArray[np.uint8]
     extras: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    core_state: npt.NDArray[np.float32] | None = None
 
     @property
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """Returns all columns by name."""
-        return {**{name: getattr(self, name) for name in STANDARD}, **self.extras}
+        core = {} if self.core_state is None else {CORE_STATE: self.core_state}
+        return {**{name: getattr(self, name) for name in STANDARD}, **self.extras, **core}
 
     @property
     def rows(self) -> int:
@@ -392,7 +406,10 @@ class Codec:
             offsets.append(offsets[-1] + array.nbytes)
         self._check_finite(data, offsets, arrays)
         standard = {name: arrays.pop(name) for name in STANDARD}
-        chunk = Chunk(slot, incarnation, seq, weight_version, counters, **standard, extras=arrays)
+        core_state = arrays.pop(CORE_STATE, None)
+        chunk = Chunk(
+            slot, incarnation, seq, weight_version, counters, **standard, extras=arrays, core_state=core_state
+        )
         self._check_values(chunk)
         return chunk
 
@@ -440,7 +457,7 @@ class Codec:
             for first, end in self._single
         )
         if not (finite and all(np.isfinite(arrays[name]).all() for name in self._half)):
-            raise BadChunk("value", "a reward, Q value, observation or further column is not finite")
+            raise BadChunk("value", "a reward, Q value, observation, further column or recurrent state is not finite")
 
     def _check_values(self, chunk: Chunk) -> None:
         if chunk.action.min() < 0 or chunk.action.max() >= self.schema.num_actions:
@@ -450,6 +467,8 @@ class Codec:
         if ((chunk.flags & (TERMINATED | TRUNCATED) != 0) & (chunk.flags & BOUNDARY != 0)).any():
             raise BadChunk("flags", "a boundary row ends an episode")
         check_order(chunk.flags)
+        if chunk.core_state is not None and chunk.core_state[chunk.flags[0] & FIRST != 0].any():
+            raise BadChunk("value", "the recurrent state of a lane that begins an episode is not zero")
 
 
 def check_order(flags: npt.NDArray[np.uint8]) -> None:

@@ -86,13 +86,13 @@ class Mirror:
         self._bootstrap_row = np.zeros(capacity_rows, np.int64)
         self._sampleable = np.zeros(capacity_rows, np.bool_)
         self._links = FrameLinks(capacity_rows, schema.stack) if schema.stack > 1 else None
-        self._heads = ChunkHeads(capacity_rows) if schema.lane_bytes else None
+        self._heads = ChunkHeads(capacity_rows) if _per_chunk(schema) else None
 
     @staticmethod
     def planned_bytes(schema: Schema, capacity_rows: int) -> int:
         """Returns the bytes that a mirror of this size allocates."""
         links = FrameLinks.planned_bytes(capacity_rows) if schema.stack > 1 else 0
-        heads = ChunkHeads.planned_bytes(capacity_rows) if schema.lane_bytes else 0
+        heads = ChunkHeads.planned_bytes(capacity_rows) if _per_chunk(schema) else 0
         return capacity_rows * (sum(column.nbytes for column in _kept(schema)) + 4 + 4 + 8 + 1) + links + heads
 
     @property
@@ -260,6 +260,11 @@ def _check_within(values: Array, least: int, beyond: int, name: str) -> None:
     """Raises ValueError unless all values are from ``least`` to below ``beyond``."""
     if values.size and not (least <= values.min() and values.max() < beyond):
         raise ValueError(f"{name} has values outside {least}..{beyond - 1}")
+
+
+def _per_chunk(schema: Schema) -> bool:
+    """Returns whether a mirror stores columns that are per chunk. Transitions have no use for the recurrent state."""
+    return any(column.per == "chunk" for column in schema.extras)
 
 
 def _kept(schema: Schema) -> tuple[Column, ...]:
