@@ -46,6 +46,7 @@ COMMANDS = {
     "clean": "clean",
     "secrets": "secrets",
     "discovery": "discovery",
+    "completion": "completion",
 }
 """The module of each command, below ``deploy.commands``: imported where it is called."""
 USAGE = """qherd: a herd of actors, one learner, deep Q-learning.
@@ -72,6 +73,8 @@ USAGE = """qherd: a herd of actors, one learner, deep Q-learning.
   qherd clean RUN      remove what a run has left on its server
   qherd secrets DIR    make a cluster's passwords, users and token
   qherd discovery      tell Prometheus which runs there are
+  qherd completion bash|zsh|fish
+                       print what has a shell complete commands and options
   qherd --version
 
 Each command explains itself: qherd train --help. An example:
@@ -125,6 +128,10 @@ def _dispatch(arguments: list[str]) -> int:
     if command == "replay":  # a group of commands, for now of one
         command = " ".join([command, *rest[:1]])
         rest = rest[1:]
+    if command == "completion":
+        from deploy.commands.completion import run as print_completion
+
+        return print_completion(rest, COMMANDS)
     if command in COMMANDS:
         with quiet_interrupt():
             run: Callable[[list[str]], int] = import_module(f"deploy.commands.{COMMANDS[command]}").run

@@ -24,6 +24,7 @@ from test_deploy_files import on_path
 from deploy import cli
 from deploy.commands.clean import Clean
 from deploy.commands.compare import Compare
+from deploy.commands.completion import Completion
 from deploy.commands.discovery import Discovery
 from deploy.commands.doctor import Doctor
 from deploy.commands.evaluate import Eval
@@ -64,6 +65,7 @@ MODELS: dict[str, list[type[BaseModel]]] = {
     "secrets": [Secrets],
     "study": [StudyCommand],
     "discovery": [Discovery],
+    "completion": [Completion],
 }
 
 
