@@ -55,6 +55,22 @@ def peer_command(name: str, *options: str) -> list[str]:
     return [str(peer_python(name)), "-m", f"benchmarks.{name}_peer", *options]
 
 
+def outcome_of(peer: str, output: str) -> dict[str, Any]:
+    """Returns what a peer that trained has printed last, one line of JSON.
+
+    Raises:
+        RuntimeError: there is no such line, or it made no update: what did not run has no figure.
+    """
+    try:
+        outcome = json.loads(output.splitlines()[-1])
+        updates = outcome["updates"]
+    except (IndexError, KeyError, TypeError, ValueError):
+        raise RuntimeError(f"{peer} ended without an outcome: {output[-500:]!r}") from None
+    if not updates:
+        raise RuntimeError(f"{peer} made no update: {outcome}")
+    return dict(outcome)
+
+
 class Peer:
     """A peer's script at work: it fills its buffers once and then waits for questions."""
 

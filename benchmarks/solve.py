@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import machine
-from benchmarks.peers import REPOSITORY, peer_command
+from benchmarks.peers import REPOSITORY, outcome_of, peer_command
 from benchmarks.result import Result, not_a_measurement, show
 from deploy.process.signals import INTERRUPTED
 
@@ -34,7 +34,8 @@ CALIBRATE_S = 20.0
 
 
 class Run(NamedTuple):
-    """One seed of one side: seconds of wall clock from start to exit, and what happened."""
+    """One seed of one side: seconds of wall clock from start to exit, and what happened. Where it did not solve, the
+    seconds are the time that it was given."""
 
     seconds: float
     solved: bool
@@ -56,7 +57,7 @@ def compare(
     options: Sequence[str] = (),
     csv_file: Path | None = None,
 ) -> list[Result]:
-    """Time ``seeds``; a run that did not solve counts with the time it was given, and is named. ``options`` go to
+    """Time ``seeds``; a run that did not solve counts with the time that it was given, and is named. ``options`` go to
     qherd's command line; ``csv_file`` gets a row for each of qherd's runs as it ends. Raises RuntimeError where a side
     did not run."""
     threads = faster_threads() if peer and not quick else 1
@@ -106,31 +107,31 @@ def qherd(seed: int, timeout_s: float, options: Sequence[str] = ()) -> Run:
     """``qherd train`` as a user calls it. Raises RuntimeError where it failed, or made no update."""
     with tempfile.TemporaryDirectory(prefix="qherd-bench-") as folder:
         command = [str(QHERD), "train", ENV, "--seed", str(seed), "--run", f"seed-{seed}", "--runs-dir", folder]
-        seconds, _ = timed([*command, *options], timeout_s, allowed=(0, INTERRUPTED))
+        seconds, _ = timed([*command, *options], timeout_s, interrupted=INTERRUPTED)
         summary = json.loads((Path(folder) / f"seed-{seed}" / "summary.json").read_text())
     if not summary["updates"]:
         raise RuntimeError(f"qherd made no update in {seconds:.0f} s: it ended by {summary['exit_reason']}")
     solved = summary["exit_reason"] == "solved" and seconds <= timeout_s
     rate = summary["updates"] / summary["wall_s"]
     about = f"{summary['exit_reason']} at {summary['solved_s']} s, {_about(summary)}, {rate:.0f} updates/s"
-    return Run(seconds, solved, about, summary)
+    return Run(seconds if solved else max(seconds, timeout_s), solved, about, summary)
 
 
 def sb3(seed: int, threads: int, limit_s: float) -> Run:
     """The peer's whole command."""
     seconds, outcome = _peer(seed, threads, limit_s)
     about = f"{_about(outcome)}, {outcome['updates_per_s']:.0f} updates/s"
-    return Run(seconds, outcome["solved"], about, outcome)
+    return Run(seconds if outcome["solved"] else max(seconds, limit_s), outcome["solved"], about, outcome)
 
 
 def _peer(seed: int, threads: int, limit_s: float) -> tuple[float, dict[str, Any]]:
-    """Raises RuntimeError where the peer failed, or made no update."""
+    """Raises RuntimeError where the peer failed, made no update, or gave up before its time."""
     options = {"--seed": seed, "--threads": threads, "--seconds": limit_s}
     words = [str(word) for option in options.items() for word in option]
     seconds, output = timed(peer_command("sb3", *words), limit_s + 60)
-    outcome: dict[str, Any] = json.loads(output.splitlines()[-1])
-    if not outcome["updates"]:
-        raise RuntimeError(f"Stable-Baselines3 made no update in {seconds:.0f} s: {outcome}")
+    outcome = outcome_of("Stable-Baselines3", output)
+    if not outcome["solved"] and seconds < limit_s:
+        raise RuntimeError(f"Stable-Baselines3 ended unsolved after {seconds:.1f} of {limit_s:g} s: {outcome}")
     return seconds, outcome
 
 
@@ -140,17 +141,20 @@ def _about(outcome: dict[str, Any]) -> str:
     return f"{score}, {outcome['env_steps']:,} env steps, {outcome['updates']:,} updates"
 
 
-def timed(command: Sequence[str], timeout_s: float, allowed: Sequence[int] = (0,)) -> tuple[float, str]:
-    """Wall seconds of a command and its standard output; at the time-out it is interrupted as by Ctrl-C.
+def timed(command: Sequence[str], timeout_s: float, interrupted: int = 0) -> tuple[float, str]:
+    """Returns a command's wall seconds and its standard output; at the time-out it is interrupted as by Ctrl-C, and may
+    then end with the exit code ``interrupted``.
 
-    Raises RuntimeError for another exit code than those ``allowed``: what did not run has no time.
+    Raises RuntimeError for another exit code: what did not run, or was ended by somebody else, has no time.
     """
+    allowed = {0}
     environ = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     started = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ, cwd=REPOSITORY) as process:
         try:
             output, _ = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
+            allowed.add(interrupted)
             process.send_signal(signal.SIGINT)
             output, _ = process.communicate(timeout=60)
     seconds = time.perf_counter() - started

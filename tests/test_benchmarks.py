@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import machine, peers, solve
 from benchmarks.__main__ import BY_NAME_ONLY, NAMES
+from deploy.process.signals import INTERRUPTED
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS_OF_REPLAY = {"replay_log", "replay_clients"}
@@ -70,6 +71,49 @@ def test_a_peer_that_made_no_update_has_no_figure(tmp_path: Path, monkeypatch: p
     peer_that_prints(json.dumps(outcome), 0, tmp_path, monkeypatch)
     with pytest.raises(RuntimeError, match="made no update"):
         solve.sb3(0, 1, 1.0)
+
+
+def test_a_peer_that_prints_no_outcome_has_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peer_that_prints("Segmentation fault", 0, tmp_path, monkeypatch)
+    with pytest.raises(RuntimeError, match="without an outcome: 'Segmentation fault"):
+        solve.sb3(0, 1, 1.0)
+
+
+def test_a_peer_that_ends_unsolved_before_its_time_has_no_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that trained for a moment and then ended, however politely, has not shown how long it takes."""
+    outcome = {"solved": False, "updates": 9, "env_steps": 99, "updates_per_s": 7.0, "mean": 1.0, "std": 1.0}
+    peer_that_prints(json.dumps(outcome), 0, tmp_path, monkeypatch)
+    with pytest.raises(RuntimeError, match=r"ended unsolved after .* of 900 s"):
+        solve.sb3(0, 1, 900.0)
+
+
+def qherd_that_ends(reason: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a script in place of qherd, which writes the summary of a run that has ended."""
+    summary = {"exit_reason": reason, "updates": 9, "env_steps": 99, "wall_s": 1.0, "solved_s": None}
+    script = tmp_path / "qherd"
+    script.write_text(
+        f"#!/bin/sh\nwhile [ $1 != --run ]; do shift; done\nmkdir $4/$2\n"
+        f"echo '{json.dumps(summary)}' > $4/$2/summary.json\nexit {code}\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr(solve, "QHERD", script)
+
+
+def test_our_side_that_somebody_interrupts_has_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    qherd_that_ends("interrupted", INTERRUPTED, tmp_path, monkeypatch)
+    with pytest.raises(RuntimeError, match=f"ended with {INTERRUPTED}"):
+        solve.qherd(0, 60.0)
+
+
+def test_a_run_that_did_not_solve_counts_with_the_time_that_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whatever gives up at once would be the quickest to solve."""
+    qherd_that_ends("budget of env steps", 0, tmp_path, monkeypatch)
+    run = solve.qherd(0, 60.0)
+    assert (run.solved, run.seconds) == (False, 60.0)
 
 
 def test_our_side_that_does_not_start_has_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
