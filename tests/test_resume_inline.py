@@ -48,6 +48,7 @@ def ended(folder: Path) -> dict[str, Any]:
     timed = {
         "wall_s",
         "start_s",
+        "cpu_s",
         "env_steps_per_second",
         "updates_per_second",
         "weight_version",

@@ -51,7 +51,7 @@ from replay.metrics import flat
 
 ENV_STEPS = 2500
 SPEEDS = (
-    *("wall_s", "start_s", "env_steps_per_second", "updates_per_second", *map(PHASE_KEY.format, PHASES)),
+    *("wall_s", "start_s", "cpu_s", "env_steps_per_second", "updates_per_second", *map(PHASE_KEY.format, PHASES)),
     *("checkpoint_age_seconds", "checkpoint_pause_seconds"),
 )
 OPTIONS: dict[str, Any] = {
@@ -125,7 +125,7 @@ def test_the_command_in_another_process_gives_the_same_run(tmp_path: Path) -> No
     folders.append(tmp_path / "c" / "r")
     assert best(folders[0]) == best(folders[1]) == best(folders[2])
     assert figures(folders[0]) == figures(folders[1]) == figures(folders[2])
-    first, second, third = ({**summary(folder), "wall_s": 0, "start_s": 0} for folder in folders)
+    first, second, third = ({**summary(folder), "wall_s": 0, "start_s": 0, "cpu_s": 0} for folder in folders)
     assert first == second == third
     assert first["eval_mean"] is not None
 
@@ -151,6 +151,7 @@ def test_the_budget_of_seconds_ends_it(tmp_path: Path) -> None:
     assert written["exit_reason"] == "budget of seconds"
     assert written["wall_s"] - written["start_s"] + 0.01 >= 2
     assert 0 < written["start_s"] < written["wall_s"] < time.monotonic() - started + 0.01 < 20
+    assert 0 < written["cpu_s"]
 
 
 def test_the_summary_has_every_field_and_adds_up(tmp_path: Path) -> None:

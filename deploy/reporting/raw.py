@@ -57,6 +57,7 @@ def _row(environment: Environment, variant: Variant, run: RunRecord) -> dict[str
         "updates": summary.updates if summary else run.newest.get("updates"),
         "wall_s": summary.wall_s if summary else run.newest.get("wall_s"),
         "start_s": summary.start_s if summary else run.newest.get("start_s"),
+        "cpu_s": summary.cpu_s if summary else run.newest.get("cpu_s"),
         **provenance_of(run),
         "command": command_for(run.config),
     }

@@ -57,6 +57,8 @@ def _course(run: RunRecord) -> Iterator[tuple[str, str]]:
     if (summary := run.summary) is None:
         return
     yield "seconds, of which start", f"{number(summary.wall_s)}, {number(summary.start_s)}"
+    if summary.cpu_s is not None:
+        yield "CPU seconds, of all its processes", number(summary.cpu_s)
     if summary.solved_s is not None:
         yield "solved after", f"{number(summary.solved_s)} s, {optional(summary.solved_env_steps)} env steps"
     yield "env steps, updates, episodes", ", ".join(map(number, (summary.env_steps, summary.updates, summary.episodes)))

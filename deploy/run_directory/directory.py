@@ -32,7 +32,7 @@ from deploy.run_directory.fences import Fences
 from deploy.run_directory.files import CONFIG_BYTES, check_plain, is_plain, replace_file
 from deploy.run_directory.history import MetricHistory
 from deploy.run_directory.lock import RunLock
-from deploy.run_directory.provenance import git_revision, provenance
+from deploy.run_directory.provenance import git_revision, machine, provenance
 from deploy.run_directory.registration import registration
 from deploy.run_directory.run_name import identity_for, new_nonce, unique_name
 from replay.foreign import Unreadable, read_file, read_object
@@ -184,7 +184,7 @@ class RunDirectory:
         return changed
 
     def _write_config(self, name: str, config: RunConfig) -> None:
-        header = {"qherd": __version__, "git": git_revision(), **provenance(config)}
+        header = {"qherd": __version__, "git": git_revision(), **provenance(config), "machine": machine(config)}
         replace_file(self.path / name, write_yaml({**header, "config": dump(anywhere(config))}).encode())
 
     @contextlib.contextmanager

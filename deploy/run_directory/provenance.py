@@ -10,11 +10,26 @@ from typing import Any
 
 from deploy.config.models import RunConfig
 from deploy.process import arithmetic
+from deploy.process.host import usable_cores
 
 
 def provenance(config: RunConfig) -> dict[str, dict[str, Any]]:
     """Returns versions and arithmetic by these two names, as config.yaml has them."""
     return {"versions": _versions(), "arithmetic": arithmetic.describe(config.mode)}
+
+
+def machine(config: RunConfig) -> dict[str, float | str]:
+    """Returns the cores that the run may use and, in the mode inline, whose learner is in this process, the GPU that it
+    learns on, if it does: what its seconds depend on, and its numbers do not. Empty for the mode cluster."""
+    if config.mode == "cluster":
+        return {}
+    found: dict[str, float | str] = {"cores": usable_cores()}
+    if config.mode == "inline" and config.learner.device != "cpu":
+        import torch
+
+        if torch.cuda.is_available():
+            found["gpu"] = torch.cuda.get_device_name()
+    return found
 
 
 def _versions() -> dict[str, str]:

@@ -51,7 +51,7 @@ def train(config: RunConfig) -> int:
 def continue_run(config: RunConfig, directory: RunDirectory) -> int:
     """Continues a run, as ``train``; one that is over already is left alone."""
     outcome = load_outcome(config, directory)
-    clock = Clock(outcome.wall_s, outcome.start_s)
+    clock = Clock(outcome.wall_s, outcome.start_s, outcome.cpu_s)
     if reason := stop_reason(config, outcome, Stop(), clock.trained_s):
         outcome.reason = reason
         if not ended_well(directory.summary().get("exit_reason")):  # killed after its last checkpoint
@@ -121,7 +121,7 @@ class Driver:
         self._schema, self._about = look.schema, look.about
         self._outcome, self._stop, self._display = outcome, stop, display
         self._new, self._changed = new, changed
-        self._clock, self._disk = Clock(outcome.wall_s, outcome.start_s), DiskAlarm(display.notify)
+        self._clock, self._disk = Clock(outcome.wall_s, outcome.start_s, outcome.cpu_s), DiskAlarm(display.notify)
 
     @failures_logged(LOG)
     def run(self) -> None:
@@ -207,6 +207,8 @@ class Driver:
         """Returns what the display and metrics.jsonl show now, by key."""
         outcome = self._outcome
         row = {"wall_s": elapsed_s, "start_s": self._clock.start_s}
+        if self._config.mode != "cluster":  # its processes are elsewhere
+            row["cpu_s"] = self._clock.cpu_s
         if outcome.metrics is not None:
             row |= flat(outcome.metrics)
             if outcome.metrics.learner is not None:

@@ -72,7 +72,8 @@ class Outcome:
     evaluation: EvaluationMetrics = field(default_factory=EvaluationMetrics)
     wall_s: float = 0.0
     start_s: float = 0.0
-    """Of earlier drivers."""
+    cpu_s: float = 0.0
+    """These three: of earlier drivers."""
     refused: dict[str, int] = field(default_factory=dict)
     rows_lost: dict[str, int] = field(default_factory=dict)
     deaths: dict[str, int] = field(default_factory=dict)
@@ -166,6 +167,7 @@ class Outcome:
             "exit_reason": self.reason or "running",
             "wall_s": round(clock.wall_s, 2),
             "start_s": round(clock.start_s, 2),
+            "cpu_s": None if config.mode == "cluster" else round(clock.cpu_s, 2),
             "solved_s": self.solved_s and round(self.solved_s, 2),
             "solved_env_steps": self.solved_env_steps,
             "env_steps": totals.env_steps,
@@ -216,6 +218,7 @@ def load_outcome(config: RunConfig, directory: RunDirectory) -> Outcome:
         evaluation=EvaluationMetrics.of_row(row),
         wall_s=row.get("wall_s", 0.0),
         start_s=row.get("start_s", 0.0),
+        cpu_s=row.get("cpu_s", 0.0),
     )
     if best.get("solved"):
         outcome.solve(outcome.wall_s)

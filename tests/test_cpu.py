@@ -1,0 +1,71 @@
+"""The CPU time of a run: of its driver's process and of all that it started, resumptions included."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from waiting import until
+
+from deploy.process.cpu import tree_cpu_s
+from deploy.sessions import clock
+from deploy.sessions.clock import Clock
+
+BURNS = """
+import subprocess, sys, time
+def burn(seconds):
+    while time.process_time() < seconds:
+        pass
+burn({first})
+below = {below!r}
+if below:
+    child = subprocess.Popen([sys.executable, "-I", "-S", "-c", below])
+    if {waits}:
+        child.wait()
+print("burnt", flush=True)
+sys.stdin.read()
+"""
+
+
+def burning(first: float, below: str = "", waits: bool = False) -> str:
+    return BURNS.format(first=first, below=below, waits=waits)
+
+
+@pytest.fixture
+def started(request: pytest.FixtureRequest) -> Iterator[int]:
+    program = [sys.executable, "-I", "-S", "-c", request.param]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"burnt\n"
+        yield process.pid
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+@pytest.mark.parametrize(
+    "started",
+    [
+        burning(0.3, burning(0.2)),  # a child that lives
+        burning(0.3, "import time\nwhile time.process_time() < 0.2: pass", waits=True),  # one that was waited for
+    ],
+    indirect=True,
+)
+def test_the_cpu_time_of_a_process_has_its_children_s(started: int) -> None:
+    until(lambda: tree_cpu_s(started) >= 0.48, "both have spent what they have to")  # the kernel counts in hundredths
+    assert tree_cpu_s(started) < 2
+
+
+def test_a_process_that_is_gone_has_no_cpu_time() -> None:
+    gone = subprocess.Popen([sys.executable, "-I", "-S", "-c", ""])
+    gone.wait()
+    assert tree_cpu_s(gone.pid) == 0
+
+
+def test_a_run_s_cpu_time_goes_on_from_the_earlier_driver_s_and_never_falls(monkeypatch: pytest.MonkeyPatch) -> None:
+    spent = iter([3.0, 2.5, 4.0])  # a process that ended and is yet to be waited for is in neither's time
+    monkeypatch.setattr(clock, "tree_cpu_s", lambda pid: next(spent))
+    monkeypatch.setattr(clock, "CPU_EVERY_S", 0.0)
+    counted = Clock(cpu_s=10.0)
+    assert [counted.cpu_s for _ in range(3)] == [13.0, 13.0, 14.0]
