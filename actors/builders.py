@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from actors.actor_id import ActorId
 from actors.closing import close_all
@@ -13,7 +14,7 @@ from actors.evaluator import LANES, Evaluator
 from actors.players import Players
 from actors.policy import make_policy
 from actors.rollout import Rollout
-from learner.networks import NetworkSpec
+from learner.networks import NetworkSpec, core_width
 from replay.chunk_log.protocol import ChunkLog
 
 
@@ -36,6 +37,7 @@ def build_actor(
     lanes = make_lanes(env, config.lanes, config.restarts, recorded=recorded, slot=actor.slot)
     try:
         schema = schema_of(lanes.envs[0])
+        schema = replace(schema, core=core_width(network, schema.num_actions))
         return Rollout(actor, lanes, schema, make_policy(network, schema), log, config, clock)
     except BaseException:
         close_all(lanes.envs)

@@ -14,7 +14,7 @@ from actors.errors import ContractError
 from actors.players import Replace, no_other
 from actors.policy import Acting, carried
 from actors.verdicts import skewed_bound
-from learner.networks.portable import allowed
+from learner.networks.portable import allowed, fed
 from replay.chunk import ACTION_MASK
 
 Array = npt.NDArray[Any]
@@ -81,8 +81,10 @@ def play(
         q, state = policy(np.stack(list(games.observations.values())), state)
         if games.masks:
             q = allowed(q, np.stack([games.masks[stage] for stage in games.observations]))
-        kept, begun = games.step(q.argmax(1).tolist())
+        actions, stages = q.argmax(1), list(games.observations)
+        kept, begun = games.step(actions.tolist())
         if state:
+            state = fed(state, actions, np.array([games.rewards[stage] for stage in stages]))
             state = carried(policy, state, np.array(kept, np.int64), np.array(begun, np.int64))
     return Episodes(games.returns, games.lengths)
 
@@ -107,6 +109,8 @@ class _Games:
         self._masked = any(column.name == ACTION_MASK for column in columns_of(envs[0]))
         self.masks: dict[int, Array] = {}
         """The newest action masks <uint8>[A] by stage, where masks hold."""
+        self.rewards = dict.fromkeys(self._playing, 0.0)
+        """The newest by stage."""
         self.observations = {stage: self._begin(stage) for stage in self._playing}
         """The newest by stage, of the episodes that are being played."""
 
@@ -147,6 +151,7 @@ class _Games:
         try:
             obs, reward, terminated, truncated, infos = env.step(action)
             self.observations[stage] = _finite(env, obs, float(reward))
+            self.rewards[stage] = float(reward)
             if self._masked and not (terminated or truncated):
                 self._mask(stage, infos)
         except Exception as error:  # an environment may raise anything

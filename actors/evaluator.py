@@ -14,9 +14,10 @@ from actors.config import EvalConfig
 from actors.contract import Env
 from actors.episodes import Episodes, play
 from actors.players import Players
-from actors.policy import Acting, Policy, PolicyState
+from actors.policy import Acting, Policy
 from actors.seeds import evaluation_seed, evaluation_seeds_from
 from actors.verdicts import Spent, episodes_of, error_of, lower_bound
+from learner.networks.portable import PolicyState
 from learner.weights import unpack
 from replay.breakable import Breakable, breakable
 from replay.state import State, count

@@ -10,14 +10,11 @@ import numpy.typing as npt
 
 from learner.networks import NetworkSpec, encoder_of
 from learner.networks.numpy_mlp import NumpyMlp
+from learner.networks.portable import PolicyState
 from learner.networks.program import HEADS
 from replay.chunk import Schema
 
 Array = npt.NDArray[Any]
-
-
-PolicyState = Mapping[str, Array]
-"""A policy's recurrent state: arrays [E, ...] by name, a row per lane. Empty for a feed-forward policy."""
 
 
 class Acting(Protocol):
@@ -49,6 +46,12 @@ def make_policy(spec: NetworkSpec, schema: Schema) -> Policy:
     from learner.networks.torch_policy import TorchPolicy
 
     return TorchPolicy(spec, schema)
+
+
+def flat(state: PolicyState) -> npt.NDArray[np.float32]:
+    """Returns the lanes' state as a chunk has it <float32>[E, width]: its arrays one after another, in the order of
+    their names."""
+    return np.concatenate([state[name] for name in sorted(state)], 1)
 
 
 def carried(policy: Acting, state: PolicyState, kept: Array, begun: Array) -> PolicyState:

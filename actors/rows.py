@@ -31,6 +31,7 @@ class Columns(NamedTuple):
     q_max: Array
     flags: Array
     extras: Mapping[str, Array]
+    core_state: Array | None = None
 
 
 class Rows:

@@ -12,9 +12,9 @@ from gymnasium.vector import AutoresetMode
 from actors.contract import name_of
 from actors.errors import EnvError
 from actors.lanes import REBUILT, Lane, Lanes, RecordedLane
-from actors.policy import DRAWS, Policy, carried, draw
+from actors.policy import DRAWS, Policy, carried, draw, flat
 from actors.rows import Columns, Rows
-from learner.networks.portable import allowed
+from learner.networks.portable import allowed, fed
 from replay.chunk import ACTION_MASK, Counters, Schema
 from replay.state import State, array_in
 
@@ -59,11 +59,16 @@ class Stepper:
         Raises:
             EnvError: an observation or a reward is not finite.
         """
-        steps = 0
+        steps, core_state = 0, self._core_state()
         for steps, planned in enumerate(plan, start=1):
             if self._step(steps - 1, planned) > deadline_s:
                 break
-        return self.rows.finish_chunk(steps, counters)
+        columns, counters = self.rows.finish_chunk(steps, counters)
+        return columns._replace(core_state=core_state), counters
+
+    def _core_state(self) -> npt.NDArray[np.float32] | None:
+        """Returns the lanes' recurrent state where they stand <float32>[E, core]; None without a core."""
+        return flat(self._policy_state) if self.schema.core else None
 
     def _step(self, t: int, planned: Array) -> float:
         """Steps every lane once into time step ``t``. Returns the time when they were done."""
@@ -84,6 +89,7 @@ class Stepper:
         if infos:  # a lane has no others
             rows.broken[t] = self._record_rebuilt(infos)
         if self._policy_state:
+            self._policy_state = fed(self._policy_state, action, rows.reward[t])
             self._begin_episodes(t)
         return stepped
 
@@ -113,7 +119,8 @@ class Stepper:
         extras = self._extras()
         if (mask := extras.get(ACTION_MASK)) is not None:
             q = allowed(q, mask)
-        return self.rows.boundary_rows(self._obs[self._newest], q, extras, counters)
+        columns, counters = self.rows.boundary_rows(self._obs[self._newest], q, extras, counters)
+        return columns._replace(core_state=self._core_state()), counters
 
     @property
     def draws(self) -> int:

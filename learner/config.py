@@ -125,7 +125,7 @@ class LearnerConfig(BaseModel):
     """Weight decay as AdamW has it (arXiv 1711.05101): a step also takes lr x this share of each weight, but of no
     bias and no norm."""
     batch: int = Field(128, ge=1)
-    """Transitions of one update."""
+    """Transitions of one update; with a recurrent core (learner.network.core) sequences."""
     gamma: Kept[float] = Field(0.99, ge=0, le=1)
     """Discount of one env step."""
     n_step: Kept[int] = Field(3, ge=1)
@@ -140,6 +140,9 @@ class LearnerConfig(BaseModel):
     reward_clip: Kept[bool] = False
     """Train on the rewards' signs, -1, 0 or 1 (times learner.reward_scale), as Atari's agents do; reported returns stay
     the env's own."""
+    priority_eta: float = Field(0.9, ge=0, le=1)
+    """Of sequences (learner.network.core): share of the greatest |TD error| in a sequence's priority; the rest is the
+    mean."""
     max_grad_norm: float = Field(10.0, gt=0)
     """Global norm that gradients are clipped to."""
     max_skipped_updates: int = Field(100, ge=1)
@@ -188,7 +191,7 @@ class LearnerConfig(BaseModel):
         """What the algorithm's Q-network is built from, by the learner and by actors."""
         algorithm = algorithm_of(self.algorithm)
         options = {} if algorithm.section is None else getattr(self, algorithm.section).model_dump()
-        return NetworkSpec(self.network, algorithm.head, options)
+        return NetworkSpec(self.network, algorithm.head, options, self.reward_scale, self.reward_clip)
 
 
 class CheckpointConfig(BaseModel):

@@ -13,8 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from learner.checkpoint import newest_policy
 from learner.networks import NetworkConfig, NetworkSpec, encoder_of, parameter_shapes
-from learner.networks.portable import FILE, FORMAT, Operation, Policy, network
-from learner.networks.program import program_of
+from learner.networks.portable import FILE, FORMAT, Policy, Recurrent, recurrent
+from learner.networks.program import core_of, program_of
 from learner.policy_files import PolicyError, read_best
 from replay.chunk import Schema
 from replay.foreign import Unreadable, read_object
@@ -39,7 +39,8 @@ class Description(NamedTuple):
     def dump(self) -> dict[str, Any]:
         """Returns it as plain values."""
         config, options = self.spec.config.model_dump(mode="json"), dict(self.spec.options)
-        network = {"config": config, "head": self.spec.head, "options": options}
+        reward = {"reward_scale": self.spec.reward_scale, "reward_clip": self.spec.reward_clip}
+        network = {"config": config, "head": self.spec.head, "options": options, **reward}
         return {"format": FORMAT, **self._asdict(), "schema": asdict(self.schema), "spec": network}
 
     @classmethod
@@ -57,7 +58,9 @@ class Description(NamedTuple):
         try:
             given = {name: values[name] for name in cls._fields}
             spec = given["spec"]
-            given["spec"] = NetworkSpec(NetworkConfig.model_validate(spec["config"]), spec["head"], spec["options"])
+            config = NetworkConfig.model_validate(spec["config"])
+            reward = float(spec.get("reward_scale", 1.0)), bool(spec.get("reward_clip", False))
+            given["spec"] = NetworkSpec(config, spec["head"], spec["options"], *reward)
             given["schema"] = TypeAdapter(Schema).validate_python(given["schema"])
             return cls(**given)
         except (ValidationError, ValueError, LookupError, TypeError) as error:
@@ -92,7 +95,8 @@ def load_policy(run: str | Path, which: Literal["best", "final"] = "best") -> Po
     check_weights(found.spec, found.schema, arrays)
     values = values_of(found, arrays)
     try:
-        return Policy({**found.about, "stack": found.stack, "env": found.env}, values)
+        core = core_of(found.spec, found.schema.num_actions)
+        return Policy({**found.about, "stack": found.stack, "env": found.env, "core": core}, values)
     except (ValueError, LookupError, TypeError) as error:
         raise PolicyError(f"{folder / DESCRIPTION} is damaged: {error!r:.200}; qherd resume writes it anew") from error
 
@@ -128,13 +132,14 @@ def _find_own_parts(found: Description) -> None:
         sys.path.append(path)
 
 
-def values_of(found: Description, arrays: Mapping[str, npt.NDArray[Any]]) -> Operation:
-    """Returns the function from what the network is given to Q values."""
+def values_of(found: Description, arrays: Mapping[str, npt.NDArray[Any]]) -> Recurrent:
+    """Returns the function from what the network is given and the lanes' recurrent state to Q values and the state
+    after."""
     program = program_of(found.spec, found.schema)
     if program is not None and encoder_of(found.spec.config, found.schema) == "mlp":
-        return network(program, arrays)
+        return recurrent(program, arrays)
     from learner.networks.torch_policy import TorchPolicy
 
     policy = TorchPolicy(found.spec, found.schema)
     policy.load(arrays)
-    return lambda obs: policy(obs, {})[0]
+    return policy

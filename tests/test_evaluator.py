@@ -22,10 +22,10 @@ from actors.errors import EnvError
 from actors.evaluator import EvaluationResult, EvaluationStopped
 from actors.lanes import LaneError
 from actors.players import Players
-from actors.policy import PolicyState
 from actors.seeds import PLAYBACK
 from actors.verdicts import Spent
 from learner.networks import NetworkSpec
+from learner.networks.portable import PolicyState
 from learner.weights import pack
 
 Array = npt.NDArray[Any]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from actors.policy import Array, EpsilonGreedy, PolicyState, explore
-from learner.networks.portable import allowed
+from actors.policy import Array, EpsilonGreedy, explore
+from learner.networks.portable import PolicyState, allowed
 
 
 def test_greedy_and_random_ends() -> None:

@@ -15,8 +15,9 @@ from actors.actor_id import ActorId
 from actors.config import ActorConfig, EnvConfig
 from actors.envs import make_lanes, schema_of
 from actors.episodes import play
-from actors.policy import PolicyState, carried
+from actors.policy import carried
 from actors.rollout import Rollout
+from learner.networks.portable import PolicyState
 from learner.weights import pack
 from replay.chunk import BOUNDARY, Chunk, Codec
 from replay.chunk_log.memory_log import MemoryLog

@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from pydantic import BaseModel
 
@@ -19,7 +20,7 @@ from deploy.config.models import SERVER_OPTIONS, RunConfig, env_of
 from deploy.planning import memory
 from deploy.process.host import host_and_port
 from learner.algorithms import ALGORITHMS
-from learner.networks import ENCODERS, NetworkConfig, encoder_of
+from learner.networks import ENCODERS, NetworkConfig, core_width, encoder_of
 from replay.chunk import ACTION_MASK, Schema
 from replay.chunk_log import open_inspector
 from replay.chunk_log.inspector import RunInspector
@@ -82,7 +83,9 @@ def look_at_env(config: RunConfig) -> Look:
     check_env_path(config)
     use_path(env_of(config))  # parts of the user's own are looked for here, after the environment
     (seed, *_), _ = ActorId("look", config.seed, 0, config.actors.count, 1).seeds(1)
-    return first_look(env_of(config), seed or 0, config.actors.step_timeout_s, _warn)
+    look = first_look(env_of(config), seed or 0, config.actors.step_timeout_s, _warn)
+    core = core_width(config.learner.network_spec, look.schema.num_actions)
+    return look._replace(schema=replace(look.schema, core=core))
 
 
 def _warn(text: str) -> None:

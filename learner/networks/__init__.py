@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from learner.networks.choice import choice_of, encoder_of
 from learner.networks.config import NetworkConfig, NetworkSpec
+from learner.networks.program import core_width
 from learner.networks.shapes import parameter_shapes
 from replay.registry import load, make
 
@@ -24,6 +25,7 @@ __all__ = [
     "NetworkSpec",
     "build_network",
     "choice_of",
+    "core_width",
     "encoder_of",
     "parameter_shapes",
 ]
@@ -60,13 +62,19 @@ def build_network(spec: NetworkSpec, schema: Schema) -> QNetwork:
     name = encoder_of(spec.config, schema)
     kind = load(ENCODERS, name, "encoder")
     encoder = make(name, "encoder", lambda: kind(schema, spec.config))
-    if not isinstance(encoder, Module) or not isinstance(getattr(encoder, "features", None), int):
+    features = getattr(encoder, "features", None)
+    if not isinstance(encoder, Module) or not isinstance(features, int):
         raise ValueError(
             f"encoder {name!r} is a {type(encoder).__name__}; it has to be a torch.nn.Module with features, an int"
         )
-    head = load(HEADS, spec.head, "head")
-    network = QNetwork(
-        encoder, make(spec.head, "head", lambda: head(encoder.features, schema.num_actions, spec)), schema
-    )
+    core = None
+    if spec.config.core != "none":
+        from learner.networks.recurrent import RecurrentCore
+
+        core = RecurrentCore(features, schema.num_actions, spec)
+        features = core.features
+    head_kind = load(HEADS, spec.head, "head")
+    head = make(spec.head, "head", lambda: head_kind(features, schema.num_actions, spec))
+    network = QNetwork(encoder, head, schema, core)
     arrange_weights(network)
     return network

@@ -23,7 +23,8 @@ class ImpalaConfig(BaseModel):
 
 
 class NetworkConfig(BaseModel):
-    """The Q-network: an encoder turns an observation into features, a head turns features into values."""
+    """The Q-network: an encoder turns an observation into features, a head turns features into values. Between the two
+    there may be a recurrent core."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,6 +40,13 @@ class NetworkConfig(BaseModel):
     impala: ImpalaConfig = ImpalaConfig()
     dueling: bool = False
     """Split the head into a value and advantages (arXiv 1511.06581)."""
+    core: Literal["none", "lstm", "gru"] = "none"
+    """A recurrent core between encoder and head, for what a single observation does not show: lstm, or gru, which has a
+    quarter fewer parameters. It is trained on sequences (replay.sequences)."""
+    core_size: int = Field(128, ge=1, le=4096)
+    """Units of the core."""
+    core_previous: bool = False
+    """Give the core the previous action and reward, too, the reward as it is trained on."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +54,14 @@ class NetworkSpec:
     """All that a Q-network is built from, beside the schema: what travels to actors and evaluator.
 
     ``head`` and its ``options`` are the algorithm's choice (learner/algorithms), such as ``quantiles`` and
-    ``{"quantiles": 51}``.
+    ``{"quantiles": 51}``. ``reward_scale`` and ``reward_clip`` are the learner's, for a core that is given rewards.
     """
 
     config: NetworkConfig = field(default_factory=NetworkConfig)
     head: str = "values"
     options: Mapping[str, float] = field(default_factory=dict)
+    reward_scale: float = 1.0
+    reward_clip: bool = False
 
 
 def acting_spec(spec: NetworkSpec) -> NetworkSpec:

@@ -1,4 +1,5 @@
-"""The Q-network with the encoder ``mlp`` in numpy, for actors: without importing torch (175 MB, seconds a process)."""
+"""The Q-network with the encoder ``mlp``, and a recurrent core if there is one, in numpy, for actors: without importing
+torch (175 MB, seconds a process)."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ from typing import Any
 import numpy.typing as npt
 
 from learner.networks.config import NetworkSpec
-from learner.networks.portable import Operation, network
-from learner.networks.program import program_of
+from learner.networks.portable import Memory, PolicyState, Recurrent, recurrent
+from learner.networks.program import core_of, program_of
 from replay.chunk import Schema
 
 Array = npt.NDArray[Any]
@@ -22,7 +23,8 @@ class NumpyMlp:
     def __init__(self, spec: NetworkSpec, schema: Schema) -> None:
         self._spec, self._schema = spec, schema
         self._arrays: dict[str, Array] = {}
-        self._values: Operation
+        self._values: Recurrent
+        self.initial_state = Memory.of(core_of(spec, schema.num_actions)).initial_state
 
     def load(self, arrays: Mapping[str, Array]) -> None:
         """Takes weights over, by the network's parameter names: <float32>[out, in] and <float32>[out]."""
@@ -33,17 +35,13 @@ class NumpyMlp:
         config = self._spec.config.model_copy(update={"hidden": (1,) * layers})
         operations = program_of(replace(self._spec, config=config), self._schema)
         assert operations is not None
-        self._values = network(operations, arrays)
+        self._values = recurrent(operations, arrays)
 
     def state(self) -> dict[str, Array]:
         """Returns the weights that ``load`` was given last; none before."""
         return dict(self._arrays)
 
-    def initial_state(self, lanes: int) -> Mapping[str, Array]:
-        """Returns the empty state: the network is feed-forward."""
-        del lanes
-        return {}
-
-    def __call__(self, obs: Array, state: Mapping[str, Array]) -> tuple[Array, Mapping[str, Array]]:
-        """Maps obs <obs_dtype>[E, *input_shape] to Q values <float32>[E, A]; ``state`` is empty and stays so."""
-        return self._values(obs), state
+    def __call__(self, obs: Array, state: PolicyState) -> tuple[Array, PolicyState]:
+        """Maps obs <obs_dtype>[E, *input_shape] and the lanes' state to Q values <float32>[E, A] and the state after
+        them."""
+        return self._values(obs, state)

@@ -26,6 +26,10 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 About = Mapping[str, Any]
 Operation = Callable[[Array], Array]
+PolicyState = Mapping[str, Array]
+"""A policy's recurrent state: arrays [E, ...] by name, a row per lane. Empty for a feed-forward policy."""
+Recurrent = Callable[[Array, PolicyState], tuple[Array, PolicyState]]
+"""From an array [E, ...] and the lanes' state to an array and the state after it."""
 
 FORMAT = 1
 """Raised where older code could not read what newer code writes."""
@@ -202,25 +206,30 @@ class Acted(NamedTuple):
 class Policy:
     """A greedy policy for the observations that an environment itself returns."""
 
-    def __init__(self, about: About, values: Operation) -> None:
+    def __init__(self, about: About, values: Recurrent) -> None:
         """``about``: see ``learner.policy.describe``; ``values`` maps what the network is given
-        <dtype>[B, (stack,) *shape] to Q values <float32>[B, A]."""
+        <dtype>[B, (stack,) *shape] and the lanes' recurrent state to Q values <float32>[B, A] and the state after."""
         self.about, self._values = about, values
         self._observations, self._actions = Observations(about["observation"]), actions_of(about["actions"])
         self.num_actions, self.stack, self.masked = int(about["actions"]["n"]), int(about["stack"]), about["masked"]
+        self._memory = Memory.of(about.get("core", ()))
         self._frames = np.zeros((0, self.stack, *self._observations.shape), self._observations.dtype)
+        self._state = dict(self._memory.initial_state(0))
         self._begins = np.ones(0, np.bool_)
 
-    def act(self, obs: Any, mask: Any = None) -> Acted:
+    def act(self, obs: Any, mask: Any = None, reward: Any = None) -> Acted:
         """Returns the best action for an observation as the environment returns it, and all values; of a batch, whose
         entries have one axis more in front, an action for each row.
 
-        Where the policy stacks frames (``stack`` above 1), row i of a batch is the newest frame of lane i, a single
-        observation that of lane 0, and ``reset`` tells it where an episode begins.
+        Where the policy stacks frames (``stack`` above 1) or has a recurrent core, row i of a batch is the newest
+        observation of lane i, a single observation that of lane 0, and ``reset`` tells it where an episode begins.
 
         Args:
             mask: the actions that are allowed, [A] or [B, A] of 0 and 1, as in ``info["action_mask"]``; None: all. A
                 policy that was trained with masks needs one. Where a row allows none, all are taken for allowed.
+            reward: the reward, one for each row, that came with the observation: only for a policy whose core is given
+                previous actions and rewards, which takes the action that it returned last for the one taken. It is
+                ignored where an episode begins.
 
         Raises:
             ValueError: obs or mask are not what the environment's spaces have.
@@ -231,28 +240,65 @@ class Policy:
         except Mismatch as error:
             raise ValueError(f"act() was given {error}") from None
         batch = given if rows else given[None]
-        q = self._values(self._stacked(batch) if self.stack > 1 else batch)
-        numbers = (q if mask is None and not self.masked else self._allowed(q, mask, rows)).argmax(1)
+        if self.stack == 1 and not self._memory.widths:
+            q, _ = self._values(batch, {})
+            numbers = self._best(q, mask, rows)
+        else:
+            lanes = self._lanes(len(batch))
+            state = self._remembered(lanes, reward, rows)
+            q, state = self._values(self._stacked(lanes, batch), state)
+            numbers = self._best(q, mask, rows)
+            for name, array in fed(state, numbers, np.zeros(len(q))).items():
+                self._state[name][lanes] = array
+            self._begins[lanes] = False
         action = self._actions(numbers)
         return Acted(action, q) if rows else Acted(action[0], q[0])
 
     def reset(self, lane: int | None = None) -> None:
-        """Begins an episode in a lane, or in all: its next observation is the first one, and fills its stack of frames.
-        Changes nothing for a policy without stacks."""
+        """Begins an episode in a lane, or in all: its next observation is the first one, fills its stack of frames, and
+        finds nothing remembered. Changes nothing for a policy without stacks and core."""
         self._begins[slice(None) if lane is None else slice(lane, lane + 1)] = True
 
-    def _stacked(self, newest: Array) -> Array:
-        """Returns the lanes' newest frames <dtype>[B, stack, *shape], and keeps them."""
-        lanes = len(newest)
-        if (more := lanes - len(self._frames)) > 0:
+    def _lanes(self, count: int) -> slice:
+        """Returns the first ``count`` lanes, those that there were not yet at the beginning of an episode."""
+        if (more := count - len(self._begins)) > 0:
             self._frames = np.concatenate([self._frames, np.zeros((more, *self._frames.shape[1:]), self._frames.dtype)])
+            for name, further in self._memory.initial_state(more).items():
+                self._state[name] = np.concatenate([self._state[name], further])
             self._begins = np.concatenate([self._begins, np.ones(more, np.bool_)])
-        frames, begins = self._frames[:lanes], self._begins[:lanes]
+        return slice(0, count)
+
+    def _stacked(self, lanes: slice, newest: Array) -> Array:
+        """Returns the lanes' newest frames <dtype>[B, stack, *shape], and keeps them; without stacks the newest."""
+        if self.stack == 1:
+            return newest
+        frames, begins = self._frames[lanes], self._begins[lanes]
         frames[:, :-1] = frames[:, 1:]
         frames[:, -1] = newest
         frames[begins] = newest[begins][:, None]  # an episode's first frame fills the stack
-        begins[:] = False
         return frames
+
+    def _remembered(self, lanes: slice, reward: Any, rows: tuple[int, ...]) -> PolicyState:
+        """Returns the lanes' recurrent state, zero where an episode begins, with the rewards that came last."""
+        state = {name: array[lanes].copy() for name, array in self._state.items()}
+        begins = self._begins[lanes]
+        if REWARD in state and not begins.all():
+            given = np.asarray(np.nan if reward is None else reward, np.float64)
+            if given.shape != rows or not np.isfinite(given[() if not rows else ~begins]).all():
+                raise ValueError(
+                    f"act() was given the reward {reward!r:.80}, and this policy's core is given the previous reward: "
+                    f"pass the finite reward that came with the observation, of shape {rows}, or call reset() where an "
+                    "episode begins"
+                )
+            state[REWARD][:, 0] = given
+        for array in state.values():
+            array[begins] = 0
+        return state
+
+    def _best(self, q: Array, mask: Any, rows: tuple[int, ...]) -> Array:
+        """Returns the numbers of the greatest of the Q values that are allowed <int64>[B]."""
+        numbers: Array = (q if mask is None and not self.masked else self._allowed(q, mask, rows)).argmax(1)
+        return numbers
 
     def _allowed(self, q: Array, mask: Any, rows: tuple[int, ...]) -> Array:
         """Returns Q values <float32>[B, A] with FORBIDDEN for the actions that masks rule out."""
@@ -278,6 +324,47 @@ def allowed(q: Array, mask: Array) -> Array:
     return masked
 
 
+# -- what a recurrent policy remembers
+
+ACTION, REWARD = "previous_action", "previous_reward"
+"""What a core that is given them remembers: the number of the action + 1, 0 where there is none, and the reward."""
+
+
+class Memory:
+    """What a recurrent core remembers of each lane, zero where an episode begins: ``widths``, how many numbers of
+    float32 by the name of the array, in the names' order. Nothing of a feed-forward network."""
+
+    def __init__(self, widths: Mapping[str, int]) -> None:
+        self.widths = dict(sorted(widths.items()))
+
+    @classmethod
+    def of(cls, program: Sequence[About]) -> Memory:
+        """Returns what the operation ``core`` among these remembers."""
+        for about in program:
+            if about["op"] == "core":
+                cells = dict.fromkeys(("c", "h") if about["kind"] == "lstm" else ("h",), int(about["size"]))
+                return cls({**cells, **({ACTION: 1, REWARD: 1} if about["previous"] else {})})
+        return cls({})
+
+    @property
+    def width(self) -> int:
+        """How many numbers it has for each lane."""
+        return sum(self.widths.values())
+
+    def initial_state(self, lanes: int) -> dict[str, Array]:
+        """Returns the state <float32>[E, width] of so many lanes that begin an episode."""
+        return {name: np.zeros((lanes, width), np.float32) for name, width in self.widths.items()}
+
+
+def fed(state: PolicyState, action: Array, reward: Array) -> PolicyState:
+    """Returns the lanes' state after their actions <int64>[E] and what came of them, rewards <float>[E], where the
+    policy is given those at the next observation; else the state as it is."""
+    if REWARD not in state:
+        return state
+    columns = {ACTION: np.asarray(action) + 1, REWARD: np.asarray(reward)}
+    return {**state, **{name: column.astype(np.float32)[:, None] for name, column in columns.items()}}
+
+
 # -- what networks compute
 
 
@@ -286,6 +373,76 @@ def network(program: Sequence[About], arrays: Mapping[str, Array]) -> Operation:
     <dtype>[B, ...] to Q values <float32>[B, A]."""
     steps = chain(program, arrays)
     return lambda obs: steps(obs.astype(np.float32, copy=False))
+
+
+def recurrent(program: Sequence[About], arrays: Mapping[str, Array]) -> Recurrent:
+    """Returns the same of a network that may have a core: from observations and the lanes' state to Q values and the
+    state after them. Without a core the state stays as it is."""
+    at = next((index for index, about in enumerate(program) if about["op"] == "core"), None)
+    if at is None:
+        values = network(program, arrays)
+        return lambda obs, state: (values(obs), state)
+    encoder, core, head = network(program[:at], arrays), _core(program[at], arrays), chain(program[at + 1 :], arrays)
+
+    def run(obs: Array, state: PolicyState) -> tuple[Array, PolicyState]:
+        features, state = core(encoder(obs), state)
+        return head(features), state
+
+    return run
+
+
+def _core(about: About, arrays: Mapping[str, Array]) -> Recurrent:
+    """One time step of an LSTM or a GRU as torch has them; its inputs are the features, and where it is given them the
+    previous action, one-hot, and the previous reward as it is trained on."""
+    parts = (f"{about['name']}.{part}_l0" for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    step = {"lstm": _lstm, "gru": _gru}[about["kind"]](*(arrays[name] for name in parts))
+    if (given := about["previous"]) is None:
+        return step
+    numbers = np.arange(1, given["actions"] + 1, dtype=np.float32)
+    scale, clipped = np.float32(given["reward_scale"]), given["reward_clip"]
+
+    def with_previous(x: Array, state: PolicyState) -> tuple[Array, PolicyState]:
+        reward = (np.sign(state[REWARD]) if clipped else state[REWARD]) * scale
+        h, following = step(np.concatenate([x, state[ACTION] == numbers, reward], 1, dtype=np.float32), state)
+        return h, {**state, **following}
+
+    return with_previous
+
+
+def _lstm(weight_ih: Array, weight_hh: Array, bias_ih: Array, bias_hh: Array) -> Recurrent:
+    """``c = f c + i g, h = o tanh(c)`` with ``i, f, o = sigmoid(...)``, ``g = tanh(...)``: as a sigmoid is
+    ``(tanh(x / 2) + 1) / 2``, all four are one call."""
+    size = weight_hh.shape[1]
+    halves = np.full(4 * size, 0.5, np.float32)
+    halves[2 * size : 3 * size] = 1
+    weight, bias = np.ascontiguousarray(np.concatenate([weight_ih, weight_hh], 1).T) * halves, bias_ih + bias_hh
+    bias = bias * halves
+
+    def step(x: Array, state: PolicyState) -> tuple[Array, PolicyState]:
+        gates = np.concatenate([x, state["h"]], 1) @ weight
+        gates += bias
+        np.tanh(gates, out=gates)
+        i, f, g, o = (gates[:, part * size : (part + 1) * size] for part in range(4))
+        c = (f * 0.5 + 0.5) * state["c"] + (i * 0.5 + 0.5) * g
+        h = (o * 0.5 + 0.5) * np.tanh(c)
+        return h, {"c": c, "h": h}
+
+    return step
+
+
+def _gru(weight_ih: Array, weight_hh: Array, bias_ih: Array, bias_hh: Array) -> Recurrent:
+    """``h = (1 - z) n + z h`` with ``r, z = sigmoid(...)``, ``n = tanh(W x + b + r (W' h + b'))``."""
+    size = weight_hh.shape[1]
+    (of_x, bias_x), (of_h, bias_h) = _layer(weight_ih, bias_ih), _layer(weight_hh, bias_hh)
+
+    def step(x: Array, state: PolicyState) -> tuple[Array, PolicyState]:
+        given, kept = x @ of_x + bias_x, state["h"] @ of_h + bias_h
+        rz = np.tanh((given[:, : 2 * size] + kept[:, : 2 * size]) * 0.5) * 0.5 + 0.5
+        n = np.tanh(given[:, 2 * size :] + rz[:, :size] * kept[:, 2 * size :])
+        h = n + rz[:, size:] * (state["h"] - n)
+        return h, {"h": h}
+
+    return step
 
 
 def chain(program: Sequence[About], arrays: Mapping[str, Array]) -> Operation:
@@ -516,7 +673,7 @@ def load(folder: str | Path = Path(__file__).parent) -> Policy:
         about = json.loads(arrays.pop(ABOUT).tobytes())
         if about["format"] != FORMAT:
             raise ValueError(f"it has format {about['format']!r:.40}, and this reads {FORMAT}")
-        return Policy(about, network(about["program"], arrays))
+        return Policy({**about, "core": about["program"]}, recurrent(about["program"], arrays))
     except FileNotFoundError:
         raise ValueError(f"{folder} has no {FILE}: give the folder of qherd export --format numpy") from None
     except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as e:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from learner.networks.choice import encoder_of, parts_of
 from learner.networks.config import NetworkConfig, NetworkSpec
+from learner.networks.portable import Memory
 from learner.networks.shapes import IMPALA_CHANNELS, NATURE_CONVOLUTIONS, config_of_parts
 
 if TYPE_CHECKING:
@@ -25,7 +26,22 @@ def program_of(spec: NetworkSpec, schema: Schema) -> Program | None:
         return None
     scale: Program = [{"op": "scale", "divisor": schema.obs_divisor}] if schema.obs_divisor != 1 else []
     head = {"op": "head", "head": spec.head, "options": dict(spec.options), "dueling": spec.config.dueling}
-    return [*scale, *_ENCODERS[encoder]("encoder", spec.config, schema), head]
+    return [*scale, *_ENCODERS[encoder]("encoder", spec.config, schema), *core_of(spec, schema.num_actions), head]
+
+
+def core_of(spec: NetworkSpec, num_actions: int) -> Program:
+    """Returns the operation of the recurrent core as a list of one; of none where there is no core."""
+    config = spec.config
+    if config.core == "none":
+        return []
+    given = {"actions": num_actions, "reward_scale": spec.reward_scale, "reward_clip": spec.reward_clip}
+    previous = given if config.core_previous else None
+    return [{"op": "core", "name": "core.rnn", "kind": config.core, "size": config.core_size, "previous": previous}]
+
+
+def core_width(spec: NetworkSpec, num_actions: int) -> int:
+    """Returns the numbers of a lane's recurrent state; 0 without a core."""
+    return Memory.of(core_of(spec, num_actions)).width
 
 
 HEADS = ("values", "atoms", "quantiles", "implicit_quantiles")

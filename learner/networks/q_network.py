@@ -1,12 +1,15 @@
-"""The Q-network in torch: an encoder and a head, on observations scaled as their space says."""
+"""The Q-network in torch: an encoder, a recurrent core or none, and a head, on observations scaled as their space
+says."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from learner.networks.recurrent import RecurrentCore
 from replay.chunk import Schema
 
 
@@ -30,23 +33,33 @@ class FoldedWeight(Protocol):
 
 
 class QNetwork(nn.Module):
-    """An encoder and a head. Only parameters are learned, copied and published: no buffers (such as batch norm's)."""
+    """An encoder and a head, and a recurrent core between the two or None. Only parameters are learned, copied and
+    published: no buffers (such as batch norm's)."""
 
-    def __init__(self, encoder: nn.Module, head: nn.Module, schema: Schema) -> None:
+    def __init__(self, encoder: nn.Module, head: nn.Module, schema: Schema, core: RecurrentCore | None = None) -> None:
         """Raises ValueError where encoder or head has buffers, which target and average would not follow."""
         super().__init__()
-        self.encoder, self.head = encoder, head
+        self.encoder, self.core, self.head = encoder, core, head
         self._divisor = schema.obs_divisor
         if buffers := [name for name, _ in self.named_buffers()]:
             raise ValueError(f"only parameters are copied and published; the network has buffers: {', '.join(buffers)}")
 
     def forward(self, obs: Tensor) -> QOutput:
-        """Maps obs <obs_dtype>[B, *input_shape] to the values of its states.
+        """Maps obs <obs_dtype>[B, *input_shape] to the values of its states, without a core.
 
         Observations keep their dtype until they are here, on the device.
         """
         output: QOutput = self.head(self.features(obs))
         return output
+
+    def step(self, obs: Tensor, state: Mapping[str, Tensor]) -> tuple[QOutput, Mapping[str, Tensor]]:
+        """Maps obs <obs_dtype>[B, *input_shape] and the lanes' state (see ``portable.Memory``) to the values and the
+        state after; without a core the state stays as it is."""
+        features = self.features(obs)
+        if self.core is not None:
+            features, state = self.core.step(features, state)
+        output: QOutput = self.head(features)
+        return output, state
 
     def features(self, obs: Tensor) -> Tensor:
         """Maps obs <obs_dtype>[B, *input_shape] to the encoder's features <float32>[B, F]."""

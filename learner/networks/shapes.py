@@ -28,6 +28,8 @@ MINATAR_CHANNELS, MINATAR_KERNEL = 16, 3
 """The convolution of MinAtar's reference DQN (Young and Tian, arXiv 1903.03176, examples/dqn.py)."""
 NATURE_CONVOLUTIONS = (Convolution(32, 8, 4), Convolution(64, 4, 2), Convolution(64, 3, 1))
 """DQN's (Mnih et al. 2015, doi 10.1038/nature14236)."""
+GATES = {"lstm": 4, "gru": 3}
+"""Vectors of ``core_size`` that a core computes from its inputs."""
 IMPALA_CHANNELS = (16, 32, 32)
 """Of IMPALA's stages (arXiv 1802.01561)."""
 
@@ -38,10 +40,25 @@ def parameter_shapes(spec: NetworkSpec, schema: Schema) -> Shapes:
     if encoder not in _ENCODERS or spec.head not in _HEADS:
         return _shapes_of_a_users_own(spec, schema)
     shapes, features = _ENCODERS[encoder](spec.config, schema)
+    core, features = _core(spec.config, features, schema.num_actions)
     outputs, further = _HEADS[spec.head](spec, features)
-    return (
-        shapes | further | _linear("head.linear", features, outputs * (schema.num_actions + int(spec.config.dueling)))
-    )
+    linear = _linear("head.linear", features, outputs * (schema.num_actions + int(spec.config.dueling)))
+    return shapes | core | further | linear
+
+
+def core_inputs(config: NetworkConfig, features: int, num_actions: int) -> int:
+    """Returns how many numbers the core is given of each time step: the features, and the previous action, one-hot,
+    and reward where it is given them."""
+    return features + (num_actions + 1 if config.core_previous else 0)
+
+
+def _core(config: NetworkConfig, features: int, num_actions: int) -> tuple[Shapes, int]:
+    if config.core == "none":
+        return {}, features
+    gates, inputs = GATES[config.core] * config.core_size, core_inputs(config, features, num_actions)
+    shapes: Shapes = {"weight_ih": (gates, inputs), "weight_hh": (gates, config.core_size)}
+    shapes |= {"bias_ih": (gates,), "bias_hh": (gates,)}
+    return {f"core.rnn.{name}_l0": shape for name, shape in shapes.items()}, config.core_size
 
 
 def _linear(name: str, inputs: int, outputs: int) -> Shapes:

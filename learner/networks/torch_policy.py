@@ -11,6 +11,8 @@ import torch
 
 from learner.networks import build_network
 from learner.networks.config import NetworkSpec, acting_spec
+from learner.networks.portable import Memory, PolicyState
+from learner.networks.program import core_of
 from replay.chunk import Schema
 
 Array = npt.NDArray[Any]
@@ -22,6 +24,7 @@ class TorchPolicy:
     def __init__(self, spec: NetworkSpec, schema: Schema) -> None:
         self._network = build_network(acting_spec(spec), schema).requires_grad_(False)
         self._arrays: dict[str, Array] = {}
+        self.initial_state = Memory.of(core_of(spec, schema.num_actions)).initial_state
 
     def load(self, arrays: Mapping[str, Array]) -> None:
         """Takes weights over, by the network's parameter names."""
@@ -34,12 +37,9 @@ class TorchPolicy:
         """Returns the weights that ``load`` was given last; none before."""
         return dict(self._arrays)
 
-    def initial_state(self, lanes: int) -> Mapping[str, Array]:
-        """Returns the empty state: the network is feed-forward."""
-        del lanes
-        return {}
-
-    def __call__(self, obs: Array, state: Mapping[str, Array]) -> tuple[npt.NDArray[np.float32], Mapping[str, Array]]:
-        """Maps obs <obs_dtype>[E, *input_shape] to Q values <float32>[E, A]; ``state`` is empty and stays so."""
-        q: npt.NDArray[np.float32] = self._network(torch.from_numpy(np.ascontiguousarray(obs))).q.numpy()
-        return q, state
+    def __call__(self, obs: Array, state: PolicyState) -> tuple[npt.NDArray[np.float32], PolicyState]:
+        """Maps obs <obs_dtype>[E, *input_shape] and the lanes' state to Q values <float32>[E, A] and the state after
+        them."""
+        given = {name: torch.from_numpy(array) for name, array in state.items()}
+        output, after = self._network.step(torch.from_numpy(np.ascontiguousarray(obs)), given)
+        return output.q.numpy(), {name: tensor.numpy() for name, tensor in after.items()}

@@ -31,7 +31,10 @@ def try_network(spec: NetworkSpec, schema: Schema) -> None:
         obs = torch.from_numpy(np.zeros((TRIED, *schema.input_shape), schema.obs_dtype))
         features = _returned(encoder, f"does not take {described(schema)}", lambda: network.features(obs))
         _check(f"{encoder} returns", features, (TRIED, network.encoder.features), "its features")
-        output = _returned(head, "does not take the encoder's features", lambda: network.head(features))
+        if network.core is not None:
+            features = features.new_zeros(TRIED, network.core.features)
+        what = "the encoder's features" if network.core is None else "the core's features"
+        output = _returned(head, f"does not take {what}", lambda: network.head(features))
     if not isinstance(output, QOutput):
         raise ValueError(f"{head} returns a {type(output).__name__}; it has to be a learner.networks.q_network.QOutput")
     _check(f"{head} returns the values", output.q, (TRIED, schema.num_actions), "the actions")
