@@ -42,6 +42,7 @@ COMMANDS = {
     "record": "record",
     "report": "report",
     "export": "export",
+    "dataset": "dataset",
     "replay stats": "replay_stats",
     "clean": "clean",
     "secrets": "secrets",
@@ -61,6 +62,8 @@ USAGE = """qherd: a herd of actors, one learner, deep Q-learning.
   qherd record RUN     write a video of it
   qherd export RUN --to DIR
                        write it for other programs: ONNX, torch.export, or numpy alone
+  qherd dataset RUN --out ID
+                       write episodes of it, or what its replay memory holds, as a Minari dataset
   qherd study FILE     train environments x variants x seeds, as the file has them, and play each final policy
   qherd report RUN|STUDY...
                        what runs and studies have come to: curves, scores, intervals, on a page

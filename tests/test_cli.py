@@ -25,6 +25,7 @@ from pydantic import BaseModel
 
 from deploy import __version__
 from deploy.cli import USAGE, main
+from deploy.commands.dataset import Dataset
 from deploy.commands.evaluate import Eval
 from deploy.commands.export import Export
 from deploy.commands.record import Record
@@ -90,7 +91,8 @@ def test_the_help_of_train_has_each_option_with_its_text(train_help: str, option
 
 
 @pytest.mark.parametrize(
-    ("command", "model"), [("eval", Eval), ("record", Record), ("report", Reported), ("export", Export)]
+    ("command", "model"),
+    [("eval", Eval), ("record", Record), ("report", Reported), ("export", Export), ("dataset", Dataset)],
 )
 def test_the_help_has_each_option_with_its_text(
     command: str, model: type[BaseModel], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -101,9 +103,8 @@ def test_the_help_has_each_option_with_its_text(
     assert ended.value.code == 0
     shown = words(capsys.readouterr().out)
     for option, doc in docs(model):
-        typed = {"run": "RUN", "given": "RUN|STUDY...", "as-json": "--json", "as-csv": "--csv"}.get(
-            option, f"--{option}"
-        )
+        named = {"run": "RUN", "given": "RUN|STUDY...", "as-json": "--json", "as-csv": "--csv", "from-": "--from"}
+        typed = named.get(option, f"--{option}")
         assert typed in shown
         assert words(doc) in shown
 
@@ -120,7 +121,7 @@ def test_qherd_alone_explains_its_commands(arguments: list[str], capsys: pytest.
         main(arguments)
     shown = capsys.readouterr().out
     assert ended.value.code == 0
-    assert all(f"qherd {command} " in shown for command in ("train", "eval", "record", "export"))
+    assert all(f"qherd {command} " in shown for command in ("train", "eval", "record", "export", "dataset"))
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -298,6 +299,7 @@ gym.register("Unmade-v0", Unmade)
         pytest.param(["eval", "nowhere", "--episodes", "0"], ["episodes"], id="eval of no episodes"),
         pytest.param(["record", "nowhere"], ["nowhere", "no run"], id="record of no run"),
         pytest.param(["export", "nowhere", "--to", "x"], ["nowhere", "no run"], id="export of no run"),
+        pytest.param(["dataset", "nowhere", "--out", "x-v0"], ["nowhere", "no run"], id="dataset of no run"),
         pytest.param(["eval"], ["RUN"], id="eval without a run"),
         pytest.param([*CARTPOLE, "--budget.env-steps", "1.5"], [r"budget\.env-steps", "1.5 is not whole"], id="1.5"),
         pytest.param([*CARTPOLE, "--actors.count", "1e-1"], [r"actors\.count", "1e-1 is not whole"], id="1e-1"),

@@ -25,6 +25,7 @@ from deploy import cli
 from deploy.commands.clean import Clean
 from deploy.commands.compare import Compare
 from deploy.commands.completion import Completion
+from deploy.commands.dataset import Dataset
 from deploy.commands.discovery import Discovery
 from deploy.commands.doctor import Doctor
 from deploy.commands.evaluate import Eval
@@ -60,6 +61,7 @@ MODELS: dict[str, list[type[BaseModel]]] = {
     "watch": [Watch],
     "compare": [Compare],
     "export": [Export],
+    "dataset": [Dataset],
     "replay": [ReplayStats],
     "clean": [Clean],
     "secrets": [Secrets],
@@ -111,7 +113,7 @@ def test_its_options_are_qherds(block: Block, tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     for words in qherd_commands(block):
         known = {
-            path.replace("_", "-").removeprefix("options.").removeprefix("as-")
+            path.replace("_", "-").removeprefix("options.").removeprefix("as-").removesuffix("-")
             for model in MODELS[words[0]]
             for path in option_paths(model)
         }

@@ -33,6 +33,7 @@ ROOMS = (
     "planning",
     "playback",
     "export",
+    "datasets",
     "monitoring",
     "diagnosis",
     "sessions",

@@ -12,25 +12,31 @@ from deploy.config.errors import ConfigError
 
 def check_new(to: Path) -> None:
     """Raises ConfigError where the folder exists already, or cannot be made."""
-    if to.exists() or to.is_symlink():
-        raise ConfigError(f"--to {to} exists already, and is not overwritten: choose another name")
+    _check_free(to, f"--to {to}")
     if not to.absolute().parent.is_dir():
         raise ConfigError(f"--to {to}: there is no folder {to.parent}")
 
 
+def _check_free(to: Path, option: str) -> None:
+    if to.exists() or to.is_symlink():
+        raise ConfigError(f"{option} exists already, and is not overwritten: choose another name")
+
+
 @contextlib.contextmanager
-def written_whole(to: Path) -> Iterator[Path]:
-    """Yields a folder beside ``to`` to write into, which gets that name at the end of the block. Nothing is left where
-    the block raises."""
+def written_whole(to: Path, option: str = "", temporary: Path | None = None) -> Iterator[Path]:
+    """Yields a folder to write into, which gets the name ``to`` at the end of the block. Nothing is left where the
+    block raises. ``option``: how it was given, for messages; ``temporary``: the folder meanwhile, on the same disk, by
+    default beside ``to``."""
+    option = option or f"--to {to}"
     to = to.absolute()
-    temporary = to.with_name(f".{to.name}.writing")
+    temporary = temporary or to.with_name(f".{to.name}.writing")
     try:
         shutil.rmtree(temporary, ignore_errors=True)  # of a command that was killed
         temporary.mkdir()
         yield temporary
-        check_new(to)
+        _check_free(to, option)
         temporary.rename(to)
     except OSError as error:
-        raise ConfigError(f"--to {to} cannot be written: {error.strerror or error}") from error
+        raise ConfigError(f"{option} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

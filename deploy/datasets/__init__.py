@@ -1,0 +1,1 @@
+"""Episodes written as Minari datasets: played by a run's policy, or those that its replay memory holds."""

@@ -1,0 +1,72 @@
+"""Minari's datasets by their ids: https://minari.farama.org, installed by the extra ``minari``."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from replay.errors import QherdError
+
+PACKAGES = ("minari", "h5py", "pyarrow")
+"""h5py and pyarrow read its formats."""
+ID = re.compile(r"(?:(?P<namespace>[-\w][-\w/]*[-\w])/)?[-\w]+?-v\d+", re.ASCII)
+
+
+class DatasetError(QherdError, ValueError):
+    """A dataset that is missing, damaged, changed or of another environment; the text has the remedy."""
+
+
+def check_installed() -> None:
+    """Raises DatasetError where a package is missing."""
+    for package in PACKAGES:
+        try:
+            import_module(package)
+        except ModuleNotFoundError as error:
+            raise DatasetError(
+                f"Minari's datasets need the package {error.name}: pip install 'qherd[minari]', or in a clone "
+                ".venv/bin/python -m pip install -c constraints.txt -e '.[minari]'"
+            ) from None
+
+
+def namespace_of(dataset_id: str) -> str | None:
+    """Returns the part of an id before its last slash; None where there is none. Raises DatasetError for what is no
+    id."""
+    match = ID.fullmatch(dataset_id)
+    if match is None or "//" in dataset_id:
+        raise DatasetError(
+            f"{dataset_id!r:.80} is no id of a dataset: NAME-v0 or GROUP/NAME-v0, of letters, digits, '_' and '-'"
+        )
+    return match["namespace"]
+
+
+def folder_of(dataset_id: str) -> Path:
+    """Returns where Minari has a dataset of this id: below MINARI_DATASETS_PATH, or else below the home's .minari."""
+    from minari.storage.datasets_root_dir import get_dataset_path
+
+    return Path(get_dataset_path(dataset_id)).absolute()
+
+
+def open_dataset(dataset_id: str) -> Any:
+    """Returns a dataset that is here, a ``minari.MinariDataset``.
+
+    Raises:
+        DatasetError: a package is missing, or there is no such dataset, or it is damaged.
+    """
+    check_installed()
+    namespace_of(dataset_id)
+    import minari
+
+    folder = folder_of(dataset_id)
+    if not (folder / "data").is_dir():
+        raise DatasetError(
+            f"there is no dataset {dataset_id} in {folder.parent}: minari download {dataset_id} fetches a public one, "
+            "qherd dataset RUN --out ID writes one; MINARI_DATASETS_PATH names another folder of datasets"
+        )
+    try:
+        return minari.load_dataset(dataset_id)
+    except Exception as error:  # of any kind, where a file is damaged
+        raise DatasetError(
+            f"dataset {dataset_id} in {folder} cannot be loaded: {type(error).__name__}: {error!s:.300}"
+        ) from error
