@@ -46,3 +46,9 @@ def evaluation_seeds_from(run_seed: int, evaluator: int) -> int:
 def evaluation_seed(number: int) -> int:
     """Returns the seed that a run's evaluations have at ``number``; the same again only after 2^29 others."""
     return TRAINING + number % EVALUATIONS
+
+
+def playback_seed(run_seed: int, episodes: int) -> int:
+    """Returns the first seed of the episodes that a study plays after a run: none that the run has played, and other
+    ones for each seed of the study."""
+    return PLAYBACK + run_seed * episodes % (EVALUATIONS - episodes)

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parent
-OURS = ("sb3", "cpprb")
+OURS = ("sb3", "sb3_contrib", "cpprb")
 """Peers that run on our venv's own torch, numpy and gymnasium; TorchRL's compiled part needs another torch."""
 
 Timed = Callable[[], tuple[float, ...]]
@@ -49,10 +49,10 @@ def peer_python(name: str) -> Path:
     return python
 
 
-def peer_command(name: str, *options: str) -> list[str]:
-    """Returns what runs a peer's script, in REPOSITORY. As a module: with the script's folder first on sys.path, the
-    package ``replay`` would be benchmarks/replay.py."""
-    return [str(peer_python(name)), "-m", f"benchmarks.{name}_peer", *options]
+def peer_command(name: str, *options: str, script: str | None = None) -> list[str]:
+    """Returns what runs a peer's script, {name}_peer.py unless it is another ``script``, in REPOSITORY. As a module:
+    with the script's folder first on sys.path, the package ``replay`` would be benchmarks/replay.py."""
+    return [str(peer_python(name)), "-m", f"benchmarks.{script or f'{name}_peer'}", *options]
 
 
 def outcome_of(peer: str, output: str) -> dict[str, Any]:

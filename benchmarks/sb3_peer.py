@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from typing import Any
 
 import gymnasium as gym
 import torch
@@ -19,26 +18,13 @@ from actors.builders import build_evaluator
 from actors.config import EnvConfig, EvalConfig
 from actors.evaluator import EvaluationResult
 from actors.verdicts import Spent
+from benchmarks.published_settings import published
 from learner.networks import NetworkSpec
 from learner.weights import pack
 
-ZOO_ENV_STEPS = 100_000
 HORIZONS = 100
 """Training goes on to this many times the zoo's env steps, if need be, with the same settings."""
-ZOO: dict[str, Any] = {
-    "learning_rate": 6.3e-4,
-    "batch_size": 128,
-    "buffer_size": 50_000,
-    "learning_starts": 0,
-    "gamma": 0.99,
-    "target_update_interval": 250,
-    "train_freq": 4,
-    "gradient_steps": -1,
-    "exploration_fraction": 0.12 / HORIZONS,
-    "exploration_final_eps": 0.1,
-    "policy_kwargs": {"net_arch": [256, 256]},
-}
-"""RL-Zoo's hyperparams/dqn.yml, LunarLander-v2 (commit ce95481b041f); epsilon ends after the same 12,000 env steps."""
+ZOO = published("dqn", "LunarLander-v3")
 
 
 class UntilSolved(BaseCallback):  # type: ignore[misc, unused-ignore]
@@ -95,9 +81,10 @@ def main() -> None:
     options = parser.parse_args()
     started = time.perf_counter()
     torch.set_num_threads(options.threads)
-    model = DQN("MlpPolicy", gym.make("LunarLander-v3"), seed=options.seed, device="cpu", **ZOO)
+    horizon = HORIZONS * ZOO.env_steps
+    model = DQN("MlpPolicy", gym.make("LunarLander-v3"), seed=options.seed, device="cpu", **ZOO.of(horizon))
     until = UntilSolved(options.seed, options.seconds)
-    model.learn(HORIZONS * ZOO_ENV_STEPS, callback=until)
+    model.learn(horizon, callback=until)
     verdict, seconds = until.verdict, time.perf_counter() - started
     decided = verdict and (verdict.confirmed or verdict.screen)
     outcome = {

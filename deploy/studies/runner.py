@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from actors.seeds import EVALUATIONS, PLAYBACK
+from actors.seeds import playback_seed
 from deploy.config.models import dump
 from deploy.config.numbers import write_yaml
 from deploy.process.signals import Stop
@@ -51,8 +51,8 @@ class Job:
         yield self._start("train", "--resume", config=write_yaml(dump(run.config)))
         for which in ("best", "final") if directory.has_best(run) else ("final",):
             episodes, path = self._study.episodes, str(directory.run_path(run))
-            seed = PLAYBACK + run.seed * episodes % (EVALUATIONS - episodes)
-            options = ("--policy", which, "--episodes", str(episodes), "--seed", str(seed), "--json")
+            seed = str(playback_seed(run.seed, episodes))
+            options = ("--policy", which, "--episodes", str(episodes), "--seed", seed, "--json")
             printed = directory.evaluations(run) / f"{which}.part"
             yield self._start("eval", path, *options, prints=printed)
             directory.keep_evaluation(printed)

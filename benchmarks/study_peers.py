@@ -1,0 +1,172 @@
+"""Stable-Baselines3's DQN and sb3-contrib's QR-DQN in a study's environments, at its env steps, with its evaluation.
+
+``python -m benchmarks.study_peers results/classic/classic.yaml --csv results/classic/peers.csv`` appends a row for each
+run that the file has not yet, with the columns of ``qherd report --csv``. A peer that fails ends the command: it has no
+row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.peers import outcome_of, peer_command
+from benchmarks.published_settings import published
+from benchmarks.solve import timed
+from deploy.studies.study_file import Study, StudyRun, read_study
+
+VENV, SCRIPT = "sb3_contrib", "trained_peer"
+NAMES = {"dqn": "SB3 DQN", "qrdqn": "SB3 QR-DQN"}
+TIMEOUT_S = 7200.0
+EXTRA_STEPS = 256
+"""A training ends with the rollout in which it has had its env steps, the longest of which are so long."""
+COLUMNS = (
+    *("env", "variant", "seed", "run", "exit_reason", "counted", "score", "score_is"),
+    *("final_mean", "final_stderr", "final_episodes", "training_return", "env_steps", "updates", "wall_s", "cpu_s"),
+    *("git", "versions.python", "versions.torch", "versions.numpy", "versions.gymnasium", "arithmetic.cpu"),
+    *("versions.stable_baselines3", "versions.sb3_contrib", "settings", "command"),
+)
+
+
+@dataclass(frozen=True)
+class PeerRun:
+    """One training of a peer, in place of a study's run."""
+
+    file: Path
+    algorithm: str
+    run: StudyRun
+    episodes: int
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What tells its row from others."""
+        return self.run.env, NAMES[self.algorithm], str(self.run.seed)
+
+    @property
+    def env_steps(self) -> int:
+        """The study's env steps.
+
+        Raises:
+            ValueError: its budget is another one.
+        """
+        budget = self.run.config.budget
+        if budget.env_steps is None or budget.seconds is not None:
+            raise ValueError(f"{self.file}: peers compare at equal env steps; the budget of {self.run.env} is {budget}")
+        return budget.env_steps
+
+    def command(self) -> list[str]:
+        """Returns the peer's command, as of now."""
+        config = self.run.config
+        options = {
+            "--algorithm": self.algorithm,
+            "--env": config.env.model_dump_json(),
+            "--env-steps": self.env_steps,
+            "--seed": self.run.seed,
+            "--episodes": self.episodes,
+            "--max-episode-steps": config.eval.max_episode_steps,
+            "--began": time.time(),
+        }
+        return peer_command(VENV, *(str(word) for option in options.items() for word in option), script=SCRIPT)
+
+    def train(self) -> dict[str, Any]:
+        """Trains and evaluates the peer; returns its row.
+
+        Raises:
+            RuntimeError: it has failed, or has not done all of it.
+        """
+        _, output = timed(self.command(), TIMEOUT_S)
+        outcome, env_steps, name = outcome_of(NAMES[self.algorithm], output), self.env_steps, NAMES[self.algorithm]
+        if not env_steps <= outcome["env_steps"] < env_steps + EXTRA_STEPS or len(outcome["returns"]) != self.episodes:
+            done = f"{outcome['env_steps']} of {env_steps} env steps and {len(outcome['returns'])} episodes"
+            raise RuntimeError(f"{name} has ended after {done} of {self.episodes}")
+        return self._row(outcome)
+
+    def _row(self, outcome: dict[str, Any]) -> dict[str, Any]:
+        env, name, seed = self.key
+        returns, found = outcome["returns"], machine.describe()
+        mean, versions = fmean(returns), {f"versions.{key}": value for key, value in outcome["versions"].items()}
+        return {
+            "env": env,
+            "variant": name,
+            "seed": seed,
+            "run": f"{env}--{name}--s{seed}",
+            "exit_reason": "budget of env steps",
+            "counted": 1,
+            "score": mean,
+            "score_is": "final policy",
+            "final_mean": mean,
+            "final_stderr": stdev(returns) / len(returns) ** 0.5 if len(returns) > 1 else None,
+            "final_episodes": len(returns),
+            **{key: outcome[key] for key in ("training_return", "env_steps", "updates", "wall_s", "cpu_s")},
+            "git": found["qherd"],
+            "versions.python": found["python"],
+            **versions,
+            "arithmetic.cpu": found["cpu"],
+            "settings": published(self.algorithm, env).source,
+            "command": f"python -m benchmarks.study_peers {self.file} --peers {self.algorithm} --envs {env} "
+            f"--seeds {seed} --csv FILE",
+        }
+
+
+def runs_of(file: Path, study: Study, seeds: Iterable[int], peers: Iterable[str]) -> list[PeerRun]:
+    """Returns the peers' runs in the study's environments, seed by seed."""
+    first = {run.env: run for run in reversed(study.runs)}
+    envs = list(dict.fromkeys(run.env for run in study.runs))
+    return [
+        PeerRun(file, peer, first[env]._replace(seed=seed), study.episodes)
+        for seed in seeds
+        for env in envs
+        for peer in peers
+    ]
+
+
+def done_in(file: Path) -> set[tuple[str, str, str]]:
+    """Returns the keys of a file's rows; none where there is no file."""
+    if not file.exists():
+        return set()
+    with file.open(newline="") as opened:
+        return {(row["env"], row["variant"], row["seed"]) for row in csv.DictReader(opened)}
+
+
+def append(file: Path, row: dict[str, Any]) -> None:
+    """Adds a row, and before the first one the names of the columns."""
+    new = not file.exists()
+    with file.open("a", newline="") as opened:
+        table = csv.DictWriter(opened, COLUMNS, lineterminator="\n")
+        if new:
+            table.writeheader()
+        table.writerow(row)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command of this file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, metavar="FILE", help="a study's file")
+    parser.add_argument("--csv", type=Path, required=True, metavar="FILE", help="where the rows go")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--peers", choices=NAMES, nargs="+", default=list(NAMES))
+    parser.add_argument("--envs", nargs="+", metavar="ENV", help="these only; the default is all of the study's")
+    options = parser.parse_args(arguments)
+    study = read_study(options.study, Path("studies"), environ={})
+    wanted = runs_of(options.study, study, options.seeds, options.peers)
+    for each in wanted:
+        if each.key in done_in(options.csv) or (options.envs and each.run.env not in options.envs):
+            continue
+        row = each.train()
+        append(options.csv, row)
+        print(
+            f"{row['run']}: {row['final_mean']:.2f}, standard error {row['final_stderr'] or 0:.2g}, {row['wall_s']} s, "
+            f"{row['cpu_s']} s of CPU",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
