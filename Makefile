@@ -22,11 +22,11 @@ NOT_HERE := long or root
 TOGETHER := -n 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all chaos lint format bench
+.PHONY: help setup train test test-all chaos lint format bench results-page
 .DELETE_ON_ERROR:
 
 help: ## Print this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+	@sed -n 's/^\([a-z%-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | sed 's/%/NAME/' | expand -t 22
 
 setup: $(DEV_STAMP) ## Make .venv with everything for development
 	@echo "qherd: .venv is ready"
@@ -55,6 +55,13 @@ format: $(DEV_STAMP) ## Let ruff rewrite what it can
 
 bench: $(DEV_STAMP) ## Print the benchmarks' medians (ARGS="--json FILE" writes them)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+results-page: $(DEV_STAMP) ## Make docs/results.md and its pictures from the rows in results/
+	$(BIN)/python -m docs.results
+
+# results-classic, results-minatar, ...
+results-%: $(DEV_STAMP) ## Train the studies of results/NAME again, write their rows (ARGS="--parallel 2")
+	$(BIN)/python -m docs.results repeat $* $(ARGS)
 
 $(VENV_STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

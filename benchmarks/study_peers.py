@@ -30,7 +30,15 @@ EXTRA_STEPS = 256
 COLUMNS = (
     *("env", "variant", "seed", "run", "exit_reason", "counted", "score", "score_is"),
     *("final_mean", "final_stderr", "final_episodes", "training_return", "env_steps", "updates", "wall_s", "cpu_s"),
-    *("git", "versions.python", "versions.torch", "versions.numpy", "versions.gymnasium", "arithmetic.cpu"),
+    *(
+        "git",
+        "versions.python",
+        "versions.torch",
+        "versions.numpy",
+        "versions.gymnasium",
+        "arithmetic.cpu",
+        "machine.cores",
+    ),
     *("versions.stable_baselines3", "versions.sb3_contrib", "settings", "command"),
 )
 
@@ -109,6 +117,7 @@ class PeerRun:
             "versions.python": found["python"],
             **versions,
             "arithmetic.cpu": found["cpu"],
+            "machine.cores": found["cores"],
             "settings": published(self.algorithm, env).source,
             "command": f"python -m benchmarks.study_peers {self.file} --peers {self.algorithm} --envs {env} "
             f"--seeds {seed} --csv FILE",

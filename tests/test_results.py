@@ -1,0 +1,265 @@
+"""The published results: docs/results.md is what the rows in results/ come to, and a study of them can be repeated."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import html
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks import study_peers
+from benchmarks.published_settings import PUBLISHED, published
+from deploy.reporting.analysis import ScoreStatistics
+from deploy.reporting.statistics import Interval
+from deploy.studies.study_file import Study, read_study
+from docs import results
+
+ROOT = Path(__file__).resolve().parent.parent
+STUDIES = sorted((ROOT / "results").glob("*/*.yaml"))
+HEADER = (
+    *("env", "variant", "seed", "run", "exit_reason", "counted", "score", "score_is", "env_steps", "wall_s", "cpu_s"),
+    *("git", "arithmetic.cpu", "machine.cores"),
+)
+
+
+def study_of(file: Path) -> Study:
+    return read_study(file, Path("studies"), environ={})
+
+
+# -- the page that is there
+
+
+def test_the_page_is_what_makes_it() -> None:
+    assert results.PAGE.read_text() == results.page(), "make it anew: make results-page"
+
+
+def test_each_picture_shows_the_rows_that_are_there() -> None:
+    """By its description, which has all of it in words: each Matplotlib draws letters a little otherwise."""
+    drawn = results.pictures()
+    assert {file.name for file in results.PICTURES.iterdir()} == set(drawn)
+    for name, chart in drawn.items():
+        found = re.search("<desc[^>]*>(.*?)</desc>", (results.PICTURES / name).read_text())
+        assert found is not None
+        assert html.unescape(found[1]) == chart.description, "make it anew: make results-page"
+        assert f"]({results.PICTURES.name}/{name})" in results.PAGE.read_text()
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_the_rows_are_of_the_study_beside_them(file: Path) -> None:
+    """Each row is one of the file's runs, with its env steps, and no seed is one that options were chosen on."""
+    study = study_of(file)
+    assert all(run.seed < 100 for run in study.runs)
+    rows = results.rows_file(file.with_suffix(".csv"))
+    if rows is None:
+        assert f"Not run yet: [{file.name}]" in results.PAGE.read_text()
+        return
+    runs = {
+        (run.env, f"qherd{'' if run.variant == 'default' else f', {run.variant}'}", run.seed): run for run in study.runs
+    }
+    for row in results.read_rows(rows, ours=True):
+        budget = runs[row.env, row.agent, row.seed].config.budget.env_steps
+        assert budget is not None
+        assert row.score is None or budget <= row.env_steps < 1.02 * budget
+
+
+def test_every_published_figure_has_its_conditions_and_its_source() -> None:
+    known = yaml.safe_load((ROOT / "results" / "published.yaml").read_text())
+    for env, figures in known["figures"].items():
+        assert sum(figure.get("compared", False) for figure in figures) == 1, env
+        for figure in figures:
+            assert {"who", "score", "seeds", "env_steps", "what", "source"} <= set(figure), figure
+            assert known["sources"][figure["source"]]["name"]
+
+
+# -- what the page makes of rows
+
+
+def write_rows(file: Path, *rows: dict[str, object]) -> None:
+    ordinary = {"variant": "default", "exit_reason": "budget of env steps", "counted": 1, "score_is": "final policy"}
+    with file.open("w", newline="") as opened:
+        table = csv.DictWriter(opened, HEADER, lineterminator="\n")
+        table.writeheader()
+        for row in rows:
+            common = {"env": "CartPole-v1", "env_steps": 50_016, "git": "abc1234", "arithmetic.cpu": "a CPU"}
+            table.writerow({**common, **ordinary, "machine.cores": 2.0, "wall_s": 30, "cpu_s": 29, **row})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "published.yaml").write_text((ROOT / "results" / "published.yaml").read_text())
+    made = tmp_path / "mine"
+    made.mkdir()
+    (made / "one.yaml").write_text("environments: [CartPole-v1]\nbudget: {env_steps: 400}\noptions: {mode: inline}\n")
+    return made
+
+
+def test_a_run_that_does_not_count_is_shown_with_its_reason(folder: Path) -> None:
+    write_rows(
+        folder / "one.csv",
+        {"seed": 1, "score": 400},
+        {"seed": 0, "score": 500},
+        {"seed": 2, "score": "", "counted": 0, "exit_reason": "out of memory"},
+    )
+    text = results.page(folder.parent)
+    assert "| **qherd** | 2 of 3 | 50,000 | 450 | 70.71 | 450 | – | 30 | 29 |" in text
+    assert "qherd, seeds 0, 1: 500, 400.\n\nqherd, seed 2 does not count: out of memory.\n" in text
+    assert "At commit `abc1234`, on a CPU, 2 cores." in text
+
+
+def test_peers_stand_beside_the_study_and_its_other_variants(folder: Path) -> None:
+    write_rows(folder / "one.csv", {"seed": 0, "score": 500}, {"seed": 0, "score": 300, "variant": "slow"})
+    write_rows(folder / "peers.csv", {"seed": 0, "score": 350, "variant": "SB3 DQN"})
+    shown = re.findall(r"\| \*\*(.+?)\*\* \| 1 \|", results.page(folder.parent))
+    assert shown == ["qherd", "qherd, slow", "SB3 DQN"]
+    (chart,) = results.pictures(folder.parent).values()
+    assert "SB3 DQN: IQM 350, 1 run. Dotted: 500, published, RL-Zoo DQN." in chart.description
+
+
+def test_a_study_without_rows_is_named(folder: Path) -> None:
+    assert "Not run yet: [one.yaml](../results/mine/one.yaml)." in results.page(folder.parent)
+
+
+def test_an_environment_in_which_no_run_counts_has_no_figure(folder: Path) -> None:
+    write_rows(folder / "one.csv", {"seed": 0, "score": "", "counted": 0, "exit_reason": "failed"})
+    text = results.page(folder.parent)
+    assert "| CartPole-v1 | – | – | 0 of 1 count | – | |" in text
+    assert "qherd, seed 0 does not count: failed." in text
+
+
+@pytest.mark.parametrize(
+    ("interval", "told"),
+    [
+        ((101.0, 120.0), "**better**"),
+        ((80.0, 99.0), "**worse**"),
+        ((90.0, 110.0), "not told apart"),
+        ((100.0, 110.0), "not told apart"),
+        ((100.0, 100.0), "the same"),
+        (None, "too few runs"),
+    ],
+)
+def test_a_verdict_goes_by_the_interval(interval: tuple[float, float] | None, told: str) -> None:
+    found = ScoreStatistics(5, 100.0, 1.0, 100.0, None if interval is None else Interval(*interval))
+    assert results.verdict(found, 100.0) == told
+
+
+def test_large_rows_are_compressed_and_read_all_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    results.write_rows(file, b"few")
+    assert (results.rows_file(file), file.read_bytes()) == (file, b"few")
+    results.write_rows(file, many := b"many" * 100_000)
+    packed = tmp_path / "rows.csv.gz"
+    assert (results.rows_file(file), gzip.decompress(packed.read_bytes())) == (packed, many)
+    first = packed.read_bytes()
+    results.write_rows(file, many)
+    assert packed.read_bytes() == first
+    results.write_rows(file, b"few")
+    assert results.rows_file(file) == file
+
+
+# -- again
+
+
+def test_a_folder_without_a_study_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert results.repeat(folder.parent / "none", folder.parent, []) == 2
+    assert "has no study; there are mine" in capsys.readouterr().err
+
+
+def test_make_repeats_a_study_and_makes_the_page() -> None:
+    def told(*words: str) -> str:
+        command = ["make", "-n", "-o", ".venv/.stamp-dev", *words]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert "-m docs.results repeat classic --parallel 2\n" in told("results-classic", "ARGS=--parallel 2")
+    assert told("results-page").endswith("-m docs.results\n")
+
+
+@pytest.mark.long
+def test_a_study_is_trained_and_its_rows_are_written(folder: Path) -> None:
+    assert results.repeat(folder, folder.parent / "studies", []) == 0
+    (row,) = results.read_rows(folder / "one.csv", ours=True)
+    assert (row.env, row.agent, row.seed) == ("CartPole-v1", "qherd", 0)
+    assert row.score is not None
+    assert row.seconds is not None
+    assert row.cpu_seconds is not None
+    assert "| **qherd** | 1 |" in results.page(folder.parent)
+
+
+# -- peers
+
+
+def test_published_settings_keep_their_exploration_in_env_steps() -> None:
+    settings = published("dqn", "LunarLander-v3")
+    assert settings.of(300_000)["exploration_fraction"] * 300_000 == pytest.approx(12_000)
+    assert settings.of(1000)["exploration_fraction"] == 1.0
+    assert published("qrdqn", "MinAtar/Freeway-v1") == PUBLISHED["qrdqn", "MinAtar"]
+    with pytest.raises(KeyError):
+        published("dqn", "Pendulum-v1")
+
+
+def a_peer(folder: Path, monkeypatch: pytest.MonkeyPatch, printed: str, code: int = 0) -> study_peers.PeerRun:
+    """A peer's run in whose place a script prints something."""
+    script = folder / "peer"
+    script.write_text(f"#!/bin/sh\necho '{printed}'\nexit {code}\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(study_peers, "peer_command", lambda *_, **__: [str(script)])
+    file = folder / "one.yaml"
+    study = study_of(file)
+    return study_peers.runs_of(file, study._replace(episodes=2), [3], ["dqn"])[0]
+
+
+OUTCOME = (
+    '{"env_steps": 500, "updates": 9, "wall_s": 2, "cpu_s": 1, "training_return": 9, "returns": [4, 8], "versions": {}}'
+)
+
+
+def test_a_peers_row_has_its_score_its_seconds_and_its_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = folder / "peers.csv"
+    study_peers.append(file, a_peer(folder, monkeypatch, OUTCOME).train())
+    assert study_peers.done_in(file) == {("CartPole-v1", "SB3 DQN", "3")}
+    (row,) = results.read_rows(file, ours=False)
+    assert (row.agent, row.seed, row.score, row.env_steps) == ("SB3 DQN", 3, 6.0, 500)
+    assert (row.seconds, row.cpu_seconds) == (2.0, 1.0)
+    assert "--peers dqn --envs CartPole-v1 --seeds 3" in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("printed", "code", "why"),
+    [
+        (OUTCOME, 1, "ended with 1"),
+        ("", 0, "without an outcome"),
+        (OUTCOME.replace('"updates": 9', '"updates": 0'), 0, "no update"),
+        (OUTCOME.replace("500", "399"), 0, "ended after 399 of 400 env steps and 2 episodes of 2"),
+        (OUTCOME.replace("500", "9000"), 0, "ended after 9000 of 400"),
+        (OUTCOME.replace("[4, 8]", "[4]"), 0, "500 of 400 env steps and 1 episodes of 2"),
+    ],
+)
+def test_a_peer_that_has_not_done_all_of_it_has_no_row(
+    printed: str, code: int, why: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RuntimeError, match=why):
+        a_peer(folder, monkeypatch, printed, code).train()
+
+
+def test_a_study_that_ends_by_seconds_has_no_peers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "one.yaml").write_text("environments: [CartPole-v1]\nbudget: {env_steps: 400, seconds: 9}\n")
+    with pytest.raises(ValueError, match="equal env steps"):
+        a_peer(folder, monkeypatch, OUTCOME).train()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)  # the first call installs the peers
+def test_both_peers_train_and_are_evaluated(tmp_path: Path) -> None:
+    study, rows = tmp_path / "peers.yaml", tmp_path / "peers.csv"
+    study.write_text("environments: [CartPole-v1]\nbudget: {env_steps: 1500}\nepisodes: 3\noptions: {mode: inline}\n")
+    command = [sys.executable, "-m", "benchmarks.study_peers", str(study), "--csv", str(rows), "--seeds", "0"]
+    for _ in range(2):  # the second call has nothing to do
+        subprocess.run(command, cwd=ROOT, check=True)
+        found = results.read_rows(rows, ours=False)
+        assert [(row.agent, row.seed) for row in found] == [("SB3 DQN", 0), ("SB3 QR-DQN", 0)]
+    assert all(row.score is not None and row.score > 0 and row.cpu_seconds for row in found)
