@@ -29,9 +29,9 @@ from actors.config import EnvConfig
 from actors.episodes import play
 from actors.evaluator import LANES
 from actors.players import Players
-from actors.policy import PolicyState
 from actors.seeds import playback_seed
 from benchmarks.published_settings import published
+from learner.networks.portable import PolicyState
 
 ALGORITHMS = {"dqn": DQN, "qrdqn": QRDQN}
 VERSIONS = ("stable_baselines3", "sb3_contrib", "gymnasium", "torch", "numpy")
@@ -49,7 +49,8 @@ class MinAtarFeatures(BaseFeaturesExtractor):  # type: ignore[misc, unused-ignor
 
     def forward(self, obs: Tensor) -> Tensor:
         """Maps pictures <float32>[B, height, width, channels] to features <float32>[B, F]."""
-        return self._conv(obs.permute(0, 3, 1, 2)).relu().flatten(1)
+        features: Tensor = self._conv(obs.permute(0, 3, 1, 2)).relu().flatten(1)
+        return features
 
 
 class TrainingReturns(BaseCallback):  # type: ignore[misc, unused-ignore]
