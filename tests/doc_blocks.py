@@ -22,6 +22,7 @@ NEEDS = {
     "kubernetes": "a cluster with KubeRay",
     "machines": "several machines that know each other by name (tests/test_nodes.py has them as namespaces)",
     "slurm": "Slurm (tests/test_slurm_run.py plays it)",
+    "tracker": "an account at W&B, or a server of MLflow (tests/test_tracking.py, tests/test_mlflow.py)",
     "terminals": "several terminals: its commands serve until they are interrupted (tests/test_prometheus_run.py)",
 }
 """What the test has not, and why such a block is not run."""

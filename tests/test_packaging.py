@@ -36,6 +36,7 @@ ROOMS = (
     "datasets",
     "monitoring",
     "diagnosis",
+    "tracking",
     "sessions",
     "studies",
     "reporting",

@@ -9,7 +9,7 @@ from deploy.config.errors import ConfigError
 from deploy.config.layers import option_at
 from deploy.config.models import RunConfig, dump, kept_options, option_paths
 
-WHERE = ("run", "runs_dir", "log_level", "checkpoint.keep", "metrics.", "redis.", "ray.")
+WHERE = ("run", "runs_dir", "log_level", "checkpoint.keep", "metrics.", "redis.", "ray.", "track.")
 """Options that say where a run is and what is kept of it, not what it does."""
 
 

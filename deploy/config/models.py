@@ -119,6 +119,19 @@ class MetricsConfig(BaseModel):
     """The address to serve it on, on the learner's machine; 0.0.0.0 is all of them."""
 
 
+class TrackConfig(BaseModel):
+    """Trackers: records of the run elsewhere, beside its own folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    wandb: bool = False
+    """Record the run in Weights & Biases, with the extra wandb; wandb login, WANDB_API_KEY or WANDB_MODE=offline."""
+    mlflow: bool = False
+    """Record the run in MLflow, with the extra mlflow, where MLFLOW_TRACKING_URI says."""
+    project: str | None = Field(None, min_length=1, max_length=128)
+    """W&B's project and MLflow's experiment. The default is WANDB_PROJECT, or MLFLOW_EXPERIMENT_NAME, or qherd."""
+
+
 class RunConfig(BaseModel):
     """All that a run depends on."""
 
@@ -144,6 +157,7 @@ class RunConfig(BaseModel):
     redis: RedisConfig = RedisConfig()
     ray: RayConfig = RayConfig()
     metrics: MetricsConfig = MetricsConfig()
+    track: TrackConfig = TrackConfig()
 
 
 def option_paths(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:

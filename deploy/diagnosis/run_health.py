@@ -161,6 +161,7 @@ COUNTS = (
     ("updates_skipped", "{:,.0f} updates were not finite", "lower learner.lr or learner.reward_scale"),
     ("checkpoint_failures", "{:,.0f} checkpoints could not be written", "make room on the disk"),
     ("write_failures", "{:,.0f} rows could not be written", "make room on the disk"),
+    ("track_lost", "{:,.0f} rows are in no tracker's record", "look whether W&B or MLflow answers"),
 )
 
 

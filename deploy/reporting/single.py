@@ -165,6 +165,7 @@ def _faults(run: RunRecord) -> Iterator[tuple[str, str]]:
         ("updates_skipped", "updates that were not finite, and were skipped"),
         ("checkpoint_failures", "checkpoints that could not be written"),
         ("write_failures", "rows that could not be written"),
+        ("track_lost", "rows that are in no tracker's record"),
     ):
         if count := newest.get(name):
             yield text, number(count)

@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from actors.evaluator import EvaluationResult
 from actors.first_look import Look
@@ -24,6 +25,7 @@ from deploy.sessions.base import Notify, Session, log_file
 from deploy.sessions.clock import Clock, Rates
 from deploy.sessions.launch import give_name_back, start_session
 from deploy.sessions.outcome import Outcome, closing_message, load_outcome
+from deploy.tracking.tracking import Tracking, ended_by, trackers_of
 from learner.networks import choice_of
 from replay.logs import failures_logged
 from replay.metrics import flat
@@ -42,10 +44,12 @@ def train(config: RunConfig) -> int:
 
     May be called by another program, in mode ``inline`` also outside its main thread; signals are then its own matter.
     """
-    look, stop = check_before_run(config), Stop()
-    config = resolved(config, look.schema)
-    with stop.listening(), contextlib.closing(RunDirectory.create(config)) as directory:
-        return _run(config, directory, look, Outcome(), stop, new=True)
+    with trackers_of(config.track) as tracking:
+        look, stop = check_before_run(config), Stop()
+        tracking.check()
+        config = resolved(config, look.schema)
+        with stop.listening(), contextlib.closing(RunDirectory.create(config)) as directory:
+            return _run(config, directory, look, Outcome(), stop, tracking, new=True)
 
 
 def continue_run(config: RunConfig, directory: RunDirectory) -> int:
@@ -58,11 +62,13 @@ def continue_run(config: RunConfig, directory: RunDirectory) -> int:
             directory.write_summary(outcome.summary(config, directory.run, clock))
         print(f"{directory.given_path} is over: {reason}{_REMEDIES.get(reason, '')}")
         return 0
-    look, stop = check_before_run(config), Stop()
-    config = resolved(config, look.schema)
-    with stop.listening():
-        changed = directory.record_config(config)
-        return _run(config, directory, look, outcome, stop, new=False, changed=changed)
+    with trackers_of(config.track) as tracking:
+        look, stop = check_before_run(config), Stop()
+        tracking.check()
+        config = resolved(config, look.schema)
+        with stop.listening():
+            changed = directory.record_config(config)
+            return _run(config, directory, look, outcome, stop, tracking, new=False, changed=changed)
 
 
 def stop_reason(config: RunConfig, outcome: Outcome, stop: Stop, trained_s: float) -> str:
@@ -84,6 +90,7 @@ def _run(
     look: Look,
     outcome: Outcome,
     stop: Stop,
+    tracking: Tracking,
     *,
     new: bool,
     changed: Sequence[str] = (),
@@ -96,7 +103,7 @@ def _run(
         logging_ends.callback(log_file(config, directory, "driver").start())
         display = Display(directory.run, config, stop.ask, stdout)
         with display:
-            Driver(config, directory, look, outcome, stop, display, new=new, changed=changed).run()
+            Driver(config, directory, look, outcome, stop, display, tracking, new=new, changed=changed).run()
         display.print(closing_message(directory, outcome))
     return INTERRUPTED if outcome.reason == "interrupted" else 0
 
@@ -113,6 +120,7 @@ class Driver:
         outcome: Outcome,
         stop: Stop,
         display: Display,
+        tracking: Tracking,
         *,
         new: bool,
         changed: Sequence[str],
@@ -120,6 +128,7 @@ class Driver:
         self._config, self._directory = config, directory
         self._schema, self._about = look.schema, look.about
         self._outcome, self._stop, self._display = outcome, stop, display
+        self._tracking = tracking
         self._new, self._changed = new, changed
         self._clock, self._disk = Clock(outcome.wall_s, outcome.start_s, outcome.cpu_s), DiskAlarm(display.notify)
 
@@ -128,6 +137,7 @@ class Driver:
         """Starts it, advances it until it is over, and ends it. Raises what makes it fail."""
         outcome = self._outcome
         self._announce()
+        self._tracking.describe(self._config, self._directory)
         with self._disk.writing():
             describe_policy(self._config, self._directory, self._schema, self._about)
         try:
@@ -196,6 +206,8 @@ class Driver:
                 with self._disk.writing():
                     self._directory.history.append(row)
                 logged_s = elapsed_s
+                self._tracking.offer(row, evaluated=progress.verdict is not None)
+            self._show_news_of_trackers()
             outcome.reason = outcome.reason or stop_reason(config, outcome, self._stop, clock.trained_s)
         if outcome.reason == "budget of seconds" and not outcome.totals.env_steps:
             raise RunFailedError(
@@ -213,7 +225,11 @@ class Driver:
             row |= flat(outcome.metrics)
             if outcome.metrics.learner is not None:
                 row |= rates.update(elapsed_s, outcome.totals.env_steps, outcome.totals.updates)
-        return row | flat(outcome.evaluation) | {"write_failures": self._disk.failures}
+        return row | flat(outcome.evaluation) | {"write_failures": self._disk.failures} | self._tracking.counts()
+
+    def _show_news_of_trackers(self) -> None:
+        for text in self._tracking.news():
+            self._display.notify(text)
 
     def _record_evaluation(self, verdict: EvaluationResult, policy: bytes, elapsed_s: float) -> None:
         """Records the verdict, and shows why a confirmation failed: of the first, second, fourth, eighth, and so on."""
@@ -238,8 +254,18 @@ class Driver:
         if self._new and outcome.reason == "interrupted" and not outcome.totals.env_steps:
             give_name_back(self._config, directory)
         if directory.path.exists():
+            summary = outcome.summary(self._config, directory.run, self._clock)
             with DiskAlarm(self._display.notify).writing():
-                directory.write_summary(outcome.summary(self._config, directory.run, self._clock))
+                directory.write_summary(summary)
+            self._end_tracking(summary)
+
+    def _end_tracking(self, summary: dict[str, Any]) -> None:
+        """Closes the run's records in trackers; what is not in them is told, and in summary.json."""
+        self._tracking.end(self._directory, ended_by(self._outcome.reason), summary)
+        self._show_news_of_trackers()
+        if counts := self._tracking.counts():
+            with DiskAlarm(self._display.notify).writing():
+                self._directory.write_summary({**summary, **counts})
 
 
 class DiskAlarm:
