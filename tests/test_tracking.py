@@ -347,7 +347,7 @@ def package(folder: Path, name: str, code: str) -> dict[str, str]:
 
 
 def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """What a run that cannot begin prints."""
+    """What is printed by a run that cannot begin."""
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     printed = capsys.readouterr()
@@ -375,6 +375,7 @@ def test_missing_credentials_are_one_message(
     for variable in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "NETRC"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "wandb.py").write_text("raise ImportError('from the working directory')")
     monkeypatch.chdir(tmp_path)
     told = refusal([*SHORT, "--track.wandb"], capsys)
     assert "wandb login" in told

@@ -46,7 +46,8 @@ class Relay:
         self._ready = self._failing = self._ending = self._gone = self._closed = False
         self._changed = threading.Condition()
         self._process = subprocess.Popen(
-            dying_with_parent(command or [sys.executable, "-m", "deploy.tracking.child", name], signal.SIGKILL),
+            # -P: the working directory is on no import path
+            dying_with_parent(command or [sys.executable, "-P", "-m", "deploy.tracking.child", name], signal.SIGKILL),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
