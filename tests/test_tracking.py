@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from deploy.cli import main
 from deploy.config.models import RunConfig
 from deploy.run_directory.directory import RunDirectory
 from deploy.tracking import relay as relay_module
-from deploy.tracking import tracking as tracking_module
 from deploy.tracking.relay import Relay, without_secrets
 from deploy.tracking.tracker import Ending, Record
 from deploy.tracking.tracking import Tracking, ended_by
@@ -219,7 +219,7 @@ def test_curves_have_a_point_every_two_seconds_each_evaluation_and_the_last_row(
     reason: str, ended: str, patience_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, recorder = [100.0], Recorder()
-    monkeypatch.setattr(tracking_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("deploy.tracking.tracking.time.monotonic", lambda: now[0])
     directory = RunDirectory.create(RunConfig(run="NAME", runs_dir=tmp_path))
     with Tracking([recorder]) as tracking:  # type: ignore[list-item]
         tracking.describe(directory.config, directory)
@@ -237,23 +237,16 @@ def test_curves_have_a_point_every_two_seconds_each_evaluation_and_the_last_row(
 # -- W&B for real, offline
 
 
-SHORT = ("train", "CartPole-v1", "--mode", "inline", "--run", "NAME", "--learner.lr", "1e-3", "--actors.lanes", "4")
-SHORT += (
-    "--env.max-episode-steps",
-    "20",
-    "--eval.every-updates",
-    "100",
-    "--eval.screen-episodes",
-    "2",
-    "--eval.threshold",
-    "None",
+SHORT = (
+    *("train", "CartPole-v1", "--mode", "inline", "--run", "NAME", "--learner.lr", "1e-3", "--actors.lanes", "4"),
+    *("--env.max-episode-steps", "20", "--eval.every-updates", "100", "--eval.screen-episodes", "2"),
+    *("--eval.threshold", "None"),
 )
 
 
 def records_of(folder: Path) -> list[Any]:
     """The records in the file of an offline run: leveldb's log of protocol buffers."""
-    from wandb.proto.wandb_internal_pb2 import Record as Message
-
+    message = import_module("wandb.proto.wandb_internal_pb2").Record
     (path,) = folder.glob("*.wandb")
     data, found, parts = path.read_bytes(), [], b""
     at, block = 7, 32768  # after the header
@@ -265,7 +258,7 @@ def records_of(folder: Path) -> list[Any]:
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last part
-            found.append(Message.FromString(parts))
+            found.append(message.FromString(parts))
             parts = b""
     return found
 
