@@ -239,6 +239,8 @@ def _section(folder: Folder, published: Mapping[str, Any]) -> Iterator[str]:
         yield "|---|--:|--:|--:|--:|--:|---|--:|--:|\n"
         yield from (_agent(agent, rows) for agent, rows in agents.items())
         yield from (_figure(figure, published["sources"]) for figure in published["figures"].get(env, ()))
+        if remark := published["remarks"].get(env):
+            yield f"\n{remark}\n"
         yield from _each_run(agents)
     if folder.files:
         links = ", ".join(f"[{file.name}](../results/{folder.name}/{file.name})" for file in folder.files)
