@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
 
 from learner.publisher import Publisher
 from replay.buffer import ReplayBuffer
@@ -15,6 +18,7 @@ from replay.credit import Lender
 from replay.limiter import Limiter
 from replay.reader import Reader
 
+Array = npt.NDArray[Any]
 LAPSE_CHECK_S = 0.25
 """Unused credit is looked for so often. A longer pause counts no more: it was this process that did not run."""
 
@@ -41,10 +45,11 @@ class Ingest:
         self.buffer = buffer
         self.reader = Reader(log, codec, buffer, quarantine, fence)
         self.ledger = self.reader.ledger
-        self.limiter = Limiter(replay.samples_per_insert, replay.min_rows, replay.capacity_rows, batch)
+        most = replay.most_steps(batch)
+        self.limiter = Limiter(replay.samples_per_insert, replay.min_rows, replay.capacity_rows, most)
         self.lender = Lender()
         self.expected: set[int] = set()
-        self.outages = 0
+        self.outages = self._expected = 0
         self._last_lapse_s = -math.inf
 
     def expect(self, slots: Iterable[int], chunk_rows: int, left: Iterable[int]) -> None:
@@ -82,8 +87,15 @@ class Ingest:
         return self.limiter.allowed_batches(most) if self.buffer.mirror.sampleable_rows else 0
 
     def count_updates(self, updates: int) -> None:
-        """Counts the samples of so many updates as taken."""
-        self.limiter.samples += updates * self._batch
+        """Counts the samples of so many updates as taken: of sequences, which differ in length, as many steps as are to
+        be expected, until ``count_steps`` is told."""
+        self._expected = round(self._batch * self.buffer.mirror.steps_per_sample)
+        self.limiter.samples += updates * self._expected
+
+    def count_steps(self, updates: int, rows: Array) -> None:
+        """Counts the steps that so many updates really train on, in the place of those expected. ``rows`` <int64>[M]:
+        their samples."""
+        self.limiter.samples += self.buffer.mirror.steps_of(rows) - updates * self._expected
 
     def lend(self, soon: bool) -> None:
         """Lends the actors what the limiter has room for, and publishes it; ``soon``: see ``Publisher.set``."""

@@ -10,7 +10,8 @@ from learner.ingest import Ingest
 from learner.journal import Journal
 from learner.learner import Learner
 from replay.chunk_log.protocol import ChunkLog, LogError, MemoryUsage, tolerating_outages
-from replay.description import RunDescription, SlotDescription
+from replay.config import ReplayConfig
+from replay.description import RunDescription, SequencesDescription, SlotDescription
 from replay.limiter import CHUNKS_EACH
 
 TRIM_EVERY_S, TRIM_SHARE = 1.0, 16
@@ -35,12 +36,13 @@ class LogUpkeep:
         notices: list[str],
         *,
         fence: int,
-        rows_in_log: int,
+        replay: ReplayConfig,
         journal: Journal | None,
     ) -> None:
         self._log, self._ingest, self._learner, self._notices = log, ingest, learner, notices
         self._fence, self._journal = fence, journal
-        self._rows_in_log = self._keep_rows = rows_in_log
+        self._rows_in_log = self._keep_rows = replay.rows_in_log
+        self._sequences = SequencesDescription.model_validate(replay.sequences.model_dump())
         self._trimmed_end = self.log_full = 0
         self._last_trim_s = self._last_describe_s = -math.inf
         self._last_strays_s, self._strays = time.perf_counter(), set[str]()
@@ -129,6 +131,7 @@ class LogUpkeep:
             reward_scale=config.reward_scale,
             reward_clip=config.reward_clip,
             value_rescale=config.value_rescale,
+            sequences=self._sequences,
             capacity_rows=mirror.capacity_rows,
             env_steps=ledger.totals.env_steps,
             updates=self._learner.updates,

@@ -24,13 +24,12 @@ from learner.progress import Progress
 from learner.publisher import Publisher
 from learner.report import Report
 from learner.samples import Samples, on_device
-from replay.assembler import NStepAssembler
 from replay.breakable import Breakable, breakable
 from replay.buffer import ReplayBuffer
+from replay.builders import Returns, make_assembler, make_mirror, planned_bytes
 from replay.chunk import Codec, Schema
 from replay.chunk_log.protocol import ChunkLog
 from replay.config import ReplayConfig
-from replay.mirror import Mirror
 from replay.samplers import make_sampler
 from replay.state import State
 from replay.storage import CannotFit, check_fit, make_storage
@@ -86,9 +85,7 @@ class LearnerLoop(Breakable):
         self.broadcaster = Broadcaster(publisher, self.learner, self.ingest, fence)
         self.phases, self.samples = Phases(), Samples(config.batch)
         journal, notices = None if checkpointer is None else Journal(checkpointer.folder, fence), list[str]()
-        self.upkeep = LogUpkeep(
-            log, self.ingest, self.learner, notices, fence=fence, rows_in_log=replay.rows_in_log, journal=journal
-        )
+        self.upkeep = LogUpkeep(log, self.ingest, self.learner, notices, fence=fence, replay=replay, journal=journal)
         parts = (self.learner, self.ingest, self.broadcaster)
         self.progress = Progress(*parts, self.upkeep, self.samples, self.phases, checkpointer, notices)
         self._state = LoopState(*parts, self.progress, self.samples, notices)
@@ -134,7 +131,7 @@ class LearnerLoop(Breakable):
         self.ingest.count_updates(updates)
         self.ingest.lend(soon=not updates)  # before the updates, which take longer than a chunk
         self.phases.charge("publish")
-        together = max(1, GATHER_BYTES // (2 * self._config.batch * self.buffer.mirror.schema.input_bytes))
+        together = max(1, GATHER_BYTES // (self._config.batch * self.buffer.mirror.sample_bytes))
         for done in range(0, updates, together):
             self._learn(min(together, updates - done))
         return updates
@@ -144,6 +141,7 @@ class LearnerLoop(Breakable):
         Likewise the priorities change together: they lag by as many updates (Ape-X's learner prefetches 16 batches)."""
         batch = self._config.batch
         gathered, rows, weights = self.buffer.sample(batch, updates, self.learner.updates)
+        self.ingest.count_steps(updates, rows)
         self.phases.charge("sample")
         columns = gathered.map(lambda column: on_device(column, self.learner.device))
         factors = None if weights is None else on_device(weights, self.learner.device)
@@ -197,25 +195,18 @@ def _make_buffer(
 ) -> ReplayBuffer:
     """Raises CannotFit where there is no room for the rows."""
     storage = make_storage(replay.storage, replay.memmap_dir, lambda: device)
-    needed = Mirror.planned_bytes(schema, replay.capacity_rows)
+    needed = planned_bytes(schema, replay.capacity_rows, replay.sequences)
     check_fit(replay.storage, storage, needed)
+    longest = longest_n_step(config)
     try:
-        mirror = Mirror(schema, replay.capacity_rows, storage)
+        mirror = make_mirror(schema, replay.capacity_rows, replay.sequences, longest, storage, reuse=True)
     except (MemoryError, OSError, torch.OutOfMemoryError) as error:
         raise CannotFit(
             f"the replay of {replay.capacity_rows:,} rows, {needed / 1e9:.2f} GB, cannot be allocated in "
             f"{replay.storage}: {error}; lower replay.capacity_rows"
         ) from error
-    return ReplayBuffer(
-        mirror,
-        NStepAssembler(
-            mirror,
-            config.n_step,
-            config.gamma,
-            config.reward_scale,
-            reward_clip=config.reward_clip,
-            value_rescale=config.value_rescale,
-            longest=longest_n_step(config),
-        ),
-        make_sampler(replay, mirror, np.random.default_rng(seed)),
+    returns = Returns(
+        config.n_step, config.gamma, longest, config.reward_scale, config.reward_clip, config.value_rescale
     )
+    sampler = make_sampler(replay, mirror, np.random.default_rng(seed))
+    return ReplayBuffer(mirror, make_assembler(mirror, returns), sampler)

@@ -20,7 +20,6 @@ from learner.samples import Samples
 from learner.weights import version_count
 from replay.chunk import Counters
 from replay.metrics import LimiterMetrics, ReplayMetrics, SentMetrics
-from replay.mirror import Mirror
 from replay.state import number
 
 
@@ -147,7 +146,7 @@ class Progress:
             replay_rows=mirror.rows,
             replay_capacity_rows=mirror.capacity_rows,
             replay_sampleable_rows=mirror.sampleable_rows,
-            replay_bytes=Mirror.planned_bytes(mirror.schema, mirror.capacity_rows),
+            replay_bytes=mirror.nbytes,
             log_memory_bytes=None if memory is None else memory.used,
             log_memory_limit_bytes=None if memory is None else memory.bound,
         )

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from replay.chunk import Chunk
-from replay.mirror import Mirror
 from replay.nstep import LaneWindows
+from replay.ring import Ring
 from replay.state import State
 
 Array = npt.NDArray[Any]
@@ -24,7 +24,7 @@ class NStepAssembler:
 
     def __init__(
         self,
-        mirror: Mirror,
+        mirror: Ring,
         n: int,
         gamma: float,
         reward_scale: float = 1.0,
@@ -48,9 +48,14 @@ class NStepAssembler:
             self.break_lanes(chunk.slot)
             windows = self._windows[chunk.slot] = self._make_windows(chunk.lanes)
         ids = self._mirror.add(chunk, windows.last_row)
-        with np.errstate(over="ignore"):  # what is infinite then, no window takes
-            reward = (np.sign(chunk.reward) if self._reward_clip else chunk.reward) * self._reward_scale
+        reward = self._reward(chunk)
         self._mirror.add_transitions(windows.extend(reward, chunk.flags, ids, chunk.q_taken, chunk.q_max))
+
+    def _reward(self, chunk: Chunk) -> Array:
+        """Returns a chunk's rewards <float32>[T, E] as they are trained on."""
+        with np.errstate(over="ignore"):  # what is infinite then, no window takes
+            reward: Array = (np.sign(chunk.reward) if self._reward_clip else chunk.reward) * self._reward_scale
+        return reward
 
     def _make_windows(self, lanes: int) -> LaneWindows:
         return LaneWindows(lanes, self._n, self._gamma, longest=self._longest, value_rescale=self._value_rescale)

@@ -18,19 +18,19 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from replay.assembler import NStepAssembler
 from replay.buffer import ReplayBuffer
-from replay.chunk import Codec, Schema
+from replay.builders import Returns, make_assembler, make_mirror, planned_bytes
+from replay.chunk import Codec
 from replay.chunk_log import open_inspector
 from replay.chunk_log.inspector import RunInspector
 from replay.chunk_log.protocol import ChunkId, Entry, LogError, Unavailable
 from replay.description import RunDescription
-from replay.mirror import Batch, Mirror
 from replay.reader import Reader
+from replay.ring import Ring
 from replay.samplers.uniform import UniformSampler
 from replay.storage import CannotFit, available_memory
 
@@ -124,18 +124,20 @@ class Attached:
             )
         self._nonce = self._claimed_by()
         self.schema = description.row_schema
-        self.mirror = _mirror(self.schema, description.capacity_rows if capacity_rows is None else capacity_rows)
+        self.mirror = _mirror(description, description.capacity_rows if capacity_rows is None else capacity_rows)
         self._streams = _Streams(logs)
         self._buffer = ReplayBuffer(
             self.mirror,
-            NStepAssembler(
+            make_assembler(
                 self.mirror,
-                description.n_step,
-                description.gamma,
-                description.reward_scale,
-                reward_clip=description.reward_clip,
-                value_rescale=description.value_rescale,
-                longest=description.longest_n_step,
+                Returns(
+                    description.n_step,
+                    description.gamma,
+                    description.farthest_n_step,
+                    description.reward_scale,
+                    description.reward_clip,
+                    description.value_rescale,
+                ),
             ),
             UniformSampler(self.mirror, np.random.default_rng()),
         )
@@ -171,8 +173,9 @@ class Attached:
             raise ValueError(f"capacity_rows={self.mirror.capacity_rows} cannot hold one chunk of this run: give more")
         return self._reader.ledger.totals.env_steps - before
 
-    def sample(self, count: int, rng: np.random.Generator | None = None) -> Batch:
-        """Samples ``count`` transitions, uniformly and with replacement. Raises ValueError where there are none yet."""
+    def sample(self, count: int, rng: np.random.Generator | None = None) -> Any:
+        """Samples ``count`` transitions, uniformly and with replacement: a ``replay.mirror.Batch``. Of a recurrent run
+        ``count`` sequences, a ``replay.sequences.SequenceBatch``. Raises ValueError where there are none yet."""
         self._reader.check_unbroken()
         if rng is not None:
             return self.mirror.gather(UniformSampler(self.mirror, rng).sample(count).rows)
@@ -198,7 +201,9 @@ class Attached:
             if None not in (nonce, self._nonce) and nonce != self._nonce:
                 raise Replaced(f"another run has taken the name {self.run!r}: attach again")
             if not description.same_rows(self.description):
-                raise Replaced(f"run {self.run!r} has other rows, n_step, gamma, rewards or values now: attach again")
+                raise Replaced(
+                    f"run {self.run!r} has other rows, n_step, gamma, rewards, values or sequences now: attach again"
+                )
             self.description = description
             self._buffer.assembler.set_horizon(description.n_step, description.gamma)
             self._reader.look_again()
@@ -209,15 +214,16 @@ class Attached:
         return first_answer(self._logs, lambda log: log.nonce())
 
 
-def _mirror(schema: Schema, capacity_rows: int) -> Mirror:
+def _mirror(description: RunDescription, capacity_rows: int) -> Ring:
     """Raises CannotFit where there is no memory for it: the learner's may lie in a file, or on a bigger machine."""
-    needed, free = Mirror.planned_bytes(schema, capacity_rows), available_memory()
+    schema, sequences = description.row_schema, description.sequences
+    needed, free = planned_bytes(schema, capacity_rows, sequences), available_memory()
     if free is not None and needed > free:
         raise CannotFit(
             f"a mirror of {capacity_rows:,} rows needs {needed / 1e9:.2f} GB of memory, {free / 1e9:.2f} GB are free: "
             "give a smaller capacity_rows"
         )
-    return Mirror(schema, capacity_rows)
+    return make_mirror(schema, capacity_rows, sequences, description.farthest_n_step)
 
 
 class _Streams:

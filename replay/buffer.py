@@ -17,7 +17,7 @@ import numpy.typing as npt
 from replay.assembler import NStepAssembler
 from replay.chunk import Chunk
 from replay.chunk_log.protocol import ChunkId
-from replay.mirror import Batch, Mirror
+from replay.ring import Ring
 from replay.samplers.base import Sampler
 from replay.state import State, array_in
 
@@ -34,10 +34,11 @@ class ChunkSpan(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """K batches of B transitions, one after the other: the transitions themselves, the rows <int64>[K·B] that they are
-    of, and their importance weights <float32>[K·B], None where all are 1."""
+    """K batches of B transitions or sequences, one after the other: these themselves, a ``Batch`` or a
+    ``SequenceBatch``; the rows <int64>[K·B] that they are of, and their importance weights <float32>[K·B], None where
+    all are 1."""
 
-    batch: Batch
+    batch: Any
     rows: Array
     weights: Array | None
 
@@ -45,7 +46,7 @@ class Sample(NamedTuple):
 class ReplayBuffer:
     """The replay memory of one process, over rows that are numbered in their order of arrival (replay/mirror.py)."""
 
-    def __init__(self, mirror: Mirror, assembler: NStepAssembler, sampler: Sampler) -> None:
+    def __init__(self, mirror: Ring, assembler: NStepAssembler, sampler: Sampler) -> None:
         """``assembler`` and ``sampler`` are those of this mirror, which has no rows yet."""
         self.mirror, self.assembler, self.sampler = mirror, assembler, sampler
         self._stored: deque[ChunkSpan] = deque()

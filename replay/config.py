@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from replay.kept import Kept
 from replay.samplers import SAMPLERS, sampler_of
+
+MAX_STEPS = 1 << 14
+"""Time steps of a part of a sequence, at the most."""
 
 
 class PrioritisedConfig(BaseModel):
@@ -22,6 +25,46 @@ class PrioritisedConfig(BaseModel):
     """Exponent of the importance weights at the start; it rises to 1 linearly."""
     beta_updates: int = Field(100_000, ge=1)
     """Updates after which it is 1."""
+
+
+class SequencesConfig(BaseModel):
+    """Sequences of rows for recurrent networks, in the place of transitions (R2D2: Kapturowski et al., ICLR 2019)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    trained: int = Field(0, ge=0, le=MAX_STEPS)
+    """Time steps of a sequence that are trained on; 0: transitions are sampled, no sequences."""
+    burn_in: int = Field(0, ge=0, le=MAX_STEPS)
+    """Time steps before them, at most, through which the recurrent state is only carried."""
+    overlap: int = Field(0, ge=0, le=MAX_STEPS)
+    """Trained time steps that the next sequence of an episode has again, at least."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> SequencesConfig:
+        if not self.trained:
+            if self.burn_in or self.overlap:
+                raise ValueError(
+                    f"burn_in is {self.burn_in} and overlap {self.overlap}, and trained is 0, so that they do nothing: "
+                    "give trained, too, or leave them out"
+                )
+            return self
+        if self.burn_in > self.trained:
+            raise ValueError(
+                f"burn_in is {self.burn_in}, longer than the {self.trained} steps that are trained on after it: lower "
+                "it, or raise trained"
+            )
+        if self.overlap >= self.trained:
+            raise ValueError(
+                f"overlap is {self.overlap}, and has to be below trained, which is {self.trained}: the next sequence "
+                "would train no step further"
+            )
+        return self
+
+    @property
+    def longest_chunk_steps(self) -> int:
+        """Returns how many time steps a chunk may have, before whose first row the recurrent state is known, for every
+        row to be trained on."""
+        return self.burn_in + self.trained - self.overlap
 
 
 class ReplayConfig(BaseModel):
@@ -42,10 +85,12 @@ class ReplayConfig(BaseModel):
     """How rows are chosen. uniform: all alike; prioritised: in proportion to their TD error (arXiv 1511.05952); or
     module:Name of your own, a class like replay.samplers.base.Sampler."""
     prioritised: PrioritisedConfig = PrioritisedConfig()
+    sequences: Kept[SequencesConfig] = SequencesConfig()
     min_rows: int = Field(1_000, ge=1)
     """Env steps to collect before the first update."""
     samples_per_insert: float = Field(64.0, gt=0)
-    """How often each env step is trained on, on average: batch / this = env steps per update."""
+    """How often each env step is trained on, on average: batch / this = env steps per update. Of sequences their
+    trained steps count."""
     ingest_every_updates: int = Field(16, ge=1)
     """Updates between two reads of the chunk log; their batches are chosen together."""
     ingest_budget_s: float = Field(0.02, gt=0)
@@ -58,6 +103,10 @@ class ReplayConfig(BaseModel):
         if name not in SAMPLERS and ":" not in name:
             sampler_of(name)  # raises, with the names that there are
         return name
+
+    def most_steps(self, batch: int) -> int:
+        """Returns the steps that an update trains on, at the most: of ``batch`` transitions or sequences."""
+        return batch * max(1, self.sequences.trained)
 
     @property
     def rows_in_log(self) -> int:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from replay.chunk import MAX_COUNT, MAX_VERSION, Schema
 from replay.chunk_log.protocol import LogError
+from replay.config import SequencesConfig
 from replay.foreign import parse_json
 from replay.ledger import SlotAccount
 
@@ -61,6 +62,12 @@ class SlotDescription(BaseModel):
         )
 
 
+class SequencesDescription(SequencesConfig):
+    """How rows become sequences; the default: they become transitions."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
 class RunDescription(BaseModel):
     """A run, as those see it who attach to it."""
 
@@ -75,6 +82,7 @@ class RunDescription(BaseModel):
     reward_scale: float = Field(gt=0, allow_inf_nan=False)
     reward_clip: bool = False
     value_rescale: bool = False
+    sequences: SequencesDescription = SequencesDescription()
     capacity_rows: Annotated[PositiveInt, Field(le=MAX_CAPACITY_ROWS)]
     """Rows that the learner's mirror holds at the most; the log is trimmed to it."""
     env_steps: Count
@@ -88,6 +96,11 @@ class RunDescription(BaseModel):
         if self.longest_n_step is not None and self.n_step > self.longest_n_step:
             raise ValueError(f"n_step is {self.n_step}, and longest_n_step {self.longest_n_step}")
         return self
+
+    @property
+    def farthest_n_step(self) -> int:
+        """Returns the greatest n_step that there will be, also where it stays."""
+        return self.longest_n_step or self.n_step
 
     def pack(self) -> bytes:
         """Packs it as JSON."""
@@ -112,8 +125,8 @@ class RunDescription(BaseModel):
             raise DescriptionError(f"the run's description is damaged: {error}") from error
 
     def same_rows(self, other: Self) -> bool:
-        """Returns whether both give the same transitions for the same rows, but for a horizon that is annealed."""
-        names = ["row_schema", "longest_n_step", "reward_scale", "reward_clip", "value_rescale"]
+        """Returns whether both make the same of the same rows, but for a horizon that is annealed."""
+        names = ["row_schema", "longest_n_step", "reward_scale", "reward_clip", "value_rescale", "sequences"]
         if self.longest_n_step is None:
             names += ["n_step", "gamma"]
         return all(getattr(self, name) == getattr(other, name) for name in names)

@@ -63,6 +63,12 @@ class FrameLinks:
             index = self._prev_row.take(index) % self._capacity_rows
         return indices
 
+    def oldest(self, rows: Array) -> Array:
+        """Returns the oldest frames of the stacks of these rows <int64>[M], which are complete."""
+        for _ in range(self._stack - 1):
+            rows = self._prev_row[rows % self._capacity_rows]
+        return rows
+
     def columns(self) -> dict[str, Array]:
         """Returns what a state has of them."""
         return {"before": self._prev_row, "after": self._next_row}

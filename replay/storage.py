@@ -40,8 +40,9 @@ class Storage(Protocol):
     def put(self, column: Any, indices: Array | slice, values: Array) -> None:
         """Writes the host's ``values`` <dtype>[M, *shape] to ``indices``."""
 
-    def gather(self, column: Any, indices: Array) -> Any:
-        """Returns the rows at ``indices`` <int64>[B] as a contiguous <dtype>[B, *shape] of their own."""
+    def gather(self, column: Any, indices: Array, out: Array | None = None) -> Any:
+        """Returns the rows at ``indices`` <int64>[B] as a contiguous <dtype>[B, *shape] of their own; in ``out``, an
+        array of the host, where it is given and the rows lie there."""
 
     def host(self, column: Any, rows: int) -> Array:
         """Returns the first ``rows`` rows as a host's array, perhaps a view."""
@@ -59,8 +60,9 @@ class Ram:
     def put(self, column: Array, indices: Array | slice, values: Array) -> None:
         column[indices] = values
 
-    def gather(self, column: Array, indices: Array) -> Array:
-        return column.take(indices, axis=0)
+    def gather(self, column: Array, indices: Array, out: Array | None = None) -> Array:
+        # "raise" would fill a buffer of its own first; indices are of the ring, and none is beyond it.
+        return column.take(indices, axis=0, out=out, mode="raise" if out is None else "clip")
 
     def host(self, column: Array, rows: int) -> Array:
         return column[:rows]
@@ -106,7 +108,7 @@ class Device:
         where = indices if isinstance(indices, slice) else self._torch.from_numpy(indices).to(self._device)
         self._plain(column)[where] = self._plain(self._torch.from_numpy(np.array(values)).to(self._device))
 
-    def gather(self, column: Any, indices: Array) -> Any:
+    def gather(self, column: Any, indices: Array, out: Array | None = None) -> Any:
         taken = self._plain(column)[self._torch.from_numpy(indices).to(self._device)]
         return taken.view(column.dtype)
 

@@ -6,12 +6,12 @@ recomputes each sum on its way up instead of adding a difference to it, no error
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from replay.compiled import compiled
 
 Array = npt.NDArray[Any]
 
@@ -44,20 +44,7 @@ class SumTree:
         return leaves
 
 
-def _compiled(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compiles for these types. Numba keeps what it has compiled beside this file or in the user's home; where neither
-    can be written, each process compiles anew, which takes a second."""
-
-    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-        try:
-            return njit(signature, cache=True)(function)
-        except (RuntimeError, OSError):
-            return njit(signature)(function)
-
-    return compiled
-
-
-@_compiled("void(float64[::1], int64[::1], float64[::1])")
+@compiled("void(float64[::1], int64[::1], float64[::1])")
 def _set(nodes: Array, places: Array, weights: Array) -> None:
     """All changes go up together, a level at a time: their cache misses overlap."""
     for i in range(len(places)):
@@ -69,7 +56,7 @@ def _set(nodes: Array, places: Array, weights: Array) -> None:
             up[i] >>= 1
 
 
-@_compiled("int64[::1](float64[::1], int64, float64[::1])")
+@compiled("int64[::1](float64[::1], int64, float64[::1])")
 def _find(nodes: Array, size: int, masses: Array) -> Array:
     """All masses go down together, a level at a time: their cache misses overlap."""
     rest = masses.copy()

@@ -41,6 +41,7 @@ from replay.config import ReplayConfig
 from replay.description import FORMAT, DescriptionError, RunDescription, SlotDescription
 from replay.ledger import SlotAccount, Totals
 from replay.mirror import Batch, Mirror
+from replay.ring import Ring
 from replay.storage import CannotFit
 
 ADMIN = "~* &* +@all"
@@ -86,7 +87,7 @@ def attach(server: EmbeddedServer, capacity_rows: int | None = None) -> Attached
     return replay.attach(server.url("reader"), RUN, capacity_rows)
 
 
-def transitions(mirror: Mirror) -> Batch:
+def transitions(mirror: Ring) -> Batch:
     """All that can be sampled, in the order of the observations' numbers."""
     ids = np.arange(mirror.start, mirror.end)
     batch = mirror.gather(ids[mirror.sampleable(ids)])

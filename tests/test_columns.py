@@ -50,6 +50,7 @@ from replay.chunk_log.redis_log import RedisLog
 from replay.config import ReplayConfig
 from replay.description import DescriptionError, RunDescription, SlotDescription
 from replay.mirror import Batch, Mirror
+from replay.ring import Ring
 from replay.state import State
 from replay.storage import Device, Memmap, Ram, Storage
 
@@ -105,7 +106,7 @@ class Heads:
                 np.testing.assert_array_equal(np.asarray(extras[name]), expected, name)
 
 
-def all_rows(mirror: Mirror) -> Array:
+def all_rows(mirror: Ring) -> Array:
     alive = np.arange(mirror.start, mirror.end)
     found: Array = alive[mirror.sampleable(alive)]
     return found

@@ -24,6 +24,7 @@ KEPT: dict[str, Any] = {
     "replay.capacity_rows": 1_234,
     "replay.sampler": "prioritised",
     "replay.prioritised.alpha": 0.123,
+    "replay.sequences": {"trained": 7},
     "learner.network": {"hidden": (7,)},
     "learner.algorithm": "qr_dqn",
     "learner.qr_dqn.quantiles": 7,
@@ -98,7 +99,7 @@ def test_auto_asks_for_what_was_chosen_as_the_run_began() -> None:
 def test_the_marks_are_those() -> None:
     assert set(kept_options("local")) == set(kept_options("cluster")) == set(KEPT)
     assert set(kept_options("inline")) == {*KEPT, *KEPT_INLINE}
-    assert {*KEPT, *FREE, *KEPT_INLINE} <= {*option_paths(), "learner.network"}
+    assert {*KEPT, *FREE, *KEPT_INLINE} <= {*option_paths(), "learner.network", "replay.sequences"}
 
 
 def test_the_documentation_lists_them() -> None:

@@ -100,7 +100,7 @@ def test_big_observations_are_gathered_in_parts(sampler: str, monkeypatch: pytes
     monkeypatch.setattr(loop_module, "GATHER_BYTES", 3 * 2 * 8 * 4)  # three batches of 8 observations of 4 bytes
     gather, sizes = loop.buffer.mirror.gather, []
 
-    def gathering(rows: Any) -> Batch:
+    def gathering(rows: Any) -> Any:
         sizes.append(len(rows))
         return gather(rows)
 

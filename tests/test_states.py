@@ -12,6 +12,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from hypothesis import strategies as st
 from lending import plenty
 from safetensors.numpy import load as load_arrays
 from scripted_env import RaisingEnv
+from sequence_makers import SCHEMA as SEQUENCES
+from sequence_makers import recurrent
 
 from actors.actor_id import ActorId
 from actors.builders import build_evaluator
@@ -59,13 +62,15 @@ from replay.nstep import LaneWindows
 from replay.reader import Reader
 from replay.samplers.prioritised import PrioritisedSampler
 from replay.samplers.uniform import UniformSampler
+from replay.sequence_assembler import SequenceAssembler
+from replay.sequences import SequenceMirror, SequenceSpec
 from replay.state import State
 
 ROOT = Path(__file__).parents[1]
 TESTED = {
-    "Evaluator", "LaneWindows", "Learner", "LearnerLoop", "Limiter", "MemoryLog", "Mirror",
-    "NStepAssembler", "NumpyMlp", "Outbox", "PrioritisedSampler", "Reader", "RecordedLane", "ReplayBuffer", "Restarts",
-    "Rollout", "Rows", "Stepper", "TorchPolicy", "UniformSampler",
+    "Evaluator", "LanePiece", "LaneWindows", "Learner", "LearnerLoop", "Limiter", "MemoryLog", "NStepAssembler",
+    "NumpyMlp", "Outbox", "PrioritisedSampler", "Reader", "RecordedLane", "ReplayBuffer", "Restarts", "Ring", "Rollout",
+    "Rows", "SequenceAssembler", "SequenceMirror", "Stepper", "TorchPolicy", "UniformSampler",
 }  # fmt: skip
 """Classes with a state that the tests below fill; a test compares them with those that there are."""
 HOW_A_RUN_STANDS = {"RunRecord", "StudyDirectory"}
@@ -409,6 +414,89 @@ def test_the_buffers(with_rows: bool) -> None:
     if with_rows:
         for ours, theirs in zip(one.sample(64).batch, other.sample(64).batch, strict=True):
             np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_sequences_buffers() -> None:
+    """Pieces of lanes that are still to be cut, recurrent states, the heap of what is evicted next: what comes after is
+    the same as without the checkpoint."""
+
+    def make() -> ReplayBuffer:
+        mirror = SequenceMirror(replace(SEQUENCES, stack=2), 70, SequenceSpec(2, 4, 1, 3))
+        sampler = PrioritisedSampler(mirror, np.random.default_rng(1), 0.6, 0.4, 100)
+        return ReplayBuffer(mirror, SequenceAssembler(mirror, 2, 0.9), sampler)
+
+    one, other = make(), make()
+    actors = [FakeActor(slot, 2, p_end=0.1, numbers=itertools.count(1)) for slot in (0, 3)]
+    for number in range(8):
+        for actor in actors:
+            one.append(recurrent(actor.chunk(5)), follows=number not in (0, 4))
+    parts = one.state(with_rows=True)
+    for name in ("mirror", "sampler"):
+        assert_filled(parts[name], "has_uint32", "uinteger", "missed")
+    pieces = [array for name, array in parts["assembler"].arrays.items() if ".rows." in name]
+    assert len(pieces) == 4
+    assert any(len(piece) for piece in pieces)
+    other.restore({part: through_a_checkpoint(state) for part, state in parts.items()}, lambda _: pytest.fail("rows"))
+    for part, state in other.state(with_rows=True).items():
+        assert_same(state, parts[part])
+    for actor in actors * 4:
+        chunk = recurrent(actor.chunk(5))
+        for buffer in (one, other):
+            buffer.append(chunk, follows=True)
+        assert one.mirror.sampleable_rows > 0
+        for ours, theirs in zip(one.sample(16).batch, other.sample(16).batch, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    for part, state in other.state(with_rows=True).items():
+        assert_same(state, one.state(with_rows=True)[part])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("next", 70),
+        ("next", -1),
+        ("burn_in", 3),
+        ("trained", 0),
+        ("trained", 5),
+        ("length", 1 << 20),
+        ("steps", 5),
+        ("first", 0),
+        ("reward", np.inf),
+        ("core_states", np.nan),
+        ("core_rows", 5),
+    ],
+)
+def test_sequences_that_cannot_be_are_refused(name: str, value: float) -> None:
+    """What would be read beyond an array, by code that is compiled and does not look."""
+    spec = SequenceSpec(2, 4, 1, 3)
+    mirror = SequenceMirror(SEQUENCES, 70, spec)
+    assembler, actor = SequenceAssembler(mirror, 2, 0.9), FakeActor(0, 2, p_end=0.1)
+    for _ in range(10):
+        assembler.append(recurrent(actor.chunk(5)), follows=True)
+    state = through_a_checkpoint(mirror.state())
+    SequenceMirror(SEQUENCES, 70, spec).restore(state)
+    named = np.flatnonzero(state.arrays["sampleable"])
+    spoilt_array = np.array(state.arrays[name])
+    spoilt_array.reshape(-1)[-1 if name.startswith("core") else named[-1]] = value
+    with pytest.raises(ValueError, match=name):
+        SequenceMirror(SEQUENCES, 70, spec).restore(State(state.values, {**state.arrays, name: spoilt_array}))
+
+
+@pytest.mark.parametrize(
+    ("part", "position", "value"), [("rows", 0, -1), ("rows", -1, 1 << 40), ("known", -1, 1 << 40), ("piece", 0, 99)]
+)
+def test_a_lanes_piece_that_cannot_be_is_refused(part: str, position: int, value: int) -> None:
+    mirror = SequenceMirror(SEQUENCES, 70, SequenceSpec(2, 4, 1, 3))
+    assembler, actor = SequenceAssembler(mirror, 2, 0.9), FakeActor(0, 2, p_end=0.0)
+    for _ in range(5):
+        assembler.append(recurrent(actor.chunk(5)), follows=True)
+    state = through_a_checkpoint(assembler.state())
+    assembler.restore(state)
+    key = f"0.{part}.1"
+    spoilt_array = np.array(state.arrays[key])
+    spoilt_array[position] = value
+    with pytest.raises(ValueError, match="lane's piece"):
+        assembler.restore(State(state.values, {**state.arrays, key: spoilt_array}))
 
 
 def test_the_memory_logs() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba.core.dispatcher import Dispatcher
 
-from replay import sum_tree
+from replay.compiled import compiled
 from replay.samplers.prioritised import PrioritisedSampler
 from replay.sum_tree import SumTree
 
@@ -78,4 +78,4 @@ def test_without_a_folder_for_the_compiled_code_it_compiles_anew(
         raise fault
 
     monkeypatch.setattr(Dispatcher, "enable_caching", refuse)
-    assert sum_tree._compiled("int64(int64)")(lambda number: number + 1)(1) == 2
+    assert compiled("int64(int64)")(lambda number: number + 1)(1) == 2

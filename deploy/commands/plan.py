@@ -138,6 +138,18 @@ def _memory_lines(config: RunConfig, schema: Schema, forecast: Forecast) -> Iter
         megabytes(forecast.mirror_bytes),
         f"{limits.capacity_rows:,} rows in {limits.storage}, with links and n-step",
     )
+    if forecast.batch_bytes:
+        sequences = limits.sequences
+        yield (
+            "recurrent states",
+            megabytes(forecast.states_bytes),
+            f"at most, with one of {schema.core:,} numbers for each lane of a chunk",
+        )
+        yield (
+            "gathered batch",
+            megabytes(forecast.batch_bytes),
+            f"{config.learner.batch} sequences of {sequences.burn_in} + {sequences.trained} steps and the bootstrap's",
+        )
     if forecast.tree_bytes:
         yield "sum tree", megabytes(forecast.tree_bytes), "16 B a row, capacity rounded up to a power of two"
     yield (
@@ -175,7 +187,10 @@ def _speed_lines(config: RunConfig, forecast: Forecast, measured: tuple[bool, bo
     )
     source = f"{RUNNING_SHARE:g} x a bare loop's, measured here for a second" if measured[1] else "as given"
     yield "learner", f"{forecast.updates_per_s:,.0f} updates/s", source
-    spi, batch = forecast.samples_per_insert, config.learner.batch
+    spi, sequences = forecast.samples_per_insert, config.replay.sequences
+    batch = f"{config.learner.batch}"
+    if sequences.trained:
+        batch = f"({batch} x {sequences.trained} trained steps)"
     yield (
         "it allows",
         f"{forecast.learner_env_steps_per_s:,.0f} env steps/s",

@@ -63,10 +63,11 @@ def preflight(config: RunConfig) -> Iterator[Check]:
 def _limits(config: RunConfig) -> Iterator[Check]:
     limiter = check_limiter(config)
     check_unused(config)
+    samples = "trained steps of sequences" if config.replay.sequences.trained else "samples"
     yield Check(
         "limits",
         "ok",
-        f"{limiter.samples_per_insert:g} samples per insert from {limiter.min_rows:,} rows on, a replay of "
+        f"{limiter.samples_per_insert:g} {samples} per insert from {limiter.min_rows:,} rows on, a replay of "
         f"{limiter.capacity_rows:,}",
     )
 

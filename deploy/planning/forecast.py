@@ -38,6 +38,8 @@ class Forecast:
     server_bytes: int
     mirror_bytes: int
     tree_bytes: int
+    states_bytes: int
+    batch_bytes: int
     training_bytes: int
     actors_bytes: int
     actor_env_steps_per_s: float
@@ -71,18 +73,18 @@ def forecast_run(config: RunConfig, schema: Schema, actor: ActorRate, updates_pe
     """Computes the forecast of a run. ``updates_per_s``: what the learner could do; ``cores``: of this machine, which
     in the modes of one machine is all there is.
 
-    An update takes ``batch`` samples, and an env step allows ``samples_per_insert``: the learner's updates allow
-    ``updates_per_s * batch / samples_per_insert`` env steps per second. The slower side bounds the run, and the limiter
-    has the other one wait.
+    An update takes ``batch`` samples, of sequences all their trained steps, and an env step allows
+    ``samples_per_insert``: the learner's updates allow ``updates_per_s * batch / samples_per_insert`` env steps per
+    second. The slower side bounds the run, and the limiter has the other one wait.
     """
     limiter, actors = check_limiter(config), config.actors
     planned, weights = plan_memory(config, schema), network_bytes(config, schema)
     herd = actors.count * actor.env_steps_per_s
     if config.mode != "cluster":
         herd = min(herd, cores * actor.env_steps_per_s / max(actor.cpu_share, 1e-3))
-    allowed = updates_per_s * config.learner.batch / limiter.samples_per_insert
+    allowed = updates_per_s * limiter.batch / limiter.samples_per_insert
     env_steps = min(herd, allowed)
-    updates = env_steps * limiter.samples_per_insert / config.learner.batch
+    updates = env_steps * limiter.samples_per_insert / limiter.batch
     rows_per_chunk = min(chunk_rows(config), max(actors.lanes, actors.flush_s * env_steps / actors.count))
     published = min(1 / PUBLISH_MIN_S, updates / config.learner.publish_every_updates)
     fetched = actors.count * min(published, 1 / actors.fetch_every_s if actors.fetch_every_s else math.inf)
@@ -97,6 +99,8 @@ def forecast_run(config: RunConfig, schema: Schema, actor: ActorRate, updates_pe
         server_bytes=planned.server,
         mirror_bytes=planned.mirror,
         tree_bytes=planned.tree,
+        states_bytes=planned.states,
+        batch_bytes=planned.batch,
         training_bytes=6 * weights,
         actors_bytes=actors.count * (ACTOR_BYTES + weights + actor.env_bytes),
         actor_env_steps_per_s=actor.env_steps_per_s,
@@ -138,7 +142,9 @@ def check_machine_memory(config: RunConfig, forecast: Forecast) -> None:
 
 def memory_needed(config: RunConfig, forecast: Forecast) -> float:
     """Returns bytes of this machine's memory, all processes together."""
-    learner = LEARNER_BYTES + forecast.training_bytes + forecast.tree_bytes
+    learner = (
+        LEARNER_BYTES + forecast.training_bytes + forecast.tree_bytes + forecast.states_bytes + forecast.batch_bytes
+    )
     learner += forecast.mirror_bytes if config.replay.storage == "ram" else 0
     if config.mode == "inline":  # of one process, to which the evaluator adds some lanes
         return learner + (forecast.actors + 1) * forecast.actor_env_bytes

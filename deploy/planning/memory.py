@@ -11,10 +11,11 @@ from deploy.config.models import RunConfig
 from learner.algorithms import ALGORITHMS, build_loss
 from learner.horizon import longest_n_step
 from learner.networks import parameter_shapes
+from replay.builders import planned_bytes
 from replay.chunk import Schema
 from replay.chunk_log.server_kind import Bounds
+from replay.core_states import CoreStates
 from replay.limiter import Limiter
-from replay.mirror import Mirror
 from replay.samplers import sampler_of
 from replay.storage import CannotFit, available_memory, check_fit, make_storage
 
@@ -27,16 +28,26 @@ WEIGHTS_OVERHEAD_BYTES = 64 << 10
 
 
 class MemoryPlan(NamedTuple):
-    """Upper bounds in bytes: the server's memory, the mirror in ``replay.storage``, and the sum tree."""
+    """Upper bounds in bytes: the server's memory, the mirror in ``replay.storage``, the sum tree; and of sequences the
+    recurrent states of full chunks and a gathered batch, both in host memory."""
 
     server: int
     mirror: int
     tree: int
+    states: int = 0
+    batch: int = 0
+
+    @property
+    def host(self) -> int:
+        """What the learner holds beside the mirror."""
+        return self.tree + self.states + self.batch
 
     def summary_line(self, config: RunConfig) -> str:
         """Returns one line for the start of a run."""
         limits = config.replay
         tree = f" and a sum tree of {megabytes(self.tree)}" if self.tree else ""
+        if config.replay.sequences.trained:
+            tree += f", recurrent states of {megabytes(self.states)} and batches of {megabytes(self.batch)}"
         server = f"; the server at most {megabytes(self.server)}" if self.server else ""
         return (
             f"replay of {limits.capacity_rows:,} rows: {megabytes(self.mirror)} ({limits.storage}){tree} in the "
@@ -50,13 +61,20 @@ def plan_memory(config: RunConfig, schema: Schema) -> MemoryPlan:
     Raises:
         ConfigError: a sampler cannot be imported.
     """
-    capacity = config.replay.capacity_rows
+    capacity, sequences = config.replay.capacity_rows, config.replay.sequences
     try:
         tree = sampler_of(config.replay.sampler).planned_bytes(capacity)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     server = 0 if config.mode == "inline" else server_bytes(config, schema)
-    return MemoryPlan(server, Mirror.planned_bytes(schema, capacity), tree)
+    plan = MemoryPlan(server, planned_bytes(schema, capacity, sequences), tree)
+    if not sequences.trained:
+        return plan
+    steps = sequences.burn_in + sequences.trained + longest_n_step(config.learner)
+    return plan._replace(
+        states=CoreStates.planned_bytes(schema.core, capacity // config.actors.chunk_steps),
+        batch=config.learner.batch * steps * schema.input_bytes,
+    )
 
 
 def check_memory(config: RunConfig, schema: Schema) -> None:
@@ -70,7 +88,7 @@ def check_memory(config: RunConfig, schema: Schema) -> None:
             check_fit(kind, make_storage(kind, folder, lambda: None), planned.mirror)
     except (CannotFit, OSError) as error:
         raise ConfigError(str(error)) from error
-    in_ram = planned.server + planned.tree + (planned.mirror if kind == "ram" else 0)
+    in_ram = planned.server + planned.host + (planned.mirror if kind == "ram" else 0)
     free = available_memory()
     if free is not None and in_ram > free:
         memmap = ", or choose --replay.storage memmap with a --replay.log_rows that fits" if kind == "ram" else ""
@@ -106,18 +124,47 @@ def check_network(config: RunConfig, schema: Schema) -> None:
 
 
 def check_windows(config: RunConfig, schema: Schema) -> None:
-    """Raises ConfigError where a lane's share of the replay is shorter than what a transition spans and a chunk: rows
-    would be evicted before anything could be sampled from them."""
+    """Raises ConfigError where a lane's share of the replay is shorter than what a transition or a sequence spans and a
+    chunk: rows would be evicted before anything could be sampled from them. Likewise where sequences do not go with
+    the network or the chunks."""
+    check_sequences(config, schema)
     replay, actors = config.replay, config.actors
     share = replay.capacity_rows // (actors.count * actors.lanes)
     n_step = longest_n_step(config.learner)
-    needed = n_step + schema.stack - 1 + actors.chunk_steps
+    sequence = replay.sequences.burn_in + replay.sequences.trained
+    needed = sequence + n_step + schema.stack - 1 + actors.chunk_steps
     if share < needed:
+        sequences = f"sequences of {sequence} steps, " if sequence else ""
         raise ConfigError(
             f"a replay of {replay.capacity_rows:,} rows holds {share} time steps of each of {actors.count} x "
-            f"{actors.lanes} lanes; an n_step of {n_step}, a stack of {schema.stack} and "
+            f"{actors.lanes} lanes; {sequences}an n_step of {n_step}, a stack of {schema.stack} and "
             f"actors.chunk_steps {actors.chunk_steps} need {needed}: give --replay.capacity-rows at least "
             f"{needed * actors.count * actors.lanes}, or lower one of them, --actors.count or --actors.lanes"
+        )
+
+
+def check_sequences(config: RunConfig, schema: Schema) -> None:
+    """Raises ConfigError for sequences without a recurrent network, or one without sequences, and for chunks so long
+    that between their first rows, where the recurrent state is known, rows would be in no sequence."""
+    sequences, chunk_steps = config.replay.sequences, config.actors.chunk_steps
+    if sequences.trained and not schema.core:
+        raise ConfigError(
+            f"replay.sequences.trained is {sequences.trained}, and the network keeps no recurrent state that sequences "
+            "would be for: give --learner.network.core lstm or gru, or leave replay.sequences out"
+        )
+    if schema.core and not sequences.trained:
+        raise ConfigError(
+            f"the network keeps a recurrent state of {schema.core} numbers, and replay.sequences.trained is 0: "
+            "transitions are stored without it; give --replay.sequences.trained (and burn_in and overlap), or "
+            "--learner.network.core none"
+        )
+    longest = sequences.longest_chunk_steps
+    if sequences.trained and chunk_steps > longest:
+        raise ConfigError(
+            f"chunks have actors.chunk_steps {chunk_steps} steps, and the recurrent state is stored at the first one: "
+            f"with burn_in {sequences.burn_in}, trained {sequences.trained} and overlap {sequences.overlap} of "
+            f"replay.sequences more than {longest} would leave steps out; give --actors.chunk-steps {longest} or less, "
+            "raise burn_in or trained, or lower overlap"
         )
 
 
@@ -145,7 +192,8 @@ def check_limiter(config: RunConfig) -> Limiter:
     """
     limits = config.replay
     try:
-        limiter = Limiter(limits.samples_per_insert, limits.min_rows, limits.capacity_rows, config.learner.batch)
+        most = limits.most_steps(config.learner.batch)
+        limiter = Limiter(limits.samples_per_insert, limits.min_rows, limits.capacity_rows, most)
         limiter.fit(config.actors.count, chunk_rows(config))
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -164,7 +212,8 @@ def check_more_actors(config: RunConfig, more: int) -> None:
 
 def rows_in_checkpoint(config: RunConfig, schema: Schema) -> bool:
     """Returns whether the replay memory's rows are a part of each checkpoint."""
-    return Mirror.planned_bytes(schema, config.replay.capacity_rows) <= config.checkpoint.rows_max_bytes
+    replay = config.replay
+    return planned_bytes(schema, replay.capacity_rows, replay.sequences) <= config.checkpoint.rows_max_bytes
 
 
 def chunk_rows(config: RunConfig) -> int:

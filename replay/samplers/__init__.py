@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from replay.config import ReplayConfig
-    from replay.mirror import Mirror
+    from replay.ring import Ring
     from replay.samplers.base import Sampler
 
 __all__ = ["SAMPLERS", "make_sampler", "sampler_of"]
@@ -41,7 +41,7 @@ def sampler_of(name: str) -> type[Sampler]:
     return found
 
 
-def make_sampler(config: ReplayConfig, mirror: Mirror, rng: np.random.Generator) -> Sampler:
+def make_sampler(config: ReplayConfig, mirror: Ring, rng: np.random.Generator) -> Sampler:
     """Makes the sampler that the configuration names. Make it before rows are added: it learns of them as they
     arrive."""
     kind = sampler_of(config.sampler)

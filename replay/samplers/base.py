@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from replay.config import ReplayConfig
-from replay.mirror import Mirror
+from replay.ring import Ring
 from replay.state import State
 
 Array = npt.NDArray[Any]
@@ -31,7 +31,7 @@ class Sampler(Protocol):
     """A NamedTuple of what it reports, see ``replay.metrics``."""
 
     @classmethod
-    def make(cls, config: ReplayConfig, mirror: Mirror, rng: np.random.Generator) -> Self:
+    def make(cls, config: ReplayConfig, mirror: Ring, rng: np.random.Generator) -> Self:
         """Makes the sampler that a configuration describes, of a mirror that has no rows yet."""
 
     @staticmethod
@@ -58,7 +58,7 @@ class Sampler(Protocol):
         """See ``replay.state``; rows ``old_rows`` <int64>[M] of the state's mirror are ``new_rows`` of this one."""
 
 
-def check_any(mirror: Mirror) -> None:
+def check_any(mirror: Ring) -> None:
     """Raises ValueError where no row of the mirror is sampleable."""
     if mirror.sampleable_rows == 0:
         raise ValueError(f"none of the mirror's {mirror.rows} rows can be sampled yet")

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from replay.config import ReplayConfig
 from replay.metrics import counter, gauge
-from replay.mirror import Mirror
+from replay.ring import Ring
 from replay.samplers.base import SampledRows, check_any
 from replay.state import State, array_in, count, number, restore_rng, rng_state
 
@@ -45,7 +45,7 @@ class PrioritisedSampler:
     section: str | None = "prioritised"
     metrics_type: type[Any] | None = PrioritisedMetrics
 
-    def __init__(self, mirror: Mirror, rng: np.random.Generator, alpha: float, beta: float, beta_updates: int) -> None:
+    def __init__(self, mirror: Ring, rng: np.random.Generator, alpha: float, beta: float, beta_updates: int) -> None:
         from replay.sum_tree import SumTree  # numba takes a third of a second to import
 
         self._mirror, self._rng = mirror, rng
@@ -56,7 +56,7 @@ class PrioritisedSampler:
         mirror.watch(self)
 
     @classmethod
-    def make(cls, config: ReplayConfig, mirror: Mirror, rng: np.random.Generator) -> Self:
+    def make(cls, config: ReplayConfig, mirror: Ring, rng: np.random.Generator) -> Self:
         """See ``Sampler.make``."""
         options = config.prioritised
         return cls(mirror, rng, options.alpha, options.beta, options.beta_updates)

@@ -8,11 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from replay.config import ReplayConfig
-from replay.mirror import Mirror
+from replay.ring import Ring
 from replay.samplers.base import SampledRows, check_any
 from replay.state import State, restore_rng, rng_state
 
 Array = npt.NDArray[Any]
+MOST_TRIES = 64
+"""Rows drawn at once for each sample."""
 
 
 class UniformSampler:
@@ -21,11 +23,11 @@ class UniformSampler:
     section: str | None = None
     metrics_type: type[Any] | None = None
 
-    def __init__(self, mirror: Mirror, rng: np.random.Generator) -> None:
+    def __init__(self, mirror: Ring, rng: np.random.Generator) -> None:
         self._mirror, self._rng = mirror, rng
 
     @classmethod
-    def make(cls, config: ReplayConfig, mirror: Mirror, rng: np.random.Generator) -> Self:
+    def make(cls, config: ReplayConfig, mirror: Ring, rng: np.random.Generator) -> Self:
         """See ``Sampler.make``: there is nothing to configure."""
         return cls(mirror, rng)
 
@@ -38,14 +40,19 @@ class UniformSampler:
         """See ``Sampler.sample``.
 
         Rejection: rows alive are drawn uniformly and kept where sampleable, which leaves the sampleable ones uniform.
+        Where those are few, as sequences are among their rows, each sample draws as many at a time as it takes to find
+        one, on average, and keeps the first that is.
         """
         mirror = self._mirror
         check_any(mirror)
-        drawn = self._rng.integers(mirror.start, mirror.end, batch * batches)
-        missing = np.flatnonzero(~mirror.sampleable(drawn))
+        drawn = np.empty(batch * batches, np.int64)
+        missing = np.arange(len(drawn))
+        tries = min(MOST_TRIES, mirror.rows // mirror.sampleable_rows)
         while len(missing):
-            drawn[missing] = self._rng.integers(mirror.start, mirror.end, len(missing))
-            missing = missing[~mirror.sampleable(drawn[missing])]
+            rows = self._rng.integers(mirror.start, mirror.end, (len(missing), tries))
+            found = mirror.sampleable(rows)
+            drawn[missing] = rows[np.arange(len(rows)), found.argmax(1)]
+            missing = missing[~found.any(1)]
         return SampledRows(drawn, None)
 
     def update(self, rows: Array, td_error: Array) -> None:
