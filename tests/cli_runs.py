@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,13 +113,20 @@ def environment(tmp: Path, mark: str, more: Mapping[str, str] | None = None) -> 
 @contextlib.contextmanager
 def running(*arguments: str | Path, cwd: Path, env: Mapping[str, str] | None = None) -> Iterator[Run]:
     """``qherd`` with these arguments; what is left of it afterwards is ended."""
+    with running_program([QHERD, *map(str, arguments)], cwd=cwd, env=env) as run:
+        yield run
+
+
+@contextlib.contextmanager
+def running_program(command: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str] | None = None) -> Iterator[Run]:
+    """A program; what is left of it afterwards is ended."""
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp", ignore_cleanup_errors=True) as folder:
         base, mark = Path(folder), uuid.uuid4().hex
         files, tmp = (base / "out", base / "err"), base / "t"
         tmp.mkdir()
         with files[0].open("w") as out, files[1].open("w") as err:
             process = subprocess.Popen(
-                [QHERD, *map(str, arguments)],
+                command,
                 cwd=cwd,
                 env=environment(tmp, mark, env),
                 stdin=subprocess.DEVNULL,

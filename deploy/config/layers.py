@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import os
 import re
@@ -47,9 +48,14 @@ def preset_for(env_id: str) -> str | None:
 
 
 def compose(
-    env_id: str | None, preset: str | None, file: Path | None, environ: Mapping[str, str] = os.environ
+    env_id: str | None,
+    preset: str | None,
+    file: Path | None,
+    environ: Mapping[str, str] = os.environ,
+    overrides: Mapping[str, Any] | None = None,
 ) -> RunConfig:
-    """Merges defaults, preset, file and environment into one config; the command line comes on top of it.
+    """Merges defaults, preset, file, environment and a program's ``overrides``, options by dotted name, into one
+    config; the command line comes on top of it.
 
     Raises:
         ConfigError: any of them names something unknown or a value out of its bounds.
@@ -62,6 +68,8 @@ def compose(
     layers.append(("environment", options_in(environ)))
     if env_id is not None:
         layers.append(("command line", {"env": {"id": env_id}}))
+    if overrides is not None:
+        layers.append(("overrides", _nested(overrides)))
     return merge(layers, preset)
 
 
@@ -118,6 +126,16 @@ def put_option(values: dict[str, Any], path: str, value: Any) -> None:
     for parent in parents:
         values = values.setdefault(parent, {})
     values[leaf] = value
+
+
+def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns options by dotted name, of which a value may be a whole section, as a layer has them."""
+    values: dict[str, Any] = {}
+    for path, value in options.items():
+        one: dict[str, Any] = {}
+        put_option(one, path, copy.deepcopy(value))
+        merge_into(values, one)
+    return values
 
 
 def _preset(name: str) -> dict[str, Any]:

@@ -1,11 +1,18 @@
-"""Processes that end with the one that started them, however that ends."""
+"""Processes that end with the one that started them, however that ends; commands of qherd among them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+
+from deploy.process.signals import INTERRUPTED
+
+STOPPED = (INTERRUPTED, -signal.SIGTERM, 128 + signal.SIGTERM)
+"""How a command of qherd ends that was asked to stop."""
 
 # Runs between fork and exec, as a program of its own: Python code in a forked copy of a process with threads (Ray's)
 # can deadlock. argv: the parent's pid, the signal, then the command. The parent may have died before prctl: hence the
@@ -29,3 +36,19 @@ def dying_with_parent(command: Sequence[str], with_signal: signal.Signals) -> li
     # -I -S: no site-packages, no PYTHON* variables, so that it takes 20 ms.
     wrapper = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), str(int(with_signal))]
     return [*wrapper, *command]
+
+
+def qherd_command(arguments: Sequence[str]) -> list[str]:
+    """Returns ``qherd`` with these arguments, to be asked to stop when this process ends."""
+    # -P: not from the folder that this process was started in, whose modules may be called as qherd's are
+    return dying_with_parent([sys.executable, "-P", "-m", "deploy.cli", *arguments], signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def handing_over(config: str) -> Iterator[tuple[list[str], int]]:
+    """Yields the arguments by which ``qherd`` reads this YAML document, and the file descriptor to pass on to it: the
+    file has no name, so that none is left of it however this process ends."""
+    with tempfile.TemporaryFile() as file:
+        file.write(config.encode())
+        file.seek(0)
+        yield ["--config", f"/dev/fd/{file.fileno()}"], file.fileno()

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from deploy.config.errors import RunFailedError
-from deploy.process.children import dying_with_parent
-from deploy.process.signals import INTERRUPTED
+from deploy.process.children import STOPPED, handing_over, qherd_command
 from deploy.run_directory.files import naming
-
-STOPPED = (INTERRUPTED, -signal.SIGTERM, 128 + signal.SIGTERM)
-"""How a command ends that was asked to stop."""
-
-
-def qherd_command(arguments: Sequence[str]) -> list[str]:
-    """Returns ``qherd`` with these arguments, to be asked to stop when this process ends."""
-    # -P: not from the folder that the study was started in, whose modules may be called as qherd's are
-    return dying_with_parent([sys.executable, "-P", "-m", "deploy.cli", *arguments], signal.SIGTERM)
 
 
 class Child:
@@ -48,14 +37,12 @@ class Child:
             naming(log),
             log.open("ab") as messages,
             (prints or log).open("ab" if prints is None else "wb") as printed,
-            tempfile.TemporaryFile() as options,
+            contextlib.ExitStack() as files,
         ):
             self._log_start, kept = messages.tell(), [keeps]
-            if config is not None:  # not in a file of its own, which would be there when the study is killed
-                options.write(config.encode())
-                options.seek(0)
-                kept.append(options.fileno())
-                arguments = [*arguments, "--config", f"/dev/fd/{options.fileno()}"]
+            if config is not None:
+                options, descriptor = files.enter_context(handing_over(config))
+                arguments, kept = [*arguments, *options], [*kept, descriptor]
             self._process = subprocess.Popen(
                 qherd_command(arguments),
                 stdin=subprocess.DEVNULL,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -16,8 +15,8 @@ from rich.filesize import decimal
 from deploy.config.models import RunConfig, dump
 from deploy.config.numbers import write_yaml
 from deploy.planning.forecast import Forecast, memory_needed
+from deploy.process.children import handing_over, qherd_command
 from deploy.process.host import usable_cores
-from deploy.studies.child import qherd_command
 from deploy.studies.costs import Cell, bytes_in, cell_of, duration, forecast_bytes, forecast_seconds, known_costs
 from deploy.studies.study_directory import State, StudyDirectory
 from deploy.studies.study_file import Study, StudyRun
@@ -86,15 +85,13 @@ def _cost(directory: StudyDirectory, runs: list[StudyRun], parallel: int) -> Cos
 def measured(config: RunConfig) -> Forecast | str:
     """Returns what ``qherd plan`` measures of a run, in a process of its own: an environment's module may do anything.
     A text: why it cannot run."""
-    with tempfile.TemporaryFile() as options:
-        options.write(write_yaml(dump(config)).encode())
-        options.seek(0)
+    with handing_over(write_yaml(dump(config))) as (options, descriptor):
         done = subprocess.run(
-            qherd_command(["plan", "--config", f"/dev/fd/{options.fileno()}", "--json"]),
+            qherd_command(["plan", *options, "--json"]),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            pass_fds=[options.fileno()],
+            pass_fds=[descriptor],
             check=False,
         )
     if done.returncode:
