@@ -244,7 +244,7 @@ def test_what_the_command_refuses_is_raised_with_its_message(tmp_path: Path) -> 
         Training("CartPole-v7", overrides=options) as run,
     ):
         raise AssertionError(f"the block was entered: {run}")
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(QherdError) as told:
         check_before_run(Training("CartPole-v7", overrides=options).config)
     assert str(refused.value) == str(told.value)
     assert list(tmp_path.iterdir()) == []
