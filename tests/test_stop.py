@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from deploy.cluster.ray_running import stderr_to
 from deploy.process.output import Output
@@ -170,3 +171,38 @@ def test_threads_are_no_obstacle_to_an_interrupt_without_words() -> None:
     with quiet_interrupt():
         assert signal.getsignal(signal.SIGINT) != before
     assert signal.getsignal(signal.SIGINT) == before
+
+
+THREADS = 40
+A_PROGRAM = """
+import subprocess, sys, threading
+from deploy.process.children import qherd_command
+command = qherd_command([])[:-3]  # without -P -m deploy.cli
+subprocess.Popen([*command, "-c", sys.argv[1]], start_new_session=True)
+for _ in range(int(sys.argv[2])):
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+threading.Event().wait()
+"""
+ITS_COMMAND = """
+import os, pathlib, time
+from deploy.process.signals import Stop
+program, stop = os.getppid(), Stop()
+with stop.listening():
+    pathlib.Path("listening").touch()
+    while not stop.asked or os.getppid() == program:  # the program's while any thread of it is there
+        time.sleep(0.001)
+    pathlib.Path("ended").touch()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent ends")
+@pytest.mark.parametrize("ignored", [False, True], ids=["", "nohup"])
+def test_a_command_ends_in_order_when_a_program_of_many_threads_is_killed(tmp_path: Path, ignored: bool) -> None:
+    """The kernel sends the signal as often as a thread of the program ends that it made the command's parent."""
+    command: list[str] = [sys.executable, "-c", A_PROGRAM, ITS_COMMAND, str(THREADS)]
+    with subprocess.Popen(
+        ["nohup", *command] if ignored else command, cwd=tmp_path, stdin=subprocess.DEVNULL
+    ) as program:
+        until((tmp_path / "listening").exists, "the command")
+        program.kill()
+    until((tmp_path / "ended").exists, "its end in order")

@@ -16,9 +16,11 @@ STOPPED = (INTERRUPTED, -signal.SIGTERM, 128 + signal.SIGTERM)
 
 # Runs between fork and exec, as a program of its own: Python code in a forked copy of a process with threads (Ray's)
 # can deadlock. argv: the parent's pid, the signal, then the command. The parent may have died before prctl: hence the
-# check.
+# check. Of a parent under nohup a SIGHUP that is ignored is inherited.
 _DIE_WITH_PARENT = """
-import ctypes, os, sys
+import _signal, ctypes, os, sys
+if int(sys.argv[2]) == _signal.SIGHUP:
+    _signal.signal(_signal.SIGHUP, _signal.SIG_DFL)
 PR_SET_PDEATHSIG = 1
 if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(sys.argv[2]), 0, 0, 0):
     sys.exit("prctl(PR_SET_PDEATHSIG): " + os.strerror(ctypes.get_errno()))
@@ -39,9 +41,11 @@ def dying_with_parent(command: Sequence[str], with_signal: signal.Signals) -> li
 
 
 def qherd_command(arguments: Sequence[str]) -> list[str]:
-    """Returns ``qherd`` with these arguments, to be asked to stop when this process ends."""
+    """Returns ``qherd`` with these arguments, in a session of its own to be started in, to be asked to stop when this
+    process ends: by SIGHUP, which never counts as the second signal. The kernel sends it again and again, when the
+    thread that has started the command ends and whenever one does that has become its parent then."""
     # -P: not from the folder that this process was started in, whose modules may be called as qherd's are
-    return dying_with_parent([sys.executable, "-P", "-m", "deploy.cli", *arguments], signal.SIGTERM)
+    return dying_with_parent([sys.executable, "-P", "-m", "deploy.cli", *arguments], signal.SIGHUP)
 
 
 @contextlib.contextmanager

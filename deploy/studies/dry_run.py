@@ -93,6 +93,7 @@ def measured(config: RunConfig) -> Forecast | str:
             text=True,
             pass_fds=[descriptor],
             check=False,
+            start_new_session=True,
         )
     if done.returncode:
         return done.stderr.strip().removeprefix("qherd: ") or f"qherd plan ended with exit code {done.returncode}"
