@@ -119,7 +119,7 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
         self.observation_space, self.entries = self._stored.space, self._stored.entries
         self.about: dict[str, Any] = {"observation": self._stored.about, "actions": about_actions, "masked": masked}
         """The environment's own observations and actions as plain values; see ``learner.networks.portable.Policy``."""
-        self._as_is = self._stored.as_is  # looked at here, since a call more would be felt in every env step
+        self._usual = self._stored.usual  # looked at in step, since a call more would be felt in every env step
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """The environment's reset, checked."""
@@ -158,8 +158,11 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
             self._check_infos("step", infos)
         if self._columns:
             infos = self._with_columns("step", infos)
-        if not (type(obs) is np.ndarray and obs.dtype is self._as_is[0] and obs.shape == self._as_is[1]):
+        dtype, shape, stored_as = self._usual
+        if type(obs) is not np.ndarray or obs.dtype is not dtype or obs.shape != shape:
             obs = self._stored("step", obs)
+        elif stored_as is not None:
+            obs = obs.astype(stored_as)
         return obs, reward, terminated, truncated, infos
 
     def _number(self, reward: Any) -> float:

@@ -83,6 +83,15 @@ def numbered_actions(name: str, space: spaces.Space[Any]) -> Numbered:
     return Numbered(number_of, lambda number: table[number].copy(), about)
 
 
+class Usual(NamedTuple):
+    """Arrays of this ``dtype`` and ``shape`` are stored as they are, or as a copy in the dtype ``stored_as`` where that
+    is not None. ``dtype`` is None where each observation is looked at in full."""
+
+    dtype: np.dtype[Any] | None
+    shape: tuple[int, ...]
+    stored_as: np.dtype[Any] | None
+
+
 class Observations:
     """What is stored of an environment's observations."""
 
@@ -93,10 +102,11 @@ class Observations:
         of a Dict or Tuple; ``copies``: nothing that is returned shares the environment's memory."""
         self.about, self.space, self.entries, self._copies = about, space, entries, copies
         self._name, self._stored = name, portable.Observations(about)
-        first = about["entries"][0]
-        same = first.get("dtype") == np.dtype(space.dtype).name and not about["flattened"]
-        self.as_is = (np.dtype(space.dtype), tuple(space.shape)) if same and not copies else (None, ())
-        """Dtype and shape of the arrays that are stored as they are; None where all are changed or copied."""
+        first, self.usual = about["entries"][0], Usual(None, (), None)
+        """What most observations are."""
+        if not about["flattened"] and "dtype" in first:
+            given, stored = np.dtype(first["dtype"]), np.dtype(space.dtype)
+            self.usual = Usual(given, tuple(space.shape), stored if copies or stored is not given else None)
 
     def __call__(self, method: str, obs: Any) -> Any:
         """Returns what is stored of the observation that ``method`` returned, in the space's shape and dtype.
