@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 
-import torch
-
 from benchmarks.learner_rate import running_herd
 from benchmarks.result import Result
 from deploy.config.layers import compose
 from deploy.process.host import usable_cores
+from learner.learner import device_name
 from learner.loop import LearnerLoop
 from learner.phases import PHASE_KEY, PHASES
 from replay.metrics import flat
@@ -45,7 +44,6 @@ def _measure(encoder: str, batch: int, storage: str, quick: bool) -> Result:
     with running_herd(config, 2 if quick else WARM_UP_UPDATES) as loop:
         turns = [_turn(loop, seconds) for _ in range(repetitions)]
         device = loop.learner.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     total_s = sum(sum(turn.values()) for _, _, turn in turns)
     shares = {phase: sum(turn[phase] for _, _, turn in turns) / total_s for phase in PHASES}
     phases = ", ".join(f"{phase} {share:.0%}" for phase, share in shares.items() if share >= SHOWN_SHARE)
@@ -55,7 +53,9 @@ def _measure(encoder: str, batch: int, storage: str, quick: bool) -> Result:
         f"where the time went: {phases}",
     )
     rates = tuple(updates / max(1e-9, sum(turn.values()) - turn["wait"]) for updates, _, turn in turns)
-    return Result(f"{name}: {encoder}, batch {batch}, rows in {storage}", "updates/s at work", rates, notes=notes)
+    return Result(
+        f"{device_name(device)}: {encoder}, batch {batch}, rows in {storage}", "updates/s at work", rates, notes=notes
+    )
 
 
 def _turn(loop: LearnerLoop, seconds: float) -> tuple[int, int, dict[str, float]]:

@@ -128,7 +128,7 @@ def read_rows(file: Path, *, ours: bool) -> list[Row]:
 
 
 def _row(values: Mapping[str, str], *, ours: bool) -> Row:
-    variant, cores = values["variant"], values.get("machine.cores")
+    variant = values["variant"]
     ours_as = "qherd" if variant == "default" else f"qherd, {variant}"
     counted = values["counted"] == "1" and values["score_is"] == "final policy"
     return Row(
@@ -141,8 +141,14 @@ def _row(values: Mapping[str, str], *, ours: bool) -> Row:
         seconds=_number(values.get("wall_s")),
         cpu_seconds=_number(values.get("cpu_s")),
         commit=values["git"],
-        machine=values["arithmetic.cpu"] + (f", {float(cores):g} cores" if cores else ""),
+        machine=_machine(values),
     )
+
+
+def _machine(values: Mapping[str, str]) -> str:
+    cores, gpu = values.get("machine.cores"), values.get("learner_device") or "CPU"
+    parts = [values["arithmetic.cpu"], f"{float(cores):g} cores" if cores else "", "" if gpu == "CPU" else gpu]
+    return ", ".join(filter(None, parts))
 
 
 def _number(text: str | None) -> float | None:

@@ -173,6 +173,11 @@ def host_arrays(network: QNetwork) -> dict[str, npt.NDArray[Any]]:
     return arrays
 
 
+def device_name(device: torch.device) -> str:
+    """Returns what is behind a device: CPU, or the GPU's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+
+
 def choose_device(name: str) -> torch.device:
     """Returns the device of this name; ``auto`` is a GPU if there is one. Raises ValueError where it is not there."""
     if name == "auto":

@@ -11,7 +11,7 @@ from learner.broadcaster import Broadcaster
 from learner.checkpoint import Checkpointer
 from learner.cpu_time import CpuTime
 from learner.ingest import Ingest
-from learner.learner import Learner
+from learner.learner import Learner, device_name
 from learner.log_upkeep import LogUpkeep
 from learner.metrics import ActingMetrics, LearnerMetrics, Rates, TrainingMetrics, UpdateMetrics
 from learner.phases import PHASE_KEY, PHASES, Phases
@@ -58,6 +58,7 @@ class Progress:
         self._sums_before = Sums()
         self._seconds_before: Mapping[str, float] = dict.fromkeys(PHASES, 0.0)
         self._reported = Counters()
+        self._device = device_name(learner.device)
         self._exploring_return: float | None = None
         self._newest_update: UpdateMetrics | None = None
 
@@ -88,7 +89,7 @@ class Progress:
         if self._checkpointer is not None:
             notices += self._checkpointer.take_notices()
         self._phases.charge("report")
-        return Report(metrics, dict(ledger.totals.refused), dict(ledger.totals.rows_lost), tuple(notices))
+        return Report(metrics, dict(ledger.totals.refused), dict(ledger.totals.rows_lost), tuple(notices), self._device)
 
     def _take_notices(self) -> list[str]:
         notices = self._notices.copy()
@@ -98,7 +99,7 @@ class Progress:
     def initial_counters(self) -> Report:
         """Returns the counters that this learner started from. Unlike ``report``, leaves pending notices in place."""
         totals = self._ingest.ledger.totals
-        return Report(self._metrics(), dict(totals.refused), dict(totals.rows_lost))
+        return Report(self._metrics(), dict(totals.refused), dict(totals.rows_lost), device=self._device)
 
     def _check_converging(self, update: UpdateMetrics) -> None:
         skipped, most = update.skipped_in_a_row, self._learner.config.max_skipped_updates

@@ -22,6 +22,8 @@ class Report(NamedTuple):
     rows_lost: dict[str, int]
     notices: tuple[str, ...] = ()
     """Messages of the learner to the user, each once."""
+    device: str = ""
+    """What it learns on: CPU, or the GPU's name."""
 
 
 class Resumed(NamedTuple):

@@ -19,6 +19,7 @@ import pytest
 from cli_runs import Finished, Run, running, summary
 
 from deploy.run_directory.directory import RunDirectory
+from learner.learner import choose_device, device_name
 from replay.chunk_log.protocol import FENCE_SHIFT
 
 START_S = 60.0
@@ -228,6 +229,7 @@ def assert_orderly(run: Run, folder: Path, signalled_s: float) -> Finished:
     assert written["exit_reason"] == "interrupted"
     assert written["chunks_stored"] > 0
     assert written["rows_lost"] == {}
+    assert written["learner_device"] == device_name(choose_device("auto"))  # as the learner's own process has said
     return done
 
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STUDIES = sorted((ROOT / "results").glob("*/*.yaml"))
 HEADER = (
     *("env", "variant", "seed", "run", "exit_reason", "counted", "score", "score_is", "env_steps", "wall_s", "cpu_s"),
-    *("git", "arithmetic.cpu", "machine.cores"),
+    *("git", "arithmetic.cpu", "machine.cores", "learner_device"),
 )
 
 

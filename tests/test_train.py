@@ -42,7 +42,7 @@ from deploy.sessions.driver import train
 from deploy.sessions.inline import InlineSession
 from deploy.sessions.outcome import Outcome, load_outcome
 from learner.checkpoint import names
-from learner.learner import host_arrays
+from learner.learner import choose_device, device_name, host_arrays
 from learner.phases import PHASE_KEY, PHASES
 from learner.weights import pack
 from replay import logs
@@ -152,6 +152,7 @@ def test_the_budget_of_seconds_ends_it(tmp_path: Path) -> None:
     assert written["wall_s"] - written["start_s"] + 0.01 >= 2
     assert 0 < written["start_s"] < written["wall_s"] < time.monotonic() - started + 0.01 < 20
     assert written["cpu_s"] > 0
+    assert written["learner_device"] == device_name(choose_device("auto"))
 
 
 def test_the_summary_has_every_field_and_adds_up(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def _row(environment: Environment, variant: Variant, run: RunRecord) -> dict[str
         "wall_s": summary.wall_s if summary else run.newest.get("wall_s"),
         "start_s": summary.start_s if summary else run.newest.get("start_s"),
         "cpu_s": summary.cpu_s if summary else run.newest.get("cpu_s"),
+        "learner_device": summary.learner_device if summary else None,
         **provenance_of(run),
         "command": command_for(run.config),
     }

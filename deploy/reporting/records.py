@@ -66,6 +66,7 @@ class Summary(_Read):
     wall_s: float = 0.0
     start_s: float = 0.0
     cpu_s: float | None = None
+    learner_device: str | None = None
     solved_s: float | None = None
     solved_env_steps: int | None = None
     env_steps: int = 0

@@ -57,6 +57,8 @@ def _course(run: RunRecord) -> Iterator[tuple[str, str]]:
     if (summary := run.summary) is None:
         return
     yield "seconds, of which start", f"{number(summary.wall_s)}, {number(summary.start_s)}"
+    if summary.learner_device is not None:
+        yield "learner's device", summary.learner_device
     if summary.cpu_s is not None:
         yield "CPU seconds, of all its processes", number(summary.cpu_s)
     if summary.solved_s is not None:

@@ -18,18 +18,10 @@ def provenance(config: RunConfig) -> dict[str, dict[str, Any]]:
     return {"versions": _versions(), "arithmetic": arithmetic.describe(config.mode)}
 
 
-def machine(config: RunConfig) -> dict[str, float | str]:
-    """Returns the cores that the run may use and, in the mode inline, whose learner is in this process, the GPU that it
-    learns on, if it does: what its seconds depend on, and its numbers do not. Empty for the mode cluster."""
-    if config.mode == "cluster":
-        return {}
-    found: dict[str, float | str] = {"cores": usable_cores()}
-    if config.mode == "inline" and config.learner.device != "cpu":
-        import torch
-
-        if torch.cuda.is_available():
-            found["gpu"] = torch.cuda.get_device_name()
-    return found
+def machine(config: RunConfig) -> dict[str, float]:
+    """Returns the cores that the run may use: its seconds depend on them, and its numbers do not. Empty for the mode
+    cluster, whose processes are elsewhere."""
+    return {} if config.mode == "cluster" else {"cores": usable_cores()}
 
 
 def _versions() -> dict[str, str]:

@@ -35,6 +35,7 @@ class Progress(NamedTuple):
     deaths: Mapping[str, int] = MappingProxyType({})
     unevaluated: str = ""
     holdout: Episodes | None = None
+    learner_device: str = ""
 
 
 HOLDOUT_S = 8.0

@@ -161,7 +161,13 @@ class InlineSession(Breakable):
             self._notify(text)
         failing = self._evaluation.failing
         return Progress(
-            RunMetrics(metrics, report.metrics), report.refused, report.rows_lost, verdict, policy, unevaluated=failing
+            RunMetrics(metrics, report.metrics),
+            report.refused,
+            report.rows_lost,
+            verdict,
+            policy,
+            unevaluated=failing,
+            learner_device=report.device,
         )
 
     def stop(

@@ -78,6 +78,7 @@ class Outcome:
     rows_lost: dict[str, int] = field(default_factory=dict)
     deaths: dict[str, int] = field(default_factory=dict)
     unevaluated: str = ""
+    learner_device: str = ""
 
     @property
     def failed(self) -> bool:
@@ -111,6 +112,7 @@ class Outcome:
         self.unevaluated = progress.unevaluated
         self.refused = progress.refused or self.refused
         self.rows_lost = progress.rows_lost or self.rows_lost
+        self.learner_device = progress.learner_device or self.learner_device
 
     def record_evaluation(
         self, config: RunConfig, directory: RunDirectory, verdict: EvaluationResult, policy: bytes, elapsed_s: float
@@ -168,6 +170,7 @@ class Outcome:
             "wall_s": round(clock.wall_s, 2),
             "start_s": round(clock.start_s, 2),
             "cpu_s": None if config.mode == "cluster" else round(clock.cpu_s, 2),
+            "learner_device": self.learner_device or None,
             "solved_s": self.solved_s and round(self.solved_s, 2),
             "solved_env_steps": self.solved_env_steps,
             "env_steps": totals.env_steps,

@@ -66,6 +66,7 @@ class SessionMetrics:
         )
         self._refused: dict[str, int] = {}
         self._rows_lost: dict[str, int] = {}
+        self._device = ""
 
     @property
     def updates(self) -> int:
@@ -80,6 +81,7 @@ class SessionMetrics:
     def take(self, report: Report) -> None:
         """Takes in the learner's newest report."""
         self.learner, self._refused, self._rows_lost = report.metrics, report.refused, report.rows_lost
+        self._device = report.device
         if (checkpoint := report.metrics.checkpoint) is not None:
             self.checkpointed = checkpoint.checkpoints > 0
 
@@ -99,5 +101,12 @@ class SessionMetrics:
         """Returns what an advance of the run brought."""
         metrics = RunMetrics(self.driver, self.learner)
         return Progress(
-            metrics, self._refused, self._rows_lost, verdict, policy, parts.deaths(), parts.evaluator.failing
+            metrics,
+            self._refused,
+            self._rows_lost,
+            verdict,
+            policy,
+            parts.deaths(),
+            parts.evaluator.failing,
+            learner_device=self._device,
         )
