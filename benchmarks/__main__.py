@@ -12,7 +12,7 @@ from benchmarks import machine
 from benchmarks.result import Result, not_a_measurement, show
 
 NAMES = ("log_rate", "replay", "actor_rate", "learner_rate", "metrics_cost", "policy", "start_time", "solve")
-BY_NAME_ONLY = ("device", "flow", "soak", "resume", "scaling", "broadcast", "report")
+BY_NAME_ONLY = ("device", "flow", "soak", "resume", "scaling", "broadcast", "report", "tracking")
 """Some ten minutes each."""
 
 

@@ -115,6 +115,7 @@ DASHBOARDS: Mapping[str, tuple[str, Mapping[str, Sequence[Panel]]]] = {
                     (
                         _grown("qherd_rows_lost_total", "{{run}} rows lost: {{reason}}", "run, reason"),
                         _grown("qherd_chunks_refused_total", "{{run}} chunks refused: {{reason}}", "run, reason"),
+                        _grown("qherd_track_lost_total", "{{run}} in no tracker's record", "run"),
                     ),
                 ),
                 Panel(

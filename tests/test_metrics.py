@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from actors.heartbeat import Work
 from actors.metrics import ActorMetrics, EvaluationMetrics
 from deploy.config.models import RunConfig
-from deploy.monitoring.metrics import RestartMetrics, RunMetrics, catalogue, shown_by
+from deploy.monitoring.metrics import RestartMetrics, RunMetrics, TrackingMetrics, catalogue, shown_by
 from learner.exporter import MetricsServer, RunCollector
 from learner.metrics import BUILD_INFO, REPORT_AGE, CheckpointMetrics, SampleMetrics, UpdateMetrics
 from learner.report import Report
@@ -110,7 +110,7 @@ def test_every_metric_is_of_a_value_that_is_reported() -> None:
         learner,
     )
     keys = {key for metric in catalogue() for key in metric.keys.values()}
-    assert keys - flat(full).keys() == {REPORT_AGE.name}
+    assert keys - {*flat(full), *flat(TrackingMetrics(0))} == {REPORT_AGE.name}
     assert flat(full)["actor_own_seconds"] == 3.0
     assert keys & flat(metrics).keys() < keys
     assert "loss" not in flat(metrics)
@@ -313,7 +313,7 @@ def test_a_real_run_is_scraped(tmp_path: Path) -> None:
         assert {sample.labels["run"] for sample in found["qherd_updates"].samples} == {"scraped"}
         figures = {metric.name: value(found, f"qherd_{metric.name}") for metric in catalogue()}
         absent = {name for name, number in figures.items() if math.isnan(number)}
-        assert absent <= {"confirmed_return"}, "a policy that was not confirmed has none"
+        assert absent <= {"confirmed_return", "track_lost"}, "no policy was confirmed, and no tracker is on"
         assert figures["actor_env_steps"] == figures["env_steps"]
         assert figures["replay_capacity_rows"] == 50_000
         assert min(figures["env_steps"], 50_000) <= figures["replay_rows"] <= 50_000

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import struct
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -390,9 +392,15 @@ def init(**options):
 
 @pytest.mark.long
 def test_a_run_ends_as_ever_beside_a_tracker_that_hangs(tmp_path: Path) -> None:
-    """In its first call, on SIGTERM: the end waits for a few seconds, and the losses are told."""
-    with at_work(*SHORT, "--track.wandb", cwd=tmp_path, env=package(tmp_path, "wandb", HANGS)) as run:
+    """In its first call, on SIGTERM: the end waits for a few seconds, and the losses are told; /metrics has them."""
+    scrape = tmp_path / "runs" / "NAME" / "scrape.json"
+    with at_work(
+        *SHORT, "--track.wandb", "--metrics.port", "0", cwd=tmp_path, env=package(tmp_path, "wandb", HANGS)
+    ) as run:
         run.until(lambda: run.figure("NAME", "updates") > 100, 60, "updates")
+        address = json.loads(scrape.read_text())["targets"][0]
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as shown:
+            assert 'qherd_track_lost_total{run="NAME"} 0.0' in shown.read().decode()
         run.process.send_signal(signal.SIGTERM)
         ended = run.finish(25)
     assert (ended.code, ended.leftovers) == (75, [])

@@ -69,6 +69,17 @@ class DriverMetrics(NamedTuple):
     ] = None
 
 
+class TrackingMetrics(NamedTuple):
+    """What trackers have of a run, since this driver started."""
+
+    track_lost: Annotated[
+        int,
+        counter(
+            "Rows, and ends of runs, that are in no tracker's record.", when="with `--track.wandb` or `--track.mlflow`"
+        ),
+    ]
+
+
 class RunMetrics(NamedTuple):
     """All that is known of a run at work; of its learner nothing before the first report."""
 
@@ -93,7 +104,7 @@ PARTS: Mapping[str, tuple[Metric, ...]] = {
     "Limiter": metrics_of(LimiterMetrics),
     "Learner": (*metrics_of(TrainingMetrics, UpdateMetrics), PERCENTILES),
     "Checkpoints": metrics_of(CheckpointMetrics),
-    "The run": (*RUN, RESTARTS, *metrics_of(RestartMetrics, DriverMetrics), REPORT_AGE, BUILD_INFO),
+    "The run": (*RUN, RESTARTS, *metrics_of(RestartMetrics, DriverMetrics, TrackingMetrics), REPORT_AGE, BUILD_INFO),
 }
 
 

@@ -19,6 +19,8 @@ from replay.config import ReplayConfig
 from replay.logs import LogFile
 
 Notify = Callable[[str], None]
+Counts = Callable[[], Mapping[str, float]]
+"""Returns what the driver itself has counted, by key, for /metrics."""
 
 
 class Progress(NamedTuple):

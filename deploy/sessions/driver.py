@@ -163,7 +163,8 @@ class Driver:
 
     def _started(self) -> Session:
         try:
-            return start_session(self._config, self._directory, self._schema, self._display.notify, self._stop)
+            notify, counts = self._display.notify, self._tracking.counts
+            return start_session(self._config, self._directory, self._schema, notify, self._stop, counts)
         except BaseException:
             if self._new:
                 give_name_back(self._config, self._directory)

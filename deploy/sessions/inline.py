@@ -14,7 +14,7 @@ from deploy.monitoring.metrics import DriverMetrics, RestartMetrics, RunMetrics,
 from deploy.planning.memory import backstop_chunks
 from deploy.process import arithmetic
 from deploy.run_directory.directory import RunDirectory
-from deploy.sessions.base import Notify, Progress, learner_spec, make_checkpointer
+from deploy.sessions.base import Counts, Notify, Progress, learner_spec, make_checkpointer
 from deploy.sessions.inline_actors import InlineActors
 from deploy.sessions.inline_evaluation import InlineEvaluation
 from learner.builders import build_learner
@@ -31,7 +31,14 @@ from replay.state import State, count
 class InlineSession(Breakable):
     """One process, in lock-step, reproducible to the bit: every cadence is in updates or env steps."""
 
-    def __init__(self, config: RunConfig, directory: RunDirectory, schema: Schema, notify: Notify) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        directory: RunDirectory,
+        schema: Schema,
+        notify: Notify,
+        counts: Counts = dict[str, float],
+    ) -> None:
         import torch
 
         from learner.exporter import MetricsServer
@@ -44,6 +51,7 @@ class InlineSession(Breakable):
         torch.set_num_threads(config.learner.threads)
         torch.set_deterministic_debug_mode("error")  # its other name imports torch._dynamo: seconds of every start
         self._config, self._directory, self._schema, self._notify = config, directory, schema, notify
+        self._counts = counts
         address = None if config.metrics.port is None else (config.metrics.host, config.metrics.port)
         self._metrics = MetricsServer(shown_by(config), directory.run, __version__, address)
         if self._metrics.address:
@@ -155,7 +163,7 @@ class InlineSession(Breakable):
             self._restarts(),
             evaluation_failing=float(bool(self._evaluation.failing)),
         )
-        self._metrics.show(report, flat(metrics))
+        self._metrics.show(report, {**flat(metrics), **self._counts()})
         self._rebuilt.catch_up()
         for text in report.notices:
             self._notify(text)

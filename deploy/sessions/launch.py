@@ -7,7 +7,7 @@ import contextlib
 from deploy.config.models import RunConfig
 from deploy.process.signals import Stop
 from deploy.run_directory.directory import RunDirectory
-from deploy.sessions.base import Notify, Session
+from deploy.sessions.base import Counts, Notify, Session
 from deploy.sessions.inline import InlineSession
 from deploy.sessions.ray_session import RaySession
 from replay.chunk import Schema
@@ -15,13 +15,15 @@ from replay.chunk_log import open_inspector
 from replay.chunk_log.protocol import LogError
 
 
-def start_session(config: RunConfig, directory: RunDirectory, schema: Schema, notify: Notify, stop: Stop) -> Session:
+def start_session(
+    config: RunConfig, directory: RunDirectory, schema: Schema, notify: Notify, stop: Stop, counts: Counts
+) -> Session:
     """Starts the session of ``config.mode``. Raises Interrupted where it was asked to stop meanwhile."""
     if config.mode == "inline":
-        session = InlineSession(config, directory, schema, notify)
+        session = InlineSession(config, directory, schema, notify, counts)
         stop.check()
         return session
-    return RaySession(config, directory, schema, notify, stop)
+    return RaySession(config, directory, schema, notify, stop, counts)
 
 
 def give_name_back(config: RunConfig, directory: RunDirectory) -> None:

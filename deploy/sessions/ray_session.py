@@ -26,6 +26,7 @@ from deploy.process.signals import Stop
 from deploy.run_directory.directory import RunDirectory
 from deploy.sessions.base import (
     HOLDOUT_S,
+    Counts,
     Notify,
     Progress,
 )
@@ -46,8 +47,17 @@ METRICS_ADDRESS_S = 5.0
 class RaySession:
     """``local``: Ray and an embedded server on this machine; ``cluster``: those that are there."""
 
-    def __init__(self, config: RunConfig, directory: RunDirectory, schema: Schema, notify: Notify, stop: Stop) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        directory: RunDirectory,
+        schema: Schema,
+        notify: Notify,
+        stop: Stop,
+        counts: Counts = dict[str, float],
+    ) -> None:
         self._config, self._directory, self._schema, self._notify = config, directory, schema, notify
+        self._counts = counts
         self._cleanup = contextlib.ExitStack()
         self._metrics = SessionMetrics(directory.history.newest(), config.checkpoint.every_s)
         self._registered: Any = None
@@ -165,7 +175,7 @@ class RaySession:
     def _take_report(self) -> bool:
         """Waits up to a slice for the learner's report; returns whether there was one. The curves of one that was
         started anew continue from where it resumed."""
-        found = self._learner.tick(flat(self._metrics.driver), self._actors.died)
+        found = self._learner.tick({**flat(self._metrics.driver), **self._counts()}, self._actors.died)
         if found is None:
             return False
         report, resumed = found

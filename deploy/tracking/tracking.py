@@ -9,10 +9,12 @@ from typing import Any, Self
 
 from deploy.config.errors import ConfigError, RunDirError
 from deploy.config.models import RunConfig, TrackConfig, dump
+from deploy.monitoring.metrics import TrackingMetrics
 from deploy.run_directory.directory import RunDirectory
 from deploy.tracking.relay import Relay
 from deploy.tracking.tracker import Ended, Ending, Record
 from learner.policy import DESCRIPTION
+from replay.metrics import flat
 
 READY_S = 60.0
 """Seconds that a tracker's library may take to be imported, on a busy machine."""
@@ -87,9 +89,9 @@ class Tracking:
             while relay.news:
                 yield relay.news.popleft()
 
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> dict[str, float]:
         """Returns how many rows are not recorded, as metrics.jsonl has it; empty without trackers."""
-        return {"track_lost": sum(relay.lost for relay in self._relays)} if self._relays else {}
+        return flat(TrackingMetrics(sum(relay.lost for relay in self._relays))) if self._relays else {}
 
     def end(self, directory: RunDirectory, ended: Ended, summary: Mapping[str, Any]) -> None:
         """Adds the summary and the best policy to the records and closes them; waits for that a bounded time."""
