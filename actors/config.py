@@ -72,8 +72,8 @@ class ActorConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    count: KeptInline[int] = Field(2, ge=1)
-    """Actors."""
+    count: KeptInline[int] = Field(2, ge=0)
+    """Actors; 0 in the mode inline with replay.dataset: it learns from the dataset alone, until a budget is over."""
     lanes: KeptInline[int] = Field(16, ge=1)
     """Environments of each actor, stepped together."""
     chunk_steps: int = Field(16, ge=1)

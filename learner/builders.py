@@ -13,6 +13,7 @@ from replay.config import ReplayConfig
 
 if TYPE_CHECKING:
     from learner.checkpoint import Checkpointer, Found
+    from learner.dataset import DatasetSpec
     from learner.loop import LearnerLoop
     from learner.publisher import Publisher
 
@@ -35,6 +36,8 @@ class LearnerSpec:
     """Slots that there were at the most; the last of them may have left."""
     quarantine: Path | None = None
     """Where refused chunks are kept."""
+    dataset: DatasetSpec | None = None
+    """The dataset of ``replay.dataset``."""
 
 
 def build_learner(
@@ -51,6 +54,7 @@ def build_learner(
     Raises:
         CheckpointError: the checkpoint holds nothing to go on from.
         CannotFit: the replay does not fit into its storage.
+        DatasetError, OtherDataset: the dataset cannot be used, or is another one than in the checkpoint.
     """
     from learner.loop import LearnerLoop
 
@@ -67,6 +71,7 @@ def build_learner(
         checkpointer=checkpointer,
         found=found,
         republish=republish,
+        dataset=spec.dataset,
     )
     loop.expect(range(spec.slots), spec.chunk_rows, range(spec.slots_ever))
     return loop

@@ -74,7 +74,7 @@ class Ingest:
 
     def _count(self, env_steps: int) -> None:
         """Accounts for what the reader has taken in."""
-        self.limiter.insert(env_steps, self.buffer.mirror.sampleable_rows > 0)
+        self.limiter.insert(env_steps, self.buffer.sampleable)
         for slot, account in self.ledger.slots.items():
             self.lender.acknowledge(slot, account.taken.incarnation, account.counters.rows)
 
@@ -83,8 +83,10 @@ class Ingest:
         self.outages += 1
 
     def allowed_updates(self, most: int) -> int:
-        """Returns how many updates the limiter allows now, at most ``most``."""
-        return self.limiter.allowed_batches(most) if self.buffer.mirror.sampleable_rows else 0
+        """Returns how many updates the limiter allows now, at most ``most``; where there are no actors, ``most``."""
+        if not self.buffer.sampleable:
+            return 0
+        return self.limiter.allowed_batches(most) if self.expected else most
 
     def count_updates(self, updates: int) -> None:
         """Counts the samples of so many updates as taken: of sequences, which differ in length, as many steps as are to

@@ -13,6 +13,7 @@ import torch
 from learner.broadcaster import Broadcaster
 from learner.checkpoint import Checkpointer, Found, Name
 from learner.config import LearnerConfig
+from learner.dataset import DatasetSpec, read_dataset
 from learner.horizon import horizon_at, longest_n_step
 from learner.ingest import Ingest
 from learner.journal import Journal
@@ -30,6 +31,7 @@ from replay.builders import Returns, make_assembler, make_mirror, planned_bytes
 from replay.chunk import Codec, Schema
 from replay.chunk_log.protocol import ChunkLog
 from replay.config import ReplayConfig
+from replay.mixed import MixedBuffer
 from replay.samplers import make_sampler
 from replay.state import State
 from replay.storage import CannotFit, check_fit, make_storage
@@ -57,20 +59,25 @@ class LearnerLoop(Breakable):
         checkpointer: Checkpointer | None = None,
         found: Found | None = None,
         republish: bool = True,
+        dataset: DatasetSpec | None = None,
     ) -> None:
         """``seed`` starts the network's and the sampler's random numbers; ``fence`` comes from the run directory.
 
         ``found``: the checkpoint to resume from; ``republish``: also where the log may still have the weights published
-        last.
+        last; ``dataset``: the one that ``replay.dataset`` names.
 
         Raises:
             CheckpointError: the checkpoint holds nothing that this run can resume from.
             CannotFit: the replay does not fit into its storage.
+            DatasetError, OtherDataset: the dataset cannot be used, or is another one than in the checkpoint.
         """
         self._config, self._replay, self._fence, self._checkpointer = config, replay, fence, checkpointer
         network_seed, sample_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2, np.uint64) >> 1)
         self.learner = Learner(config, schema, choose_device(config.device), network_seed)
-        self.buffer = _make_buffer(schema, replay, config, self.learner.device, sample_seed)
+        self.buffer, notices = _make_buffer(schema, replay, config, self.learner.device, sample_seed), list[str]()
+        if dataset is not None:
+            self.buffer = _beside_dataset(self.buffer, dataset, replay, config, self.learner.device, sample_seed)
+            notices.append(self.buffer.summary_line())
         self.ingest = Ingest(
             log,
             publisher,
@@ -84,12 +91,14 @@ class LearnerLoop(Breakable):
         self.ledger = self.ingest.ledger
         self.broadcaster = Broadcaster(publisher, self.learner, self.ingest, fence)
         self.phases, self.samples = Phases(), Samples(config.batch)
-        journal, notices = None if checkpointer is None else Journal(checkpointer.folder, fence), list[str]()
+        journal = None if checkpointer is None else Journal(checkpointer.folder, fence)
         self.upkeep = LogUpkeep(log, self.ingest, self.learner, notices, fence=fence, replay=replay, journal=journal)
         parts = (self.learner, self.ingest, self.broadcaster)
         self.progress = Progress(*parts, self.upkeep, self.samples, self.phases, checkpointer, notices)
         self._state = LoopState(*parts, self.progress, self.samples, notices)
         self.resumed = None if found is None else self._state.restore(found, log, journal)
+        if found is None and isinstance(self.buffer, MixedBuffer):
+            self.ingest.limiter.fill(self.buffer.filling_rows)
         if republish:
             self.broadcaster.publish()
 
@@ -210,3 +219,25 @@ def _make_buffer(
     )
     sampler = make_sampler(replay, mirror, np.random.default_rng(seed))
     return ReplayBuffer(mirror, make_assembler(mirror, returns), sampler)
+
+
+def _beside_dataset(
+    online: ReplayBuffer,
+    spec: DatasetSpec,
+    replay: ReplayConfig,
+    config: LearnerConfig,
+    device: torch.device,
+    seed: int,
+) -> MixedBuffer:
+    """Returns the buffer with a dataset beside it, in the same storage; its windows have the horizon that ends a
+    schedule. Raises CannotFit, DatasetError."""
+    option = replay.dataset_option
+    assert option is not None
+    own_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+
+    def make(rows: int) -> ReplayBuffer:
+        sized = replay.model_copy(update={"capacity_rows": rows})
+        return _make_buffer(online.mirror.schema, sized, config, device, own_seed)
+
+    read = read_dataset(spec, online.mirror.schema, make)
+    return MixedBuffer(online, read.buffer, option.share, spec.id, read.digest)

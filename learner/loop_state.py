@@ -83,7 +83,7 @@ class LoopState:
 
     def _restart_if_lost(self) -> bool:
         """Has learning wait for ``min_rows`` again where fewer rows came back; returns whether that is so."""
-        limiter, rows = self._ingest.limiter, self._ingest.buffer.mirror.rows
+        limiter, rows = self._ingest.limiter, self._ingest.buffer.rows
         lost = rows < limiter.min_rows <= limiter.inserts
         if lost:
             limiter.inserts, limiter.samples, limiter.carried = rows, 0, 0.0

@@ -56,16 +56,22 @@ def open_dataset(dataset_id: str) -> Any:
     """
     check_installed()
     namespace_of(dataset_id)
-    import minari
-
     folder = folder_of(dataset_id)
     if not (folder / "data").is_dir():
         raise DatasetError(
             f"there is no dataset {dataset_id} in {folder.parent}: minari download {dataset_id} fetches a public one, "
             "qherd dataset RUN --out ID writes one; MINARI_DATASETS_PATH names another folder of datasets"
         )
+    return load(dataset_id, folder)
+
+
+def load(dataset_id: str, folder: Path) -> Any:
+    """Returns the dataset that is in a folder. Raises DatasetError where it is damaged."""
+    check_installed()
+    import minari
+
     try:
-        return minari.load_dataset(dataset_id)
+        return minari.MinariDataset(folder / "data")
     except Exception as error:  # of any kind, where a file is damaged
         raise DatasetError(
             f"dataset {dataset_id} in {folder} cannot be loaded: {type(error).__name__}: {error!s:.300}"

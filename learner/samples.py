@@ -27,8 +27,8 @@ class Samples:
         self.bound = 0.0
 
     def record(self, rows: Array, weights: Array | None, end: int, r_t: Tensor, discount_t: Tensor) -> None:
-        """Records a cycle's rows <int64>[K·B], their weights <float32>[K·B] (None: all 1), r_t and discount_t
-        <float32>[K·B], and the row ``end`` after the newest one inserted."""
+        """Records a cycle's rows <int64>[K·B] (below 0: a dataset's), their weights <float32>[K·B] (None: all 1), r_t
+        and discount_t <float32>[K·B], and the row ``end`` after the newest one inserted."""
         self._newest = rows, weights, end, r_t, discount_t
 
     def metrics(self) -> SampleMetrics | None:
@@ -36,11 +36,13 @@ class Samples:
         if self._newest is None:
             return None
         rows, weights, end, r_t, discount_t = self._newest
+        rows = rows[rows >= 0]  # a dataset's have no age
+        oldest, mean = (float(rows.min()), float(rows.mean())) if len(rows) else (end, end)
         self.bound = max(self.bound, q_bound(r_t, discount_t))
         return SampleMetrics(
             batch_size=float(self._batch),
-            sample_age_rows=end - float(rows.mean()),
-            sample_age_max_rows=float(end - rows.min()),
+            sample_age_rows=end - mean,
+            sample_age_max_rows=end - oldest,
             effective_sample_size=effective_sample_size(weights, self._batch),
             q_bound=self.bound if math.isfinite(self.bound) else None,
         )

@@ -36,7 +36,7 @@ class ChunkSpan(NamedTuple):
 class Sample(NamedTuple):
     """K batches of B transitions or sequences, one after the other: these themselves, a ``Batch`` or a
     ``SequenceBatch``; the rows <int64>[K·B] that they are of, and their importance weights <float32>[K·B], None where
-    all are 1."""
+    all are 1. A row i of a dataset is -1 - i."""
 
     batch: Any
     rows: Array
@@ -50,6 +50,16 @@ class ReplayBuffer:
         """``assembler`` and ``sampler`` are those of this mirror, which has no rows yet."""
         self.mirror, self.assembler, self.sampler = mirror, assembler, sampler
         self._stored: deque[ChunkSpan] = deque()
+
+    @property
+    def rows(self) -> int:
+        """Rows that can be learned from, by and by."""
+        return self.mirror.rows
+
+    @property
+    def sampleable(self) -> bool:
+        """Returns whether there is anything to sample."""
+        return self.mirror.sampleable_rows > 0
 
     def append(self, chunk: Chunk, follows: bool) -> None:
         """Takes a chunk's rows in, evicting the oldest. ``follows``: see ``NStepAssembler.append``."""

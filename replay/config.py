@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -67,6 +67,28 @@ class SequencesConfig(BaseModel):
         return self.burn_in + self.trained - self.overlap
 
 
+class DatasetOption(NamedTuple):
+    """A dataset by its id, and its share of each batch; None: it fills the replay memory."""
+
+    id: str
+    share: float | None
+
+    @classmethod
+    def parse(cls, text: str) -> DatasetOption:
+        """Returns what ``ID[,share]`` stands for. Raises ValueError."""
+        name, comma, share = text.partition(",")
+        try:
+            number = float(share) if comma else None
+        except ValueError:
+            number = float("nan")
+        if not name or not (number is None or 0 < number <= 1):
+            raise ValueError(
+                f"dataset is {text!r:.80}; give ID, or ID,SHARE with a share of each batch above 0 and up to 1, such "
+                "as group/name-v0,0.25"
+            )
+        return cls(name, number)
+
+
 class ReplayConfig(BaseModel):
     """Replay memory and back-pressure."""
 
@@ -86,6 +108,9 @@ class ReplayConfig(BaseModel):
     module:Name of your own, a class like replay.samplers.base.Sampler."""
     prioritised: PrioritisedConfig = PrioritisedConfig()
     sequences: Kept[SequencesConfig] = SequencesConfig()
+    dataset: Kept[str | None] = None
+    """ID[,SHARE] of a Minari dataset (docs/datasets.md), with the extra minari. Without a share it fills the replay
+    memory, all of it at the start, and yields to the actors' rows; with one, that share of each batch comes from it."""
     min_rows: int = Field(1_000, ge=1)
     """Env steps to collect before the first update."""
     samples_per_insert: float = Field(64.0, gt=0)
@@ -107,6 +132,16 @@ class ReplayConfig(BaseModel):
     def most_steps(self, batch: int) -> int:
         """Returns the steps that an update trains on, at the most: of ``batch`` transitions or sequences."""
         return batch * max(1, self.sequences.trained)
+
+    @field_validator("dataset")
+    @classmethod
+    def _is_an_id_and_a_share(cls, text: str | None) -> str | None:
+        return text if text is None else (DatasetOption.parse(text), text)[1]
+
+    @property
+    def dataset_option(self) -> DatasetOption | None:
+        """``dataset``, taken apart."""
+        return None if self.dataset is None else DatasetOption.parse(self.dataset)
 
     @property
     def rows_in_log(self) -> int:

@@ -95,6 +95,10 @@ class Limiter:
             most = self.half_band if first else self.samples_per_insert * self.capacity_rows / 2
         self.carried -= max(0.0, self.error - most)
 
+    def fill(self, rows: int) -> None:
+        """Counts rows that the replay memory begins with, as a backlog that came in at once."""
+        self.inserts += rows
+
     @property
     def room_rows(self) -> int:
         """Returns the rows that may still come in, those for which actors hold credit included."""

@@ -117,6 +117,18 @@ class Mirror(Ring):
             batch.extras_tm1, batch.extras_t = self._extras(index), self._extras(bootstrap)
         return batch
 
+    def join(self, one: Batch, other: Batch, batches: int) -> Batch:
+        """Returns two samples of K batches of M and N transitions, gathered in this storage, as K batches of M + N."""
+
+        def joined(first: Any, second: Any) -> Any:
+            return self._storage.join(first, second, batches)
+
+        extras = (
+            {name: joined(column, theirs[name]) for name, column in mine.items()}
+            for mine, theirs in ((one.extras_tm1, other.extras_tm1), (one.extras_t, other.extras_t))
+        )
+        return Batch(*map(joined, one, other), *extras)
+
     def _stored_columns(self) -> dict[str, Any]:
         return {**super()._stored_columns(), "r_t": self._r_t, "discount_t": self._discount_t}
 

@@ -47,6 +47,9 @@ class Storage(Protocol):
     def host(self, column: Any, rows: int) -> Array:
         """Returns the first ``rows`` rows as a host's array, perhaps a view."""
 
+    def join(self, one: Any, other: Any, batches: int) -> Any:
+        """Returns what was gathered of K batches, [K·M, ...] and [K·N, ...], as batches of M + N rows each."""
+
 
 class Ram:
     """Host memory."""
@@ -66,6 +69,10 @@ class Ram:
 
     def host(self, column: Array, rows: int) -> Array:
         return column[:rows]
+
+    def join(self, one: Array, other: Array, batches: int) -> Array:
+        parts = [each.reshape(batches, -1, *each.shape[1:]) for each in (one, other)]
+        return np.concatenate(parts, axis=1).reshape(-1, *one.shape[1:])
 
 
 class Memmap(Ram):
@@ -115,6 +122,10 @@ class Device:
     def host(self, column: Any, rows: int) -> Array:
         copied: Array = column[:rows].cpu().numpy()
         return copied
+
+    def join(self, one: Any, other: Any, batches: int) -> Any:
+        parts = [self._plain(each).reshape(batches, -1, *each.shape[1:]) for each in (one, other)]
+        return self._torch.cat(parts, dim=1).reshape(-1, *one.shape[1:]).view(one.dtype)
 
     def _plain(self, tensor: Any) -> Any:
         """Returns the same bytes in a dtype that torch can index: uint16 it cannot."""

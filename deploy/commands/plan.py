@@ -18,6 +18,7 @@ from rich.filesize import decimal
 from deploy.commands.run_options import RunOptions, base_config
 from deploy.config.cli_types import as_written
 from deploy.config.models import RunConfig
+from deploy.planning.dataset import check_dataset
 from deploy.planning.forecast import RUNNING_SHARE, Forecast, check_machine_memory, forecast_run, memory_needed
 from deploy.planning.measure import ActorRate, measure_actor, measure_updates
 from deploy.planning.memory import (
@@ -30,7 +31,7 @@ from deploy.planning.memory import (
     chunk_rows,
     megabytes,
 )
-from deploy.planning.preconditions import check_unused, probe_env, resolved
+from deploy.planning.preconditions import check_unused, resolved, warning_look
 from deploy.process.host import usable_cores
 from deploy.process.isolation import output_apart
 from learner.networks import choice_of
@@ -77,14 +78,17 @@ def plan_command(
     check_limiter(config)
     check_unused(config)
     with output_apart():  # modules of the user's own may print as they are imported
-        schema = probe_env(config)
+        look = warning_look(config)
+        schema = look.schema
         config = resolved(config, schema)
         check_network(config, schema)
         check_windows(config, schema)
+        check_dataset(config, schema, look.about)
         check_memory(config, schema)
         if config.mode != "inline":  # nobody is asked: by the bounds that servers have by default
             check_values(config, schema, Bounds(), "a server")
-        actor = ActorRate(env_steps_per_s) if env_steps_per_s else measure_actor(config, schema)
+        known = env_steps_per_s if config.actors.count else 0.0
+        actor = measure_actor(config, schema) if known is None else ActorRate(known)
         updates = updates_per_s or RUNNING_SHARE * measure_updates(config, schema)
     forecast = forecast_run(config, schema, actor, updates, usable_cores())
     check_machine_memory(config, forecast)
@@ -136,7 +140,8 @@ def _memory_lines(config: RunConfig, schema: Schema, forecast: Forecast) -> Iter
     yield (
         "mirror",
         megabytes(forecast.mirror_bytes),
-        f"{limits.capacity_rows:,} rows in {limits.storage}, with links and n-step",
+        f"{limits.capacity_rows:,} rows in {limits.storage}, with links and n-step"
+        + ("; the dataset's besides" if limits.dataset else ""),
     )
     if forecast.batch_bytes:
         sequences = limits.sequences
@@ -173,6 +178,10 @@ def _memory_lines(config: RunConfig, schema: Schema, forecast: Forecast) -> Iter
 
 
 def _speed_lines(config: RunConfig, forecast: Forecast, measured: tuple[bool, bool]) -> Iterator[Line]:
+    if not config.actors.count:
+        source = f"{RUNNING_SHARE:g} x a bare loop's, measured here for a second" if measured[1] else "as given"
+        yield "learner", f"{forecast.updates_per_s:,.0f} updates/s", f"{source}: from the dataset alone"
+        return
     source = "measured here for a second" if measured[0] else "as given"
     if forecast.actor_env_share is not None:
         source += (
@@ -238,6 +247,8 @@ def _network_lines(config: RunConfig, forecast: Forecast) -> Iterator[Line]:
 def _verdict(config: RunConfig, forecast: Forecast) -> str:
     """Returns what to change, in a line or two."""
     waiting, learner = forecast.actors_wait_share, forecast.learner_wait_share
+    if not config.actors.count:
+        return "the learner bounds this run, which has no actors: give --budget.updates or --budget.seconds"
     if forecast.bound_by == "learner":
         fewer = max(1, math.ceil(forecast.actors * (1 - waiting)))
         would_do = f"; {fewer} of them would do" if fewer < forecast.actors else ""

@@ -36,6 +36,8 @@ class BudgetConfig(BaseModel):
 
     env_steps: int | None = Field(None, ge=1)
     """Env steps, over all actors."""
+    updates: int | None = Field(None, ge=1)
+    """Updates of the learner."""
     seconds: float | None = Field(None, gt=0)
     """Seconds of training; the start, until learner and an actor have answered, is not counted."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from deploy.config.errors import ConfigError
 from deploy.datasets.episode import Episode
 from replay.attached import find_description
-from replay.chunk import BOUNDARY, FIRST, STANDARD, TERMINATED, TRUNCATED, BadChunk, Chunk, Codec, Schema
+from replay.chunk import BOUNDARY, CORE_STATE, FIRST, STANDARD, TERMINATED, TRUNCATED, BadChunk, Chunk, Codec, Schema
 from replay.chunk_log.inspector import RunInspector
 from replay.chunk_log.protocol import ChunkId
 
@@ -38,12 +38,12 @@ def logged_episodes(logs: Sequence[RunInspector], run: str, schema: Schema, held
     read.
     """
     description = find_description(logs, run)
-    if description.row_schema != schema:
+    if replace(description.row_schema, core=0) != schema:  # what a recurrent policy remembers is no part of a dataset
         raise ConfigError(
             f"the rows of run {run} are {description.row_schema}, and its environment has {schema}: the environment "
             "has changed since; put it back as it was"
         )
-    codec = Codec(schema, run)
+    codec = Codec(description.row_schema, run)
     for slot in sorted(description.slots):
         lanes: list[_Lane] = []
         newest = ChunkId()
@@ -88,7 +88,7 @@ class _Lane:
 
     def add(self, chunk: Chunk, lane: int) -> Iterator[Episode]:
         """Takes the lane's rows of the chunk after the one before; yields the episodes that they end."""
-        columns = {name: column[:, lane] for name, column in chunk.columns.items()}
+        columns = {name: column[:, lane] for name, column in chunk.columns.items() if name != CORE_STATE}
         flags, start = columns["flags"], 0
         for boundary in np.flatnonzero(flags & BOUNDARY).tolist():
             self._append(columns, start, boundary + 1)

@@ -127,8 +127,9 @@ class Display:
             if newest is None or first is None or first >= threshold:
                 return 0.0
             return min(1.0, max(0.0, (newest - first) / (threshold - first)))
-        env_steps, seconds = self._config.budget.env_steps, self._config.budget.seconds
-        shares = [self._row.get("env_steps", 0) / env_steps] if env_steps else []
+        budget, seconds = self._config.budget, self._config.budget.seconds
+        bounds = (("env_steps", budget.env_steps), ("updates", budget.updates))
+        shares = [self._row.get(name, 0) / bound for name, bound in bounds if bound]
         trained_s = self._row.get("wall_s", 0.0) - self._row.get("start_s", 0.0)
         return min(1.0, max([*shares, trained_s / seconds if seconds else 0.0]))
 

@@ -75,7 +75,8 @@ def forecast_run(config: RunConfig, schema: Schema, actor: ActorRate, updates_pe
 
     An update takes ``batch`` samples, of sequences all their trained steps, and an env step allows
     ``samples_per_insert``: the learner's updates allow ``updates_per_s * batch / samples_per_insert`` env steps per
-    second. The slower side bounds the run, and the limiter has the other one wait.
+    second. The slower side bounds the run, and the limiter has the other one wait. A run without
+    actors, from a dataset alone, is bound by its learner.
     """
     limiter, actors = check_limiter(config), config.actors
     planned, weights = plan_memory(config, schema), network_bytes(config, schema)
@@ -84,8 +85,8 @@ def forecast_run(config: RunConfig, schema: Schema, actor: ActorRate, updates_pe
         herd = min(herd, cores * actor.env_steps_per_s / max(actor.cpu_share, 1e-3))
     allowed = updates_per_s * limiter.batch / limiter.samples_per_insert
     env_steps = min(herd, allowed)
-    updates = env_steps * limiter.samples_per_insert / limiter.batch
-    rows_per_chunk = min(chunk_rows(config), max(actors.lanes, actors.flush_s * env_steps / actors.count))
+    updates = env_steps * limiter.samples_per_insert / limiter.batch if actors.count else updates_per_s
+    rows_per_chunk = min(chunk_rows(config), max(actors.lanes, actors.flush_s * env_steps / max(1, actors.count)))
     published = min(1 / PUBLISH_MIN_S, updates / config.learner.publish_every_updates)
     fetched = actors.count * min(published, 1 / actors.fetch_every_s if actors.fetch_every_s else math.inf)
     header = HEADER_BYTES / rows_per_chunk
@@ -112,13 +113,13 @@ def forecast_run(config: RunConfig, schema: Schema, actor: ActorRate, updates_pe
         learner_env_steps_per_s=allowed,
         env_steps_per_s=env_steps,
         expected_updates_per_s=updates,
-        bound_by="learner" if allowed < herd else "actors",
+        bound_by="learner" if allowed < herd or not actors.count else "actors",
         samples_per_insert=limiter.samples_per_insert,
         half_band_samples=limiter.half_band,
-        actors_wait_share=1 - env_steps / herd,
-        learner_wait_share=1 - env_steps / allowed,
-        first_update_s=config.replay.min_rows / herd,
-        replay_full_s=config.replay.capacity_rows / env_steps,
+        actors_wait_share=1 - env_steps / herd if actors.count else 0.0,
+        learner_wait_share=1 - env_steps / allowed if actors.count else 0.0,
+        first_update_s=config.replay.min_rows / herd if actors.count else 0.0,
+        replay_full_s=config.replay.capacity_rows / env_steps if actors.count else 0.0,
         rows_bytes_per_s=env_steps * (schema.row_bytes + header),
         chunks_per_s=env_steps / rows_per_chunk,
         weights_published_bytes_per_s=published * weights,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from deploy.config.errors import ConfigError
 from deploy.config.models import RunConfig
+from deploy.planning.dataset import dataset_rows
 from learner.algorithms import ALGORITHMS, build_loss
 from learner.horizon import longest_n_step
 from learner.networks import parameter_shapes
@@ -68,6 +69,9 @@ def plan_memory(config: RunConfig, schema: Schema) -> MemoryPlan:
         raise ConfigError(str(error)) from error
     server = 0 if config.mode == "inline" else server_bytes(config, schema)
     plan = MemoryPlan(server, planned_bytes(schema, capacity, sequences), tree)
+    if rows := dataset_rows(config):  # in a mirror of its own, with a sampler of its own
+        further = sampler_of(config.replay.sampler).planned_bytes(rows)
+        return plan._replace(mirror=plan.mirror + planned_bytes(schema, rows, sequences), tree=tree + further)
     if not sequences.trained:
         return plan
     steps = sequences.burn_in + sequences.trained + longest_n_step(config.learner)
@@ -129,6 +133,8 @@ def check_windows(config: RunConfig, schema: Schema) -> None:
     the network or the chunks."""
     check_sequences(config, schema)
     replay, actors = config.replay, config.actors
+    if actors.count == 0:
+        return
     share = replay.capacity_rows // (actors.count * actors.lanes)
     n_step = longest_n_step(config.learner)
     sequence = replay.sequences.burn_in + replay.sequences.trained

@@ -18,6 +18,7 @@ from actors.first_look import Look, first_look
 from deploy.config.errors import ConfigError
 from deploy.config.models import SERVER_OPTIONS, RunConfig, env_of
 from deploy.planning import memory
+from deploy.planning.dataset import check_dataset, check_without_actors
 from deploy.process.host import host_and_port
 from learner.algorithms import ALGORITHMS
 from learner.networks import ENCODERS, NetworkConfig, core_width, encoder_of
@@ -42,6 +43,7 @@ def check_before_run(config: RunConfig) -> Look:
     look = warning_look(config)
     memory.check_network(config, look.schema)
     memory.check_windows(config, look.schema)
+    check_dataset(resolved(config, look.schema), look.schema, look.about)
     memory.check_memory(config, look.schema)
     check_values(config, look.schema)
     return look
@@ -150,6 +152,7 @@ def check_unused(config: RunConfig) -> None:
     """Raises ConfigError for an address of a cluster in a mode that has none: the run would not be there. Likewise for
     an option of a sampler or an algorithm that is not the chosen one: it would do nothing."""
     _check_sections(config)
+    check_without_actors(config)
     if config.mode == "cluster":
         return
     given = {f"redis.{name}": getattr(config.redis, name) for name in type(config.redis).model_fields}

@@ -10,10 +10,12 @@ from actors.episodes import Episodes
 from actors.evaluator import EvaluationResult
 from deploy.config.models import RunConfig
 from deploy.monitoring.metrics import RunMetrics
+from deploy.planning.dataset import dataset_spec
 from deploy.planning.memory import chunk_rows, rows_in_checkpoint
 from deploy.run_directory.directory import RunDirectory, checkpoint_folder
 from learner.builders import LearnerSpec
 from learner.checkpoint import Checkpointer
+from learner.policy import description_of
 from replay.chunk import Schema
 from replay.config import ReplayConfig
 from replay.logs import LogFile
@@ -89,6 +91,7 @@ def learner_spec(config: RunConfig, directory: RunDirectory, schema: Schema, fen
         chunk_rows=chunk_rows(config),
         slots_ever=0 if config.mode == "inline" else directory.fences.slots_ever,
         quarantine=None if config.mode == "cluster" else directory.quarantine,
+        dataset=None if config.replay.dataset is None else dataset_spec(config, description_of(directory.path).about),
     )
 
 

@@ -35,6 +35,7 @@ STOP_S = 17.0
 LOG_EVERY_S = 1.0
 _REMEDIES = {
     "budget of env steps": "; to go on, raise --budget.env-steps",
+    "budget of updates": "; to go on, raise --budget.updates",
     "budget of seconds": "; to go on, raise --budget.seconds",
 }
 
@@ -79,6 +80,8 @@ def stop_reason(config: RunConfig, outcome: Outcome, stop: Stop, trained_s: floa
         return "interrupted"
     if config.budget.env_steps and outcome.totals.env_steps >= config.budget.env_steps:
         return "budget of env steps"
+    if config.budget.updates and outcome.totals.updates >= config.budget.updates:
+        return "budget of updates"
     if config.budget.seconds and trained_s >= config.budget.seconds:
         return "budget of seconds"
     return ""
@@ -203,14 +206,14 @@ class Driver:
             row = self._row(elapsed_s, rates)
             self._display.update(row)
             due = config.mode == "inline" or elapsed_s - logged_s >= LOG_EVERY_S or progress.verdict is not None
-            if outcome.totals.env_steps and due:
+            if outcome.totals.anything and due:
                 with self._disk.writing():
                     self._directory.history.append(row)
                 logged_s = elapsed_s
                 self._tracking.offer(row, evaluated=progress.verdict is not None)
             self._show_news_of_trackers()
             outcome.reason = outcome.reason or stop_reason(config, outcome, self._stop, clock.trained_s)
-        if outcome.reason == "budget of seconds" and not outcome.totals.env_steps:
+        if outcome.reason == "budget of seconds" and not outcome.totals.anything:
             raise RunFailedError(
                 f"no env step has come in within the {config.budget.seconds:g} s of --budget.seconds: "
                 f"{session.status_line()}"
@@ -252,7 +255,7 @@ class Driver:
         outcome, directory = self._outcome, self._directory
         if not outcome.failed:  # a run that failed is to be noticed
             directory.unregister_metrics()
-        if self._new and outcome.reason == "interrupted" and not outcome.totals.env_steps:
+        if self._new and outcome.reason == "interrupted" and not outcome.totals.anything:
             give_name_back(self._config, directory)
         if directory.path.exists():
             summary = outcome.summary(self._config, directory.run, self._clock)

@@ -138,14 +138,14 @@ class InlineSession(Breakable):
 
     @breakable
     def _advance(self) -> Progress:
-        until = self.loop.learner.updates + 200
+        until, steps = self.loop.learner.updates + 200, 0
         started, before = time.perf_counter(), (self.loop.learner.updates, self.loop.ledger.totals.env_steps)
-        for _ in range(200):
-            self._actors.step()
-            while self.loop.cycle():
+        while steps < 200 and self.loop.learner.updates < until:
+            if self.loop.cycle():
                 self.loop.broadcaster.publish_if_due()
-            if self.loop.learner.updates >= until:
-                break
+            else:
+                self._actors.step()
+                steps += 1
         self.loop.ingest.reader.trim(0)  # nobody else reads this log
         elapsed = time.perf_counter() - started
         verdict, policy = self._evaluation.screen(self.loop.learner.updates, self.loop.candidate)

@@ -28,6 +28,11 @@ class Totals(NamedTuple):
     samples_per_insert: float = 0.0
     restarts: RestartMetrics = RestartMetrics(0, 0)
 
+    @property
+    def anything(self) -> bool:
+        """Whether anything has come in, or been learned from a dataset."""
+        return self.env_steps > 0 or self.updates > 0
+
     @classmethod
     def of(cls, metrics: RunMetrics) -> Totals:
         """Returns those of the newest metrics."""

@@ -1,0 +1,214 @@
+"""A Minari dataset as rows: its episodes become chunks like an actor's, and go the same way from there.
+
+One lane has all episodes, one after another. An episode of T env steps leaves T + 1 rows::
+
+    row t < T    observation t, action t, reward t; FIRST at t = 0; at T - 1 TERMINATED, TRUNCATED or both
+    row T        the last observation, a BOUNDARY row
+
+An episode without an end of its own is truncated after its last env step, as Minari means it. What is stored of
+observations is what actors store (learner/networks/portable.py); actions get their numbers. The chunks are encoded and
+decoded by the wire's codec, which refuses what no actor may send, and nobody's Q values are known of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from learner.minari_store import DatasetError, load
+from learner.networks.portable import Mismatch, Observations
+from replay.buffer import ReplayBuffer
+from replay.chunk import (
+    ACTION_MASK,
+    BOUNDARY,
+    FIRST,
+    TERMINATED,
+    TRUNCATED,
+    BadChunk,
+    Chunk,
+    Codec,
+    Counters,
+    Schema,
+    encode,
+)
+
+Array = npt.NDArray[Any]
+CHUNK_ROWS = 1 << 13
+RUN = "dataset"
+
+
+class DatasetSpec(NamedTuple):
+    """A dataset as the learner is given it: its id, its folder, and what the environment's own observations and actions
+    are (``actors.contract.Checked.about``)."""
+
+    id: str
+    folder: Path
+    about: Mapping[str, Any]
+
+
+class Dataset(NamedTuple):
+    """A buffer with all of a dataset's rows; how many episodes and env steps they are; a digest of the rows."""
+
+    buffer: ReplayBuffer
+    episodes: int
+    env_steps: int
+    digest: str
+
+
+def rows_of(found: Any) -> int:
+    """Returns the rows that a ``minari.MinariDataset`` leaves."""
+    return int(found.total_steps) + int(found.total_episodes)
+
+
+def read_dataset(spec: DatasetSpec, schema: Schema, make_buffer: Callable[[int], ReplayBuffer]) -> Dataset:
+    """Reads a dataset into a buffer, which ``make_buffer`` makes for so many rows.
+
+    Raises:
+        DatasetError: it cannot be read, or has what no environment of this schema returns.
+    """
+    found = load(spec.id, spec.folder)
+    buffer, codec, digest = make_buffer(max(1, rows := rows_of(found))), Codec(schema, RUN), hashlib.sha256()
+    reading = _Reading(spec, schema)
+    for seq, columns in enumerate(_cut(reading.episodes(found)), 1):
+        data = encode(_chunk(seq, columns, schema), schema, RUN)
+        digest.update(data)
+        try:
+            chunk = codec.decode(data, 0, 1, seq)
+        except BadChunk as error:
+            raise DatasetError(
+                f"dataset {spec.id}, around episode {reading.number}: {error}; filter its episodes by Minari's "
+                "filter_episodes into another dataset"
+            ) from error
+        if buffer.mirror.end + chunk.rows > rows:
+            raise DatasetError(f"dataset {spec.id} has more env steps than the {found.total_steps:,} of its metadata")
+        unknown = np.full(chunk.flags.shape, np.nan, np.float32)  # so that the first priority is the greatest
+        buffer.append(replace(chunk, q_taken=unknown, q_max=unknown), follows=True)
+    if not buffer.sampleable:
+        raise DatasetError(f"dataset {spec.id} in {spec.folder} has nothing to learn from: no env step")
+    return Dataset(buffer, reading.number, buffer.mirror.end - reading.number, digest.hexdigest())
+
+
+Columns = dict[str, Array]
+
+
+class _Reading:
+    """Makes rows of episodes; ``number``: how many so far."""
+
+    def __init__(self, spec: DatasetSpec, schema: Schema) -> None:
+        self._id, self._schema, self._observations = spec.id, schema, Observations(spec.about["observation"])
+        self._actions = spec.about["actions"]
+        self.number = 0
+
+    def episodes(self, found: Any) -> Iterator[Columns]:
+        """Yields the rows of each episode that has any, by column.
+
+        Raises:
+            DatasetError: it has what no environment returns.
+        """
+        try:
+            for episode in found.iterate_episodes():
+                if len(episode.rewards):
+                    yield self._rows(episode)
+                    self.number += 1
+        except (OSError, KeyError, AssertionError) as error:  # what Minari and h5py raise of a file that is damaged
+            raise DatasetError(
+                f"dataset {self._id} cannot be read beyond episode {self.number}: {type(error).__name__}: {error}"
+            ) from error
+
+    def _rows(self, episode: Any) -> Columns:
+        steps = len(episode.rewards)
+        terminations, truncations = (np.asarray(each, np.bool_) for each in (episode.terminations, episode.truncations))
+        if not terminations.shape == truncations.shape == (steps,):
+            raise self._wrong(f"{steps} rewards, and {len(terminations)} and {len(truncations)} flags of its end")
+        if (terminations | truncations)[:-1].any():
+            raise self._wrong("an end before its last step")
+        flags = np.zeros(steps + 1, np.uint8)
+        flags[0] = FIRST
+        flags[-2] |= terminations[-1] * TERMINATED | (truncations[-1] or not terminations[-1]) * TRUNCATED
+        flags[-1] = BOUNDARY
+        action, reward = np.zeros(steps + 1, np.int32), np.zeros(steps + 1, np.float32)
+        action[:-1] = self._numbers(np.asarray(episode.actions), steps)
+        with np.errstate(over="ignore"):  # what is infinite then is refused
+            reward[:-1] = np.asarray(episode.rewards).reshape(steps)
+        return {
+            "obs": self._obs(episode.observations, steps),
+            "action": action,
+            "reward": reward,
+            "flags": flags,
+            **self._extras(episode.infos or {}, steps),
+        }
+
+    def _obs(self, observations: Any, steps: int) -> Array:
+        """Returns what is stored of them <obs_dtype>[T + 1, *obs_shape]: of stacks the newest frame."""
+        try:
+            stored = self._observations(observations, (steps + 1,))
+        except Mismatch as error:
+            raise self._wrong(str(error)) from None
+        return stored if self._observations.shape == self._schema.obs_shape else stored[:, -1]
+
+    def _numbers(self, actions: Array, steps: int) -> Array:
+        """Returns the numbers <int64>[T] of actions as the environment is given them."""
+        about = self._actions
+        names = ("counts", "first") if "counts" in about else ("n", "start")
+        counts, first = (np.array(about[name]) for name in names)
+        if actions.shape != (steps, *counts.shape) or actions.dtype.kind not in "biu":
+            raise self._wrong(f"actions <{actions.dtype}>{list(actions.shape)}; its space is {about['space']}")
+        places = actions.astype(np.int64) - first
+        if not ((places >= 0) & (places < counts)).all():
+            raise self._wrong(f"an action outside its space {about['space']}")
+        if not counts.shape:
+            return np.asarray(places)
+        numbers: Array = np.ravel_multi_index(tuple(places.reshape(steps, -1).T), tuple(counts.ravel().tolist()))
+        return numbers
+
+    def _extras(self, infos: Mapping[str, Any], steps: int) -> Columns:
+        columns: Columns = {}
+        for column in self._schema.extras:
+            given = np.asarray(infos.get(column.name))
+            if given.shape != (steps + 1, *column.shape) or not np.can_cast(given.dtype, column.dtype, "unsafe"):
+                remedy = "; or give --env.action-mask ignore" if column.name == ACTION_MASK else ""
+                raise self._wrong(
+                    f"infos[{column.name!r}] <{given.dtype}>{list(given.shape)}; {column.dtype}"
+                    f"{[steps + 1, *column.shape]} is needed, one for each observation{remedy}"
+                )
+            columns[column.name] = given.astype(column.dtype)
+        return columns
+
+    def _wrong(self, what: str) -> DatasetError:
+        return DatasetError(f"dataset {self._id}, episode {self.number} has {what}")
+
+
+def _cut(episodes: Iterator[Columns]) -> Iterator[Columns]:
+    """Yields the rows of all episodes, CHUNK_ROWS at a time: columns [N, 1, ...]."""
+    waiting, rows = list[Columns](), 0
+    for episode in episodes:
+        waiting.append(episode)
+        rows += len(episode["flags"])
+        if rows >= CHUNK_ROWS:
+            *whole, rest = _slices(waiting)
+            yield from whole
+            waiting, rows = [rest], len(rest["flags"])
+    if waiting:
+        yield from _slices(waiting)
+
+
+def _slices(parts: list[Columns]) -> list[Columns]:
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    rows = len(joined["flags"])
+    return [
+        {name: column[start : start + CHUNK_ROWS] for name, column in joined.items()}
+        for start in range(0, rows, CHUNK_ROWS)
+    ]
+
+
+def _chunk(seq: int, columns: Columns, schema: Schema) -> Chunk:
+    lane = {name: column[:, None] for name, column in columns.items()}
+    zeros = np.zeros(lane["flags"].shape, np.float32)
+    extras = {column.name: lane.pop(column.name) for column in schema.extras}
+    return Chunk(0, 1, seq, 0, Counters(), **lane, q_taken=zeros, q_max=zeros, extras=extras)
