@@ -88,12 +88,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Folder:
-    """The studies of a folder of results/: their rows, peers' rows after them, and files without rows yet."""
+    """The studies of a folder of results/: their rows, peers' rows after them, and what has no row yet, by file."""
 
     name: str
     rows: tuple[Row, ...]
     files: tuple[Path, ...]
-    missing: tuple[Path, ...]
+    missing: Mapping[Path, str]
 
 
 # -- the rows
@@ -101,18 +101,36 @@ class Folder:
 
 def read_folder(path: Path) -> Folder:
     """Reads the rows of all studies of a folder, and of the peers."""
-    rows, files, missing = list[Row](), list[Path](), list[Path]()
+    rows, files, missing = list[Row](), list[Path](), dict[Path, str]()
     for study in sorted(path.glob("*.yaml")):
         found = rows_file(study.with_suffix(".csv"))
-        if found is None:
-            missing.append(study)
-        else:
-            files.append(found)
-            rows += read_rows(found, ours=True)
+        there = [] if found is None else read_rows(found, ours=True)
+        files += [] if found is None else [found]
+        rows += there
+        if lacking := _lacking(study, there):
+            missing[study] = lacking
     if (peers := rows_file(path / PEERS)) is not None:
         files.append(peers)
         rows += read_rows(peers, ours=False)
-    return Folder(path.name, tuple(rows), tuple(files), tuple(missing))
+    return Folder(path.name, tuple(rows), tuple(files), missing)
+
+
+def _lacking(study: Path, rows: Iterable[Row]) -> str:
+    """Returns which of a study's runs have no row, in words; nothing where all have one."""
+    there, lacking = {(row.env, row.agent, row.seed) for row in rows}, dict[tuple[str, str], list[int]]()
+    for run in read_study(study, Path("studies"), environ={}).runs:
+        agent = _agent_of(run.variant)
+        if (run.env, agent, run.seed) not in there:
+            lacking.setdefault((run.env, agent), []).append(run.seed)
+    return "; ".join(
+        f"{env}{agent.removeprefix('qherd')}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+        for (env, agent), seeds in lacking.items()
+    )
+
+
+def _agent_of(variant: str) -> str:
+    """Returns what the page calls a variant of a study."""
+    return "qherd" if variant == "default" else f"qherd, {variant}"
 
 
 def rows_file(file: Path) -> Path | None:
@@ -129,11 +147,10 @@ def read_rows(file: Path, *, ours: bool) -> list[Row]:
 
 def _row(values: Mapping[str, str], *, ours: bool) -> Row:
     variant = values["variant"]
-    ours_as = "qherd" if variant == "default" else f"qherd, {variant}"
     counted = values["counted"] == "1" and values["score_is"] == "final policy"
     return Row(
         env=values["env"],
-        agent=ours_as if ours else variant,
+        agent=_agent_of(variant) if ours else variant,
         seed=int(values["seed"]),
         score=float(values["score"]) if counted else None,
         state=values["exit_reason"],
@@ -237,8 +254,8 @@ def _steps(rows: Sequence[Row]) -> str:
 
 def _section(folder: Folder, published: Mapping[str, Any]) -> Iterator[str]:
     yield f"\n## {TITLES.get(folder.name, folder.name)}\n"
-    for file in folder.missing:
-        yield f"\nNot run yet: [{file.name}](../results/{folder.name}/{file.name}).\n"
+    for file, lacking in folder.missing.items():
+        yield f"\nNot run yet of [{file.name}](../results/{folder.name}/{file.name}): {lacking}.\n"
     for env, agents in by_env_and_agent(folder.rows).items():
         yield f"\n### {env}\n\n![{chart(env, agents, published).description}]({PICTURES.name}/{picture_name(env)})\n"
         yield "\n| | runs | env steps | mean | sd | IQM | 95 % interval | seconds | CPU seconds |\n"

@@ -57,7 +57,7 @@ def test_the_rows_are_of_the_study_beside_them(file: Path) -> None:
     assert all(run.seed < 100 for run in study.runs)
     rows = results.rows_file(file.with_suffix(".csv"))
     if rows is None:
-        assert f"Not run yet: [{file.name}]" in results.PAGE.read_text()
+        assert f"Not run yet of [{file.name}]" in results.PAGE.read_text()
         return
     runs = {
         (run.env, f"qherd{'' if run.variant == 'default' else f', {run.variant}'}", run.seed): run for run in study.runs
@@ -122,8 +122,19 @@ def test_peers_stand_beside_the_study_and_its_other_variants(folder: Path) -> No
     assert "SB3 DQN: IQM 350, 1 run. Dotted: 500, published, RL-Zoo DQN." in chart.description
 
 
-def test_a_study_without_rows_is_named(folder: Path) -> None:
-    assert "Not run yet: [one.yaml](../results/mine/one.yaml)." in results.page(folder.parent)
+def test_runs_that_a_study_has_and_that_have_no_row_are_named(folder: Path) -> None:
+    (folder / "one.yaml").write_text(
+        "environments: [CartPole-v1]\nvariants: {default: , slow: {learner.lr: 1e-4}}\nseeds: 0-2\n"
+        "budget: {env_steps: 400}\n"
+    )
+    lacks = "Not run yet of [one.yaml](../results/mine/one.yaml): "
+    assert f"{lacks}CartPole-v1, seeds 0, 1, 2; CartPole-v1, slow, seeds 0, 1, 2.\n" in results.page(folder.parent)
+    write_rows(folder / "one.csv", *({"seed": seed, "score": 500} for seed in range(3)))
+    assert f"{lacks}CartPole-v1, slow, seeds 0, 1, 2.\n" in results.page(folder.parent)
+    write_rows(
+        folder / "one.csv", *({"seed": n, "score": 9, "variant": v} for n in range(3) for v in ("default", "slow"))
+    )
+    assert "Not run yet" not in results.page(folder.parent)
 
 
 def test_an_environment_in_which_no_run_counts_has_no_figure(folder: Path) -> None:
