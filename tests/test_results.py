@@ -8,6 +8,7 @@ import html
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,7 @@ def test_every_published_figure_has_its_conditions_and_its_source() -> None:
 # -- what the page makes of rows
 
 
-def write_rows(file: Path, *rows: dict[str, object]) -> None:
+def write_rows(file: Path, *rows: Mapping[str, object]) -> None:
     ordinary = {"variant": "default", "exit_reason": "budget of env steps", "counted": 1, "score_is": "final policy"}
     with file.open("w", newline="") as opened:
         table = csv.DictWriter(opened, HEADER, lineterminator="\n")
