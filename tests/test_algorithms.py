@@ -81,6 +81,22 @@ def test_one_quantile_is_half_of_huber() -> None:
     assert_close(quantile_regression(theta, target, 1.0), 0.5 * huber(target - theta, 1.0).squeeze(1))
 
 
+@pytest.mark.parametrize("kappa", [0.3, 1.0])
+def test_the_gradient_of_quantile_regression_is_autograd_s(kappa: float) -> None:
+    rng = torch.Generator().manual_seed(5)
+    theta = torch.randn(4, 6, generator=rng, dtype=torch.float64, requires_grad=True)
+    target = torch.randn(4, 9, generator=rng, dtype=torch.float64) * 2
+    tau, weights = torch.rand(4, 6, generator=rng, dtype=torch.float64), torch.tensor([0.5, 1.0, 2.0, 0.0])
+    (weights * quantile_regression(theta, target, kappa, tau)).sum().backward()  # type: ignore[no-untyped-call]
+    assert theta.grad is not None
+    ours = theta.grad.clone()
+    theta.grad = None
+    u = target.unsqueeze(1) - theta.unsqueeze(2)
+    pairs = (tau.unsqueeze(2) - (u < 0).to(u.dtype)).abs() * huber(u, kappa) / kappa
+    (weights * pairs.mean(2).sum(1)).sum().backward()  # type: ignore[no-untyped-call]
+    assert_close(ours, theta.grad, rtol=1e-12, atol=1e-12)
+
+
 def test_quantile_regression_against_loops() -> None:
     rng = np.random.default_rng(0)
     theta, target = rng.normal(size=(6, 4)), rng.normal(size=(6, 3))
