@@ -217,7 +217,7 @@ class Recorder:
     ("reason", "ended", "patience_s"),
     [("solved", "finished", 20), ("interrupted", "interrupted", 4), ("failed: no server", "failed", 20)],
 )
-def test_curves_have_a_point_every_two_seconds_each_evaluation_and_the_last_row(
+def test_curves_have_a_point_every_five_seconds_each_evaluation_and_the_last_row(
     reason: str, ended: str, patience_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, recorder = [100.0], Recorder()
@@ -226,7 +226,7 @@ def test_curves_have_a_point_every_two_seconds_each_evaluation_and_the_last_row(
     with Tracking([recorder]) as tracking:  # type: ignore[list-item]
         tracking.describe(directory.config, directory)
         for env_steps, (at_s, evaluated) in enumerate(
-            [(100.0, False), (101.0, False), (102.1, False), (102.2, True), (103.0, False)]
+            [(100.0, False), (104.9, False), (105.1, False), (105.2, True), (106.0, False)]
         ):
             now[0] = at_s
             tracking.offer({"env_steps": env_steps}, evaluated=evaluated)
