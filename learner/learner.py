@@ -11,9 +11,10 @@ from torch import Tensor
 
 from learner.adam import Adam
 from learner.algorithms import build_loss
-from learner.algorithms.loss import Transitions
+from learner.algorithms.loss import LossOutput, Transitions
 from learner.collective import Alone, Collective
 from learner.config import LearnerConfig
+from learner.horizon import horizon_at
 from learner.metrics import UpdateMetrics
 from learner.networks import build_network
 from learner.networks.q_network import (
@@ -26,8 +27,10 @@ from learner.networks.q_network import (
 )
 from learner.recent_updates import RecentUpdates
 from learner.samples import on_device
+from learner.sequences import mixture, unroll
 from replay.chunk import Schema
 from replay.mirror import Batch
+from replay.sequences import SequenceBatch
 from replay.state import State, count, number
 
 
@@ -64,13 +67,28 @@ class Learner:
         self.recent = RecentUpdates(device)
         self.updates = 0
 
-    def update(self, batch: Batch, weights: npt.NDArray[Any] | Tensor | None = None) -> Tensor:
-        """Takes one gradient step on a batch of transitions; ``weights`` <float32>[B] are the importance weights of
-        their losses (None: all 1). Returns the TD errors <float32>[B], on the device."""
+    def update(self, batch: Batch | SequenceBatch, weights: npt.NDArray[Any] | Tensor | None = None) -> Tensor:
+        """Takes one gradient step on a batch of transitions, or of sequences where the network has a core; ``weights``
+        <float32>[B] are the importance weights of their losses (None: all 1). Returns the TD errors <float32>[B], of
+        sequences the priorities that their errors give (see ``sequences.mixture``), on the device."""
+        factors = None if weights is None else on_device(weights, self.device)
+        if isinstance(batch, SequenceBatch):
+            return self._update_on_sequences(batch.map(lambda column: on_device(column, self.device)), factors)
         on = batch.map(lambda column: on_device(column, self.device))
         transitions = Transitions(on.s_tm1, on.a_tm1, on.r_t, on.discount_t, on.s_t, on.extras_tm1, on.extras_t)
-        out = self._loss(self.online, self.target, transitions)
-        loss = (out.losses if weights is None else out.losses * on_device(weights, self.device)).mean()
+        return self._descend(self._loss(self.online, self.target, transitions), factors)
+
+    def _update_on_sequences(self, batch: SequenceBatch, weights: Tensor | None) -> Tensor:
+        """The loss is the mean over all rows that are trained on, each with its sequence's weight."""
+        n = horizon_at(self.config, self.updates).n
+        online, target, transitions, sequence = unroll(self.online, self.target, batch, n)
+        out = self._loss(online, target, transitions)
+        error = self._descend(out, None if weights is None else weights[sequence])
+        return mixture(error, sequence, batch.valid.shape[1], self.config.priority_eta)
+
+    def _descend(self, out: LossOutput, weights: Tensor | None) -> Tensor:
+        """Takes the gradient step of these losses. Returns their TD errors."""
+        loss = (out.losses if weights is None else out.losses * weights).mean()
         grad_norm = self._step(loss)
         self.recent.record(loss.detach(), out.td_error, out.q_tm1, grad_norm)
         return out.td_error

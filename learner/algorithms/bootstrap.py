@@ -7,9 +7,8 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from learner.algorithms.loss import Transitions
+from learner.algorithms.loss import Network, Transitions
 from learner.algorithms.masks import allowed
-from learner.networks.q_network import QNetwork
 
 
 class BootstrapPolicy(NamedTuple):
@@ -37,16 +36,16 @@ class BootstrapPolicy(NamedTuple):
 class Bootstrapping(Protocol):
     """Chooses the policy that a batch bootstraps from. Called without gradient."""
 
-    def __call__(self, online: QNetwork, target: QNetwork, batch: Transitions, q_t: Tensor) -> BootstrapPolicy:
+    def __call__(self, online: Network, target: Network, batch: Transitions, q_t: Tensor) -> BootstrapPolicy:
         """``q_t`` <float32>[B, A]: the target network's expected values of s_t."""
 
 
-def greedy(online: QNetwork, target: QNetwork, batch: Transitions, q_t: Tensor) -> BootstrapPolicy:
+def greedy(online: Network, target: Network, batch: Transitions, q_t: Tensor) -> BootstrapPolicy:
     """Chooses the action that the target network values most (Mnih et al. 2015)."""
     return _of_one_action(batch, q_t)
 
 
-def double(online: QNetwork, target: QNetwork, batch: Transitions, q_t: Tensor) -> BootstrapPolicy:
+def double(online: Network, target: Network, batch: Transitions, q_t: Tensor) -> BootstrapPolicy:
     """Chooses the action that the online network values most (van Hasselt et al., arXiv 1509.06461)."""
     return _of_one_action(batch, online(batch.s_t).q)
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from learner.algorithms.bootstrap import Bootstrapping, double, greedy
-from learner.algorithms.loss import Loss, LossOutput, Transitions, distribution_of, of_action
+from learner.algorithms.loss import Loss, LossOutput, Network, Transitions, distribution_of, of_action
 from learner.config import LearnerConfig
 from learner.networks.heads import atoms_of
-from learner.networks.q_network import QNetwork
 from learner.td import categorical_projection, taken
 
 
@@ -23,7 +22,7 @@ class CategoricalLoss:
     v_max: float
     atoms: int
 
-    def __call__(self, online: QNetwork, target: QNetwork, batch: Transitions) -> LossOutput:
+    def __call__(self, online: Network, target: Network, batch: Transitions) -> LossOutput:
         """See ``Loss``."""
         atoms = atoms_of(self.v_min, self.v_max, self.atoms, batch.r_t)
         with torch.no_grad():

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from learner.algorithms.loss import Loss, LossOutput, Transitions
+from learner.algorithms.loss import Loss, LossOutput, Network, Transitions
 from learner.algorithms.masks import allowed
 from learner.algorithms.munchausen import MunchausenLoss, munchausen_of
 from learner.config import LearnerConfig
-from learner.networks.q_network import QNetwork
 from learner.td import Transform, double_q_learning, huber, q_learning, signed_hyperbolic, signed_parabolic
 
 RESCALED = Transform(signed_hyperbolic, signed_parabolic)
@@ -23,7 +22,7 @@ class QLearningLoss:
     huber_delta: float
     transform: Transform | None = None
 
-    def __call__(self, online: QNetwork, target: QNetwork, batch: Transitions) -> LossOutput:
+    def __call__(self, online: Network, target: Network, batch: Transitions) -> LossOutput:
         """See ``Loss``."""
         with torch.no_grad():
             q_t = allowed(target(batch.s_t).q, batch.extras_t)
@@ -39,7 +38,7 @@ class DoubleQLearningLoss:
     huber_delta: float
     transform: Transform | None = None
 
-    def __call__(self, online: QNetwork, target: QNetwork, batch: Transitions) -> LossOutput:
+    def __call__(self, online: Network, target: Network, batch: Transitions) -> LossOutput:
         """See ``Loss``."""
         with torch.no_grad():
             q_t, q_t_selector = target(batch.s_t).q, allowed(online(batch.s_t).q, batch.extras_t)

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from learner.algorithms.bootstrap import Bootstrapping
-from learner.algorithms.loss import Loss, LossOutput, Transitions, of_action
+from learner.algorithms.loss import Loss, LossOutput, Network, Transitions, of_action
 from learner.algorithms.munchausen import bootstrapping_of
 from learner.config import LearnerConfig
 from learner.networks.heads import ImplicitQuantilesHead
-from learner.networks.q_network import QNetwork
 from learner.td import quantile_regression, taken
 
 
@@ -25,7 +24,7 @@ class ImplicitQuantileLoss:
     target_samples: int
     kappa: float
 
-    def __call__(self, online: QNetwork, target: QNetwork, batch: Transitions) -> LossOutput:
+    def __call__(self, online: Network, target: Network, batch: Transitions) -> LossOutput:
         """See ``Loss``."""
         size, device = len(batch.a_tm1), batch.r_t.device
         with torch.no_grad():
@@ -50,7 +49,7 @@ def implicit_quantile_loss(config: LearnerConfig) -> Loss:
     return ImplicitQuantileLoss(bootstrapping_of(config), options.samples, options.target_samples, options.kappa)
 
 
-def _head(network: QNetwork) -> ImplicitQuantilesHead:
+def _head(network: Network) -> ImplicitQuantilesHead:
     if not isinstance(network.head, ImplicitQuantilesHead):
         raise ValueError("the algorithm iqn needs the head implicit_quantiles")
     return network.head

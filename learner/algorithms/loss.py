@@ -7,9 +7,9 @@ from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from learner.networks.q_network import QNetwork, QOutput
+from learner.networks.q_network import QOutput
 
 
 class Transitions(NamedTuple):
@@ -38,10 +38,24 @@ class LossOutput(NamedTuple):
     q_tm1: Tensor
 
 
+class Network(Protocol):
+    """A ``QNetwork``, or one that is unrolled over sequences (learner/sequences.py)."""
+
+    @property
+    def head(self) -> nn.Module:
+        """What turns features into values."""
+
+    def __call__(self, obs: Tensor) -> QOutput:
+        """Returns the values of observations."""
+
+    def features(self, obs: Tensor) -> Tensor:
+        """Returns what the head is given of observations <float32>[B, F]."""
+
+
 class Loss(Protocol):
     """Computes the loss of each transition."""
 
-    def __call__(self, online: QNetwork, target: QNetwork, batch: Transitions) -> LossOutput:
+    def __call__(self, online: Network, target: Network, batch: Transitions) -> LossOutput:
         """Returns losses, TD errors and Q values of a batch."""
 
 

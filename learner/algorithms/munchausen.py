@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from learner.algorithms.bootstrap import Bootstrapping, BootstrapPolicy, double, greedy
-from learner.algorithms.loss import LossOutput, Transitions
+from learner.algorithms.loss import LossOutput, Network, Transitions
 from learner.algorithms.masks import allowed
 from learner.config import LearnerConfig
-from learner.networks.q_network import QNetwork
 from learner.td import huber, scaled_log_policy, taken
 
 
@@ -27,7 +26,7 @@ class Munchausen:
     tau: float
     clip: float
 
-    def __call__(self, online: QNetwork, target: QNetwork, batch: Transitions, q_t: Tensor) -> BootstrapPolicy:
+    def __call__(self, online: Network, target: Network, batch: Transitions, q_t: Tensor) -> BootstrapPolicy:
         """See ``bootstrap.Bootstrapping``."""
         return self.policy(batch, q_t, target(batch.s_tm1).q)
 
@@ -46,7 +45,7 @@ class MunchausenLoss:
     munchausen: Munchausen
     huber_delta: float
 
-    def __call__(self, online: QNetwork, target: QNetwork, batch: Transitions) -> LossOutput:
+    def __call__(self, online: Network, target: Network, batch: Transitions) -> LossOutput:
         """See ``Loss``."""
         with torch.no_grad():  # one pass for both: small ones cost what their weights do
             q_t, target_q_tm1 = target(torch.cat((batch.s_t, batch.s_tm1))).q.chunk(2)

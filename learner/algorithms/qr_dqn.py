@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from learner.algorithms.bootstrap import Bootstrapping
-from learner.algorithms.loss import Loss, LossOutput, Transitions, distribution_of, of_action
+from learner.algorithms.loss import Loss, LossOutput, Network, Transitions, distribution_of, of_action
 from learner.algorithms.munchausen import bootstrapping_of
 from learner.config import LearnerConfig
-from learner.networks.q_network import QNetwork
 from learner.td import quantile_regression
 
 
@@ -21,7 +20,7 @@ class QuantileLoss:
     bootstrapping: Bootstrapping
     kappa: float
 
-    def __call__(self, online: QNetwork, target: QNetwork, batch: Transitions) -> LossOutput:
+    def __call__(self, online: Network, target: Network, batch: Transitions) -> LossOutput:
         """See ``Loss``."""
         with torch.no_grad():
             at_t = target(batch.s_t)

@@ -63,7 +63,7 @@ class QNetwork(nn.Module):
 
     def features(self, obs: Tensor) -> Tensor:
         """Maps obs <obs_dtype>[B, *input_shape] to the encoder's features <float32>[B, F]."""
-        x = obs if obs.dtype is torch.float32 else obs.to(torch.float32)
+        x = obs if obs.dtype in (torch.float32, torch.float64) else obs.to(torch.float32)
         if self._divisor != 1:
             x = x / self._divisor
         features: Tensor = self.encoder(x)

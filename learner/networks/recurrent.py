@@ -13,9 +13,6 @@ from learner.networks.portable import ACTION, REWARD, Memory
 from learner.networks.program import core_of
 from learner.networks.shapes import core_inputs
 
-Cells = Mapping[str, Tensor]
-"""What the core itself remembers: h <float>[B, H], and c of an LSTM."""
-
 
 class RecurrentCore(nn.Module):
     """An LSTM or a GRU of one layer (Hochreiter and Schmidhuber 1997; Cho et al., arXiv 1406.1078)."""
@@ -48,16 +45,15 @@ class RecurrentCore(nn.Module):
         hot = (action.unsqueeze(-1) == numbers).to(features.dtype)
         return torch.cat((features, hot, reward.to(features.dtype).unsqueeze(-1)), -1)
 
-    def unroll(self, x: Tensor, cells: Mapping[str, Tensor]) -> tuple[Tensor, Cells]:
-        """Maps x <float>[T, B, inputs] and the cells before it to the outputs <float>[T, B, H] and the cells after."""
+    def unroll(self, x: Tensor, cells: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Maps x <float>[T, B, inputs] and the cells before it (h <float>[B, H], and c of an LSTM) to the outputs
+        <float>[T, B, H] and the cells after."""
         out, after = self.rnn(x, self._given(cells))
         return out, self._named(after)
 
-    def burn_in(self, x: Tensor, cells: Mapping[str, Tensor], lengths: list[int]) -> Cells:
+    def burn_in(self, x: Tensor, cells: Mapping[str, Tensor], lengths: list[int]) -> dict[str, Tensor]:
         """Returns the cells after the last ``lengths`` <int>[B] of the time steps x <float>[T, B, inputs] each."""
         steps = len(x)
-        if not any(lengths):
-            return {name: cells[name] for name in self._cells}
         if min(lengths) == steps:
             return self.unroll(x, cells)[1]
         count = torch.tensor(lengths, device=x.device)
