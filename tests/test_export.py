@@ -24,7 +24,7 @@ from test_networks import ENTRIES, PICTURES, observations, spec
 from deploy.cli import main
 from deploy.config.models import RunConfig
 from deploy.export import numpy_format, onnx_format, torch_format
-from deploy.export.exported import Exported
+from deploy.export.exported import Exported, inputs_of
 from deploy.export.formats import FORMATS, TOLERANCE, compare
 from deploy.export.observed import Observed
 from learner import load_policy
@@ -212,6 +212,71 @@ def test_every_encoder_is_exported(
     assert compare(exported, observed, q, actions) <= TOLERANCE * max(1, float(np.abs(q).max()))
 
 
+RECURRENT: dict[str, Any] = {"network": {"hidden": (8,), "core": "lstm", "core_size": 6, "core_previous": True}}
+
+
+def test_numpy_alone_remembers_as_the_run_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The comparison plays whole episodes through what was written; each graph has the state as inputs and outputs."""
+    run = a_run(tmp_path, "CartPole-v1", **RECURRENT)
+    export(run, tmp_path / "out", "--card")
+    assert "on 1,000 observations: greatest difference" in capsys.readouterr().out
+    own, written = load_policy(run), load(tmp_path / "out")
+    for t, obs in enumerate(np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32)):
+        reward = None if t == 0 else float(t)
+        np.testing.assert_allclose(written.act(obs, reward=reward).q, own.act(obs, reward=reward).q, atol=1e-6)
+    with pytest.raises(ValueError, match="the previous reward"):
+        written.act(np.zeros(4, np.float32))
+    assert "trained.reset()" in (tmp_path / "out" / "README.md").read_text()
+
+
+def recurrent(core: str, previous: bool, masked: bool) -> tuple[Exported, Observed]:
+    """A recurrent policy with random weights, and random observations and states."""
+    schema, rng = Schema((3,), "float32", 2), np.random.default_rng(4)
+    exported, observed = made(schema, spec((8,), core=core, core_size=6, core_previous=previous))
+    assert exported.network.core is not None
+    widths = exported.network.core.memory.widths
+    state = {name: rng.normal(size=(5, width)).astype(np.float32) for name, width in widths.items()}
+    if previous:
+        state["previous_action"] = np.array([[0], [1], [2], [1], [0]], np.float32)
+    masks = np.array([[1, 1], [0, 1], [1, 0], [0, 0], [1, 1]], np.uint8) if masked else None
+    return exported, observed._replace(state=state, masks=masks)
+
+
+@pytest.mark.parametrize(
+    ("kind", "core", "previous", "masked"),
+    [
+        ("torch", "gru", False, False),
+        pytest.param("torch", "lstm", True, True, marks=LONG),
+        pytest.param("onnx", "lstm", True, False, marks=LONG),
+        pytest.param("onnx", "gru", False, True, marks=LONG),
+    ],
+)
+def test_a_graph_has_the_recurrent_state_in_and_out(
+    tmp_path: Path, kind: str, core: str, previous: bool, masked: bool, request: pytest.FixtureRequest
+) -> None:
+    if kind == "onnx":
+        request.getfixturevalue("onnx")
+    exported, observed = recurrent(core, previous, masked)
+    FORMATS[kind].write(tmp_path, exported, observed)
+    assert compare(exported, observed, *FORMATS[kind].values(tmp_path, exported, observed)) <= TOLERANCE
+    inputs = inputs_of(observed, slice(0, 5))
+    _, expected = exported.network.step(inputs["obs"], inputs["state"])
+    cells = [name for name in ("c", "h") if name in expected]
+    if kind == "torch":
+        found = torch.export.load(tmp_path / "policy.pt2").module()(*inputs.values())[2]
+        after = [found[name].numpy() for name in cells]
+    else:
+        session = importlib.import_module("onnxruntime").InferenceSession(str(tmp_path / "policy.onnx"))
+        given = {
+            "obs": observed.given,
+            **observed.state,
+            **({} if observed.masks is None else {"mask": observed.masks}),
+        }
+        after = session.run([f"next_{name}" for name in cells], given)
+    for name, array in zip(cells, after, strict=True):
+        np.testing.assert_allclose(array, expected[name], atol=TOLERANCE)
+
+
 # -- what is refused, and that nothing is left
 
 
@@ -368,6 +433,13 @@ def test_each_format_shows_how_it_is_used() -> None:
     assert "policy(obs, mask)" in torch_format.use(True)
     assert '(about := {"about.json": ""})' in torch_format.use(False)
     assert 'trained.act(obs, info["action_mask"])' in numpy_format.use(True)
+    state = ("c", "h", "previous_action", "previous_reward")
+    assert 'q, action, c, h = session.run(["q", "action", "next_c", "next_h"], {"obs": obs, "c": c,' in onnx_format.use(
+        False, state
+    )
+    assert "q, action, after = policy(obs, state, mask)" in torch_format.use(True, state)
+    assert "trained.act(obs, reward=reward)" in numpy_format.use(False, state)
+    assert "trained.reset()" in numpy_format.use(False, ("h",))
 
 
 def test_every_format_is_offered() -> None:

@@ -13,6 +13,7 @@ from deploy.config.numbers import write_yaml
 from deploy.export.exported import Exported
 from deploy.export.formats import Format
 from deploy.run_directory.files import replace_file
+from learner.networks.portable import Memory
 
 CONFIG = "config.yaml"
 LEFT_OUT = ("run", "runs_dir", "redis", "ray", "metrics")
@@ -80,7 +81,7 @@ def _text(config: RunConfig, exported: Exported, manifest: Mapping[str, Any], ki
         "## Evaluation",
         f"Greedy: {mean:.2f} ± {std:.2f} (mean and standard deviation) over {episodes} episodes; {how}.",
         "## How it is used",
-        kind.use(about["masked"]),
+        kind.use(about["masked"], list(Memory.of(about["core"]).widths)),
         "| | |\n|---|---|\n"
         f"| the environment's observations | `{about['observation']['space']}` |\n"
         f"| what the network is given | `<{given['dtype']}>{['B', *given['shape']]}`, divided by {given['divisor']} in "

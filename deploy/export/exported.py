@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from deploy.config.errors import ConfigError
+from deploy.export.observed import NONE, Observed
 from learner.networks import build_network, encoder_of
 from learner.networks.config import acting_spec
-from learner.networks.portable import FORBIDDEN, FORMAT
+from learner.networks.portable import FORBIDDEN, FORMAT, PolicyState
+from learner.networks.program import core_of
 from learner.networks.q_network import QNetwork
 from learner.policy import Description
 
@@ -51,16 +53,18 @@ class Exported(NamedTuple):
             **description.about,
             "stack": description.stack,
             "network_input": given,
-            "network": {"encoder": encoder_of(spec.config, schema), "head": spec.head},
+            "network": {"encoder": encoder_of(spec.config, schema), "core": spec.config.core, "head": spec.head},
+            "core": core_of(spec, schema.num_actions),
             "updates": updates,
         }
         return cls(description, arrays, network, about)
 
-    def q(self, given: Array) -> Array:
-        """Returns what the learner's network makes of these inputs: Q values <float32>[N, A]."""
-        parts = [torch.from_numpy(np.ascontiguousarray(given[rows])) for rows in batches(len(given))]
+    def q(self, given: Array, state: PolicyState = NONE) -> Array:
+        """Returns what the learner's network makes of these inputs, at these recurrent states: Q values
+        <float32>[N, A]."""
         with torch.no_grad():
-            return np.concatenate([self.network(part).q.numpy() for part in parts])
+            found = [self.network.step(tensor(given[rows]), tensors(state, rows))[0] for rows in batches(len(given))]
+        return np.concatenate([output.q.numpy() for output in found])
 
 
 @contextlib.contextmanager
@@ -80,6 +84,16 @@ def exporting(otherwise: str = "") -> Iterator[None]:
         ) from error
     finally:
         logging.disable(logging.NOTSET)
+
+
+def tensor(array: Array) -> Tensor:
+    """Returns an array as a tensor."""
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def tensors(state: PolicyState, rows: slice) -> dict[str, Tensor]:
+    """Returns some rows of a recurrent state as tensors."""
+    return {name: tensor(array[rows]) for name, array in state.items()}
 
 
 def batches(count: int) -> list[slice]:
@@ -107,13 +121,54 @@ class MaskedGraph(Graph):
     def forward(self, obs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """``mask`` <uint8>[B, A]: 1 for each action that is allowed; a row of zeros allows all."""
         q = self.network(obs).q
-        may = mask != 0
-        return q, torch.where(may | ~may.any(1, keepdim=True), q, float(FORBIDDEN)).argmax(1)
+        return q, _allowed(q, mask).argmax(1)
 
 
-def graph_of(exported: Exported, given: Array, masks: Array | None) -> tuple[nn.Module, dict[str, Tensor]]:
-    """Returns the graph and two rows of its inputs, by their names."""
-    inputs = {"obs": torch.from_numpy(np.ascontiguousarray(given[:2]))}
-    if masks is None:
-        return Graph(exported), inputs
-    return MaskedGraph(exported), {**inputs, "mask": torch.from_numpy(masks[:2])}
+def _allowed(q: Tensor, mask: Tensor) -> Tensor:
+    may = mask != 0
+    return torch.where(may | ~may.any(1, keepdim=True), q, float(FORBIDDEN))
+
+
+CELLS = ("c", "h")
+"""Of a recurrent state, what the graph itself computes; the previous action and reward come from who calls it."""
+
+
+class RecurrentGraph(Graph):
+    """The same of a network with a recurrent core."""
+
+    def forward(  # type: ignore[override]
+        self, obs: Tensor, state: dict[str, Tensor], mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """``state`` <float32>[B, width] by name: see ``learner.networks.portable.Memory``. Its h, and c of an LSTM,
+        after the observation are the third result."""
+        output, after = self.network.step(obs, state)
+        action = (output.q if mask is None else _allowed(output.q, mask)).argmax(1)
+        return output.q, action, {name: after[name] for name in CELLS if name in after}
+
+
+Inputs = dict[str, Any]
+"""A graph's inputs by name: tensors, and a dict of tensors for ``state``."""
+
+
+def inputs_of(observed: Observed, rows: slice) -> Inputs:
+    """Returns a graph's inputs of some observations, by their names."""
+    inputs: Inputs = {"obs": tensor(observed.given[rows])}
+    if observed.state:
+        inputs["state"] = tensors(observed.state, rows)
+    if observed.masks is not None:
+        inputs["mask"] = tensor(observed.masks[rows])
+    return inputs
+
+
+def graph_of(exported: Exported, observed: Observed) -> tuple[nn.Module, Inputs]:
+    """Returns the graph and two rows of its inputs."""
+    inputs = inputs_of(observed, slice(0, 2))
+    if "state" in inputs:
+        return RecurrentGraph(exported), inputs
+    return (Graph if observed.masks is None else MaskedGraph)(exported), inputs
+
+
+def free_batch(inputs: Inputs) -> tuple[Any, ...]:
+    """Returns the shapes of a graph's inputs, with a batch of any size."""
+    free = {0: torch.export.Dim("batch", min=1)}
+    return tuple(dict.fromkeys(each, free) if isinstance(each, dict) else free for each in inputs.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -33,8 +33,9 @@ class Format(Protocol):
         """Returns what the written files make of the observations: Q values <float32>[N, A] and the environment's
         actions."""
 
-    def use(self, masked: bool) -> str:
-        """Returns how a program uses it, as Markdown; ``masked``: with action masks."""
+    def use(self, masked: bool, state: Sequence[str] = ()) -> str:
+        """Returns how a program uses it, as Markdown; ``masked``: with action masks; ``state``: the names of its
+        recurrent state's arrays."""
 
 
 FORMATS: Mapping[str, Format] = {"onnx": onnx_format, "torch": torch_format, "numpy": numpy_format}
@@ -46,7 +47,7 @@ def compare(exported: Exported, observed: Observed, q: Array, actions: Array) ->
     Raises:
         RunFailedError: it is above TOLERANCE, or an action is not the best one by the exported values.
     """
-    expected = exported.q(observed.given)
+    expected = exported.q(observed.given, observed.state)
     difference = float(np.abs(q - expected).max()) if q.shape == expected.shape else float("inf")
     bound = TOLERANCE * max(1.0, float(np.abs(expected).max()))
     if not difference <= bound:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from deploy.config.errors import ConfigError
 from deploy.export.exported import Array, Exported
 from deploy.export.observed import Observed
 from learner.networks import portable
+from learner.networks.portable import REWARD
 from learner.networks.program import program_of
 
 FILES: tuple[str, ...] = ("policy.npz", "policy.py")
@@ -46,20 +48,23 @@ def values(folder: Path, exported: Exported, observed: Observed) -> tuple[Array,
     policy = runpy.run_path(str(folder / FILES[1]))["load"](folder)
     found = []
     masks = [None] * len(observed.raw) if observed.masks is None else observed.masks
-    for obs, mask, begins in zip(observed.raw, masks, observed.begins, strict=True):
+    rewards = observed.state[REWARD][:, 0] if REWARD in observed.state else [None] * len(observed.raw)
+    for obs, mask, begins, reward in zip(observed.raw, masks, observed.begins, rewards, strict=True):
         if begins:
             policy.reset()
-        found.append(policy.act(obs, mask))
+        found.append(policy.act(obs, mask, reward))
     actions, q = (np.stack(each) for each in zip(*found, strict=True))
     return q, actions
 
 
-def use(masked: bool) -> str:
+def use(masked: bool, state: Sequence[str] = ()) -> str:
     """Returns how a program uses it, as Markdown."""
-    mask = ', info["action_mask"]' if masked else ""
+    given = ', info["action_mask"]' if masked else ""
+    given += ", reward=reward" if REWARD in state else ""
+    reset = "trained.reset()  # where an episode begins\n" if state else ""
     return f"""```python
 import policy  # the file beside this one; it needs numpy and nothing else
 
 trained = policy.load()
-action, q = trained.act(obs{mask})  # obs: as env.reset() and env.step() return it
+{reset}action, q = trained.act(obs{given})  # obs: as env.reset() and env.step() return it
 ```"""

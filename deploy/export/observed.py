@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -14,22 +15,26 @@ from actors.envs import checked_of
 from actors.errors import ContractError, EnvError
 from actors.policy import Policy
 from actors.supervision.restarts import cause
-from learner.networks.portable import allowed
+from learner.networks.portable import REWARD, PolicyState, allowed, fed
 from replay.chunk import ACTION_MASK
 
 Array = npt.NDArray[Any]
 EXPLORED = 0.2
 """Share of random actions, so that not all episodes are alike."""
+NONE: PolicyState = MappingProxyType({})
+"""The state of a network without a recurrent core."""
 
 
 class Observed(NamedTuple):
     """N observations in their order: the environment's own, what the network is given of each
-    <dtype>[N, (stack,) *shape], the action masks <uint8>[N, A] where they hold, and which begin an episode."""
+    <dtype>[N, (stack,) *shape], the action masks <uint8>[N, A] where they hold, and which begin an episode; the
+    recurrent state at each, arrays [N, width] by name."""
 
     raw: list[Any]
     given: Array
     masks: Array | None
     begins: list[bool]
+    state: PolicyState = NONE
 
 
 class _Keeping(gym.Wrapper[Any, Any, Any, Any]):
@@ -67,22 +72,27 @@ def observe(env: Env, policy: Policy, count: int, seed: int, max_episode_steps: 
 
 def _observe(env: Env, keeping: _Keeping, policy: Policy, count: int, seed: int, max_episode_steps: int) -> Observed:
     rng, masked = np.random.default_rng(seed), any(column.name == ACTION_MASK for column in columns_of(env))
-    raw, given, masks, begins = list[Any](), list[Array](), list[Array](), list[bool]()
+    raw, given, masks, begins, states = list[Any](), list[Array](), list[Array](), list[bool](), list[PolicyState]()
+    state = policy.initial_state(1)
+    explored = 0.0 if REWARD in state else EXPLORED  # an exported policy takes its own actions for the previous ones
     while len(raw) < count:
         obs, infos = env.reset(seed=seed + sum(begins))
-        over, steps = False, 0
+        state, over, steps = policy.initial_state(1), False, 0
         while not over and len(raw) < count:
             raw.append(keeping.newest)
             given.append(np.array(obs))
             begins.append(steps == 0)
-            q, _ = policy(given[-1][None], policy.initial_state(1))
+            states.append(state)
+            q, state = policy(given[-1][None], state)
             mask = infos[ACTION_MASK] if masked else np.ones(q.shape[1], np.uint8)
             if not mask.any():
                 raise ContractError(f"{name_of(env)}: its action_mask allows no action, and the episode is not over")
             masks.append(mask)
             greedy = int(allowed(q, mask[None]).argmax())
-            action = int(rng.choice(np.flatnonzero(mask))) if rng.random() < EXPLORED else greedy
-            obs, _, terminated, truncated, infos = env.step(action)
+            action = int(rng.choice(np.flatnonzero(mask))) if rng.random() < explored else greedy
+            obs, reward, terminated, truncated, infos = env.step(action)
+            state = fed(state, np.array([action]), np.array([reward]))
             steps += 1
             over = bool(terminated or truncated or steps >= max_episode_steps)
-    return Observed(raw, np.stack(given), np.stack(masks) if masked else None, begins)
+    before = {name: np.concatenate([each[name] for each in states]) for name in state}
+    return Observed(raw, np.stack(given), np.stack(masks) if masked else None, begins, before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deploy.config.errors import ConfigError
-from deploy.export.exported import Array, Exported, batches, exporting, graph_of
+from deploy.export.exported import CELLS, Array, Exported, Inputs, batches, exporting, free_batch, graph_of, inputs_of
 from deploy.export.observed import Observed
 from learner.networks.portable import actions_of
 
@@ -36,23 +37,30 @@ def check(exported: Exported | None = None) -> None:
 
 def write(folder: Path, exported: Exported, observed: Observed) -> None:
     """Writes the graph, with a batch of any size, and what it is about as the model's metadata."""
-    graph, inputs = graph_of(exported, observed.given, observed.masks)
-    batch = torch.export.Dim("batch", min=1)
+    graph, inputs = graph_of(exported, observed)
     with exporting("; or choose --format torch"):
         # by torch.export itself first: the exporter of ONNX has other ways, which fix the batch's size where that fails
-        program = torch.export.export(graph, tuple(inputs.values()), dynamic_shapes=tuple({0: batch} for _ in inputs))
+        program = torch.export.export(graph, tuple(inputs.values()), dynamic_shapes=free_batch(inputs))
         program = program.run_decompositions({torch.ops.aten.adaptive_max_pool2d.default: max_fields})
         onnx_program = torch.onnx.export(
             program,
             dynamo=True,
             opset_version=OPSET,
-            input_names=list(inputs),
-            output_names=["q", "action"],
+            input_names=list(_named(inputs)),
+            output_names=["q", "action", *(f"next_{name}" for name in inputs.get("state", {}) if name in CELLS)],
             verbose=False,
         )
     assert onnx_program is not None
     onnx_program.model.metadata_props.update({name: json.dumps(value) for name, value in exported.about.items()})
     onnx_program.save(str(folder / FILES[0]))
+
+
+def _named(inputs: Inputs) -> dict[str, Tensor]:
+    """Returns the inputs of a graph of ONNX, which has no dicts: a recurrent state's arrays each by its own name."""
+    named: dict[str, Tensor] = {}
+    for name, each in inputs.items():
+        named |= each if isinstance(each, dict) else {name: each}
+    return named
 
 
 def max_fields(x: Tensor, sides: list[int]) -> tuple[Tensor, Tensor]:
@@ -72,22 +80,27 @@ def values(folder: Path, exported: Exported, observed: Observed) -> tuple[Array,
     session = onnxruntime.InferenceSession(str(folder / FILES[0]), providers=["CPUExecutionProvider"])
     found = []
     for rows in batches(len(observed.given)):
-        inputs = {"obs": observed.given[rows]}
-        if observed.masks is not None:
-            inputs["mask"] = observed.masks[rows]
+        inputs = {name: each.numpy() for name, each in _named(inputs_of(observed, rows)).items()}
         found.append(session.run(["q", "action"], inputs))
     q, numbers = (np.concatenate(each) for each in zip(*found, strict=True))
     return q, actions_of(exported.about["actions"])(numbers)
 
 
-def use(masked: bool) -> str:
+def use(masked: bool, state: Sequence[str] = ()) -> str:
     """Returns how a program uses it, as Markdown."""
     inputs = '{"obs": obs, "mask": mask}' if masked else '{"obs": obs}'
+    call = f'q, action = session.run(["q", "action"], {inputs})'
+    if state:
+        cells = [name for name in CELLS if name in state]
+        outputs = json.dumps(["q", "action", *(f"next_{name}" for name in cells)])
+        given = ", ".join(f'"{name}": {name}' for name in state)
+        call = f"""# {", ".join(state)}: <float32>[B, ...], zero where an episode begins
+q, action, {", ".join(cells)} = session.run({outputs}, {inputs[:-1]}, {given}}})"""
     return f"""```python
 import onnxruntime
 
 session = onnxruntime.InferenceSession("policy.onnx")
-q, action = session.run(["q", "action"], {inputs})
+{call}
 ```
 
 `session.get_modelmeta().custom_metadata_map` has, as JSON, what `obs` and `action` are."""
