@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +32,7 @@ from replay.chunk_log.protocol import ChunkLog
 from replay.config import ReplayConfig
 from replay.mixed import MixedBuffer
 from replay.samplers import make_sampler
+from replay.sequences import SequenceBatch
 from replay.state import State
 from replay.storage import CannotFit, check_fit, make_storage
 
@@ -154,12 +154,13 @@ class LearnerLoop(Breakable):
         self.phases.charge("sample")
         columns = gathered.map(lambda column: on_device(column, self.learner.device))
         factors = None if weights is None else on_device(weights, self.learner.device)
-        self.samples.record(rows, weights, self.buffer.mirror.end, columns.r_t, columns.discount_t)
+        sequences = isinstance(columns, SequenceBatch)
+        returns = (columns.rewards, columns.discounts) if sequences else (columns.r_t, columns.discount_t)
+        self.samples.record(rows, weights, self.buffer.mirror.end, *returns)
         self.phases.charge("transfer")
         errors = []
         for part in (slice(start, start + batch) for start in range(0, len(rows), batch)):
-            transitions = columns.map(itemgetter(part))
-            errors.append(self.learner.update(transitions, None if factors is None else factors[part]))
+            errors.append(self.learner.update(columns.part(part), None if factors is None else factors[part]))
         self.phases.charge("compute")
         if weights is not None:
             self.buffer.update_priorities(rows, torch.cat(errors).cpu().numpy())

@@ -28,7 +28,8 @@ class Samples:
 
     def record(self, rows: Array, weights: Array | None, end: int, r_t: Tensor, discount_t: Tensor) -> None:
         """Records a cycle's rows <int64>[K·B] (below 0: a dataset's), their weights <float32>[K·B] (None: all 1), r_t
-        and discount_t <float32>[K·B], and the row ``end`` after the newest one inserted."""
+        and discount_t <float32>[K·B], of sequences their rewards and discounts <float32>[T, K·B], and the row ``end``
+        after the newest one inserted."""
         self._newest = rows, weights, end, r_t, discount_t
 
     def metrics(self) -> SampleMetrics | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,10 @@ class Batch:
         """Returns a batch of what ``change`` makes of each array."""
         extras = ({name: change(array) for name, array in each.items()} for each in (self.extras_tm1, self.extras_t))
         return Batch(*map(change, self), *extras)
+
+    def part(self, which: slice) -> Batch:
+        """Returns some of the transitions."""
+        return self.map(itemgetter(which))
 
 
 class Mirror(Ring):

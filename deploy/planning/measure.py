@@ -6,9 +6,10 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from actors.actor_id import ActorId
 from actors.builders import build_actor
@@ -17,9 +18,11 @@ from deploy.process.isolation import environments_apart
 from learner.cpu_time import CpuTime
 from learner.networks import parameter_shapes
 from learner.weights import pack
-from replay.chunk import Schema
+from replay.chunk import ACTION_MASK, Schema
 from replay.chunk_log.memory_log import MemoryLog
 from replay.credit import Credit, pack_credit
+from replay.mirror import Batch
+from replay.sequences import SequenceBatch
 
 MEASURE_S, WARM_UP_S = 1.0, 0.2
 
@@ -82,26 +85,54 @@ def random_weights(config: RunConfig, schema: Schema) -> bytes:
     return pack(1, 0, 0, arrays)
 
 
+def random_batch(config: RunConfig, schema: Schema) -> Batch:
+    """Returns a batch of random transitions."""
+    rng, batch = np.random.default_rng(0), config.learner.batch
+    obs = [_observations(rng, schema, (batch,)) for _ in range(2)]
+    reward, discount = (rng.random(batch, np.float32) for _ in range(2))
+    extras = {column.name: np.ones((batch, *column.shape), column.dtype) for column in schema.extras}
+    return Batch(obs[0], rng.integers(0, schema.num_actions, batch), reward, discount, obs[1], extras, extras)
+
+
+def random_sequences(config: RunConfig, schema: Schema) -> SequenceBatch:
+    """Returns a batch of random sequences, each as long as they may be."""
+    rng, batch, sequences = np.random.default_rng(0), config.learner.batch, config.replay.sequences
+    grid = (sequences.burn_in + sequences.trained + config.learner.n_step, batch)
+    reward, discount = (rng.random(grid, np.float32) for _ in range(2))
+    masked = any(column.name == ACTION_MASK for column in schema.extras)
+    trained = np.zeros(grid, np.bool_)
+    trained[sequences.burn_in : sequences.burn_in + sequences.trained] = True
+    return SequenceBatch(
+        _observations(rng, schema, grid),
+        rng.integers(0, schema.num_actions, grid),
+        reward,
+        discount,
+        np.ones((*grid, schema.num_actions), np.uint8) if masked else None,
+        trained,
+        np.ones(grid, np.bool_),
+        np.zeros((batch, schema.core), np.float32),
+    )
+
+
+def _observations(rng: np.random.Generator, schema: Schema, grid: tuple[int, ...]) -> npt.NDArray[Any]:
+    return rng.integers(0, 2, (*grid, *schema.input_shape)).astype(np.dtype(schema.obs_dtype))
+
+
 def measure_updates(config: RunConfig, schema: Schema, seconds: float = MEASURE_S) -> float:
     """Measures updates per second of a bare loop on one batch, on the learner's device where this machine has it."""
     import torch
 
     from learner.learner import Learner, choose_device
-    from replay.mirror import Batch
 
     torch.set_num_threads(config.learner.threads)
     device = choose_device("auto" if config.mode == "cluster" else config.learner.device)
-    learner, rng, batch = Learner(config.learner, schema, device, 0), np.random.default_rng(0), config.learner.batch
-    dtype = np.dtype(schema.obs_dtype)
-    obs = [rng.integers(0, 2, (batch, *schema.input_shape)).astype(dtype) for _ in range(2)]
-    reward, discount = (rng.random(batch, np.float32) for _ in range(2))
-    extras = {column.name: np.ones((batch, *column.shape), column.dtype) for column in schema.extras}
-    transitions = Batch(obs[0], rng.integers(0, schema.num_actions, batch), reward, discount, obs[1], extras, extras)
-    learner.update(transitions)  # the first one sets torch up
+    learner = Learner(config.learner, schema, device, 0)
+    batch = random_sequences(config, schema) if schema.core else random_batch(config, schema)
+    learner.update(batch)  # the first one sets torch up
     learner.metrics()
     updates, began, starved_s = 0, time.perf_counter(), CpuTime.now().starved_s
     while time.perf_counter() < began + seconds:
-        learner.update(transitions)
+        learner.update(batch)
         updates += 1
     learner.metrics()  # waits for the device
     return updates / (time.perf_counter() - began - (CpuTime.now().starved_s - starved_s))
