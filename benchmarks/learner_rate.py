@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 
@@ -21,13 +24,30 @@ from learner.loop import LearnerLoop
 from learner.publisher import Publisher
 from replay.chunk_log import open_log
 from replay.metrics import flat
-from replay.mirror import Batch
+from replay.sequences import SequenceBatch
 
 RUN = "learner-rate"
-TARGETS = {"LunarLander-v3": 0.85, "MinAtar/Breakout-v1": 0.9, "ALE/Pong-v5": 0.9}
-"""Environments whose presets run, and what share of the bare update's rate is aimed at."""
+
+
+class Subject(NamedTuple):
+    """An environment, what share of the bare update's rate is aimed at, a preset that is not the environment's own, and
+    options as variables."""
+
+    env_id: str
+    target: float
+    preset: str | None = None
+    options: Mapping[str, str] = MappingProxyType({})
+
+
 FEWER_ROWS = {"QHERD_REPLAY_CAPACITY_ROWS": "20000", "QHERD_REPLAY_MIN_ROWS": "2000"}
 """For a game of Atari: its preset's replay memory has 4 GB, and takes minutes to fill."""
+EXAMPLES = {"QHERD_ENV_PATH": str(Path(__file__).parents[1] / "examples")}
+SUBJECTS = (
+    Subject("LunarLander-v3", 0.85),
+    Subject("MinAtar/Breakout-v1", 0.9),
+    Subject("ALE/Pong-v5", 0.9, None, FEWER_ROWS),
+    Subject("memory_envs:MaskedCartPole-v1", 0.85, "r2d2", EXAMPLES),
+)
 WARM_UP_UPDATES, QUICK_UPDATES = 500, 20
 SLICE_S = 0.1
 START_S = 120.0
@@ -40,12 +60,12 @@ def measure(quick: bool) -> list[Result]:
     The two sides take turns of SLICE_S, shorter than the actors notice, so that both run beside equally busy actors.
     CPU time is the process's: the publisher's thread is in it.
     """
-    return [_measure(env_id, target, quick) for env_id, target in TARGETS.items()]
+    return [_measure(subject, quick) for subject in SUBJECTS]
 
 
-def _measure(env_id: str, target: float, quick: bool) -> Result:
+def _measure(subject: Subject, quick: bool) -> Result:
     slices, repetitions = (3, 2) if quick else (30, 15)
-    config = compose(env_id, None, None, FEWER_ROWS if env_id.startswith("ALE/") else {})
+    config = compose(subject.env_id, subject.preset, None, dict(subject.options))
     with running_herd(config, QUICK_UPDATES if quick else WARM_UP_UPDATES) as loop:
         before = flat(loop.report().metrics)
         ours, others = [], []
@@ -60,12 +80,12 @@ def _measure(env_id: str, target: float, quick: bool) -> Result:
     waited = metrics["learner_wait_seconds"] - before["learner_wait_seconds"]
     share = waited / (SLICE_S * slices * repetitions)
     notes = (
-        f"preset of {env_id}: batches of {config.learner.batch}, {config.actors.count} actors, "
+        f"preset of {subject.env_id}: batches of {config.learner.batch}, {config.actors.count} actors, "
         f"{metrics['samples_per_insert']:.1f} samples per insert realised",
         f"the loop waited for actors in {share:.0%} of its time, polling meanwhile",
     )
     other = "bare update, one fixed batch"
-    return Result("learner rate", "updates/CPU s", tuple(ours), other, tuple(others), target, notes=notes)
+    return Result("learner rate", "updates/CPU s", tuple(ours), other, tuple(others), subject.target, notes=notes)
 
 
 class Side:
@@ -128,7 +148,9 @@ def _running_loop(loop: LearnerLoop) -> Callable[[float], int]:
 def _bare_loop(config: RunConfig, running: LearnerLoop) -> Callable[[float], int]:
     """Another learner of the same configuration, on a batch of the running one's rows."""
     learner = Learner(config.learner, running.buffer.mirror.schema, running.learner.device, config.seed)
-    batch: Batch = running.buffer.sample(config.learner.batch).batch
+    batch = running.buffer.sample(config.learner.batch).batch
+    if isinstance(batch, SequenceBatch):
+        batch = batch._replace(obs=batch.obs.copy())  # the running one's next batch lies in the same array
 
     def work(seconds: float) -> int:
         before, end = learner.updates, time.perf_counter() + seconds

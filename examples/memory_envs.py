@@ -10,7 +10,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
 Array = npt.NDArray[Any]
 VELOCITIES = (1, 3)
@@ -21,7 +20,7 @@ class MaskedCartPole(gym.ObservationWrapper[Array, np.int64, Array]):
     """CartPole without velocities: position and angle only, from which they can be told over two steps and more."""
 
     def __init__(self, **arguments: Any) -> None:
-        super().__init__(CartPoleEnv(**arguments))
+        super().__init__(gym.make("CartPole-v1", **arguments).unwrapped)  # the time limit is registered below
         space = self.env.observation_space
         assert isinstance(space, gym.spaces.Box)
         self.observation_space = gym.spaces.Box(np.delete(space.low, VELOCITIES), np.delete(space.high, VELOCITIES))

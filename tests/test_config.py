@@ -329,7 +329,16 @@ def test_each_preset_is_valid_and_names_only_options(name: str) -> None:
 
 
 def test_the_default_presets() -> None:
-    assert preset_names() == ["acrobot", "atari", "cartpole", "lunarlander", "minatar", "mountaincar", "tutorial"]
+    assert preset_names() == [
+        "acrobot",
+        "atari",
+        "cartpole",
+        "lunarlander",
+        "minatar",
+        "mountaincar",
+        "r2d2",
+        "tutorial",
+    ]
     assert preset_for("LunarLander-v3") == "lunarlander"
     assert preset_for("CartPole-v1") == "cartpole"
     assert preset_for("ALE/Breakout-v5") == "atari"
