@@ -11,7 +11,17 @@ from pathlib import Path
 from benchmarks import machine
 from benchmarks.result import Result, not_a_measurement, show
 
-NAMES = ("log_rate", "replay", "actor_rate", "learner_rate", "metrics_cost", "policy", "start_time", "solve")
+NAMES = (
+    "log_rate",
+    "replay",
+    "sequences",
+    "actor_rate",
+    "learner_rate",
+    "metrics_cost",
+    "policy",
+    "start_time",
+    "solve",
+)
 BY_NAME_ONLY = ("device", "flow", "soak", "resume", "scaling", "broadcast", "report", "tracking")
 """Some ten minutes each."""
 

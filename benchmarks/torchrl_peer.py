@@ -11,7 +11,9 @@ from tensordict import TensorDict  # type: ignore[import-not-found, unused-ignor
 from torchrl.data import (  # type: ignore[import-not-found, unused-ignore]
     LazyTensorStorage,
     ReplayBuffer,
+    SliceSampler,
     TensorDictPrioritizedReplayBuffer,
+    TensorDictReplayBuffer,
 )
 from torchrl.data.replay_buffers import StoreStorage  # type: ignore[import-not-found, unused-ignore]
 
@@ -27,11 +29,12 @@ def prepare(setting: dict[str, Any]) -> tuple[str, dict[str, Timed]]:
     about = f"TorchRL {version('torchrl')}"
     if "socket" in setting:
         return f"{about} StoreStorage", on_redis(setting)
-    measures = in_memory(setting)
+    slices = "sequence_rows" in setting
+    measures = in_slices(setting) if slices else in_memory(setting)
     speeds: dict[int, float] = {}
     for threads in sorted({1, os.cpu_count() or 1}):
         torch.set_num_threads(threads)
-        speeds[threads] = sum(medians(measures["prioritised"], 100))
+        speeds[threads] = sum(medians(measures["slices"], 10) if slices else medians(measures["prioritised"], 100))
     best = min(speeds, key=lambda threads: speeds[threads])
     torch.set_num_threads(best)
     return f"{about} with {best} torch thread(s), the faster number", measures
@@ -54,6 +57,32 @@ def in_memory(setting: dict[str, Any]) -> dict[str, Timed]:
         return sample_s, update_s
 
     return {"prioritised": cycle}
+
+
+def in_slices(setting: dict[str, Any]) -> dict[str, Timed]:
+    """A full buffer of episodes one after the other, and a sampler of slices of ``steps`` steps that keeps what it
+    knows of the episodes, since nothing is written any more."""
+    rows, steps = setting["sequence_rows"], setting["steps"]
+    sampler = SliceSampler(slice_len=steps, traj_key="episode", cache_values=True)
+    buffer = TensorDictReplayBuffer(
+        storage=LazyTensorStorage(rows), sampler=sampler, batch_size=setting["batch"] * steps
+    )
+    for start in range(0, rows, BLOCK):
+        place = torch.arange(start, min(start + BLOCK, rows))
+        columns = {"episode": place // setting["episode"], "obs": observations(len(place), setting)}
+        columns |= {"action": place % 4, "reward": torch.randn(len(place)), "discount": torch.ones(len(place))}
+        buffer.extend(TensorDict(columns, [len(place)]))
+
+    def sample() -> tuple[float]:
+        return (seconds_of(buffer.sample)[0],)
+
+    return {"slices": sample}
+
+
+def observations(count: int, setting: dict[str, Any]) -> Any:
+    """Random ones, of the shape and dtype that ``setting`` has."""
+    shape = (count, *setting["shape"])
+    return torch.randint(0, 256, shape, dtype=torch.uint8) if setting["dtype"] == "uint8" else torch.randn(shape)
 
 
 def transitions(count: int, floats: int) -> Any:

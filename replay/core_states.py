@@ -27,6 +27,11 @@ class CoreStates:
         """Returns the bytes that so many states take at the most: there may be twice the room."""
         return 2 * states * (8 + 4 * core)
 
+    @property
+    def nbytes(self) -> int:
+        """Returns the bytes that it has allocated."""
+        return self._rows.nbytes + self._states.nbytes
+
     def add(self, rows: Array, states: Array) -> None:
         """Adds the states <float32>[E, core] before ``rows`` <int64>[E], which ascend and are newer than all here."""
         if self._end + len(rows) > len(self._rows):

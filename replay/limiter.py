@@ -40,7 +40,8 @@ WINDOW_SHARE = 4
 class Limiter:
     """Holds the realised samples per insert near ``samples_per_insert``.
 
-    An insert is a row of an env step that reached the mirror, a sample a transition that was trained on.
+    An insert is a row of an env step that reached the mirror, a sample a transition that was trained on, or a trained
+    step of a sequence; ``batch`` is the most of them in an update.
     """
 
     samples_per_insert: float

@@ -122,7 +122,7 @@ class ReplayMetrics(NamedTuple):
     servers_down: Annotated[int, gauge("Servers that did not answer the learner's newest call; their slots wait.")]
     replay_rows: Annotated[int, gauge("Rows alive in the mirror, boundary rows included.")]
     replay_capacity_rows: Annotated[int, gauge("Rows that the mirror can hold.")]
-    replay_sampleable_rows: Annotated[int, gauge("Rows of the mirror that can be sampled.")]
+    replay_sampleable_rows: Annotated[int, gauge("Transitions or sequences of the mirror that can be sampled.")]
     replay_bytes: Annotated[int, gauge("Bytes that the mirror has allocated.")]
     log_memory_bytes: Annotated[
         int | None, gauge("Bytes that the server uses; of several servers the fullest.", when=SERVER)
@@ -139,9 +139,9 @@ LOST = by_reason("rows_lost", "Rows that actors sent and the mirror does not hav
 class LimiterMetrics(NamedTuple):
     """Back-pressure."""
 
-    samples_per_insert_target: Annotated[float, gauge("Transitions to train on per env step.")]
-    samples_per_insert: Annotated[float, gauge("Transitions trained on per env step since the run began.")]
-    samples: Annotated[int, counter("Transitions trained on.")]
+    samples_per_insert_target: Annotated[float, gauge("Transitions, or steps of sequences, to train on per env step.")]
+    samples_per_insert: Annotated[float, gauge("Transitions, or steps of sequences, trained on per env step so far.")]
+    samples: Annotated[int, counter("Transitions, or steps of sequences, trained on.")]
     limiter_error: Annotated[
         float, gauge("Samples that the inserts allow, less the samples taken: > 0, the learner is behind.")
     ]

@@ -69,7 +69,7 @@ class Ring(ABC):
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """Returns the bytes that were planned for it."""
+        """Returns the bytes that it has allocated."""
 
     @property
     @abstractmethod

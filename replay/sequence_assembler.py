@@ -217,6 +217,7 @@ class LanePiece:
         in_order = all((np.diff(each) > 0).all() for each in (rows, known))
         if not (in_order and (rows >= 0).all() and (rows < end).all() and (known >= 0).all()):
             raise ValueError("the rows of a lane's piece are no rows of the mirror, in their order")
-        if (known > len(rows)).any() or not (following == -1 or (len(known) and known[0] <= following <= len(rows))):
+        reachable = (known <= following) & (known >= following - self._spec.burn_in)
+        if (known >= len(rows)).any() or following >= len(rows) or not (following == -1 or reachable.any()):
             raise ValueError("the positions in a lane's piece are none of its rows'")
         self._next, self._rows, self._known = following, rows.tolist(), known.tolist()

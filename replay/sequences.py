@@ -141,7 +141,7 @@ class SequenceMirror(Ring):
     @property
     def nbytes(self) -> int:
         """See ``Ring.nbytes``."""
-        return self.planned_bytes(self.schema, self.capacity_rows)
+        return self.planned_bytes(self.schema, self.capacity_rows) + self._core.nbytes
 
     @property
     def sample_bytes(self) -> int:
@@ -217,9 +217,7 @@ class SequenceMirror(Ring):
 
     def gather(self, rows: Array) -> SequenceBatch:
         """See ``Ring.gather``."""
-        index = rows % self.capacity_rows
-        sequences = (self._first, self._burn_in, self._trained, self._length)
-        named = NewSequences(rows, *(column.take(index).astype(np.int64) for column in sequences))
+        named = self._named(rows)
         laid = self._lay_out(named)
         grid, flat = laid.at.shape, laid.at.reshape(-1)
         actions = self._storage.gather(self._columns["action"], flat).reshape(grid)
@@ -236,6 +234,11 @@ class SequenceMirror(Ring):
             laid.valid,
             self._core.before(named.first),
         )
+
+    def _named(self, rows: Array) -> NewSequences:
+        """Returns the sequences that these rows <int64>[B] name."""
+        columns = (self._first, self._burn_in, self._trained, self._length)
+        return NewSequences(rows, *(column.take(rows % self.capacity_rows).astype(np.int64) for column in columns))
 
     def _frames(self, index: Array) -> Any:
         """Returns the frames of the rows at these indices <int64>[M], those of a stack one after the other."""

@@ -21,6 +21,8 @@ import redis
 from chunk_makers import CODEC, RUN, SCHEMA, FakeActor, append, chunk_id, reader_on, spoilt
 from cli_runs import ROOT
 from lending import plenty
+from sequence_makers import SCHEMA as SEQUENCES
+from sequence_makers import SequenceRecorder, recurrent
 from waiting import until
 
 import replay
@@ -38,10 +40,11 @@ from replay.chunk_log.protocol import ChunkId, LogError, Unavailable, UnusableSe
 from replay.chunk_log.redis_log import RedisLog
 from replay.chunk_log.urls import public_url
 from replay.config import ReplayConfig
-from replay.description import FORMAT, DescriptionError, RunDescription, SlotDescription
+from replay.description import FORMAT, DescriptionError, RunDescription, SequencesDescription, SlotDescription
 from replay.ledger import SlotAccount, Totals
 from replay.mirror import Batch, Mirror
 from replay.ring import Ring
+from replay.sequences import SequenceSpec
 from replay.storage import CannotFit
 
 ADMIN = "~* &* +@all"
@@ -128,6 +131,29 @@ def test_it_has_the_learners_transitions(own_server: EmbeddedServer, log: RedisL
     assert observations(batch) <= observations(transitions(mirror))
     assert len(observations(batch)) > 50
     np.testing.assert_array_equal(batch.s_tm1, again.s_tm1)
+
+
+def test_of_a_recurrent_run_it_has_the_sequences(own_server: EmbeddedServer, log: RedisLog) -> None:
+    """Cut as the learner cuts them, with the states that the actor sent."""
+    sequences = SequencesDescription(trained=6, burn_in=2, overlap=2)
+    actor, recorder = FakeActor(0, 2, p_end=0.05), SequenceRecorder(SequenceSpec(2, 6, 2, N_STEP), N_STEP, GAMMA)
+    log.describe(1, about(1, row_schema=SEQUENCES, sequences=sequences, reward_scale=1.0).pack())
+    with attach(own_server) as memory:
+        for _ in range(10):
+            chunk = recurrent(actor.chunk(5))
+            append(log, chunk, schema=SEQUENCES)
+            recorder.arrive(chunk, broken=False)
+        memory.poll()
+        expected = {each.name: each for each in recorder.sequences()}
+        assert memory.mirror.sampleable_rows == len(expected) > 5
+        batch = memory.sample(50, np.random.default_rng(0))
+        names = batch.obs[2, :, 0].astype(int).tolist()
+        for b, name in enumerate(names):
+            recorder.check(expected[name], batch, b)
+        assert len(set(names)) > len(expected) / 2
+        log.describe(1, about(1, row_schema=SEQUENCES, reward_scale=1.0).pack())
+        with pytest.raises(Replaced, match="or sequences now: attach again"):
+            memory._refresh()
 
 
 def test_it_follows_a_horizon_that_changes(

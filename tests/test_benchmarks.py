@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS_OF_REPLAY = {"replay_log", "replay_clients"}
 PEERS = {
     "replay": ("cpprb", "TorchRL 0.14.1 with", "TorchRL 0.14.1 StoreStorage"),
+    "sequences": ("an index and a gather for each", "TorchRL 0.14.1 with"),
     "solve": ("Stable-Baselines3",),
 }
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 from chunk_makers import RUN, FakeActor, append
 from hypothesis import given, settings
@@ -20,10 +21,13 @@ from sequence_makers import SCHEMA, Expected, SequenceRecorder, recurrent
 from replay.buffer import ReplayBuffer
 from replay.chunk import BOUNDARY, FIRST, TERMINATED, TRUNCATED, Chunk, Codec, Counters, Schema, encode
 from replay.chunk_log.memory_log import MemoryLog
+from replay.core_states import CoreStates
 from replay.reader import Reader
 from replay.samplers.prioritised import PrioritisedSampler
+from replay.samplers.uniform import UniformSampler
 from replay.sequence_assembler import SequenceAssembler
 from replay.sequences import SequenceMirror, SequenceSpec, mixture
+from replay.state import State
 from replay.storage import Device, Memmap, Ram, Storage
 
 Array = npt.NDArray[Any]
@@ -156,6 +160,7 @@ class Herd:
         self.reader.follow(range(2))
         self.recorder = SequenceRecorder(spec, n, GAMMA, stack)
         self.rows: dict[int, int] = {}  # by its observation's number: the row
+        self.sent: list[Chunk] = []
         self._broken = [False, False]
         self._rng = np.random.default_rng(seed)
 
@@ -166,6 +171,7 @@ class Herd:
         chunk = recurrent(self.actors[slot].chunk(time_steps))
         great = self._rng.random(chunk.reward.shape) < 0.05
         chunk = replace(chunk, reward=np.where(great, np.float32(3e38), chunk.reward))
+        self.sent.append(chunk)
         if fate == "spoilt":
             append(self.log, chunk, spoilt_recurrent(chunk, self.schema), self.schema)
         elif fate != "lost":
@@ -266,3 +272,88 @@ def test_every_sequence_is_the_recorders(
             herd.check()
     herd.check()
     herd.check_coverage()
+
+
+def herd_of(kind: str, tmp_path: Path, seed: int = 1, stack: int = 1) -> Herd:
+    """One that has sent 60 chunks, some of them lost, into a ring that has turned over."""
+    herd = Herd(SequenceSpec(2, 6, 2, 3), 2, 2, 260, 0.05, seed, STORAGES[kind](tmp_path), stack)
+    for number in range(60):
+        herd.step(5, {17: "lost", 31: "restart", 44: "spoilt"}.get(number, "arrives"), number % 2)
+    return herd
+
+
+@pytest.mark.parametrize("kind", STORAGES)
+def test_every_storage_gives_the_recorders_sequences(kind: str, tmp_path: Path) -> None:
+    herd = herd_of(kind, tmp_path, seed=2, stack=2)
+    assert herd.check() > 20
+    batch = herd.mirror.gather(herd.sampler.sample(4, 2, 0).rows)
+    assert isinstance(batch.obs, torch.Tensor) == (kind == "device")
+    assert all(isinstance(each, np.ndarray) for each in (batch.trained, batch.valid))
+    part = batch.part(slice(4, 8))
+    assert np.asarray(part.obs).shape == (11, 4, 2, 1)
+    np.testing.assert_array_equal(np.asarray(part.masks), np.asarray(batch.masks)[:, 4:8])
+    np.testing.assert_array_equal(np.asarray(part.core_state), np.asarray(batch.core_state)[4:8])
+
+
+def test_a_refill_cuts_what_the_log_still_has(tmp_path: Path) -> None:
+    """A learner without its rows: sequences of the chunks that are there, each with the state that was sent with it;
+    and what comes next goes on after them."""
+    one, other = herd_of("ram", tmp_path), Herd(SequenceSpec(2, 6, 2, 3), 2, 2, 260, 0.05, 1, Ram(), 1)
+    other.log = one.log
+    other.reader = Reader(one.log, other.codec, other.buffer)
+    other.reader.restore(one.reader.state())
+    other.buffer.restore(one.buffer.state(with_rows=False), lambda stored: other.reader.refill(one.log, stored))
+    sent = {(chunk.slot, chunk.incarnation, chunk.seq): chunk for chunk in one.sent}
+    newest: dict[int, tuple[int, ...]] = {}
+    for span in other.buffer._stored:
+        follows = newest.get(span.slot) == (span.id.incarnation, span.id.seq - 1)
+        other.arrived(sent[span.slot, *span.id], not follows, span.start)
+        newest[span.slot] = tuple(span.id)
+    check_content(other)
+    other.actors = one.actors
+    for number in range(20):
+        other.step(5, "arrives", number % 2)
+    check_content(other)
+
+
+def check_content(herd: Herd) -> None:
+    """As ``Herd.check``, but for the priorities, of which the learner's are kept."""
+    expected = {herd.rows[each.name]: each for each in herd.recorder.sequences() if herd.alive(each)}
+    alive = np.arange(herd.mirror.start, herd.mirror.end)
+    rows = alive[herd.mirror.sampleable(alive)]
+    assert rows.tolist() == sorted(row for row, each in expected.items() if herd.recorder.priority(each) is not None)
+    assert len(rows) > 10
+    batch = herd.mirror.gather(rows)
+    for b, row in enumerate(rows.tolist()):
+        herd.recorder.check(expected[row], batch, b)
+
+
+def test_sequences_are_drawn_uniformly(tmp_path: Path) -> None:
+    """Though one row in some names one: each is drawn about as often, and nothing else is."""
+    herd = herd_of("ram", tmp_path)
+    alive = np.arange(herd.mirror.start, herd.mirror.end)
+    names = alive[herd.mirror.sampleable(alive)]
+    drawn = UniformSampler(herd.mirror, np.random.default_rng(0)).sample(100, len(names)).rows
+    found, counts = np.unique(drawn, return_counts=True)
+    assert found.tolist() == names.tolist()
+    assert counts.min() > 60
+    assert counts.max() < 150
+
+
+def test_states_are_found_by_row_as_they_come_and_go() -> None:
+    """Also where the arrays grow, and where most of what they hold has gone."""
+    states, kept = CoreStates(2), dict[int, list[float]]()
+    for start in range(0, 3000, 10):
+        rows = np.arange(start, start + 3)
+        values = np.stack((rows + 0.5, -rows), 1).astype(np.float32)
+        states.add(rows, values)
+        kept |= dict(zip(rows.tolist(), values.tolist(), strict=True))
+        upto = start - 70 if start < 2000 else start - 700
+        states.evict(upto)
+        kept = {row: value for row, value in kept.items() if row >= upto}
+    asked = np.arange(2000, 3010)
+    assert states.before(asked).tolist() == [kept.get(row, [0.0, 0.0]) for row in asked.tolist()]
+    assert len(states._rows) < 4 * len(kept)
+    again = CoreStates(2)
+    again.restore(State({}, states.columns()), 3000)
+    np.testing.assert_array_equal(again.before(asked), states.before(asked))
