@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Self
 
 import numpy as np
@@ -13,8 +14,6 @@ from replay.samplers.base import SampledRows, check_any
 from replay.state import State, restore_rng, rng_state
 
 Array = npt.NDArray[Any]
-MOST_TRIES = 64
-"""Rows drawn at once for each sample."""
 
 
 class UniformSampler:
@@ -40,20 +39,16 @@ class UniformSampler:
         """See ``Sampler.sample``.
 
         Rejection: rows alive are drawn uniformly and kept where sampleable, which leaves the sampleable ones uniform.
-        Where those are few, as sequences are among their rows, each sample draws as many at a time as it takes to find
-        one, on average, and keeps the first that is.
+        As many are drawn as it takes on average, and a quarter more: of sequences only one row in some names one.
         """
-        mirror = self._mirror
+        mirror, wanted = self._mirror, batch * batches
         check_any(mirror)
-        drawn = np.empty(batch * batches, np.int64)
-        missing = np.arange(len(drawn))
-        tries = min(MOST_TRIES, mirror.rows // mirror.sampleable_rows)
-        while len(missing):
-            rows = self._rng.integers(mirror.start, mirror.end, (len(missing), tries))
-            found = mirror.sampleable(rows)
-            drawn[missing] = rows[np.arange(len(rows)), found.argmax(1)]
-            missing = missing[~found.any(1)]
-        return SampledRows(drawn, None)
+        each = 1.25 * mirror.rows / mirror.sampleable_rows
+        drawn = np.zeros(0, np.int64)
+        while len(drawn) < wanted:
+            rows = self._rng.integers(mirror.start, mirror.end, math.ceil((wanted - len(drawn)) * each))
+            drawn = np.concatenate((drawn, rows[mirror.sampleable(rows)]))
+        return SampledRows(drawn[:wanted], None)
 
     def update(self, rows: Array, td_error: Array) -> None:
         """See ``Sampler.update``: nothing depends on TD errors here."""
