@@ -138,6 +138,15 @@ class ReplayConfig(BaseModel):
     def _is_an_id_and_a_share(cls, text: str | None) -> str | None:
         return text if text is None else (DatasetOption.parse(text), text)[1]
 
+    @model_validator(mode="after")
+    def _is_one_kind(self) -> ReplayConfig:
+        if self.dataset is not None and self.sequences.trained:
+            raise ValueError(
+                f"dataset is {self.dataset!r:.80} and sequences.trained {self.sequences.trained}: a dataset has no "
+                "recurrent states, so that no sequences can be made of it; leave one of them out"
+            )
+        return self
+
     @property
     def dataset_option(self) -> DatasetOption | None:
         """``dataset``, taken apart."""

@@ -63,6 +63,11 @@ def test_a_core_and_sequences_need_each_other() -> None:
         check_windows(config({}), SCHEMA)
 
 
+def test_of_a_dataset_no_sequences_can_be_made() -> None:
+    with pytest.raises(ValueError, match=r"dataset is 'a/b-v0' and sequences.trained 12: .*no recurrent states"):
+        config({"trained": 12}, dataset="a/b-v0")
+
+
 def test_chunks_that_would_leave_steps_out_are_refused() -> None:
     """10 steps are just reached by burn_in 2 + trained 12 - overlap 4."""
     check_windows(config({"burn_in": 2, "trained": 12, "overlap": 4}), SCHEMA)
