@@ -18,14 +18,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.commands.resume import config_of
+from deploy.config.cli_types import _yaml_mapping
 from deploy.config.errors import ConfigError, RunDirError
-from deploy.config.layers import compose
+from deploy.config.layers import compose, options_in
 from deploy.config.models import RunConfig
 from deploy.config.numbers import MAX_DEPTH, read_yaml
 from deploy.monitoring.discovery import target_groups
 from deploy.run_directory.directory import RunDirectory
 from deploy.run_directory.target import find_run
 from deploy.sessions.scale_requests import ScaleFile
+from deploy.studies.study_file import read_study
 from learner.report import Resumed
 from replay.description import DescriptionError, RunDescription
 from replay.foreign import Unreadable, parse_json, read_file, read_object
@@ -234,6 +236,10 @@ WRONG = {
     "no truth": "!!bool maybe",
     "no time": "!!timestamp soon",
     "a digit too many": "9" * 5000,
+    "a key twice": "a: 1\nb: 2\n'a': 3",
+    "a key twice within": "a: {b: [{c: 1, c: 1}]}",
+    "a key twice by an alias": "? &x a\n: 1\n? *x\n: 2",
+    "two merges": "a: &x {b: 1}\nc: {<<: *x, <<: *x}",
     "code": "!!python/object/apply:os.system [true]",
 }
 
@@ -248,7 +254,31 @@ def test_yaml_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     assert len(str(refused.value)) < 400
 
 
+def test_a_key_that_a_file_has_twice_is_named_with_both_lines(tmp_path: Path) -> None:
+    """Of two values PyYAML takes the last one: in files of options and studies, variables, and on the command line."""
+    (file := tmp_path / "c.yaml").write_text("learner:\n  batch: 8\n  lr: 1\n  batch: 9\n")
+    why = "it has the key 'batch' in line 2 already"
+    with pytest.raises(ConfigError, match=f"^config file {file}, line 4 is no YAML: {why}$"):
+        compose(None, None, file, {})
+    with pytest.raises(ConfigError, match=f"^study {file}, line 4 is no YAML: {why}$"):
+        read_study(file, tmp_path, {})
+    twice = "{a: 1, a: 2}"
+    with pytest.raises(
+        ConfigError, match=r"QHERD_ENV_KWARGS is no YAML value, it has the key 'a' in line 1 already: '"
+    ):
+        options_in({"QHERD_ENV_KWARGS": twice})
+    with pytest.raises(ValueError, match=r"is no YAML mapping like '{gravity: -9}': it has the key 'a' in line 1 al"):
+        _yaml_mapping(twice)
+    directory = RunDirectory.create(RunConfig(runs_dir=tmp_path, run="r"))
+    with directory.config_file.open("a") as config:
+        config.write("config: {}\n")
+    with pytest.raises(RunDirError, match=r"(?s)config.yaml is damaged: it has the key 'config' in line \d+ already"):
+        _ = directory.config
+    directory.close()
+
+
 def test_anchors_of_a_users_file_are_fine() -> None:
+    assert read_yaml("a: &x {b: 1}\nc: {<<: *x, b: 2}\n1: 3\n'1': 4") == {"a": {"b": 1}, "c": {"b": 2}, 1: 3, "1": 4}
     assert read_yaml("a: &x {b: 1}\nc: *x\nd: {<<: *x, e: 2}") == {"a": {"b": 1}, "c": {"b": 1}, "d": {"b": 1, "e": 2}}
 
 

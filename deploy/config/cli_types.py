@@ -7,7 +7,7 @@ from typing import Any, get_origin
 import tyro
 import yaml
 
-from deploy.config.numbers import parse_whole, read_yaml, write_yaml
+from deploy.config.numbers import parse_whole, problem_of, read_yaml, write_yaml
 
 
 def as_written() -> tyro.constructors.ConstructorRegistry:
@@ -46,10 +46,11 @@ def as_written() -> tyro.constructors.ConstructorRegistry:
 
 
 def _yaml_mapping(text: str) -> dict[str, Any]:
+    why = ""
     try:
         value = read_yaml(text)
-    except yaml.YAMLError:
-        value = None
+    except yaml.YAMLError as error:
+        value, why = None, f": {problem_of(error)}"
     if not isinstance(value, dict):
-        raise ValueError(f"{text!r} is no YAML mapping like '{{gravity: -9}}'")
+        raise ValueError(f"{text!r} is no YAML mapping like '{{gravity: -9}}'{why}")
     return value

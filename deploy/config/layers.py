@@ -20,7 +20,7 @@ from actors.config import EnvConfig
 from deploy.config.errors import ConfigError
 from deploy.config.explain import explain
 from deploy.config.models import RENAMED, RunConfig, option_paths
-from deploy.config.numbers import read_yaml
+from deploy.config.numbers import problem_of, read_yaml
 
 PRESETS = Path(__file__).parents[1] / "presets"
 PREFIX = "QHERD_"
@@ -176,8 +176,9 @@ def options_in(environ: Mapping[str, str]) -> dict[str, Any]:
         try:
             value = read_yaml(text)
             put_option(values, known[variable], text if _is_number(value) and _takes_text(known[variable]) else value)
-        except yaml.YAMLError:
-            shown = "" if known[variable].startswith("redis") else f": {text!r}"  # it may hold a password
+        except yaml.YAMLError as error:
+            secret = known[variable].startswith("redis")  # it may hold a password
+            shown = "" if secret else f", {problem_of(error)}: {text!r}"
             raise ConfigError(f"environment variable {variable} is no YAML value{shown}") from None
     return values
 
@@ -237,7 +238,7 @@ def parse_yaml(text: str, what: str) -> dict[str, Any]:
         values = read_yaml(text)
     except yaml.YAMLError as error:  # its text quotes the line, which may hold a password
         line = f", line {mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
-        raise ConfigError(f"{what}{line} is no YAML: {getattr(error, 'problem', 'damaged')}") from None
+        raise ConfigError(f"{what}{line} is no YAML: {problem_of(error)}") from None
     if values is not None and not isinstance(values, dict):
         raise ConfigError(f"{what} holds {type(values).__name__}, not options")
     return values or {}

@@ -16,7 +16,8 @@ _EXPONENT = re.compile(r"[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: 1.1, which PyYAML reads, takes 1e6, 1e-3 and 1.0e3 for texts. Documents are bounded."""
+    """YAML 1.2's numbers: 1.1, which PyYAML reads, takes 1e6, 1e-3 and 1.0e3 for texts. Documents are bounded, and a
+    mapping has each key once, where PyYAML keeps the last of two in silence."""
 
     _depth = 0
 
@@ -28,6 +29,19 @@ class _Loader(yaml.SafeLoader):
             raise yaml.composer.ComposerError(None, None, f"it nests more than {MAX_DEPTH} levels deep", mark)
         node: yaml.Node | None = super().compose_node(parent, index)
         self._depth -= 1
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """See ``yaml.composer.Composer``. What is merged in by << is none of the mapping's own keys."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        lines = dict[tuple[str, str], int]()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                written = (key.tag, key.value)
+                if written in lines:
+                    told = f"it has the key {key.value[:50]!r} in line {lines[written]} already"
+                    raise yaml.composer.ComposerError(None, None, told, key.start_mark)
+                lines[written] = key.start_mark.line + 1
         return node
 
     def get_single_node(self) -> yaml.Node | None:
@@ -49,12 +63,17 @@ for _kind in (_Loader, _Dumper):
 
 
 def read_yaml(text: str) -> Any:
-    """Returns what a YAML document holds. Raises yaml.YAMLError, also for one that nests too deeply, or that aliases
-    blow up."""
+    """Returns what a YAML document holds. Raises yaml.YAMLError, also for one that nests too deeply, that aliases
+    blow up, or in which a mapping has a key twice."""
     try:
         return yaml.load(text, _Loader)
     except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as error:  # a tag with a wrong value
         raise yaml.MarkedYAMLError(problem=f"a value that is none: {error}"[:200]) from None
+
+
+def problem_of(error: yaml.YAMLError) -> str:
+    """Returns what is wrong with a document, without its text, which may hold a password."""
+    return str(getattr(error, "problem", None) or "damaged")
 
 
 def _count_values(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
