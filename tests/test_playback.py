@@ -17,11 +17,13 @@ import imageio_ffmpeg  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from cli_runs import Finished, qherd
+from policies import a_run
 
 from actors.config import EnvConfig
 from actors.errors import EnvError
-from deploy.commands import evaluate
+from deploy.commands import evaluate, record
 from deploy.config.errors import ConfigError
 from deploy.config.models import RunConfig
 from deploy.playback.players import STICKY, Which, sticky_of
@@ -295,6 +297,16 @@ def test_an_endless_episode_is_recorded_to_its_limit(tmp_path: Path) -> None:
     assert "in 30 env steps" in play(copy, command="record").out
     figures = json.loads(play(copy, "--episodes", "3", "--json").out)
     assert (figures["lengths"], figures["max_episode_steps"]) == ([30, 30, 30], 30)
+
+
+@pytest.mark.usefixtures("torch_as_before")
+def test_a_policy_in_torch_plays_on_as_many_threads_as_its_run(tmp_path: Path) -> None:
+    """In torch's own number, that of the cores, small networks are slower."""
+    run = a_run(tmp_path, "frames_env:Frames-v0", threads=3, network={"encoder": "arm_env:Sines", "hidden": (8,)})
+    for command, options in ((evaluate, ["--episodes", "1"]), (record, ["--out", str(tmp_path / "v.gif")])):
+        torch.set_num_threads(1)
+        assert command.run([str(run), *options]) == 0
+        assert torch.get_num_threads() == 3, command
 
 
 def test_what_an_environment_prints_is_not_among_the_results(tmp_path: Path) -> None:

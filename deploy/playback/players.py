@@ -21,6 +21,7 @@ from deploy.planning.preconditions import check_env_path
 from deploy.process.isolation import environments_apart
 from deploy.run_directory.directory import RunDirectory, checkpoint_folder
 from learner.checkpoint import newest_policy
+from learner.networks.numpy_mlp import NumpyMlp
 from learner.policy import check_weights
 
 Which = Literal["best", "final"]
@@ -115,5 +116,9 @@ def policy_of(directory: RunDirectory, env: Env, which: Which) -> tuple[Policy, 
     spec, schema = config.learner.network_spec, schema_of(env)
     check_weights(spec, schema, arrays)
     policy = make_policy(spec, schema)
+    if not isinstance(policy, NumpyMlp):
+        import torch
+
+        torch.set_num_threads(config.learner.threads)
     policy.load(arrays)
     return policy, chosen
