@@ -14,6 +14,7 @@ from benchmarks.result import Result, not_a_measurement, show
 NAMES = (
     "log_rate",
     "replay",
+    "dataset_rate",
     "sequences",
     "actor_rate",
     "learner_rate",
