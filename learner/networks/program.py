@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from learner.networks.choice import encoder_of, parts_of
 from learner.networks.config import NetworkConfig, NetworkSpec
-from learner.networks.portable import Memory
 from learner.networks.shapes import IMPALA_CHANNELS, NATURE_CONVOLUTIONS, config_of_parts
 
 if TYPE_CHECKING:
@@ -41,6 +40,8 @@ def core_of(spec: NetworkSpec, num_actions: int) -> Program:
 
 def core_width(spec: NetworkSpec, num_actions: int) -> int:
     """Returns the numbers of a lane's recurrent state; 0 without a core."""
+    from learner.networks.portable import Memory  # it has numpy, before which the command qherd pins BLAS' threads
+
     return Memory.of(core_of(spec, num_actions)).width
 
 
