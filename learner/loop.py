@@ -209,7 +209,15 @@ def _make_buffer(
     check_fit(replay.storage, storage, needed)
     longest = longest_n_step(config)
     try:
-        mirror = make_mirror(schema, replay.capacity_rows, replay.sequences, longest, storage, reuse=True)
+        mirror = make_mirror(
+            schema,
+            replay.capacity_rows,
+            replay.sequences,
+            longest,
+            storage,
+            eta=config.priority_eta,
+            reuse=True,
+        )
     except (MemoryError, OSError, torch.OutOfMemoryError) as error:
         raise CannotFit(
             f"the replay of {replay.capacity_rows:,} rows, {needed / 1e9:.2f} GB, cannot be allocated in "

@@ -14,10 +14,15 @@ from deploy.config.models import RunConfig
 from deploy.planning.forecast import forecast_run, memory_needed
 from deploy.planning.measure import ActorRate
 from deploy.planning.memory import check_limiter, check_windows, plan_memory
+from learner.config import LearnerConfig
+from learner.loop import LearnerLoop
+from learner.networks import NetworkConfig
+from learner.publisher import Publisher
 from replay.chunk import Schema
-from replay.config import SequencesConfig
+from replay.chunk_log.memory_log import MemoryLog
+from replay.config import ReplayConfig, SequencesConfig
 from replay.core_states import CoreStates
-from replay.sequences import SequenceMirror
+from replay.sequences import SequenceMirror, SequenceSpec
 
 SCHEMA = Schema((8,), "float32", 4, core=64)
 
@@ -96,10 +101,28 @@ def test_the_plan_counts_states_batches_and_trained_steps() -> None:
     assert memory_needed(inline, forecast) - memory_needed(inline, without) == planned.host
 
 
-def test_the_driver_refuses_by_exit_code_2(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--replay.sequences.trained", "10", "--replay.sequences.burn-in", "11"), "burn_in is 11, longer than the 10"),
+        (("--learner.network.core", "lstm"), "and replay.sequences.trained is 0"),
+    ],
+)
+def test_the_driver_refuses_by_exit_code_2(options: tuple[str, ...], why: str, tmp_path: Path) -> None:
     """Without a traceback, before anything is started."""
-    options = ("--replay.sequences.trained", "10", "--replay.sequences.burn-in", "11")
-    done = qherd("plan", "CartPole-v1", *options, cwd=tmp_path)
+    done = qherd("train", "CartPole-v1", *options, cwd=tmp_path)
     assert done.code == 2, done
-    assert "burn_in is 11" in done.out + done.err
-    assert "Traceback" not in done.out + done.err
+    said = " ".join((done.out + done.err).split())
+    assert why in said
+    assert "Traceback" not in said
+
+
+def test_a_learner_weighs_first_priorities_as_it_does_later_ones() -> None:
+    """By learner.priority_eta, in the mirror that it makes."""
+    learner = LearnerConfig(network=NetworkConfig(hidden=(4,), core="lstm", core_size=4), priority_eta=0.25, batch=2)
+    schema = replace(SCHEMA, core=8)
+    replay = ReplayConfig(capacity_rows=100, min_rows=10, sequences=SequencesConfig(trained=4, burn_in=2, overlap=1))
+    log = MemoryLog()
+    loop = LearnerLoop("run", log, Publisher(log, 1), schema, replay, learner, fence=1, seed=0)
+    assert isinstance(loop.buffer.mirror, SequenceMirror)
+    assert loop.buffer.mirror.spec == SequenceSpec(2, 4, 1, learner.n_step, 0.25)
