@@ -112,11 +112,11 @@ def test_the_command_prints_the_plan(capsys: pytest.CaptureFixture[str]) -> None
     assert (code, err) == (0, "")
     assert "plan for CartPole-v1: 1 actor" in out
     assert "mlp  as auto chooses for observations of shape (4,): they are no pictures" in out
-    assert "updates/s x batch 128 / 16 samples per insert" in out
+    assert "updates/s x batch 128 / 32 samples per insert" in out
     assert "the learner bounds this run" in out
     code, out, err = run(capsys, *GIVEN, "--json")
     shown = json.loads(out)
-    assert (code, shown["env_steps_per_s"], shown["learner_env_steps_per_s"]) == (0, 400, 400)
+    assert (code, shown["env_steps_per_s"], shown["learner_env_steps_per_s"]) == (0, 200, 200)
     assert shown["encoder"] == "mlp"
     assert set(asdict(forecast_run(config(), SCHEMA, ActorRate(1.0), 1.0, 1))) < set(shown)
 
