@@ -408,7 +408,6 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err
 
 
-RECURRENT = ("--learner.network.core", "lstm", "--replay.sequences.trained", "20")
 GRID = ("grid_env:Grid-v0", "--env.path", str(Path(grid_env.__file__).parent), "--mode", "inline")
 
 
@@ -444,11 +443,6 @@ GRID = ("grid_env:Grid-v0", "--env.path", str(Path(grid_env.__file__).parent), "
             [*GRID, "--actors.count", "0", "--replay.dataset", "group/walks-v0,0.5"],
             ["leaves a part of each batch to the actors: give --replay.dataset group/walks-v0"],
             id="no actors, a share",
-        ),
-        pytest.param(
-            [*GRID, *RECURRENT, "--replay.dataset", "group/walks-v0"],
-            ["--replay.dataset gives transitions, and replay.sequences.trained asks for sequences"],
-            id="a recurrent core",
         ),
     ],
 )

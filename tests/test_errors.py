@@ -33,6 +33,7 @@ INTERNAL = {
     "BadChunk": "a chunk that the learner refuses, counts and keeps",
     "Mismatch": "an observation that is not of its space: whoever asked for it says which environment returned it",
     "Unreadable": "a file whose reader names it in an error of its own",
+    "Refused": "a tracker that cannot be used: its process sends the text, which the run's command shows",
     "Unbalanced": "a defect: the ledger's counts contradict each other",
 }
 """Exceptions whose text ends on no terminal, by the reason."""

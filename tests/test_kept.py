@@ -25,6 +25,7 @@ KEPT: dict[str, Any] = {
     "replay.sampler": "prioritised",
     "replay.prioritised.alpha": 0.123,
     "replay.sequences": {"trained": 7},
+    "replay.dataset": "group/other-v0",
     "learner.network": {"hidden": (7,)},
     "learner.algorithm": "qr_dqn",
     "learner.qr_dqn.quantiles": 7,

@@ -185,7 +185,7 @@ def test_a_folder_without_a_study_is_refused(folder: Path, capsys: pytest.Captur
 
 def test_make_repeats_a_study_and_makes_the_page() -> None:
     def told(*words: str) -> str:
-        command = ["make", "-n", "-o", ".venv/.stamp-dev", *words]
+        command = ["make", "--no-print-directory", "-n", "-o", ".venv/.stamp-dev", *words]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
     assert "-m docs.results repeat classic --parallel 2\n" in told("results-classic", "ARGS=--parallel 2")

@@ -58,6 +58,7 @@ from replay.ledger import SlotAccount, Totals
 from replay.limiter import Limiter
 from replay.metrics import flat
 from replay.mirror import Mirror
+from replay.mixed import MixedBuffer
 from replay.nstep import LaneWindows
 from replay.reader import Reader
 from replay.samplers.prioritised import PrioritisedSampler
@@ -68,9 +69,10 @@ from replay.state import State
 
 ROOT = Path(__file__).parents[1]
 TESTED = {
-    "Evaluator", "LanePiece", "LaneWindows", "Learner", "LearnerLoop", "Limiter", "MemoryLog", "NStepAssembler",
-    "NumpyMlp", "Outbox", "PrioritisedSampler", "Reader", "RecordedLane", "ReplayBuffer", "Restarts", "Ring", "Rollout",
-    "Rows", "SequenceAssembler", "SequenceMirror", "Stepper", "TorchPolicy", "UniformSampler",
+    "Evaluator", "LanePiece", "LaneWindows", "Learner", "LearnerLoop", "Limiter", "MemoryLog", "MixedBuffer",
+    "NStepAssembler", "NumpyMlp", "Outbox", "PrioritisedSampler", "Reader", "RecordedLane", "ReplayBuffer",
+    "Restarts", "Ring", "Rollout", "Rows", "SequenceAssembler", "SequenceMirror", "Stepper", "TorchPolicy",
+    "UniformSampler",
 }  # fmt: skip
 """Classes with a state that the tests below fill; a test compares them with those that there are."""
 HOW_A_RUN_STANDS = {"RunRecord", "StudyDirectory"}
@@ -414,6 +416,40 @@ def test_the_buffers(with_rows: bool) -> None:
     if with_rows:
         for ours, theirs in zip(one.sample(64).batch, other.sample(64).batch, strict=True):
             np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_buffer_with_a_dataset_beside_it() -> None:
+    """Its rows are read again; the sampler's draws and priorities of them go on."""
+
+    def make() -> MixedBuffer:
+        online, dataset = (
+            ReplayBuffer(
+                mirror,
+                NStepAssembler(mirror, 3, 0.9),
+                PrioritisedSampler(mirror, np.random.default_rng(1), 0.6, 0.4, 100),
+            )
+            for mirror in (Mirror(SCHEMA, 60), Mirror(SCHEMA, 60))
+        )
+        rows = FakeActor(5, 2, p_end=0.1)
+        for _ in range(4):
+            dataset.append(rows.chunk(), follows=True)
+        return MixedBuffer(online, dataset, 0.25, "group/walks-v0", "digest")
+
+    one, other = make(), make()
+    actor = FakeActor(0, 2, p_end=0.0)
+    for _ in range(10):
+        one.append(actor.chunk(), follows=True)
+    one.update_priorities(one.sample(8, 1, 50).rows, np.linspace(-1, 1, 8).astype(np.float32))
+    one.update_priorities(np.zeros(1, np.int64), np.ones(1, np.float32))  # evicted
+    parts = one.state(with_rows=True)
+    for name in ("mirror", "sampler", "dataset", "dataset-sampler"):
+        assert_filled(parts[name], "has_uint32", "uinteger", "missed")
+    other.restore({part: through_a_checkpoint(state) for part, state in parts.items()}, lambda _: pytest.fail("rows"))
+    for part, state in other.state(with_rows=True).items():
+        assert_same(state, parts[part])
+    ours, theirs = one.sample(16), other.sample(16)
+    np.testing.assert_array_equal(ours.rows, theirs.rows)
+    assert (ours.rows < 0).sum() == 4
 
 
 def test_the_sequences_buffers() -> None:

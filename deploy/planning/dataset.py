@@ -53,10 +53,6 @@ def check_dataset(config: RunConfig, schema: Schema, about: Mapping[str, Any]) -
         return
     if config.mode == "cluster":
         raise ConfigError("--replay.dataset is for the modes inline and local: a cluster's learner may not see it")
-    if config.replay.sequences.trained:
-        raise ConfigError(
-            "--replay.dataset gives transitions, and replay.sequences.trained asks for sequences: leave one out"
-        )
     if option.share is not None and option.share * config.learner.batch < 0.5:
         raise ConfigError(
             f"{option.share:g} of learner.batch = {config.learner.batch} is less than half a transition: give "

@@ -81,12 +81,17 @@ def look_at_env(config: RunConfig) -> Look:
 
     Raises:
         EnvError: the environment cannot be used.
+        ConfigError: there is no such algorithm.
     """
     check_env_path(config)
     use_path(env_of(config))  # parts of the user's own are looked for here, after the environment
     (seed, *_), _ = ActorId("look", config.seed, 0, config.actors.count, 1).seeds(1)
     look = first_look(env_of(config), seed or 0, config.actors.step_timeout_s, _warn)
-    core = core_width(config.learner.network_spec, look.schema.num_actions)
+    try:
+        spec = config.learner.network_spec
+    except ValueError as error:  # an algorithm of the user's own that is none
+        raise ConfigError(str(error)) from error
+    core = core_width(spec, look.schema.num_actions)
     return look._replace(schema=replace(look.schema, core=core))
 
 
