@@ -22,7 +22,7 @@ NOT_HERE := long or root
 TOGETHER := -n 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all chaos lint format bench results-page
+.PHONY: help setup train test test-all test-bench chaos lint format bench results-page
 .DELETE_ON_ERROR:
 
 help: ## Print this list
@@ -35,11 +35,14 @@ train: $(RUN_STAMP) ## Train LunarLander-v3 until solved (ARGS="..." adds option
 	@$(BIN)/qherd train LunarLander-v3 $(ARGS)
 
 test: lint ## Lint, types, unit, contract and short real runs; no root (ARGS="..." goes to pytest)
-	$(BIN)/python -m pytest $(TOGETHER) -m "not ($(NOT_HERE))" $(ARGS)
+	$(BIN)/python -m pytest $(TOGETHER) -m "not ($(NOT_HERE) or bench)" $(ARGS)
 
 # Those that need root wait most of their time, on networks and file systems of their own, beside the others.
 test-all: test ## Also what is long or needs root
 	$(BIN)/python -m pytest $(TOGETHER) -m "$(NOT_HERE)" $(ARGS)
+
+test-bench: $(DEV_STAMP) ## Every benchmark in its quick form, with the peers, which it installs
+	$(BIN)/python -m pytest -m bench $(ARGS)
 
 chaos: $(DEV_STAMP) ## Kill, freeze, cut off and spoil parts of a real run, 200 times (ARGS="--seed 3")
 	cd tests && ../$(BIN)/python chaos.py $(ARGS)

@@ -29,7 +29,7 @@ def test_every_module_that_measures_is_on_the_list() -> None:
     assert measuring - PARTS_OF_REPLAY == {*NAMES, *BY_NAME_ONLY}
 
 
-@pytest.mark.long
+@pytest.mark.bench
 @pytest.mark.timeout(600)  # the first one that needs a peer installs it, TorchRL with another torch
 @pytest.mark.parametrize("name", [*NAMES, *BY_NAME_ONLY])
 def test_a_benchmark_runs_in_its_quick_form(name: str, tmp_path: Path) -> None:

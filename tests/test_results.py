@@ -265,7 +265,7 @@ def test_a_study_that_ends_by_seconds_has_no_peers(folder: Path, monkeypatch: py
         a_peer(folder, monkeypatch, OUTCOME).train()
 
 
-@pytest.mark.long
+@pytest.mark.bench
 @pytest.mark.timeout(600)  # the first call installs the peers
 def test_both_peers_train_and_are_evaluated(tmp_path: Path) -> None:
     study, rows = tmp_path / "peers.yaml", tmp_path / "peers.csv"
