@@ -8,6 +8,7 @@ of its rows are alive, and the frames of their stacks.
 
 from __future__ import annotations
 
+import functools
 import heapq
 from collections.abc import Callable
 from typing import Any, NamedTuple, Self
@@ -260,7 +261,7 @@ class SequenceMirror(Ring):
             np.empty(grid, np.float32),
             np.empty(grid, np.float32),
         )
-        _walk(
+        _compiled_walk()(
             self._next,
             self._trainable,
             self._reward,
@@ -328,10 +329,15 @@ class _LaidOut(NamedTuple):
     discounts: Array
 
 
-@compiled(
-    "void(int64[::1], boolean[::1], float32[::1], float32[::1], int64[::1], int64[:, ::1], int64, "
-    "int64[:, ::1], boolean[:, ::1], boolean[:, ::1], float32[:, ::1], float32[:, ::1])"
-)
+@functools.cache
+def _compiled_walk() -> Callable[..., None]:
+    """Returns ``_walk``, compiled when sequences are first laid out: every command imports this module."""
+    return compiled(
+        "void(int64[::1], boolean[::1], float32[::1], float32[::1], int64[::1], int64[:, ::1], int64, "
+        "int64[:, ::1], boolean[:, ::1], boolean[:, ::1], float32[:, ::1], float32[:, ::1])"
+    )(_walk)
+
+
 def _walk(
     following: Array,
     trainable: Array,

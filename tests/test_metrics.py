@@ -332,7 +332,7 @@ def test_a_real_run_is_scraped(tmp_path: Path) -> None:
         assert 0 < figures["log_memory_bytes"] < figures["log_memory_limit_bytes"]
         for name in ("qherd_chunks_refused", "qherd_rows_lost"):
             assert {sample.value for sample in found[name].samples} == {0}
-    assert value(second, "qherd_samples_per_insert") == pytest.approx(16, rel=0.5)
+    assert value(second, "qherd_samples_per_insert") == pytest.approx(32, rel=0.5)
     assert value(second, "qherd_samples_per_insert_target") == 16
     for name in (*(metric.name for metric in catalogue() if metric.kind == "counter"), "actor_returns"):
         if first[f"qherd_{name}"].samples:

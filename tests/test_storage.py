@@ -212,6 +212,7 @@ main(sys.argv[1:])
 
 
 @pytest.mark.long
+@pytest.mark.timeout(400)  # it writes gigabytes
 @pytest.mark.parametrize("kind", ["memmap", "ram"])
 def test_a_memmap_trains_from_more_than_memory_allows(kind: str, tmp_path: Path) -> None:
     """Half a gigabyte of pictures, with 250 MB for the process to take: filled and turned over by the real command;

@@ -259,7 +259,8 @@ def test_what_the_command_refuses_is_raised_with_its_message(tmp_path: Path) -> 
         raise AssertionError(f"the block was entered: {run}")
     with pytest.raises(QherdError) as told:
         check_before_run(Training("CartPole-v7", overrides=options).config)
-    assert str(refused.value) == str(told.value)
+    whole, expected = (str(error.value).partition("did you mean")[0] for error in (refused, told))
+    assert whole == expected  # what names are near goes by what this process has registered
     assert list(tmp_path.iterdir()) == []
 
 
