@@ -333,7 +333,7 @@ def test_a_real_run_is_scraped(tmp_path: Path) -> None:
         for name in ("qherd_chunks_refused", "qherd_rows_lost"):
             assert {sample.value for sample in found[name].samples} == {0}
     assert value(second, "qherd_samples_per_insert") == pytest.approx(32, rel=0.5)
-    assert value(second, "qherd_samples_per_insert_target") == 16
+    assert value(second, "qherd_samples_per_insert_target") == 32
     for name in (*(metric.name for metric in catalogue() if metric.kind == "counter"), "actor_returns"):
         if first[f"qherd_{name}"].samples:
             assert value(second, f"qherd_{name}") >= value(first, f"qherd_{name}")
