@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from waiting import until
 
+from deploy.config.models import RunConfig
 from deploy.process.cpu import tree_cpu_s
 from deploy.sessions import clock
 from deploy.sessions.clock import Clock
+from deploy.sessions.driver import train
 
 BURNS = """
 import subprocess, sys, time
@@ -69,3 +73,15 @@ def test_a_run_s_cpu_time_goes_on_from_the_earlier_driver_s_and_never_falls(monk
     monkeypatch.setattr(clock, "CPU_EVERY_S", 0.0)
     counted = Clock(cpu_s=10.0)
     assert [counted.cpu_s for _ in range(3)] == [13.0, 13.0, 14.0]
+
+
+def test_a_run_s_summary_has_the_cpu_time_of_its_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Rows may be some seconds behind, which of a short run is most of it."""
+    spent = iter(range(3, 1000))
+    monkeypatch.setattr(clock, "tree_cpu_s", lambda pid: float(next(spent)))
+    monkeypatch.setattr(clock, "CPU_EVERY_S", 1e9)
+    options = {"mode": "inline", "run": "r", "runs_dir": tmp_path, "env": {"id": "CartPole-v1"}}
+    assert train(RunConfig.model_validate({**options, "budget": {"env_steps": 200}})) == 0
+    rows = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert {row["cpu_s"] for row in rows} == {3.0}
+    assert json.loads((tmp_path / "r" / "summary.json").read_text())["cpu_s"] > 3

@@ -36,11 +36,14 @@ class Clock:
     @property
     def cpu_s(self) -> float:
         """The CPU seconds of this process and all its descendants, at most ``CPU_EVERY_S`` old."""
-        now = time.monotonic()
-        if now - self._cpu_looked_s >= CPU_EVERY_S:
-            # never less than before: a process that ends before its parent waits for it is in neither's time
-            self._cpu_s, self._cpu_looked_s = max(self._cpu_s, tree_cpu_s(os.getpid())), now
+        if time.monotonic() - self._cpu_looked_s >= CPU_EVERY_S:
+            self.count_cpu()
         return self._cpu_before_s + self._cpu_s
+
+    def count_cpu(self) -> None:
+        """Makes ``cpu_s`` as it is now."""
+        # never less than before: a process that ends before its parent waits for it is in neither's time
+        self._cpu_s, self._cpu_looked_s = max(self._cpu_s, tree_cpu_s(os.getpid())), time.monotonic()
 
     @property
     def start_s(self) -> float:

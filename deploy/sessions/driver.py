@@ -183,6 +183,7 @@ class Driver:
             if self._stop.signal is not None:
                 LOG.info("asked to stop by %s", signal.Signals(self._stop.signal).name)
             self._display.notify("stopping")
+            self._clock.count_cpu()  # while those that Ray started are there
             # how the best policy was chosen favours it, so that of a run that is over is played once more
             policy = self._directory.best.packed() if outcome.completed else None
             last = session.stop(STOP_S, policy, lambda: self._stop.signal is not None)
@@ -258,6 +259,7 @@ class Driver:
         if self._new and outcome.reason == "interrupted" and not outcome.totals.anything:
             give_name_back(self._config, directory)
         if directory.path.exists():
+            self._clock.count_cpu()
             summary = outcome.summary(self._config, directory.run, self._clock)
             with DiskAlarm(self._display.notify).writing():
                 directory.write_summary(summary)
