@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from chunk_makers import CODEC, SCHEMA, FakeActor, reader_on
@@ -65,6 +67,29 @@ def test_never_a_boundary_evicted_or_open_row() -> None:
         np.testing.assert_array_equal(names, ids)  # an observation's number is its row's: nothing stale was read
         assert not any(flags[name] & BOUNDARY for name in names.tolist())
     assert mirror.end > 4 * CAPACITY
+
+
+class Counting(np.random.Generator):
+    """Counts the most numbers that were drawn at once."""
+
+    most = 0
+
+    def integers(self, low: Any, high: Any = None, size: Any = None, *more: Any, **others: Any) -> Any:
+        self.most = max(self.most, int(np.prod(size)))
+        return super().integers(low, high, size, *more, **others)
+
+
+def test_few_sampleable_rows_cost_no_more_memory_than_rows() -> None:
+    """One row in a thousand, as at the start of a run with many lanes and long sequences, and batches of thousands."""
+    mirror, actor, log = Mirror(SCHEMA, 1000), FakeActor(p_end=0.0), MemoryLog()
+    reader = reader_on(log, CODEC, mirror, n=999, gamma=0.9)
+    reader.follow([0])
+    actor.send(log, time_steps=1000)
+    reader.poll()
+    assert (mirror.rows, mirror.sampleable_rows) == (1000, 1)
+    rng = Counting(np.random.PCG64(0))
+    assert set(UniformSampler(mirror, rng).sample(64, 50).rows.tolist()) == {0}
+    assert rng.most <= 64 * 50
 
 
 def test_one_sampleable_row_among_many_is_found() -> None:

@@ -39,11 +39,15 @@ class UniformSampler:
         """See ``Sampler.sample``.
 
         Rejection: rows alive are drawn uniformly and kept where sampleable, which leaves the sampleable ones uniform.
-        As many are drawn as it takes on average, and a quarter more: of sequences only one row in some names one.
+        As many are drawn as it takes on average, and a quarter more: of sequences only one row in some names one. Where
+        that is more than there are rows, the sampleable ones are listed instead.
         """
         mirror, wanted = self._mirror, batch * batches
         check_any(mirror)
         each = 1.25 * mirror.rows / mirror.sampleable_rows
+        if wanted * each > mirror.rows:
+            alive = np.arange(mirror.start, mirror.end)
+            return SampledRows(self._rng.choice(alive[mirror.sampleable(alive)], wanted), None)
         drawn = np.zeros(0, np.int64)
         while len(drawn) < wanted:
             rows = self._rng.integers(mirror.start, mirror.end, math.ceil((wanted - len(drawn)) * each))
