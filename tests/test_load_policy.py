@@ -179,6 +179,14 @@ def test_without_a_reset_the_frames_of_the_last_episode_are_still_seen(tmp_path:
 # -- masks
 
 
+def test_a_refused_call_leaves_the_frames_and_the_memory_as_they_were(tmp_path: Path) -> None:
+    policy, spoilt = cartpole(3, tmp_path / "a"), cartpole(3, tmp_path / "b")
+    for step, obs in enumerate(np.random.default_rng(2).normal(size=(6, 4)).astype(np.float32)):
+        with pytest.raises(ValueError, match=r"of shape \(3,\)"):
+            spoilt.act(obs, [1, 0, 1])
+        assert_array_equal(spoilt.act(obs, [1, 1]).q, policy.act(obs, [1, 1]).q, str(step))
+
+
 def test_masks_choose_among_what_is_allowed(tmp_path: Path) -> None:
     policy = load_policy(a_run(tmp_path, MASKED))
     q = policy.act(3, np.ones(4).astype(bool)).q

@@ -246,8 +246,11 @@ class Policy:
         else:
             lanes = self._lanes(len(batch))
             state = self._remembered(lanes, reward, rows)
-            q, state = self._values(self._stacked(lanes, batch), state)
-            numbers = self._best(q, mask, rows)
+            frames = self._stacked(lanes, batch)
+            q, state = self._values(frames, state)
+            numbers = self._best(q, mask, rows)  # the last that may be refused: nothing has changed so far
+            if self.stack > 1:
+                self._frames[lanes] = frames
             for name, array in fed(state, numbers, np.zeros(len(q))).items():
                 self._state[name][lanes] = array
             self._begins[lanes] = False
@@ -269,10 +272,10 @@ class Policy:
         return slice(0, count)
 
     def _stacked(self, lanes: slice, newest: Array) -> Array:
-        """Returns the lanes' newest frames <dtype>[B, stack, *shape], and keeps them; without stacks the newest."""
+        """Returns the lanes' newest frames <dtype>[B, stack, *shape]; without stacks the newest."""
         if self.stack == 1:
             return newest
-        frames, begins = self._frames[lanes], self._begins[lanes]
+        frames, begins = self._frames[lanes].copy(), self._begins[lanes]
         frames[:, :-1] = frames[:, 1:]
         frames[:, -1] = newest
         frames[begins] = newest[begins][:, None]  # an episode's first frame fills the stack
