@@ -12,6 +12,7 @@ decoded by the wire's codec, which refuses what no actor may send, and nobody's 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -33,6 +34,7 @@ from replay.chunk import (
     BadChunk,
     Chunk,
     Codec,
+    Column,
     Counters,
     Schema,
     encode,
@@ -97,6 +99,18 @@ def read_dataset(spec: DatasetSpec, schema: Schema, make_buffer: Callable[[int],
 Columns = dict[str, Array]
 
 
+@contextlib.contextmanager
+def reading(failing: Callable[[], str]) -> Iterator[None]:
+    """Raises DatasetError, which begins with ``failing()``, for what Minari, h5py and numpy raise of a file that is
+    damaged or has other shapes than a dataset."""
+    try:
+        yield
+    except DatasetError:
+        raise
+    except (OSError, KeyError, AssertionError, ValueError, TypeError, RuntimeError) as error:
+        raise DatasetError(f"{failing()}: {type(error).__name__}: {error}") from error
+
+
 class _Reading:
     """Makes rows of episodes; ``number``: how many so far."""
 
@@ -111,15 +125,11 @@ class _Reading:
         Raises:
             DatasetError: it has what no environment returns.
         """
-        try:
+        with reading(lambda: f"dataset {self._id} cannot be read beyond episode {self.number}"):
             for episode in found.iterate_episodes():
                 if len(episode.rewards):
                     yield self._rows(episode)
                     self.number += 1
-        except (OSError, KeyError, AssertionError) as error:  # what Minari and h5py raise of a file that is damaged
-            raise DatasetError(
-                f"dataset {self._id} cannot be read beyond episode {self.number}: {type(error).__name__}: {error}"
-            ) from error
 
     def _rows(self, episode: Any) -> Columns:
         steps = len(episode.rewards)
@@ -171,14 +181,25 @@ class _Reading:
         columns: Columns = {}
         for column in self._schema.extras:
             given = np.asarray(infos.get(column.name))
-            if given.shape != (steps + 1, *column.shape) or not np.can_cast(given.dtype, column.dtype, "unsafe"):
+            stored = self._stored(given, column) if given.shape == (steps + 1, *column.shape) else None
+            if stored is None:
                 remedy = "; or give --env.action-mask ignore" if column.name == ACTION_MASK else ""
                 raise self._wrong(
                     f"infos[{column.name!r}] <{given.dtype}>{list(given.shape)}; {column.dtype}"
                     f"{[steps + 1, *column.shape]} is needed, one for each observation{remedy}"
                 )
-            columns[column.name] = given.astype(column.dtype)
+            columns[column.name] = stored
         return columns
+
+    @staticmethod
+    def _stored(given: Array, column: Column) -> Array | None:
+        """Returns a column in its dtype; None where that does not hold its values, or a mask has others than 0 and
+        1."""
+        if given.dtype.kind not in "biuf" or (column.name == ACTION_MASK and not np.isin(given, (0, 1)).all()):
+            return None
+        with np.errstate(all="ignore"):
+            stored = given.astype(column.dtype)
+        return stored if stored.dtype.kind == "f" or np.array_equal(stored, given) else None
 
     def _wrong(self, what: str) -> DatasetError:
         return DatasetError(f"dataset {self._id}, episode {self.number} has {what}")

@@ -494,6 +494,27 @@ def test_a_dataset_without_the_masks_that_hold_is_refused(tmp_path: Path) -> Non
         check_dataset(masked, schema_of(env), about_of(env))
 
 
+@pytest.mark.parametrize(
+    ("mask", "why"),
+    [
+        (np.full((6, grid_env.ACTIONS), 256), r"infos\['action_mask'\] <int64>\[6, 4\]"),
+        (np.full((6, grid_env.ACTIONS), 2, np.int8), r"infos\['action_mask'\] <int8>\[6, 4\]"),
+        (np.full((6, grid_env.ACTIONS), np.nan), r"infos\['action_mask'\] <float64>\[6, 4\]"),
+        (np.ones((5, grid_env.ACTIONS), np.int8), r"infos\['action_mask'\] <int8>\[5, 4\]"),
+    ],
+    ids=["wraps", "2", "NaN", "a row less"],
+)
+def test_masks_that_no_environment_returns_are_named(tmp_path: Path, mask: Any, why: str) -> None:
+    (episode,) = walks(1, longest=5, seed=4)
+    assert len(episode["rewards"]) == 5
+    path = Path(grid_env.__file__).parent
+    masked = config(tmp_path, env={"id": "masked_env:MaskedGrid-v0", "path": path, "action_mask": "obey"})
+    env = make_env(env_of(masked), training=False)
+    write("group/bad-v0", Discrete(9), Discrete(4), [{**episode, "infos": {"action_mask": mask}}])
+    with pytest.raises(DatasetError, match=why):
+        read("group/bad-v0", schema_of(env), about_of(env))
+
+
 def _spoilt(how: str) -> dict[str, Any]:
     (episode,) = walks(1, longest=5, seed=4)
     if how == "an end in the middle":
@@ -508,6 +529,10 @@ def _spoilt(how: str) -> dict[str, Any]:
         episode["observations"][0] = 9
     elif how == "a reward that is no number":
         episode["rewards"][0] = np.nan
+    elif how == "rewards of two numbers":
+        episode["rewards"] = np.stack([episode["rewards"]] * 2, 1)
+    elif how == "one flag for all steps":
+        episode["terminations"] = np.bool_(False)
     return episode
 
 
@@ -519,6 +544,8 @@ def _spoilt(how: str) -> dict[str, Any]:
         ("an action that there is not", "episode 1 has an action outside its space Discrete"),
         ("actions that are no numbers", "episode 1 has actions <float64>"),
         ("a state that there is not", "episode 1 has the observation"),
+        ("rewards of two numbers", "cannot be read beyond episode 1: ValueError"),
+        ("one flag for all steps", "cannot be read beyond episode 1: "),
         ("a reward that is no number", "around episode 2: value: a reward, Q value, observation"),
     ],
 )
