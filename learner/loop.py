@@ -216,7 +216,7 @@ def _make_buffer(
             longest,
             storage,
             eta=config.priority_eta,
-            reuse=True,
+            reuse=replay.storage != "device",
         )
     except (MemoryError, OSError, torch.OutOfMemoryError) as error:
         raise CannotFit(

@@ -24,8 +24,10 @@ from replay.buffer import ChunkSpan, ReplayBuffer, Sample
 from replay.errors import QherdError
 from replay.mirror import Mirror
 from replay.state import State
+from replay.storage import Ram
 
 Array = npt.NDArray[Any]
+HOST = Ram()
 
 
 class OtherDataset(QherdError, ValueError):
@@ -85,8 +87,8 @@ class MixedBuffer(ReplayBuffer):
         own = super().sample(batch - theirs, batches, updates)
         weights = None
         if own.weights is not None and given.weights is not None:
-            weights = _beside(own.weights, given.weights, batches)
-        return Sample(self._join(own.batch, given.batch, batches), _beside(own.rows, given.rows, batches), weights)
+            weights = HOST.join(own.weights, given.weights, batches)
+        return Sample(self._join(own.batch, given.batch, batches), HOST.join(own.rows, given.rows, batches), weights)
 
     def update_priorities(self, rows: Array, td_error: Array) -> None:
         theirs = rows < 0
@@ -122,8 +124,3 @@ class MixedBuffer(ReplayBuffer):
         rows = np.arange(self.dataset.mirror.start, self.dataset.mirror.end)
         with reading("dataset-sampler"):
             self.dataset.sampler.restore(parts["dataset-sampler"], rows, rows)
-
-
-def _beside(one: Array, other: Array, batches: int) -> Array:
-    """Returns [K·M] and [K·N] as [K·(M + N)], batch by batch."""
-    return np.concatenate((one.reshape(batches, -1), other.reshape(batches, -1)), axis=1).reshape(-1)
