@@ -12,9 +12,10 @@ from cli_runs import qherd
 from deploy.config.errors import ConfigError
 from deploy.config.models import RunConfig
 from deploy.planning.forecast import forecast_run, memory_needed
-from deploy.planning.measure import ActorRate
+from deploy.planning.measure import ActorRate, random_sequences
 from deploy.planning.memory import check_limiter, check_windows, plan_memory
-from learner.config import LearnerConfig
+from learner.config import AnnealConfig, LearnerConfig
+from learner.horizon import longest_n_step
 from learner.loop import LearnerLoop
 from learner.networks import NetworkConfig
 from learner.publisher import Publisher
@@ -126,3 +127,11 @@ def test_a_learner_weighs_first_priorities_as_it_does_later_ones() -> None:
     loop = LearnerLoop("run", log, Publisher(log, 1), schema, replay, learner, fence=1, seed=0)
     assert isinstance(loop.buffer.mirror, SequenceMirror)
     assert loop.buffer.mirror.spec == SequenceSpec(2, 4, 1, learner.n_step, 0.25)
+
+
+def test_updates_are_measured_on_batches_as_long_as_the_longest() -> None:
+    """By the windows that the run begins with, where n is annealed."""
+    run = config({"burn_in": 4, "trained": 8, "overlap": 2})
+    learner = run.learner.model_copy(update={"anneal": AnnealConfig(updates=100, n_step=9, gamma=0.9)})
+    batch = random_sequences(run.model_copy(update={"learner": learner}), SCHEMA)
+    assert len(batch.obs) == 4 + 8 + longest_n_step(learner) == 4 + 8 + 9

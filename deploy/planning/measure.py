@@ -16,6 +16,7 @@ from actors.builders import build_actor
 from deploy.config.models import RunConfig, env_of
 from deploy.process.isolation import environments_apart
 from learner.cpu_time import CpuTime
+from learner.horizon import longest_n_step
 from learner.networks import parameter_shapes
 from learner.weights import pack
 from replay.chunk import ACTION_MASK, Schema
@@ -97,7 +98,7 @@ def random_batch(config: RunConfig, schema: Schema) -> Batch:
 def random_sequences(config: RunConfig, schema: Schema) -> SequenceBatch:
     """Returns a batch of random sequences, each as long as they may be."""
     rng, batch, sequences = np.random.default_rng(0), config.learner.batch, config.replay.sequences
-    grid = (sequences.burn_in + sequences.trained + config.learner.n_step, batch)
+    grid = (sequences.burn_in + sequences.trained + longest_n_step(config.learner), batch)
     reward, discount = (rng.random(grid, np.float32) for _ in range(2))
     masked = any(column.name == ACTION_MASK for column in schema.extras)
     trained = np.zeros(grid, np.bool_)

@@ -11,7 +11,7 @@ from actors.supervision.restarts import Restarts
 from actors.supervision.supervised import Supervised
 from deploy.config.errors import ConfigError
 from deploy.config.models import RunConfig
-from deploy.planning.memory import longest_value_bytes, plan_memory, rows_in_checkpoint
+from deploy.planning.memory import longest_value_bytes, rows_in_checkpoint, server_bytes
 from deploy.run_directory.directory import RunDirectory
 from deploy.server.embedded import EmbeddedServer
 from deploy.server.private_dir import temporary_folder
@@ -121,7 +121,7 @@ def open_servers(
         notify(warning)
     server = EmbeddedServer(
         directory.run,
-        plan_memory(config, schema).server,
+        server_bytes(config, schema),
         _data_dir(config, directory, schema, notify),
         max_value_bytes=longest_value_bytes(config, schema),
     )

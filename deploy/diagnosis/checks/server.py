@@ -14,7 +14,7 @@ from deploy.planning.memory import (
     chunk_bytes,
     megabytes,
     network_bytes,
-    plan_memory,
+    server_bytes,
 )
 from deploy.planning.preconditions import check_values
 from deploy.server.binary import find_server
@@ -48,7 +48,7 @@ def server_checks(config: RunConfig, schema: Schema | None) -> Iterator[Check]:
         return
     if not config.redis.servers:
         yield Check("server", "problem", "the cluster mode has none", f"give {SERVER_OPTIONS}")
-    planned = plan_memory(config, schema).server // max(1, len(config.redis.servers)) if schema is not None else 0
+    planned = server_bytes(config, schema) // max(1, len(config.redis.servers)) if schema is not None else 0
     checks = [
         each
         for url in config.redis.servers
