@@ -26,8 +26,10 @@ from deploy.cli import main
 from deploy.config.models import RunConfig
 from deploy.run_directory.directory import RunDirectory
 from deploy.tracking import relay as relay_module
-from deploy.tracking.relay import Relay, without_secrets
-from deploy.tracking.tracker import Ending, Record
+from deploy.tracking.child import MAX_TEXT, shown_error
+from deploy.tracking.mlflow_tracker import _flat
+from deploy.tracking.relay import Relay
+from deploy.tracking.tracker import Ending, Record, without_secrets
 from deploy.tracking.tracking import Tracking, ended_by
 from learner import load_policy
 
@@ -186,6 +188,33 @@ def test_what_is_told_has_no_password_and_is_one_line() -> None:
         without_secrets("no https://me:pa55@host/x\nnor w0rd \x1b[2J", environ)
         == "no https://me:***@host/x nor ***  [2J"
     )
+
+
+@pytest.mark.parametrize("password", ["p]ss", "p/ss", "p#ss", "[x", "a@b"])
+@pytest.mark.parametrize("name", ["MLFLOW_TRACKING_URI", "WANDB_BASE_URL"])
+def test_a_password_that_splits_a_url_is_not_told_either(name: str, password: str) -> None:
+    url = f"postgresql://me:{password}@host/db"
+    assert without_secrets(f"no {url}", {name: url}) == "no postgresql://me:***@host/db"
+
+
+def test_a_url_that_is_none_hides_no_reply() -> None:
+    """What a reply is told of goes on, whatever the variables have."""
+    assert without_secrets("kept", {"WANDB_BASE_URL": "http://[x", "MLFLOW_TRACKING_URI": "p]ss"}) == "kept"
+
+
+def test_what_a_library_says_is_masked_before_it_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key on the border would be there but for its end."""
+    key = "0123456789abcdef" * 3
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    for start in range(MAX_TEXT - len(key), MAX_TEXT + 1):
+        text = shown_error(ValueError("x" * start + key + " and more" * 9))
+        assert "0123" not in text, start
+        assert len(text) <= MAX_TEXT + 3
+
+
+def test_what_a_user_has_named_is_no_parameter_s_name() -> None:
+    options = {"env": {"id": "x", "kwargs": {"a b!": 1}}, "seed": 0}
+    assert dict(_flat(options)) == {"env.id": "x", "env.kwargs": "{'a b!': 1}", "seed": "0"}
 
 
 # -- what is passed on

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from deploy.tracking.tracker import Ending, Record, Refused, Tracker, make_tracker
+from deploy.tracking.tracker import Ending, Record, Refused, Tracker, make_tracker, without_secrets
 
 RETRY_S = 10.0
 """Seconds between two attempts to begin a record."""
@@ -38,7 +38,7 @@ def run(tracker: Tracker) -> None:
     try:
         tracker.check()
     except Refused as error:
-        tell({"refused": str(error)})
+        tell({"refused": without_secrets(str(error))})
         return
     tell({"ready": True})
     os.nice(NICENESS)
@@ -54,10 +54,10 @@ def serve(tracker: Tracker, lines: Iterable[str], tell: Tell) -> None:
     record = Record(**first["begin"])
     while True:
         try:
-            tell({"began": tracker.begin(record)})
+            tell({"began": without_secrets(tracker.begin(record))})
             break
         except Exception as error:
-            tell({"error": _text(error)})
+            tell({"error": shown_error(error)})
             time.sleep(RETRY_S)
     for message in messages:
         try:
@@ -66,15 +66,16 @@ def serve(tracker: Tracker, lines: Iterable[str], tell: Tell) -> None:
             else:
                 tracker.log(message["row"])
         except Exception as error:
-            tell({"lost": 1, "error": _text(error)})
+            tell({"lost": 1, "error": shown_error(error)})
         else:
             tell({"kept": 1})
         if "end" in message:
             return
 
 
-def _text(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+def shown_error(error: Exception) -> str:
+    """Returns what an error says, without secrets, on one line, and not all of it where it is long."""
+    text = " ".join(without_secrets(str(error)).split()) or type(error).__name__
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}..."
 
 

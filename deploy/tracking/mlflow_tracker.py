@@ -99,8 +99,10 @@ class MlflowTracker:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yields options by their dotted names. What the user has named is a value: MLflow refuses other characters than
+    its own in a parameter's name, and with it the whole record."""
     for name, value in values.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value and f"{prefix}{name}" != "env.kwargs":
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", str(value)

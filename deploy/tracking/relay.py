@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from deploy.process.children import dying_with_parent
 from deploy.tracking.tracker import Ending, Record
@@ -25,9 +23,6 @@ SILENT_S = 10.0
 """A tracker that has not answered for so long is not waited for at the end."""
 LEAVE_S = 2.0
 """How long a process may take to end after it has closed its record."""
-SECRETS = ("WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
-URLS = ("MLFLOW_TRACKING_URI", "WANDB_BASE_URL")
-"""Variables that may have a password in them."""
 
 
 class Relay:
@@ -161,24 +156,14 @@ class Relay:
             self._changed.notify_all()
 
     def _take(self, reply: Mapping[str, Any]) -> None:
-        """Counts what has become of a message."""
+        """Counts what has become of a message. What it says has no secrets: see ``child``."""
         self._heard_s = time.monotonic()
         self._ready = self._ready or "ready" in reply
-        self.refused = without_secrets(reply.get("refused", self.refused))
+        self.refused = reply.get("refused", self.refused)
         self._kept += reply.get("kept", 0)
         self._lost += reply.get("lost", 0)
         if "began" in reply:
-            self.news.append(f"{self.name} records the run: {without_secrets(reply['began'])}")
+            self.news.append(f"{self.name} records the run: {reply['began']}")
         if "error" in reply and not self._failing:
-            self.news.append(
-                f"{self.name} refuses what it is given: {without_secrets(reply['error'])}; the run continues"
-            )
+            self.news.append(f"{self.name} refuses what it is given: {reply['error']}; the run continues")
         self._failing = "error" in reply
-
-
-def without_secrets(text: str, environ: Mapping[str, str] = os.environ) -> str:
-    """Returns a text of a library's without the keys and passwords in the environment, and as one line."""
-    passwords = (urlsplit(environ.get(name, "")).password for name in URLS)
-    for secret in filter(None, [*(environ.get(name) for name in SECRETS), *passwords]):
-        text = text.replace(secret, "***")
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text)

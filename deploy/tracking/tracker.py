@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 PROJECT = "qherd"
 """W&B's project and MLflow's experiment, where neither the option nor the tracker's own variable names one."""
 Ended = Literal["finished", "interrupted", "failed"]
+SECRETS = ("WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+URLS = ("MLFLOW_TRACKING_URI", "WANDB_BASE_URL")
+"""Variables that may have a password in them."""
 
 
 class Refused(Exception):
@@ -55,6 +60,16 @@ class Tracker(Protocol):
 
     def end(self, ending: Ending) -> None:
         """Adds summary and best policy, and closes the record."""
+
+
+def without_secrets(text: str, environ: Mapping[str, str] = os.environ) -> str:
+    """Returns a text of a library's without the keys and passwords in the environment's variables, and as one line.
+    Before it is cut: of a secret on the border the end alone would be gone."""
+    urls = (re.match(r"[\w+.-]+://[^:/@]*:(.*)@", environ.get(name, "")) for name in URLS)
+    passwords = (url[1] for url in urls if url)  # which urllib does not find where it has brackets or slashes
+    for secret in filter(None, [*(environ.get(name) for name in SECRETS), *passwords]):
+        text = text.replace(secret, "***")
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text)
 
 
 def missing(name: str, error: ImportError) -> str:
