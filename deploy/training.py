@@ -116,6 +116,7 @@ class Training:
         self.config = resolved.model_copy(update={"run": resolved.run or unique_name(resolved.env.id)})
         self._options, self._resume = _as_yaml(self.config), ["--resume"] if resume else []
         self.directory = (self.config.runs_dir / str(self.config.run)).absolute()
+        self._folder = Path.cwd()  # that relative paths are meant from
         self._history, self._lock = MetricHistory(self.directory), RunLock(self.directory, self.directory)
         self._command: _Command | None = None
         self._worked_s, self._stopping, self._told = 0.0, False, False
@@ -123,8 +124,10 @@ class Training:
     @property
     def outcome(self) -> Standing:
         """How the run stands, and, when it is over, how it ended: ``state`` is ``at work``, ``solved``, ``out of
-        budget``, ``interrupted``, ``failed`` or ``killed``."""
+        budget``, ``interrupted``, ``failed`` or ``killed``, and ``damaged`` where its files cannot be read."""
         failure = self._entered().failure()
+        if isinstance(failure, ConfigError) and not self._resume:  # perhaps since another run has the name
+            return Standing(self.directory, "failed", f"failed: {failure}")
         try:
             return standing_of(self.directory)
         except RunDirError:  # nothing had run yet, and the name is free again
@@ -142,7 +145,7 @@ class Training:
         if self._command is not None:
             raise RuntimeError("a Training is entered once: make another one, with resume=True to go on with its run")
         self._worked_s = self._history.newest().get("wall_s", 0.0)
-        self._command = _Command(["train", *self._resume], self._options)
+        self._command = _Command(["train", *self._resume], self._options, self._folder)
         try:
             begun = f"process {self._command.pid} "
             while not (self._lock.owner() or "").startswith(begun) and not self._command.over(POLL_S / 5):
@@ -210,12 +213,12 @@ class _Command:
     """A command of qherd as a process of its own, and the end of what it prints, which a thread reads, so that it never
     waits for a reader. Where this process ends, the command is asked to stop, and finds that nobody reads it."""
 
-    def __init__(self, arguments: list[str], config: str) -> None:
+    def __init__(self, arguments: list[str], config: str, folder: Path) -> None:
         self._printed, self._last = b"", secrets.token_bytes(16)
         self._reader, self._writer = os.pipe()
         self._asked = self._closed = False
         try:
-            self._process = self._start(arguments, config)
+            self._process = self._start(arguments, config, folder)
         except BaseException:
             os.close(self._reader)
             os.close(self._writer)
@@ -223,12 +226,13 @@ class _Command:
         self._thread = threading.Thread(target=self._read, name="qherd-output", daemon=True)
         self._thread.start()
 
-    def _start(self, arguments: list[str], config: str) -> subprocess.Popen[bytes]:
+    def _start(self, arguments: list[str], config: str, folder: Path) -> subprocess.Popen[bytes]:
         # the variables are in the configuration already, under the program's own options
         environ = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
         with handing_over(config) as (options, descriptor):
             return subprocess.Popen(
                 qherd_command([*arguments, *options]),
+                cwd=folder,
                 env=environ,
                 stdin=subprocess.DEVNULL,
                 stdout=self._writer,

@@ -23,6 +23,7 @@ from deploy import Training
 from deploy.config.errors import ConfigError, RunFailedError
 from deploy.planning.preconditions import check_before_run
 from deploy.process.signals import SIGNALS
+from deploy.run_directory.directory import RunDirectory
 from deploy.run_directory.standing import standing_of
 from deploy.training import Progress
 from learner.checkpoint import names
@@ -141,6 +142,29 @@ def test_how_a_command_failed_is_raised_where_the_block_begins(case: str, played
     if case == "defect":
         assert isinstance(failed.value, RunFailedError)
         assert "KeyError: 'x'" in failed.value.details
+
+
+def test_a_run_whose_name_is_taken_has_not_the_other_s_outcome(played: Callable[[str], Training]) -> None:
+    run = played("import sys; print('qherd: taken', file=sys.stderr); sys.exit(2)")
+    with contextlib.closing(RunDirectory.create(run.config)) as other:
+        other.write_summary({"exit_reason": "solved", "env_steps": 7})
+    assert standing_of(run.directory).state == "solved"
+    with pytest.raises(ConfigError, match=r"^taken$"), run:
+        raise AssertionError("the block was entered")
+    assert (run.outcome.state, run.outcome.ended) == ("failed", "failed: taken")
+
+
+def test_the_command_works_where_the_run_was_described(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, played: Callable[[str], Training]
+) -> None:
+    """A notebook may go to another folder before it begins the run; relative paths were meant from here."""
+    monkeypatch.chdir(tmp_path)
+    run = played("import os, sys; print('qherd: ' + os.getcwd()); sys.exit(2)")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError) as failed, run:
+        raise AssertionError("the block was entered")
+    assert str(failed.value) == str(tmp_path)
 
 
 HOLDS_THE_RUN = """

@@ -75,7 +75,8 @@ class TrackingMetrics(NamedTuple):
     track_lost: Annotated[
         int,
         counter(
-            "Rows, and ends of runs, that are in no tracker's record.", when="with `--track.wandb` or `--track.mlflow`"
+            "Rows, and ends of runs, that are not in a tracker's record, over all trackers.",
+            when="with `--track.wandb` or `--track.mlflow`",
         ),
     ]
 
