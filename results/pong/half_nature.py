@@ -15,7 +15,7 @@ class HalfNature(nn.Module):
     features = 256
 
     def __init__(self, schema: Schema, config: NetworkConfig) -> None:
-        """``config`` is not used: sizes and layers are fixed."""
+        """Of ``config`` only ``layer_norm`` counts: a layer norm before the linear layer's ReLU."""
         super().__init__()
         self._schema = schema
         self.convs = nn.Sequential(
@@ -27,7 +27,8 @@ class HalfNature(nn.Module):
             nn.ReLU(),
         )
         self.linear = nn.Linear(32 * 7 * 7, self.features)
+        self.norm = nn.LayerNorm(self.features) if config.layer_norm else nn.Identity()
 
     def forward(self, obs: Tensor) -> Tensor:
         """Maps obs <float32>[B, 4, 84, 84] to features <float32>[B, 256]."""
-        return self.linear(flat(self.convs(channels_first(obs, self._schema)))).relu()
+        return self.norm(self.linear(flat(self.convs(channels_first(obs, self._schema))))).relu()
