@@ -169,6 +169,17 @@ def test_an_option_by_its_former_name_is_refused_with_the_name_of_now(tmp_path: 
     check_bounds(["--run", f"replay.{option}", f"--replay.prioritised.{dashed}", "1"])
 
 
+@pytest.mark.parametrize("option", ["learner.double", "learner.munchausen.enabled"])
+def test_a_value_after_a_switch_is_refused_with_what_to_write(option: str) -> None:
+    *section, leaf = option.split(".")
+    off = ".".join([*section, f"no-{leaf}"])
+    for text, right in (("true", option), ("True", option), ("false", off)):
+        for arguments in ([f"--{option}", text], [f"--{option}={text}"]):
+            with pytest.raises(ConfigError, match=rf"^--{option} {text}: a switch takes no value; write --{right}$"):
+                check_bounds(arguments)
+    check_bounds([f"--{option}", f"--{off}", "--run", "true"])
+
+
 def test_a_variable_that_is_no_option_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"QHERD_LEARNER_LRR.*QHERD_LEARNER_LR\b"):
         compose(ENV, None, None, {"QHERD_LEARNER_LRR": "1"})

@@ -97,19 +97,22 @@ def merge(layers: Sequence[Layer], preset: str | None) -> RunConfig:
 
 
 def check_bounds(arguments: Sequence[str]) -> None:
-    """Raises ConfigError for a command line's value out of its bounds, by the option's dotted name.
+    """Raises ConfigError for a command line's value out of its bounds or after a switch, by the option's dotted name.
 
     What has the wrong type or is unknown is left to the parser, which shows the option's help with it.
     """
     known = set(option_paths())
     values: dict[str, Any] = {}
     for argument in arguments:
-        name = argument.partition("=")[0]
+        name, _, text = argument.partition("=")
+        if name.startswith("--") and (path := name.removeprefix("--").replace("-", "_")) in known:
+            _check_switch(path, text)
         if name.startswith("--") and (now := RENAMED.get(name.removeprefix("--").replace("-", "_"))):
             raise ConfigError(f"{name}: the option is called --{now.replace('_', '-')} now")
     for name, text in pairwise(arguments):
         path = name.removeprefix("--").replace("-", "_")
         if name.startswith("--") and path in known:
+            _check_switch(path, text)
             with contextlib.suppress(yaml.YAMLError):
                 put_option(values, path, read_yaml(text))
     try:
@@ -118,6 +121,14 @@ def check_bounds(arguments: Sequence[str]) -> None:
         bounds = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
         if all(finding["type"] in bounds for finding in error.errors()):
             raise ConfigError(explain(error, "command line")) from None
+
+
+def _check_switch(path: str, text: str) -> None:
+    """Raises ConfigError where a value follows a switch, as in a file or in a variable."""
+    if _kind_of(path) is bool and text.lower() in ("true", "false"):
+        *parents, leaf = path.replace("_", "-").split(".")
+        on, off = (f"--{'.'.join([*parents, prefix + leaf])}" for prefix in ("", "no-"))
+        raise ConfigError(f"{on} {text}: a switch takes no value; write {on if text.lower() == 'true' else off}")
 
 
 def put_option(values: dict[str, Any], path: str, value: Any) -> None:
@@ -146,12 +157,17 @@ def _preset(name: str) -> dict[str, Any]:
     return values
 
 
-def _takes_text(path: str) -> bool:
-    """Returns whether an option is a text, so that a run may be called 12 or 12e4."""
+def _kind_of(path: str) -> Any:
+    """Returns the type of an option."""
     kind: Any = RunConfig
     for name in path.split("."):
         kind = kind.model_fields[name].annotation
-    return kind in (str, str | None)
+    return kind
+
+
+def _takes_text(path: str) -> bool:
+    """Returns whether an option is a text, so that a run may be called 12 or 12e4."""
+    return _kind_of(path) in (str, str | None)
 
 
 def _is_number(value: Any) -> bool:
