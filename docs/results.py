@@ -42,7 +42,12 @@ PICTURES = Path(__file__).with_suffix("")
 PEERS, PUBLISHED = "peers.csv", "published.yaml"
 LARGE_BYTES = 200_000
 """Rows that take more are compressed."""
-TITLES = {"classic": "Classic control and LunarLander", "minatar": "MinAtar", "pong": "Pong"}
+TITLES = {
+    "classic": "Classic control and LunarLander",
+    "minatar": "MinAtar",
+    "pong": "Pong",
+    "recurrent": "What has to be remembered",
+}
 HEAD = """\
 # Results
 
@@ -196,7 +201,8 @@ def page(results: Path = RESULTS) -> str:
     """Returns the page's text."""
     folders, published = folders_of(results), yaml.safe_load((results / PUBLISHED).read_text())
     envs = [(env, agents) for folder in folders for env, agents in by_env_and_agent(folder.rows).items()]
-    reached = "".join(_reached(env, agents.get("qherd", []), published["figures"]) for env, agents in envs)
+    own = ((env, agents["qherd"]) for env, agents in envs if "qherd" in agents)  # else variants beside each other alone
+    reached = "".join(_reached(env, rows, published["figures"]) for env, rows in own)
     parts = [HEAD.format(episodes=100, min_runs=MIN_RUNS), REACHED, reached]
     for folder in folders:
         parts += _section(folder, published)

@@ -123,6 +123,13 @@ def test_peers_stand_beside_the_study_and_its_other_variants(folder: Path) -> No
     assert "SB3 DQN: IQM 350, 1 run. Dotted: 500, published, RL-Zoo DQN." in chart.description
 
 
+def test_variants_alone_stand_beside_each_other_and_beside_no_published_figure(folder: Path) -> None:
+    write_rows(folder / "one.csv", *({"seed": n, "score": 9, "variant": v} for n in (0, 1) for v in ("fast", "slow")))
+    text = results.page(folder.parent)
+    assert "| CartPole-v1 |" not in text
+    assert re.findall(r"\| \*\*(.+?)\*\* \| 2 \|", text) == ["qherd, fast", "qherd, slow"]
+
+
 def test_runs_that_a_study_has_and_that_have_no_row_are_named(folder: Path) -> None:
     (folder / "one.yaml").write_text(
         "environments: [CartPole-v1]\nvariants: {default: , slow: {learner.lr: 1e-4}}\nseeds: 0-2\n"
