@@ -149,6 +149,21 @@ def test_a_signal_while_a_local_run_starts_leaves_nothing(tmp_path: Path, moment
     assert (tmp_path / "runs" / "r").exists() is ("qherd resume" in done.out)
 
 
+@pytest.mark.long
+@pytest.mark.timeout(180)
+def test_a_local_run_whose_raylet_does_not_end_by_itself_leaves_nothing(tmp_path: Path) -> None:
+    """As one on a busy machine: it is killed after a second, and the learner would outlive it."""
+    with running(*LOCAL, cwd=tmp_path) as run:
+        run.until(shows(run, "starting the learner"), 120, "learner")
+        run.until(lambda: bool(run.find("ray::LearnerWorker")), 60, "learner's process")
+        (raylet,) = run.find(r"^\S*/raylet/raylet ")
+        os.kill(raylet, signal.SIGSTOP)
+        run.process.send_signal(signal.SIGTERM)
+        done = run.finish(90)
+        assert list(run.tmp.iterdir()) == []
+    assert_orderly(done, tmp_path, 75)
+
+
 # -- who reads
 
 

@@ -564,7 +564,9 @@ def test_a_ray_that_does_not_start_is_one_message_and_gives_the_name_back(
 
     monkeypatch.setattr("ray.init", init)
     monkeypatch.setattr(preconditions, "check_process", lambda _: None)  # which refuses where ray was imported before
-    monkeypatch.setattr("deploy.cluster.ray_running.start_ray", _start_own)
+    monkeypatch.setattr(
+        "deploy.cluster.ray_running.start_ray", lambda *given: _start_own(given[0], given[1], "a token")
+    )
     told = r"^Ray has not started on this machine: The current node timed out during startup; is it .* qherd doctor"
     with pytest.raises(RunFailedError, match=told) as failed:
         train(config(tmp_path, mode="local"))

@@ -10,6 +10,7 @@ import sysconfig
 import traceback
 from pathlib import Path
 
+from deploy.cluster.ray_processes import end_processes
 from deploy.config.errors import ConfigError, RunFailedError
 from deploy.config.models import RunConfig
 from deploy.process import arithmetic
@@ -38,6 +39,7 @@ def start_ray(config: RunConfig, cleanup: contextlib.ExitStack) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     arithmetic.pin()  # this machine's workers inherit it
     os.environ.setdefault("RAY_worker_niceness", "0")
+    token = secrets.token_hex(32)
     if config.mode == "local":
         # Ray reads this when it is imported: "0" has every part of it listen on loopback only.
         if "ray" in sys.modules:
@@ -45,7 +47,7 @@ def start_ray(config: RunConfig, cleanup: contextlib.ExitStack) -> None:
         for name in _ANOTHER_RAYS:
             os.environ.pop(name, None)
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
+        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", token
         # no metrics of an autoscaler that has nothing to scale: a fixed port, in some versions on all addresses
         os.environ["AUTOSCALER_METRIC_PORT"] = "-1"
     _make_paths_absolute()
@@ -55,14 +57,16 @@ def start_ray(config: RunConfig, cleanup: contextlib.ExitStack) -> None:
         if config.mode == "cluster":
             _join_cluster(str(config.ray.address), cleanup)
         else:
-            _start_own(config, cleanup)
+            _start_own(config, cleanup, token)
 
 
-def _start_own(config: RunConfig, cleanup: contextlib.ExitStack) -> None:
+def _start_own(config: RunConfig, cleanup: contextlib.ExitStack, token: str) -> None:
+    """``token``: what all that it starts has among its variables."""
     import ray
 
     home = PrivateDir()
     cleanup.callback(home.remove)
+    cleanup.callback(end_processes, token, home.path)
     cleanup.callback(ray.shutdown)  # before its folder goes
     try:
         ray.init(
