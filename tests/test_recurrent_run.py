@@ -14,9 +14,11 @@ from deploy.config.models import RunConfig
 from deploy.planning.preconditions import check_before_run, resolved
 from deploy.run_directory.directory import RunDirectory
 from deploy.sessions.inline import InlineSession
+from replay.metrics import flat
+from replay.sequences import SequenceBatch
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-pytestmark = pytest.mark.usefixtures("one_torch_thread")
+pytestmark = pytest.mark.usefixtures("one_torch_thread", "torch_as_before")
 
 
 def config_of(folder: Path, length: int, **changes: Any) -> RunConfig:
@@ -73,6 +75,38 @@ def test_without_memory_half_of_the_episodes_are_right(maze: Any) -> None:
             rewards[cue] = reward
         assert sorted(rewards) == [-1, 1]
         assert sum(rewards.values()) == 1
+
+
+def test_samples_per_insert_are_trained_steps_by_env_steps(
+    tmp_path: Path, maze: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted where the environment is stepped and where the learner gets a batch. The maze's sequences are shorter
+    than the longest, which has 12 trained steps."""
+    session = session_of(config_of(tmp_path, 5, eval={"every_updates": 10**9}))
+    stepped, trained = [0], list[int]()
+    step, update = maze.TMaze.step, session.loop.learner.update
+
+    def stepping(env: Any, action: np.int64) -> Any:
+        stepped[0] += 1
+        return step(env, action)
+
+    def updating(batch: SequenceBatch, weights: Any) -> Any:
+        trained.append(int(batch.trained.sum()))
+        return update(batch, weights)
+
+    monkeypatch.setattr(maze.TMaze, "step", stepping)
+    monkeypatch.setattr(session.loop.learner, "update", updating)
+    while len(trained) < 200:
+        reported = session.advance()
+    session.stop(1.0)
+    limiter = session.loop.ingest.limiter
+    assert sum(trained) == limiter.samples
+    assert 0 <= stepped[0] - limiter.inserts < 8 * 4, "what is in no chunk yet"
+    assert sum(trained) / (limiter.inserts - 500) == pytest.approx(8, abs=limiter.half_band / (limiter.inserts - 500))
+    assert limiter.half_band / (limiter.inserts - 500) < 0.5
+    assert sum(trained) < 0.7 * len(trained) * 16 * 12, "by the longest the ratio would be another one"
+    assert reported.metrics is not None
+    assert flat(reported.metrics)["samples_per_insert"] == pytest.approx(8, rel=0.1)
 
 
 @pytest.mark.long

@@ -1,7 +1,7 @@
 """The processes of a Ray that this machine's driver started, after that has been shut down.
 
-A worker looks once a second whether its raylet lives, later on a busy machine, and ends where it does not. A raylet that
-has not ended its workers within a second of SIGTERM is killed: they then outlive the driver.
+A worker looks once a second whether its raylet lives, later on a busy machine, and ends where it does not. A raylet
+that has not ended its workers within a second of SIGTERM is killed: they then outlive the driver.
 """
 
 from __future__ import annotations
