@@ -54,6 +54,21 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
     assert (config.learner.lr, config.learner.batch, config.redis.url) == (3e-3, 32, "redis://variable")
 
 
+def test_options_of_a_section_that_fit_only_together_may_stand_in_several_layers(tmp_path: Path) -> None:
+    """Each is looked at alone, too, for the sake of the message, where a preset's sequences with another burn-in have a
+    burn-in and nothing else."""
+    file = written(tmp_path / "c.yaml", {"replay": {"sequences": {"burn_in": 3}}, "learner": {"c51": {"v_min": 10.5}}})
+    environ = {"QHERD_REPLAY_SEQUENCES_OVERLAP": "2", "QHERD_LEARNER_C51_V_MAX": "20"}
+    config = compose(ENV, "r2d2", file, environ)
+    assert config.replay.sequences.model_dump() == {"trained": 16, "burn_in": 3, "overlap": 2}
+    assert (config.learner.c51.v_min, config.learner.c51.v_max) == (10.5, 20)
+    with pytest.raises(ConfigError, match=r"\(file .*c\.yaml\):\n.*sequences: .*burn_in is 3 .*trained is 0"):
+        compose(ENV, None, file, {"QHERD_LEARNER_C51_V_MAX": "20"})
+    over = {"QHERD_REPLAY_SEQUENCES_BURN_IN": "17"}
+    with pytest.raises(ConfigError, match=r"(?s)\(preset r2d2 and file .*environment.*burn_in is 17, longer"):
+        compose(ENV, "r2d2", file, {**environ, **over})
+
+
 def test_the_env_id_is_taken_from_file_or_variable_where_the_command_line_has_none(tmp_path: Path) -> None:
     file = written(tmp_path / "c.yaml", {"env": {"id": ENV}})
     assert compose(None, None, file, {}).learner == compose(ENV, None, None, {}).learner

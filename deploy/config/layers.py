@@ -84,16 +84,34 @@ def merge(layers: Sequence[Layer], preset: str | None) -> RunConfig:
     if name is not None:
         layers = [(f"preset {name}", _preset(name)), *layers]
     values: dict[str, Any] = {}
+    in_part: dict[Any, str] = {}  # of a section whose options do not fit each other: another layer may have the rest
     for where, layer in layers:
         try:
             RunConfig.model_validate(layer)
         except ValidationError as error:
-            raise ConfigError(explain(error, where)) from None
+            if any(not isinstance(_value_at(layer, each["loc"]), Mapping) for each in error.errors()):
+                raise ConfigError(explain(error, where)) from None
+            in_part |= dict.fromkeys(map(_finding, error.errors()), where)
         merge_into(values, layer)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(explain(error, " and ".join(where for where, _ in layers))) from None
+        found = [in_part.get(_finding(each)) for each in error.errors()]
+        named = found if all(found) else [where for where, _ in layers]
+        raise ConfigError(explain(error, " and ".join(dict.fromkeys(map(str, named))))) from None
+
+
+def _finding(error: Any) -> tuple[Any, str]:
+    """Returns one of pydantic's findings as something to compare."""
+    return error["loc"], error["msg"]
+
+
+def _value_at(layer: Mapping[str, Any], keys: Sequence[Any]) -> Any:
+    """Returns what a layer has at one of pydantic's places."""
+    value: Any = layer
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 def check_bounds(arguments: Sequence[str]) -> None:
