@@ -13,6 +13,8 @@ from replay.kept import Kept
 
 PUBLISH_MIN_S = 0.1
 """Seconds between two broadcasts of the weights, at the least (not in the inline mode)."""
+GATHER_BYTES = 64 << 20
+"""Bytes of rows that are gathered at once, at the most: some batches of pictures, a whole cycle of small rows."""
 
 
 MAX_RETURN = 1e30

@@ -11,7 +11,7 @@ import torch
 
 from learner.broadcaster import Broadcaster
 from learner.checkpoint import Checkpointer, Found, Name
-from learner.config import LearnerConfig
+from learner.config import GATHER_BYTES, LearnerConfig
 from learner.dataset import DatasetSpec, read_dataset
 from learner.horizon import horizon_at, longest_n_step
 from learner.ingest import Ingest
@@ -36,8 +36,6 @@ from replay.sequences import SequenceBatch
 from replay.state import State
 from replay.storage import CannotFit, check_fit, make_storage
 
-GATHER_BYTES = 64 << 20
-"""Bytes of rows that are gathered at once, at the most: some batches of pictures, a whole cycle of small rows."""
 IDLE_S = 0.002
 
 

@@ -139,6 +139,12 @@ class SequenceMirror(Ring):
         """Returns the bytes that a mirror of this size allocates, before any recurrent states have come."""
         return Ring.bytes_of_rows(schema, capacity_rows) + capacity_rows * (8 + 3 * 4 + 1 + 8 + 4 * 4)
 
+    @staticmethod
+    def planned_sample_bytes(schema: Schema, steps: int) -> int:
+        """Returns the bytes of a sequence of so many time steps in a batch: of each step what the network sees, index
+        and action (8 each), reward and discount (4 each) and two flags; and the recurrent state."""
+        return steps * (schema.input_bytes + 2 * 8 + 2 * 4 + 2) + 4 * schema.core
+
     @property
     def nbytes(self) -> int:
         """See ``Ring.nbytes``."""
@@ -147,7 +153,7 @@ class SequenceMirror(Ring):
     @property
     def sample_bytes(self) -> int:
         """See ``Ring.sample_bytes``: of all rows of a sequence."""
-        return self.spec.steps * self.schema.input_bytes
+        return self.planned_sample_bytes(self.schema, self.spec.steps)
 
     @property
     def steps_per_sample(self) -> float:

@@ -10,7 +10,9 @@ import pytest
 
 from deploy.config.models import RunConfig
 from deploy.diagnosis.bottleneck import Actors, Window, diagnose, measured, window_of
+from replay.config import SequencesConfig
 
+SEQUENCES = SequencesConfig(trained=16, burn_in=8)
 CONFIG = RunConfig.model_validate({"replay": {"samples_per_insert": 16}, "actors": {"count": 4}})
 
 
@@ -22,6 +24,13 @@ def actors(own_core: float = 0.5, starved: float = 0.0, **shares: float) -> Acto
 
 def window(of_actors: Actors, wait: float, **values: Any) -> Window:
     return Window(30, 1000, 100, 4, of_actors, {"wait": wait, **values.pop("phases", {})}, **values)
+
+
+def test_a_recurrent_learners_compute_is_its_core_and_its_burn_in_too() -> None:
+    busy = window(actors(waiting=0.6), 0.02, phases={"compute": 0.7})
+    config = CONFIG.model_copy(update={"replay": CONFIG.replay.model_copy(update={"sequences": SEQUENCES})})
+    assert "core" not in diagnose(busy, CONFIG).change[0]
+    assert diagnose(busy, config).change[0].endswith("core-size, or a shorter --replay.sequences.burn-in")
 
 
 CASES: Mapping[str, tuple[Window, str, str, str]] = {

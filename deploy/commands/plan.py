@@ -23,6 +23,7 @@ from deploy.planning.forecast import RUNNING_SHARE, Forecast, check_machine_memo
 from deploy.planning.measure import ActorRate, measure_actor, measure_updates
 from deploy.planning.memory import (
     LEARNER_BYTES,
+    batches_together,
     check_limiter,
     check_memory,
     check_network,
@@ -151,9 +152,10 @@ def _memory_lines(config: RunConfig, schema: Schema, forecast: Forecast) -> Iter
             f"at most, with one of {schema.core:,} numbers for each lane of a chunk",
         )
         yield (
-            "gathered batch",
+            "gathered batches",
             megabytes(forecast.batch_bytes),
-            f"{config.learner.batch} sequences of {sequences.burn_in} + {sequences.trained} steps and the bootstrap's",
+            f"{batches_together(config, schema)} at once, of {config.learner.batch} sequences of {sequences.burn_in} + "
+            f"{sequences.trained} steps and the bootstrap's",
         )
     if forecast.tree_bytes:
         yield "sum tree", megabytes(forecast.tree_bytes), "16 B a row, capacity rounded up to a power of two"
@@ -203,7 +205,7 @@ def _speed_lines(config: RunConfig, forecast: Forecast, measured: tuple[bool, bo
     yield (
         "it allows",
         f"{forecast.learner_env_steps_per_s:,.0f} env steps/s",
-        f"updates/s x batch {batch} / {spi:g} samples per insert",
+        f"updates/s x batch {batch} / {spi:g} samples per insert{_shorter(config)}",
     )
     yield "expected", f"{forecast.env_steps_per_s:,.0f} env steps/s", f"the smaller one: the {forecast.bound_by}"
     yield "", f"{forecast.expected_updates_per_s:,.0f} updates/s", f"{spi:g} / {batch} updates per env step"
@@ -225,12 +227,17 @@ def _speed_lines(config: RunConfig, forecast: Forecast, measured: tuple[bool, bo
     yield "replay full", f"{forecast.replay_full_s:,.0f} s", f"after {config.replay.capacity_rows:,} rows"
 
 
+def _shorter(config: RunConfig) -> str:
+    return "; less where episodes end sooner" if config.replay.sequences.trained else ""
+
+
 def _network_lines(config: RunConfig, forecast: Forecast) -> Iterator[Line]:
     if forecast.mode == "inline":
         return
     rows = forecast.rows_bytes_per_s
     chunks = f"{forecast.chunks_per_s:,.0f} chunks/s of {_bytes(rows / max(forecast.chunks_per_s, 1e-9))}"
-    yield "rows in", f"{_bytes(rows)}/s", f"env steps/s x {forecast.row_bytes:,} B and headers: {chunks}"
+    states = ", recurrent states" if config.replay.sequences.trained else ""
+    yield "rows in", f"{_bytes(rows)}/s", f"env steps/s x {forecast.row_bytes:,} B{states} and headers: {chunks}"
     yield "rows out", f"{_bytes(rows)}/s", "read once, by the learner"
     weights, published = forecast.weights_bytes, forecast.weights_published_bytes_per_s
     times = f"{published / weights:,.1f} times/s {_bytes(weights)}"

@@ -159,8 +159,11 @@ def _learner(window: Window, waiting: float, config: RunConfig) -> Diagnosis:
         )
         room = "give the learner a core: fewer actors here, nothing else on this machine, or more cores"
         return Diagnosis("learner", why, (room,))
+    smaller = "a smaller --learner.network.hidden"
+    if config.replay.sequences.trained:
+        smaller += " or --learner.network.core-size, or a shorter --replay.sequences.burn-in"
     remedies = {
-        "compute": "a GPU (--learner.device cuda), or a smaller --learner.network.hidden",
+        "compute": f"a GPU (--learner.device cuda), or {smaller}",
         "transfer": "keep the replay where the learner computes: --replay.storage device",
         "sample": "--replay.sampler uniform, or --replay.storage ram where it is memmap",
         "priorities": "--replay.sampler uniform, or a greater --replay.ingest-every-updates",

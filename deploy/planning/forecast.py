@@ -18,7 +18,7 @@ from deploy.planning.memory import (
     plan_memory,
 )
 from learner.config import PUBLISH_MIN_S
-from replay.chunk import HEADER_BYTES, Schema
+from replay.chunk import Schema
 from replay.storage import available_memory
 
 RUNNING_SHARE = 0.88
@@ -73,7 +73,7 @@ def forecast_run(config: RunConfig, schema: Schema, actor: ActorRate, updates_pe
     """Computes the forecast of a run. ``updates_per_s``: what the learner could do; ``cores``: of this machine, which
     in the modes of one machine is all there is.
 
-    An update takes ``batch`` samples, of sequences all their trained steps, and an env step allows
+    An update takes ``batch`` samples, of sequences all the trained steps of the longest, and an env step allows
     ``samples_per_insert``: the learner's updates allow ``updates_per_s * batch / samples_per_insert`` env steps per
     second. The slower side bounds the run, and the limiter has the other one wait. A run without
     actors, from a dataset alone, is bound by its learner.
@@ -89,7 +89,7 @@ def forecast_run(config: RunConfig, schema: Schema, actor: ActorRate, updates_pe
     rows_per_chunk = min(chunk_rows(config), max(actors.lanes, actors.flush_s * env_steps / max(1, actors.count)))
     published = min(1 / PUBLISH_MIN_S, updates / config.learner.publish_every_updates)
     fetched = actors.count * min(published, 1 / actors.fetch_every_s if actors.fetch_every_s else math.inf)
-    header = HEADER_BYTES / rows_per_chunk
+    header = schema.chunk_bytes(0, actors.lanes) / rows_per_chunk  # and the lanes' recurrent states
     return Forecast(
         env=config.env.id,
         mode=config.mode,
@@ -100,7 +100,7 @@ def forecast_run(config: RunConfig, schema: Schema, actor: ActorRate, updates_pe
         server_bytes=planned.server,
         mirror_bytes=planned.mirror,
         tree_bytes=planned.tree,
-        states_bytes=planned.states,
+        states_bytes=round(planned.states * chunk_rows(config) / rows_per_chunk),
         batch_bytes=planned.batch,
         training_bytes=6 * weights,
         actors_bytes=actors.count * (ACTOR_BYTES + weights + actor.env_bytes),

@@ -10,6 +10,7 @@ from deploy.config.errors import ConfigError
 from deploy.config.models import RunConfig
 from deploy.planning.dataset import dataset_rows
 from learner.algorithms import ALGORITHMS, build_loss
+from learner.config import GATHER_BYTES
 from learner.horizon import longest_n_step
 from learner.networks import parameter_shapes
 from replay.builders import planned_bytes
@@ -18,6 +19,7 @@ from replay.chunk_log.server_kind import Bounds
 from replay.core_states import CoreStates
 from replay.limiter import Limiter
 from replay.samplers import sampler_of
+from replay.sequences import SequenceMirror
 from replay.storage import CannotFit, available_memory, check_fit, make_storage
 
 ACTOR_BYTES, LEARNER_BYTES = 120 << 20, 350 << 20
@@ -30,7 +32,7 @@ WEIGHTS_OVERHEAD_BYTES = 64 << 10
 
 class MemoryPlan(NamedTuple):
     """Upper bounds in bytes: the server's memory, the mirror in ``replay.storage``, the sum tree; and of sequences the
-    recurrent states of full chunks and a gathered batch, both in host memory."""
+    recurrent states of full chunks and the batches that are gathered together, both in host memory."""
 
     server: int
     mirror: int
@@ -74,11 +76,21 @@ def plan_memory(config: RunConfig, schema: Schema) -> MemoryPlan:
         return plan._replace(mirror=plan.mirror + planned_bytes(schema, rows, sequences), tree=tree + further)
     if not sequences.trained:
         return plan
-    steps = sequences.burn_in + sequences.trained + longest_n_step(config.learner)
     return plan._replace(
         states=CoreStates.planned_bytes(schema.core, capacity // config.actors.chunk_steps),
-        batch=config.learner.batch * steps * schema.input_bytes,
+        batch=batches_together(config, schema) * _batch_bytes(config, schema),
     )
+
+
+def batches_together(config: RunConfig, schema: Schema) -> int:
+    """Returns how many batches of sequences are gathered at once, at the most."""
+    return min(max(1, GATHER_BYTES // _batch_bytes(config, schema)), config.replay.ingest_every_updates)
+
+
+def _batch_bytes(config: RunConfig, schema: Schema) -> int:
+    sequences = config.replay.sequences
+    steps = sequences.burn_in + sequences.trained + longest_n_step(config.learner)
+    return config.learner.batch * SequenceMirror.planned_sample_bytes(schema, steps)
 
 
 def check_memory(config: RunConfig, schema: Schema) -> None:
