@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from chunk_makers import RUN, SCHEMA, FakeActor, append
+from sequence_makers import SCHEMA as RECURRENT
+from sequence_makers import recurrent
 from spoilt_checkpoints import array, put, rewrite, value, without
 from waiting import until
 
@@ -40,12 +42,14 @@ class Made(NamedTuple):
 
 def make(
     folder: Path, log: MemoryLog, *, fence: int = 1, rows: bool = True, n_step: int = 3, sharded: bool = False,
-    anneal: AnnealConfig | None = None, **replay: Any,
+    anneal: AnnealConfig | None = None, core: bool = False, **replay: Any,
 ) -> Made:  # fmt: skip
     """A loop on ``log``, from the newest checkpoint in ``folder`` where it is not the first; ``sharded``: as in a
-    run, where the learner reads by a log of several servers, also where there is one."""
+    run, where the learner reads by a log of several servers, also where there is one; ``core``: a recurrent one."""
+    network = NetworkConfig(hidden=(4,), core="lstm", core_size=1) if core else NetworkConfig(hidden=(4,))
+    schema = RECURRENT if core else SCHEMA
     learner = LearnerConfig(
-        network=NetworkConfig(hidden=(4,)), batch=8, device="cpu", n_step=n_step, target_tau=0.1, average_tau=0.01,
+        network=network, batch=2 if core else 8, device="cpu", n_step=n_step, target_tau=0.1, average_tau=0.01,
         target_period_updates=3, publish_every_updates=7, anneal=anneal or AnnealConfig(),
     )  # fmt: skip
     checkpointer = Checkpointer(folder, CheckpointConfig(), with_rows=rows)
@@ -53,7 +57,7 @@ def make(
 
     def build(found: Found | None) -> LearnerLoop:
         return LearnerLoop(
-            RUN, ShardedLog([log]) if sharded else log, Publisher(log, fence), SCHEMA, config, learner, fence=fence,
+            RUN, ShardedLog([log]) if sharded else log, Publisher(log, fence), schema, config, learner, fence=fence,
             seed=0, checkpointer=checkpointer, found=found,
         )  # fmt: skip
 
@@ -72,17 +76,17 @@ def copy_of(log: MemoryLog) -> MemoryLog:
 
 
 class Actors:
-    """Two actors; what they send goes to every log."""
+    """Two actors, of a network with a recurrent ``core`` perhaps; what they send goes to every log."""
 
-    def __init__(self) -> None:
-        numbers = iter(range(1, 1 << 20))
+    def __init__(self, core: bool = False) -> None:
+        self._core, numbers = core, iter(range(1, 1 << 20))
         self.actors = [FakeActor(slot, lanes=2, p_end=0.1, numbers=numbers) for slot in (0, 1)]
 
     def send(self, *logs: MemoryLog) -> None:
         for actor in self.actors:
-            chunk: Chunk = actor.chunk()
+            chunk: Chunk = recurrent(actor.chunk()) if self._core else actor.chunk()
             for log in logs:
-                append(log, chunk)
+                append(log, chunk, schema=RECURRENT if self._core else SCHEMA)
 
 
 def assert_equal(one: LearnerLoop, other: LearnerLoop) -> None:
@@ -127,9 +131,21 @@ def test_an_annealed_horizon_goes_on_to_the_bit(tmp_path: Path) -> None:
     assert len(set(discounts.tolist())) > 10
 
 
+@pytest.mark.usefixtures("one_torch_thread")
+@pytest.mark.parametrize("sampler", ["uniform", "prioritised"])
+@pytest.mark.parametrize("rounds", [4, 30])
+def test_sequences_and_their_stored_states_go_on_to_the_bit(tmp_path: Path, sampler: str, rounds: int) -> None:
+    """From the middle of lanes' pieces, and of sequences that are cut later."""
+    sequences = {"burn_in": 2, "trained": 6, "overlap": 2}
+    one = goes_on_to_the_bit(tmp_path, rounds, core=True, sampler=sampler, sequences=sequences)
+    state = one.buffer.mirror.state()
+    assert np.abs(state.arrays["core_states"]).max() > 0
+    assert len(state.arrays["core_rows"]) > 20
+
+
 def goes_on_to_the_bit(tmp_path: Path, rounds: int, **options: Any) -> LearnerLoop:
     """Returns the loop that was never stopped."""
-    actors, one = Actors(), make(tmp_path, MemoryLog(), **options)
+    actors, one = Actors(options.get("core", False)), make(tmp_path, MemoryLog(), **options)
     for _ in range(rounds):
         actors.send(one.log)
         while one.loop.cycle():
