@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from cli_runs import Run, running, summary
+from test_survive import books
 
 from deploy.config.models import RunConfig
 from deploy.planning.preconditions import check_before_run, resolved
 from deploy.run_directory.directory import RunDirectory
 from deploy.sessions.inline import InlineSession
+from learner.checkpoint import names, read
 from replay.metrics import flat
 from replay.sequences import SequenceBatch
 
@@ -123,3 +128,78 @@ def test_a_cue_ten_steps_old_is_remembered(tmp_path: Path, maze: Any) -> None:
                 break
     session.stop(1.0)
     assert best >= 0.95
+
+
+# -- killed, and gone on with
+
+
+START_S, CAPACITY = 60.0, 50_000
+TRAIN = (
+    *("train", "memory_envs:MaskedCartPole-v1", "--env.path", str(EXAMPLES), "--preset", "r2d2", "--run", "r"),
+    *("--mode", "local", "--eval.threshold", "None", "--checkpoint.every-s", "1"),
+)
+
+
+def goes_on(run: Run) -> Kept:
+    """Waits for 100 updates more, with the actor alive, and for a checkpoint of them, which it returns."""
+    rows, folder = run.rows("r"), run.cwd / "runs" / "r" / "checkpoints"
+    at = rows[-1]["wall_s"] if rows else -1.0
+
+    def more() -> bool:
+        later = [row for row in run.rows("r") if row["wall_s"] > at and row["actors_alive"]]
+        return bool(later) and later[-1]["updates"] >= later[0]["updates"] + 100 > 100
+
+    run.until(more, START_S, "100 updates more")
+    updates = run.figure("r", "updates")
+    run.until(lambda: names(folder)[0].updates >= updates, START_S, f"checkpoint of update {updates}")
+    return Kept(folder)
+
+
+class Kept:
+    """What the newest checkpoint has of sequences and of the states that were sent with chunks, by row."""
+
+    def __init__(self, folder: Path) -> None:
+        self.name = names(folder)[0]
+        state = read(folder, self.name)["mirror"]
+        end, columns = int(state.values["end"]), state.arrays
+        rows = np.arange(max(0, end - CAPACITY), end)
+        named = rows[columns["sampleable"][rows % CAPACITY]]
+        shapes = np.stack([columns[name][named % CAPACITY] for name in ("first", "burn_in", "trained", "length")], 1)
+        self.sequences = dict(zip(named.tolist(), shapes.tolist(), strict=True))
+        self.states = dict(zip(columns["core_rows"].tolist(), columns["core_states"].tolist(), strict=True))
+
+    def check_goes_on_from(self, before: Kept) -> None:
+        """This learner has what the one before it had, and more."""
+        assert self.name > before.name
+        for own, theirs in ((self.sequences, before.sequences), (self.states, before.states)):
+            shared = own.keys() & theirs.keys()
+            assert len(shared) > 50
+            assert len(own.keys() - theirs.keys()) > 50
+            assert all(own[row] == theirs[row] for row in shared)
+        assert any(any(state) for state in before.states.values())
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+def test_a_killed_learner_and_a_killed_driver_go_on_with_sequences_and_states(tmp_path: Path) -> None:
+    """The next learner has the sequences of the one that was killed, each with the state that was stored with it, and
+    trains as many steps per env step; so has that of a resumed run."""
+    with running(*TRAIN, cwd=tmp_path) as run:
+        first = goes_on(run)
+        os.kill(run.find("ray::LearnerWorker")[0], signal.SIGKILL)
+        run.until(lambda: run.figure("r", "learner_restarts") == 1, START_S, "new learner")
+        second = goes_on(run)
+        second.check_goes_on_from(first)
+        assert "resumed from checkpoint 000001-" in run.out
+        run.process.kill()
+        run.process.wait(5)
+    with running("resume", "runs/r", cwd=tmp_path) as again:
+        goes_on(again).check_goes_on_from(second)
+        again.process.send_signal(signal.SIGTERM)
+        done = again.finish(25)
+    assert (done.code, done.err, done.leftovers) == (75, "", []), done
+    assert "resumed from checkpoint 000002-" in done.out
+    books(tmp_path)
+    ended = summary(tmp_path / "runs" / "r")
+    assert ended["samples_per_insert"] == pytest.approx(16, rel=0.25)
+    assert not set(ended["rows_lost"]) - {"resume", "gap", "rollback"}

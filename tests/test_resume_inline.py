@@ -32,6 +32,15 @@ BUDGET = 6000
 """About 1,480 updates, a row each 200 and a checkpoint each 400: a kill at 600 or 1,000 is far from one."""
 
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
+RECURRENT = (
+    *("--env.path", str(EXAMPLES), "--replay.sampler", "prioritised", "--learner.batch", "4"),
+    *("--learner.network.core", "lstm", "--learner.network.core-size", "8", "--learner.network.core-previous"),
+    *("--replay.sequences.trained", "8", "--replay.sequences.burn-in", "4", "--replay.sequences.overlap", "2"),
+)
+"""Sequences from stored states: as many trained steps an update as the others have transitions, at the most."""
+
+
 def started(tmp_path: Path, run: str, *more: str) -> list[str]:
     (tmp_path / "preset.yaml").write_text(PRESET)
     options = ["--config", "preset.yaml", "--run", run, "--budget.env-steps", str(BUDGET), "--seed", "3"]
@@ -123,6 +132,7 @@ def test_a_killed_run_ends_as_one_that_was_never_killed(tmp_path: Path, whole: d
     [
         pytest.param("LunarLander-v3", ("--replay.sampler", "prioritised"), id="lunarlander, prioritised"),
         pytest.param("Acrobot-v1", ("--env.frame-stack", "3"), id="acrobot, stacked"),
+        pytest.param("memory_envs:MaskedCartPole-v1", RECURRENT, id="masked cartpole, recurrent"),
     ],
 )
 def test_other_environments_and_samplers_do_too(tmp_path: Path, env: str, options: tuple[str, ...]) -> None:
