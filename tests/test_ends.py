@@ -152,8 +152,8 @@ def test_a_signal_while_a_local_run_starts_leaves_nothing(tmp_path: Path, moment
 @pytest.mark.long
 @pytest.mark.timeout(180)
 def test_a_local_run_whose_raylet_does_not_end_by_itself_leaves_nothing(tmp_path: Path) -> None:
-    """As one on a busy machine: it is killed after a second, and the learner would outlive it."""
-    with running(*LOCAL, cwd=tmp_path) as run:
+    """It is killed, and the learner, which looks for it each second as a rule, does not outlive the run, either."""
+    with running(*LOCAL, cwd=tmp_path, env={"RAY_raylet_death_check_interval_milliseconds": "60000"}) as run:
         run.until(shows(run, "starting the learner"), 120, "learner")
         run.until(lambda: bool(run.find("ray::LearnerWorker")), 60, "learner's process")
         (raylet,) = run.find(r"^\S*/raylet/raylet ")

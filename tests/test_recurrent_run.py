@@ -133,7 +133,7 @@ def test_a_cue_ten_steps_old_is_remembered(tmp_path: Path, maze: Any) -> None:
 # -- killed, and gone on with
 
 
-START_S, CAPACITY = 60.0, 50_000
+START_S, CAPACITY = 120.0, 50_000
 TRAIN = (
     *("train", "memory_envs:MaskedCartPole-v1", "--env.path", str(EXAMPLES), "--preset", "r2d2", "--run", "r"),
     *("--mode", "local", "--eval.threshold", "None", "--checkpoint.every-s", "1"),
@@ -147,7 +147,7 @@ def goes_on(run: Run) -> Kept:
 
     def more() -> bool:
         later = [row for row in run.rows("r") if row["wall_s"] > at and row["actors_alive"]]
-        return bool(later) and later[-1]["updates"] >= later[0]["updates"] + 100 > 100
+        return bool(later) and later[-1]["updates"] >= later[0]["updates"] + 100
 
     run.until(more, START_S, "100 updates more")
     updates = run.figure("r", "updates")
@@ -180,7 +180,7 @@ class Kept:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_a_killed_learner_and_a_killed_driver_go_on_with_sequences_and_states(tmp_path: Path) -> None:
     """The next learner has the sequences of the one that was killed, each with the state that was stored with it, and
     trains as many steps per env step; so has that of a resumed run."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-GRACE_S, KILLED_S, LOOK_S = 3.0, 1.0, 0.05
+GRACE_S, KILLED_S, LOOK_S = 2.0, 1.0, 0.05
 """Seconds in which processes may end by themselves, which ends what their environments have started, too; in which the
 kernel ends those that are killed; and between two looks."""
 

@@ -7,6 +7,7 @@ import os
 import secrets
 import sys
 import sysconfig
+import threading
 import traceback
 from pathlib import Path
 
@@ -27,6 +28,10 @@ _ANOTHER_RAYS = (
 )
 """What KubeRay, ``ray job submit`` and users export for a cluster of theirs: where it is, how to get in, what its jobs
 and nodes have. The mode local starts a Ray of its own, which none of this is about."""
+
+
+SHUTDOWN_S = 4.0
+"""How long a Ray of this machine's own may take to be shut down."""
 
 
 def start_ray(config: RunConfig, cleanup: contextlib.ExitStack) -> None:
@@ -67,7 +72,7 @@ def _start_own(config: RunConfig, cleanup: contextlib.ExitStack, token: str) -> 
     home = PrivateDir()
     cleanup.callback(home.remove)
     cleanup.callback(end_processes, token, home.path)
-    cleanup.callback(ray.shutdown)  # before its folder goes
+    cleanup.callback(_shut_down, token, home.path)  # before its folder goes
     try:
         ray.init(
             address="local",
@@ -86,6 +91,19 @@ def _start_own(config: RunConfig, cleanup: contextlib.ExitStack, token: str) -> 
             traceback.format_exc(),
         ) from error
     home.check()
+
+
+def _shut_down(token: str, folder: Path) -> None:
+    """Shuts Ray down. Its processes are killed where that takes too long: it waits for a raylet without end."""
+    import ray
+
+    killing = threading.Timer(SHUTDOWN_S, end_processes, (token, folder, 0.0))
+    killing.daemon = True
+    killing.start()
+    try:
+        ray.shutdown()
+    finally:
+        killing.cancel()
 
 
 def _counted_cpus(config: RunConfig) -> int | None:
