@@ -37,14 +37,16 @@ RECURRENT = (
     *("--env.path", str(EXAMPLES), "--replay.sampler", "prioritised", "--learner.batch", "4"),
     *("--learner.network.core", "lstm", "--learner.network.core-size", "8", "--learner.network.core-previous"),
     *("--replay.sequences.trained", "8", "--replay.sequences.burn-in", "4", "--replay.sequences.overlap", "2"),
+    *("--budget.env-steps", "3500"),
 )
-"""Sequences from stored states: as many trained steps an update as the others have transitions, at the most."""
+"""Sequences from stored states: as many trained steps an update as the others have transitions, at the most. An update
+takes longer, and there are fewer."""
 
 
 def started(tmp_path: Path, run: str, *more: str) -> list[str]:
     (tmp_path / "preset.yaml").write_text(PRESET)
     options = ["--config", "preset.yaml", "--run", run, "--budget.env-steps", str(BUDGET), "--seed", "3"]
-    return ["train", *more, *options]
+    return ["train", more[0], *options, *more[1:]]
 
 
 def ended(folder: Path) -> dict[str, Any]:
