@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import h5py
 import minari
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ import pytest
 from chunk_makers import CODEC, RUN, SCHEMA, FakeActor, append, spoilt
 from cli_runs import qherd
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
+from minari.data_collector.episode_buffer import EpisodeBuffer
+from minari.dataset.minari_storage import MinariStorage
 from policies import a_run
 from scripted_env import SpacesEnv
 from test_attach import about
@@ -28,6 +31,7 @@ from deploy.config.models import env_of
 from deploy.datasets.episode import RawEpisodes
 from deploy.datasets.logged import Held, logged_episodes
 from deploy.run_directory.directory import RunDirectory
+from learner.minari_hdf5 import write_episodes
 from learner.minari_store import folder_of
 from replay.chunk import BOUNDARY, FIRST, TERMINATED, TRUNCATED, Chunk, Schema
 from replay.chunk_log.memory_log import MemoryLog
@@ -182,6 +186,98 @@ def test_names_that_a_file_takes_for_paths_are_refused() -> None:
     space = Dict({"a": Dict({"b/c": Discrete(2)})})
     with pytest.raises(ConfigError, match="have an entry 'b/c'"):
         RawEpisodes(Checked(SpacesEnv(space)))
+
+
+# -- below Minari's layer
+
+
+def inside(file: Path) -> dict[str, Any]:
+    """The groups of a file with their attributes; its arrays."""
+    found = dict[str, Any]()
+
+    def keep(name: str, node: Any) -> None:
+        found[name] = node[()] if isinstance(node, h5py.Dataset) else dict(node.attrs)
+
+    with h5py.File(file) as opened:
+        opened.visititems(keep)
+    return found
+
+
+def some_episodes(count: int) -> list[EpisodeBuffer]:
+    """With nested observations, a name beyond ASCII, masks, empty infos, columns that are not contiguous, with and
+    without a seed."""
+    rng = np.random.default_rng(0)
+    return [
+        EpisodeBuffer(
+            seed=None if steps % 2 else 70 + steps,
+            observations={
+                "größe": rng.normal(size=(3, steps + 1)).astype(np.float32).T,
+                "b": (np.arange(steps + 1), {"c": rng.random((steps + 1, 2, 2)) < 0.5}),
+            },
+            actions=rng.integers(0, 3, steps),
+            rewards=rng.normal(size=2 * steps)[::2],
+            terminations=np.arange(steps) == steps - 1,
+            truncations=np.zeros(steps, np.bool_),
+            infos={"action_mask": np.ones((steps + 1, 3), np.int8)} if steps % 3 else {},
+        )
+        for steps in range(1, count + 1)
+    ]
+
+
+SOME = Dict({"größe": Box(-9, 9, (3,), np.float32), "b": Tuple([Discrete(9), Dict(c=MultiBinary((2, 2)))])})
+
+
+def storage_of(folder: Path) -> MinariStorage:
+    storage = MinariStorage.new(folder, SOME, Discrete(3), jpeg_encoding=False)
+    storage.update_metadata({"dataset_id": "group/any-v0", "minari_version": minari.__version__})
+    return storage
+
+
+def test_a_file_has_in_it_what_minari_writes(tmp_path: Path) -> None:
+    """The same groups, attributes, names, types and values; it stores arrays in one piece."""
+    episodes, (ours, theirs) = some_episodes(6), (storage_of(tmp_path / name) for name in ("ours", "theirs"))
+    theirs.update_episodes(episodes)
+    for first, until in ((0, 4), (4, 6)):
+        write_episodes(ours.data_path, first, episodes[first:until])
+    one, other = (inside(storage.data_path / "main_data.hdf5") for storage in (ours, theirs))
+    assert one.keys() == other.keys()
+    assert {"episode_5/observations/b/_index_1/c", "episode_5/infos", "episode_4/infos/action_mask"} < one.keys()
+    for name, node in one.items():
+        if isinstance(node, dict):
+            assert node == other[name]
+            assert {type(each) for each in node.values()} <= {np.int64}
+        else:
+            assert node.dtype == other[name].dtype
+            np.testing.assert_array_equal(node, other[name])
+    with h5py.File(ours.data_path / "main_data.hdf5") as file:
+        group = file["episode_0/observations"]
+        assert group.id.links.get_info("größe".encode()).cset == h5py.h5t.CSET_UTF8
+
+
+def test_minari_filters_and_adds_to_a_dataset(tmp_path: Path) -> None:
+    run = a_run(tmp_path, "masked_env:MaskedGrid-v0", **SMALL)
+    dataset(run, "--episodes", "6", "--epsilon", "0.3", "--seed", "50")
+    found = minari.load_dataset("group/played-v0")
+    lengths = [len(episode) for episode in found]
+    long = found.filter_episodes(lambda episode: len(episode) == max(lengths))
+    assert long.total_steps == max(lengths) * lengths.count(max(lengths))
+    first = found[0]
+    found.update_dataset_from_buffer(
+        [
+            EpisodeBuffer(
+                observations=first.observations,
+                actions=first.actions,
+                rewards=first.rewards,
+                terminations=first.terminations,
+                truncations=first.truncations,
+                infos=first.infos,
+            )
+        ]
+    )
+    again = minari.load_dataset("group/played-v0")
+    assert (again.total_episodes, again.total_steps) == (7, sum(lengths) + lengths[0])
+    np.testing.assert_array_equal(again[6].observations, first.observations)
+    np.testing.assert_array_equal(again[6].infos["action_mask"], first.infos["action_mask"])
 
 
 # -- what the log holds

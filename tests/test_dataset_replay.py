@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import grid_env
+import h5py
 import minari
 import numpy as np
 import numpy.typing as npt
 import pytest
 from chunk_makers import SCHEMA, FakeActor
 from dataset_makers import walks, write, write_walks
-from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from minari.dataset.minari_storage import MinariStorage
 from policies import a_run
 from scripted_env import SpacesEnv
 from test_known_answer import PRIORITISED, REPLAY, TOLERANCE, config, value_iteration
@@ -34,6 +36,7 @@ from deploy.run_directory.directory import RunDirectory
 from deploy.sessions.driver import train
 from deploy.sessions.inline import InlineSession
 from learner import dataset as reading
+from learner import minari_hdf5
 from learner.checkpoint import newest_policy
 from learner.dataset import Dataset, DatasetSpec, read_dataset
 from learner.minari_store import DatasetError, folder_of
@@ -48,9 +51,9 @@ from replay.samplers import make_sampler
 from replay.storage import Device
 
 Array = npt.NDArray[Any]
-SPACES = (
-    Dict(place=Discrete(7, start=-3), speed=Box(-np.inf, np.inf, (2,), np.float64)),
-    MultiDiscrete([2, 3], start=[4, -1]),
+SPEED = Box(-np.inf, np.inf, (2,), np.float64)
+NESTED, FLAT = (
+    (space, MultiDiscrete([2, 3], start=[4, -1])) for space in (Dict(place=Discrete(7, start=-3), speed=SPEED), SPEED)
 )
 pytestmark = pytest.mark.usefixtures("torch_as_before")
 
@@ -87,7 +90,7 @@ def transitions(buffer: ReplayBuffer) -> Batch:
 
 @st.composite
 def episodes(draw: st.DrawFn) -> list[dict[str, Any]]:
-    """Episodes of SPACES of 1 to 9 env steps, with all kinds of ends; a reward may be 0."""
+    """Episodes of NESTED of 1 to 9 env steps, with all kinds of ends; a reward may be 0."""
     found = []
     for steps in draw(st.lists(st.integers(1, 9), min_size=1, max_size=6)):
         rng = np.random.default_rng(draw(st.integers(0, 1 << 30)))
@@ -114,6 +117,8 @@ def naive(each: dict[str, Any], n: int, gamma: float) -> list[tuple[list[float],
     steps = len(each["rewards"])
 
     def seen(t: int) -> list[float]:
+        if not isinstance(each["observations"], dict):
+            return [float(np.float32(x)) for x in each["observations"][t]]
         hot = [0.0] * 7
         hot[int(each["observations"]["place"][t]) + 3] = 1.0
         return [*hot, *(float(np.float32(x)) for x in each["observations"]["speed"][t])]
@@ -129,16 +134,21 @@ def naive(each: dict[str, Any], n: int, gamma: float) -> list[tuple[list[float],
 
 
 @settings(max_examples=40, deadline=None)
-@given(episodes(), st.integers(1, 5), st.sampled_from([1.0, 0.9]), st.integers(2, 12))
+@given(episodes(), st.booleans(), st.integers(1, 5), st.sampled_from([1.0, 0.9]), st.integers(2, 12))
 def test_its_transitions_are_a_naive_readers(
-    written: list[dict[str, Any]], n: int, gamma: float, chunk_rows: int
+    written: list[dict[str, Any]], flat: bool, n: int, gamma: float, chunk_rows: int
 ) -> None:
-    """Of any episodes, across chunks of any size: observations, actions, returns, discounts, bootstraps."""
+    """Of any episodes, across chunks of any size: observations, actions, returns, discounts, bootstraps. Nested
+    observations are read by Minari, flat ones below it."""
+    spaces = FLAT if flat else NESTED
+    if flat:
+        written = [{**each, "observations": each["observations"]["speed"]} for each in written]
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setenv("MINARI_DATASETS_PATH", folder)
         patch.setattr(reading, "CHUNK_ROWS", chunk_rows)
-        write("group/any-v0", *SPACES, written)
-        env = Checked(SpacesEnv(*SPACES))
+        write("group/any-v0", *spaces, written)
+        assert minari_hdf5.reads(minari.load_dataset("group/any-v0")) == flat
+        env = Checked(SpacesEnv(*spaces))
         found = read("group/any-v0", schema_of(env), env.about, n, gamma)
     wanted = [transition for each in written for transition in naive(each, n, gamma)]
     s_tm1, a_tm1, r_t, discount_t, s_t = transitions(found.buffer)
@@ -177,6 +187,74 @@ def test_what_a_run_has_written_comes_back_as_its_actors_store_it(tmp_path: Path
             assert (batch.discount_t[row] == 0) == terminated
             row += 1
     assert row == len(batch.r_t) > 10
+
+
+READ = [
+    Discrete(5, start=-2),
+    MultiDiscrete(np.array([[2, 3], [4, 5]]), start=np.array([[1, 0], [0, -7]])),
+    MultiBinary((2, 3)),
+    Box(0, 1, (3,), np.bool_),  # type: ignore[arg-type]
+    Box(0, 255, (40, 36, 3), np.uint8),
+    Box(-np.inf, np.inf, (), np.float64),
+]
+
+
+@pytest.mark.parametrize("space", READ, ids=lambda space: " ".join(str(space).split())[:40])
+def test_what_is_read_below_minaris_layer_is_what_minari_reads(space: Any) -> None:
+    """Also where columns of one dataset have several types, and infos of these names or others."""
+    space.seed(3)
+    rng, written = np.random.default_rng(0), []
+    for steps, reward in ((4, ">f4"), (1, "<f8"), (3, "<f2")):
+        infos = {"odd": rng.normal(size=(steps + 1, 2)), "nested": {"odd": np.ones(steps + 1)}} if steps != 1 else {}
+        written.append(
+            {
+                "observations": np.stack([space.sample() for _ in range(steps + 1)]),
+                "actions": rng.integers(0, 3, steps).astype(np.int16 if steps == 3 else np.int64),
+                "rewards": rng.normal(size=steps).astype(reward),
+                "terminations": np.zeros(steps, np.bool_),
+                "truncations": np.ones(steps, np.int8 if steps == 3 else np.bool_),
+                "infos": infos,
+            }
+        )
+    write("group/any-v0", space, Discrete(3), written)
+    found = minari.load_dataset("group/any-v0")
+    assert minari_hdf5.reads(found)
+    some = found.filter_episodes(lambda episode: len(episode) != 1)
+    for dataset, count in ((found, 3), (some, 2)):
+        pairs = list(zip(minari_hdf5.read_episodes(dataset, ["odd", "none"]), dataset, strict=True))
+        assert len(pairs) == count
+        for ours, theirs in pairs:
+            assert ours.infos.keys() == {"odd"} & theirs.infos.keys()
+            for name in ("observations", "actions", "rewards", "terminations", "truncations"):
+                assert_same(getattr(ours, name), getattr(theirs, name))
+            for name, column in ours.infos.items():
+                assert_same(column, theirs.infos[name])
+
+
+def assert_same(one: Array, other: Any) -> None:
+    assert one.dtype == other.dtype
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("observation", "action", "how", "flat"),
+    [
+        pytest.param(SPEED, Discrete(3), {}, True, id="numbers"),
+        pytest.param(SPEED, Discrete(3), {"data_format": "arrow"}, False, id="Arrow"),
+        pytest.param(SPEED, Discrete(3), {"data_format": "parquet"}, False, id="Parquet"),
+        pytest.param(*NESTED, {}, False, id="dict"),
+        pytest.param(Tuple([SPEED, SPEED]), Discrete(3), {}, False, id="tuple"),
+        pytest.param(SPEED, Dict(a=Discrete(3)), {}, False, id="actions in a dict"),
+        pytest.param(Box(0, 255, (40, 36, 3), np.uint8), Discrete(3), {"jpeg_encoding": True}, False, id="JPEG"),
+        pytest.param(Box(0, 255, (40, 36, 3), np.uint8), Discrete(3), {}, True, id="pictures without loss"),
+    ],
+)
+def test_what_else_minari_stores_is_left_to_its_reader(
+    tmp_path: Path, observation: Any, action: Any, how: dict[str, Any], flat: bool
+) -> None:
+    storage = MinariStorage.new(tmp_path / "data", observation, action, **{"jpeg_encoding": False, **how})
+    storage.update_metadata({"dataset_id": "group/any-v0", "minari_version": minari.__version__})
+    assert minari_hdf5.reads(minari.MinariDataset(storage)) == flat
 
 
 def test_minaris_other_format_is_read(tmp_path: Path) -> None:
@@ -553,6 +631,33 @@ def test_episodes_that_no_environment_returns_are_named(tmp_path: Path, how: str
     write("group/bad-v0", Discrete(9), Discrete(4), [*walks(1), _spoilt(how)])
     env = make_env(env_of(config(tmp_path)), training=False)
     with pytest.raises(DatasetError, match=why):
+        read("group/bad-v0", schema_of(env), about_of(env))
+
+
+def _vast(episode: h5py.Group) -> None:
+    del episode["rewards"]
+    episode.create_dataset("rewards", shape=(1 << 45,), dtype=np.float64, chunks=(1024,))
+
+
+def _a_group(episode: h5py.Group) -> None:
+    del episode["observations"]
+    episode.create_group("observations")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda episode: episode.__delitem__("actions"), id="a column less"),
+        pytest.param(lambda episode: episode.parent.__delitem__("episode_1"), id="an episode less"),
+        pytest.param(_a_group, id="a group for an array"),
+        pytest.param(_vast, id="an array beyond memory"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, damage: Any) -> None:
+    with h5py.File(write_walks("group/bad-v0", 3) / "data" / "main_data.hdf5", "a") as file:
+        damage(file["episode_1"])
+    env = make_env(env_of(config(tmp_path)), training=False)
+    with pytest.raises(DatasetError, match="dataset group/bad-v0 cannot be read beyond episode 1: "):
         read("group/bad-v0", schema_of(env), about_of(env))
 
 

@@ -84,9 +84,11 @@ class DatasetWriter:
             self._write()
 
     def _write(self) -> None:
+        from learner.minari_hdf5 import write_episodes
+
         pending, self._pending, self._pending_bytes = self._pending, [], 0
-        if pending:
-            self._storage.update_episodes(pending)
+        # MinariStorage.update_episodes is the same at several times the cost
+        write_episodes(self._storage.data_path, self.episodes - len(pending), pending)
 
     def finish(self, metadata: Mapping[str, Any]) -> None:
         """Writes what is left, and what the dataset is about.
@@ -97,7 +99,8 @@ class DatasetWriter:
         from minari import MinariDataset
 
         self._write()
-        self._storage.update_metadata(dict(metadata))
+        counts = {"total_episodes": self.episodes, "total_steps": self.env_steps}
+        self._storage.update_metadata({**metadata, **counts, "dataset_size": self._storage.get_size()})
         try:
             found = MinariDataset(self._storage.data_path)
             last = found[self.episodes - 1]
