@@ -75,7 +75,8 @@ class Learner:
         if isinstance(batch, SequenceBatch):
             return self._update_on_sequences(batch.map(lambda column: on_device(column, self.device)), factors)
         on = batch.map(lambda column: on_device(column, self.device))
-        transitions = Transitions(on.s_tm1, on.a_tm1, on.r_t, on.discount_t, on.s_t, on.extras_tm1, on.extras_t)
+        s_tm1, s_t = self.online.scaled(on.s_tm1), self.online.scaled(on.s_t)
+        transitions = Transitions(s_tm1, on.a_tm1, on.r_t, on.discount_t, s_t, on.extras_tm1, on.extras_t)
         return self._descend(self._loss(self.online, self.target, transitions), factors)
 
     def _update_on_sequences(self, batch: SequenceBatch, weights: Tensor | None) -> Tensor:

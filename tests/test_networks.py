@@ -183,6 +183,20 @@ def test_the_convolution_sees_the_picture(schema: Schema) -> None:
     assert_allclose(q, pixel / np.float32(schema.obs_divisor), rtol=1e-6)
 
 
+@pytest.mark.parametrize("schema", [*PICTURES, *ENTRIES, Schema((3,), "int8", 2)])
+def test_observations_that_were_scaled_before_have_the_same_values(schema: Schema) -> None:
+    online = network(schema)
+    shape = (7, *schema.input_shape)
+    obs = torch.randint(0, 100, shape).to(getattr(torch, schema.obs_dtype))
+    given = obs.clone()
+    scaled = online.scaled(obs)
+    assert torch.equal(obs, given)
+    assert scaled.dtype == torch.float32
+    assert torch.equal(scaled, obs.float() / schema.obs_divisor)
+    assert torch.equal(online.scaled(scaled), scaled)
+    assert torch.equal(online(scaled).q, online(obs).q)
+
+
 def test_auto_takes_an_encoder_that_fits() -> None:
     schemas = [
         Schema((10, 10, 4), "uint8", 6),

@@ -13,7 +13,7 @@ from learner.networks.q_network import QOutput
 
 
 class Transitions(NamedTuple):
-    """A batch on the device: s_tm1, s_t <obs_dtype>[B, *input_shape], a_tm1 <int64>[B], r_t, discount_t <float32>[B].
+    """A batch on the device: s_tm1, s_t [B, *input_shape], scaled, a_tm1 <int64>[B], r_t, discount_t <float32>[B].
 
     ``r_t`` is the window's discounted sum of rewards, ``discount_t`` what its bootstrap is multiplied by.
     ``extras_tm1`` and ``extras_t`` are the schema's further columns at s_tm1 and at s_t, <dtype>[B, *shape] by name.

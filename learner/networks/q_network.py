@@ -40,15 +40,13 @@ class QNetwork(nn.Module):
         """Raises ValueError where encoder or head has buffers, which target and average would not follow."""
         super().__init__()
         self.encoder, self.core, self.head = encoder, core, head
-        self._divisor = schema.obs_divisor
+        self._divisor, self._picture = schema.obs_divisor, schema.picture_shape
         if buffers := [name for name, _ in self.named_buffers()]:
             raise ValueError(f"only parameters are copied and published; the network has buffers: {', '.join(buffers)}")
 
     def forward(self, obs: Tensor) -> QOutput:
-        """Maps obs <obs_dtype>[B, *input_shape] to the values of its states, without a core.
-
-        Observations keep their dtype until they are here, on the device.
-        """
+        """Maps obs <obs_dtype>[B, *input_shape], or what ``scaled`` made of them, to the values of its states, without
+        a core."""
         output: QOutput = self.head(self.features(obs))
         return output
 
@@ -62,12 +60,24 @@ class QNetwork(nn.Module):
         return output, state
 
     def features(self, obs: Tensor) -> Tensor:
-        """Maps obs <obs_dtype>[B, *input_shape] to the encoder's features <float32>[B, F]."""
-        x = obs if obs.dtype in (torch.float32, torch.float64) else obs.to(torch.float32)
-        if self._divisor != 1:
-            x = x / self._divisor
-        features: Tensor = self.encoder(x)
+        """Maps obs <obs_dtype>[B, *input_shape], or what ``scaled`` made of them, to the encoder's features
+        <float32>[B, F]."""
+        features: Tensor = self.encoder(self.scaled(obs))
         return features
+
+    def scaled(self, obs: Tensor) -> Tensor:
+        """Returns obs <obs_dtype>[B, *input_shape] as the encoder is given them: bytes of pictures as floats from 0 to
+        1; floats, which observations that were scaled are, too, as they come.
+
+        Until here, on the device, observations keep their dtype. What several networks are given is scaled once, since
+        a batch of frames takes milliseconds (docs/performance.md).
+        """
+        if obs.dtype in (torch.float32, torch.float64):
+            return obs
+        if obs.shape[1:] == self._picture:  # channels first: convolutions want them last in memory, and bytes are short
+            obs = obs.contiguous(memory_format=torch.channels_last)
+        x = obs.to(torch.float32)
+        return x if self._divisor == 1 else x.div_(self._divisor)
 
 
 def decayed(module: nn.Module) -> Tensor:
