@@ -84,7 +84,7 @@ class ActorConfig(BaseModel):
     """Seconds between two fetches of new weights, at the least."""
     epsilon: float = Field(0.4, ge=0, le=1)
     """Base of the epsilon ladder over the lanes: the exploration rate of the first lane."""
-    epsilon_alpha: float = Field(7.0, ge=0)
+    epsilon_alpha: float = Field(7.0, ge=0, allow_inf_nan=False)
     """How steep the ladder is: the last lane explores with epsilon^(1 + alpha)."""
     epsilon_anneal_env_steps: int = Field(20_000, ge=0)
     """Env steps of the run over which every lane goes from random to its place on the ladder."""

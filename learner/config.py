@@ -17,8 +17,11 @@ GATHER_BYTES = 64 << 20
 """Bytes of rows that are gathered at once, at the most: some batches of pictures, a whole cycle of small rows."""
 
 
-MAX_RETURN = 1e30
+MAX_RETURN = 1e18
 """Of C51's bounds: the squares of greater ones are beyond float32."""
+LEAST_SPACING, SPACING_SHARE = 1e-30, 1e-4
+"""Of C51's atoms: the least distance between two, and its least share of the greatest |return|. float32 has 6e-8 of a
+number, so that the shares by which a projection divides probabilities are exact to a thousandth."""
 
 
 class QrDqnConfig(BaseModel):
@@ -28,7 +31,7 @@ class QrDqnConfig(BaseModel):
 
     quantiles: Kept[int] = Field(51, ge=1, le=1024)
     """Quantiles of the return per action."""
-    kappa: float = Field(1.0, gt=0)
+    kappa: float = Field(1.0, ge=1e-6, allow_inf_nan=False)
     """|TD error| of a pair of quantiles beyond which the loss is linear."""
 
 
@@ -45,7 +48,7 @@ class IqnConfig(BaseModel):
     """Quantiles whose mean is the expected value, which is acted on."""
     cosines: Kept[int] = Field(64, ge=1, le=1024)
     """Cosines that a quantile's fraction is embedded by."""
-    kappa: float = Field(1.0, gt=0)
+    kappa: float = Field(1.0, ge=1e-6, allow_inf_nan=False)
     """|TD error| of a pair of quantiles beyond which the loss is linear."""
 
 
@@ -66,6 +69,13 @@ class C51Config(BaseModel):
     def _is_a_range(self) -> C51Config:
         if not self.v_min < self.v_max:
             raise ValueError(f"v_min has to be below v_max, got {self.v_min:g} and {self.v_max:g}")
+        spacing = (self.v_max - self.v_min) / (self.atoms - 1)
+        least = max(LEAST_SPACING, SPACING_SHARE * max(abs(self.v_min), abs(self.v_max)))
+        if spacing < least:
+            raise ValueError(
+                f"{self.atoms} atoms from {self.v_min} to {self.v_max} are {spacing:g} apart, which float32 does not "
+                f"resolve there: at least {least:g} is needed; give fewer atoms, or bounds further apart"
+            )
         return self
 
 
@@ -80,7 +90,7 @@ class MunchausenConfig(BaseModel):
     """Whether it is used."""
     alpha: float = Field(0.9, ge=0, le=1)
     """Share of the log probability that is added to the reward."""
-    tau: float = Field(0.03, ge=1e-6)
+    tau: float = Field(0.03, ge=1e-6, allow_inf_nan=False)
     """Temperature of the softmax, in the unit of the values that are trained on (rewards x learner.reward_scale): 0.03
     suits rewards of -1 to 1."""
     clip: float = Field(-1.0, lt=0)
@@ -119,9 +129,9 @@ class LearnerConfig(BaseModel):
     value_rescale: Kept[bool] = False
     """Learn values under a signed hyperbolic function (arXiv 1805.11593), for dqn: rewards of any size without
     clipping."""
-    lr: float = Field(5e-4, gt=0)
+    lr: float = Field(5e-4, gt=0, allow_inf_nan=False)
     """Adam's learning rate."""
-    adam_eps: float = Field(1e-8, gt=0)
+    adam_eps: float = Field(1e-8, gt=0, allow_inf_nan=False)
     """Adam's epsilon."""
     weight_decay: float = Field(0.0, ge=0)
     """Weight decay as AdamW has it (arXiv 1711.05101): a step also takes lr x this share of each weight, but of no
@@ -137,7 +147,7 @@ class LearnerConfig(BaseModel):
     """Double Q-learning: the online network chooses the bootstrap action, the target network values it."""
     huber_delta: float = Field(1.0, gt=0)
     """|TD error| beyond which the loss is linear; inf: half of the squared error everywhere."""
-    reward_scale: Kept[float] = Field(1.0, gt=0)
+    reward_scale: Kept[float] = Field(1.0, gt=0, allow_inf_nan=False)
     """Factor on the rewards that are trained on; reported returns stay the env's own."""
     reward_clip: Kept[bool] = False
     """Train on the rewards' signs, -1, 0 or 1 (times learner.reward_scale), as Atari's agents do; reported returns stay

@@ -350,9 +350,30 @@ def test_implicit_quantiles_find_a_distribution() -> None:
         ({"munchausen": {"tau": 1e-40}}, "munchausen.tau\n.*greater than or equal to 0.000001"),
         ({"lr": 0.5, "weight_decay": 2.0}, "learner.lr x learner.weight_decay is 1; .* below 1"),
         ({"weight_decay": math.inf}, "learner.lr x learner.weight_decay is inf"),
+        (
+            {"c51": {"v_min": 1e6, "v_max": 1e6 + 1}},
+            r"51 atoms from 1000000\.0 to .* are 0\.02 apart.* least 100",
+        ),
+        ({"c51": {"v_min": 0.0, "v_max": 1e-40}}, "atoms from 0.0 to 1e-40 are 2e-42 apart"),
+        *(
+            ({section: {option: math.inf}} if section else {option: math.inf}, rf"{option}\n.*finite number")
+            for section, option in (
+                ("qr_dqn", "kappa"),
+                ("iqn", "kappa"),
+                ("munchausen", "tau"),
+                ("", "lr"),
+                ("", "reward_scale"),
+                ("", "adam_eps"),
+            )
+        ),
+        ({"iqn": {"kappa": 0.0}}, r"kappa\n.*greater than or equal to 0\.000001"),
+        ({"network": {"hidden": [8, 0]}}, r"network\.hidden\.1\n.*greater than or equal to 1"),
+        ({"network": {"hidden": [-5]}}, r"network\.hidden\.0\n.*greater than or equal to 1"),
+        ({"network": {"hidden": [10**9]}}, r"network\.hidden\.0\n.*less than or equal to 16384"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(options: dict[str, object], why: str) -> None:
+def test_options_that_nothing_is_learned_with_are_refused(options: dict[str, object], why: str) -> None:
+    """Those that do not go together, and values by which losses are 0 or no number, or there is no network."""
     with pytest.raises(ValueError, match=why):
         LearnerConfig.model_validate(options)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from actors.config import ActorConfig
 from actors.epsilon import annealed, ladder
 
 
@@ -45,3 +46,9 @@ def test_annealing_starts_random_ends_at_the_floor_and_stays() -> None:
 
 def test_without_annealing_the_floor_holds_at_once() -> None:
     assert_allclose(annealed(np.array([0.4]), 0, 0), [0.4])
+
+
+def test_a_ladder_without_an_end_is_refused() -> None:
+    """Its first lane would have an epsilon that is no number, and never explore."""
+    with pytest.raises(ValueError, match=r"epsilon_alpha\n.*finite number"):
+        ActorConfig(epsilon_alpha=float("inf"))

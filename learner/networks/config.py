@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -33,7 +33,7 @@ class NetworkConfig(BaseModel):
     least 36 x 36; impala: fifteen, with residual blocks; each before linear layers. entries: for a Dict or Tuple, one
     of these for each picture and an mlp for the rest. auto: nature or minatar for pictures by their size, entries for a
     Dict or Tuple with a picture, mlp for all else; or module:Class of your own, imported in every worker."""
-    hidden: tuple[int, ...] = (128, 128)
+    hidden: tuple[Annotated[int, Field(ge=1, le=16_384)], ...] = (128, 128)
     """Units of the encoder's linear layers."""
     layer_norm: bool = False
     """Normalise each layer's output before its ReLU (arXiv 1607.06450); of convolutions over channels and pixels."""
