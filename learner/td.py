@@ -63,14 +63,18 @@ def transformed(r_t: Tensor, discount_t: Tensor, value: Tensor, transform: Trans
 
 
 def signed_hyperbolic(x: Tensor) -> Tensor:
-    """``sign(x) (sqrt(|x| + 1) - 1) + 1e-3 x``, elementwise: near x / 2 around 0, a root of great values."""
-    return x.sign() * ((x.abs() + 1).sqrt() - 1) + RESCALE_SLOPE * x
+    """``sign(x) (sqrt(|x| + 1) - 1) + 1e-3 x``, elementwise: near x / 2 around 0, a root of great values.
+
+    Written without that difference, which around 0 would leave little of a small ``x``.
+    """
+    return x / ((x.abs() + 1).sqrt() + 1) + RESCALE_SLOPE * x
 
 
 def signed_parabolic(x: Tensor) -> Tensor:
-    """The inverse of ``signed_hyperbolic``, elementwise."""
+    """The inverse of ``signed_hyperbolic``, elementwise; exact around 0, too."""
     root = (1 + 4 * RESCALE_SLOPE * (RESCALE_SLOPE + 1 + x.abs())).sqrt()
-    return x.sign() * (((root - 1) / (2 * RESCALE_SLOPE)).square() - 1)
+    y = 2 * x / (root + 1 + 2 * RESCALE_SLOPE)  # what sqrt(|value| + 1) is above 1, with the sign
+    return y * (y.abs() + 2)
 
 
 def scaled_log_policy(q: Tensor, tau: float) -> Tensor:

@@ -164,13 +164,17 @@ RESCALE_SLOPE = 1e-3
 
 
 def signed_hyperbolic(x: Array) -> Array:
-    """Returns ``sign(x) (sqrt(|x| + 1) - 1) + 1e-3 x``, elementwise: about x / 2 near 0, a root of great values."""
-    root: Array = np.sign(x) * (np.sqrt(np.abs(x) + 1) - 1) + RESCALE_SLOPE * x
+    """Returns ``sign(x) (sqrt(|x| + 1) - 1) + 1e-3 x``, elementwise: about x / 2 near 0, a root of great values.
+
+    Written without that difference, which around 0 would leave little of a small ``x``.
+    """
+    root: Array = x / (np.sqrt(np.abs(x) + 1) + 1) + RESCALE_SLOPE * x
     return root
 
 
 def signed_parabolic(x: Array) -> Array:
-    """Returns the inverse of ``signed_hyperbolic``, elementwise."""
+    """Returns the inverse of ``signed_hyperbolic``, elementwise; exact around 0, too."""
     root = np.sqrt(1 + 4 * RESCALE_SLOPE * (RESCALE_SLOPE + 1 + np.abs(x)))
-    value: Array = np.sign(x) * (np.square((root - 1) / (2 * RESCALE_SLOPE)) - 1)
+    y = 2 * x / (root + 1 + 2 * RESCALE_SLOPE)  # what sqrt(|value| + 1) is above 1, with the sign
+    value: Array = y * (np.abs(y) + 2)
     return value

@@ -139,6 +139,7 @@ def test_both_functions_of_rescaled_values_are_the_learners() -> None:
     x = np.concatenate([-np.logspace(-4, 6, 50), [0.0], np.logspace(-4, 6, 50)])
     for mine, learners in ((signed_hyperbolic, td.signed_hyperbolic), (signed_parabolic, td.signed_parabolic)):
         np.testing.assert_allclose(mine(x), learners(torch.from_numpy(x)).numpy(), rtol=1e-5)
+        np.testing.assert_allclose(mine(x.astype(np.float32)), mine(x), rtol=1e-6)
 
 
 def test_nothing_carries_over_a_break() -> None:
