@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from learner.algorithms.munchausen import most_added
 from learner.broadcaster import Broadcaster
 from learner.checkpoint import Checkpointer, Found, Name
 from learner.config import GATHER_BYTES, LearnerConfig
@@ -88,7 +89,8 @@ class LearnerLoop(Breakable):
         )
         self.ledger = self.ingest.ledger
         self.broadcaster = Broadcaster(publisher, self.learner, self.ingest, fence)
-        self.phases, self.samples = Phases(), Samples(config.batch)
+        self.phases = Phases()
+        self.samples = Samples(config.batch, most_added(config, schema.num_actions))
         journal = None if checkpointer is None else Journal(checkpointer.folder, fence)
         self.upkeep = LogUpkeep(log, self.ingest, self.learner, notices, fence=fence, replay=replay, journal=journal)
         parts = (self.learner, self.ingest, self.broadcaster)

@@ -139,7 +139,8 @@ class SampleMetrics(NamedTuple):
     q_bound: Annotated[
         float | None,
         gauge(
-            "Greatest absolute Q value that the rewards sampled so far can explain, max abs(r) / (1 - discount).",
+            "Greatest absolute Q value that the rewards sampled so far can explain, max abs(r) / (1 - discount), "
+            "with Munchausen's bonus.",
             when=DISCOUNTED,
         ),
     ]

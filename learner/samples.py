@@ -21,8 +21,9 @@ class Samples:
     ``record`` keeps references and costs nothing; all arithmetic is in ``metrics``, on one cycle's samples.
     """
 
-    def __init__(self, batch: int) -> None:
-        self._batch = batch
+    def __init__(self, batch: int, most_added: float = 0.0) -> None:
+        """``most_added``: see ``q_bound``."""
+        self._batch, self._most_added = batch, most_added
         self._newest: tuple[Array, Array | None, int, Tensor, Tensor] | None = None
         self.bound = 0.0
 
@@ -39,7 +40,7 @@ class Samples:
         rows, weights, end, r_t, discount_t = self._newest
         rows = rows[rows >= 0]  # a dataset's have no age
         oldest, mean = (float(rows.min()), float(rows.mean())) if len(rows) else (end, end)
-        self.bound = max(self.bound, q_bound(r_t, discount_t))
+        self.bound = max(self.bound, q_bound(r_t, discount_t, self._most_added))
         return SampleMetrics(
             batch_size=float(self._batch),
             sample_age_rows=end - mean,
@@ -62,15 +63,15 @@ def effective_sample_size(weights: Array | None, batch: int) -> float:
     return float((batches.sum(1) ** 2 / (batches**2).sum(1)).mean())
 
 
-def q_bound(r_t: Tensor, discount_t: Tensor) -> float:
+def q_bound(r_t: Tensor, discount_t: Tensor, most_added: float = 0.0) -> float:
     """Returns the greatest |Q| that these transitions can explain, infinite without discounting::
 
-        max |r_t| / (1 - discount_t)
+        max (|r_t| + most_added) / (1 - discount_t)
 
-    If |Q| <= bound everywhere then |r_t + discount_t · Q| <= bound, so no target leads beyond it. r_t, discount_t:
-    <float32>[M].
+    If |Q| <= bound everywhere then |r_t + discount_t · Q| + most_added <= bound, so no target leads beyond it. r_t,
+    discount_t: <float32>[M]; ``most_added``: what the algorithm adds to a target at the most (Munchausen).
     """
-    bounds = r_t.abs() / (1 - discount_t).clamp(min=0)
+    bounds = (r_t.abs() + most_added) / (1 - discount_t).clamp(min=0)
     return float(bounds.nan_to_num(nan=0.0, posinf=math.inf).amax())
 
 

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from learner.algorithms.loss import Transitions
+from learner.algorithms.munchausen import most_added, munchausen_of
+from learner.config import LearnerConfig, MunchausenConfig
 from learner.metrics import SampleMetrics
 from learner.phases import PHASES, Phases
 from learner.samples import Samples, effective_sample_size, q_bound
@@ -63,6 +66,30 @@ def test_the_effective_sample_size(weights: list[float] | None, size: float) -> 
 )
 def test_the_greatest_q_that_rewards_can_explain(r_t: list[float], discount_t: list[float], bound: float) -> None:
     assert q_bound(torch.tensor(r_t), torch.tensor(discount_t)) == pytest.approx(bound, rel=1e-5)
+
+
+def test_the_greatest_q_has_what_an_algorithm_adds_to_rewards() -> None:
+    assert q_bound(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 0.9]), 0.9) == pytest.approx(9.0)
+
+
+@pytest.mark.parametrize(("alpha", "tau", "clip"), [(0.9, 0.03, -1.0), (0.0, 2.0, -math.inf), (1.0, 0.5, -3.0)])
+def test_no_target_of_munchausens_leads_beyond_the_bound(alpha: float, tau: float, clip: float) -> None:
+    """Of values within it, at either end, in states with all differences of values."""
+    config = MunchausenConfig(enabled=True, alpha=alpha, tau=tau, clip=clip)
+    actions, discount = 4, torch.full((200,), 0.9)
+    r_t = torch.linspace(-2, 2, 200)
+    bound = q_bound(r_t, discount, most_added(LearnerConfig(munchausen=config), actions))
+    torch.manual_seed(0)
+    q_t, q_tm1 = bound * (2 * torch.rand(2, 200, actions) - 1)
+    q_t[::4], q_t[1::4] = bound, -bound
+    batch = Transitions(q_t, torch.randint(actions, (200,)), r_t, discount, q_t)
+    target = munchausen_of(LearnerConfig(munchausen=config)).policy(batch, q_t, q_tm1).target(discount, q_t)
+    assert target.abs().max() <= bound * (1 + 1e-6)
+    assert target.abs().max() > q_bound(r_t, discount), "rewards alone do not explain them"
+
+
+def test_only_munchausen_adds_to_rewards() -> None:
+    assert most_added(LearnerConfig(), 4) == 0
 
 
 def test_the_samples_metrics() -> None:

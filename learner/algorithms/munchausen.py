@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +59,16 @@ class MunchausenLoss:
 def munchausen_of(config: LearnerConfig) -> Munchausen:
     """Returns what ``learner.munchausen`` asks for."""
     return Munchausen(config.munchausen.alpha, config.munchausen.tau, config.munchausen.clip)
+
+
+def most_added(config: LearnerConfig, num_actions: int) -> float:
+    """Returns what is added to a reward or taken from it at the most: the clipped log probability of the action taken,
+    or the entropy of a policy that does not prefer any; 0 without Munchausen."""
+    options = config.munchausen
+    if not options.enabled:
+        return 0.0
+    taken = options.alpha * -options.clip if options.alpha > 0 else 0.0  # the clip may be infinite
+    return max(taken, options.tau * math.log(num_actions))
 
 
 def bootstrapping_of(config: LearnerConfig) -> Bootstrapping:
