@@ -71,6 +71,8 @@ def numbered_actions(name: str, space: spaces.Space[Any]) -> Numbered:
             f"{name} has the action space {short(space)}; Q-learning needs Discrete actions: {wrapper} where you "
             "register it"
         )
+    if not counts.size:
+        raise EnvError(f"{name} has the action space {short(space)}, which chooses nothing; Q-learning needs actions")
     number_of = math.prod(counts.ravel().tolist())  # of Python's whole numbers, which do not overflow
     if number_of > MAX_COMBINATIONS:
         raise EnvError(
@@ -153,6 +155,11 @@ def _described(name: str, space: spaces.Space[Any], path: Path) -> tuple[dict[st
     about = {"path": list(path), "space": short(space), "shape": list(space.shape or ())}
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         counts, first = (np.atleast_1d(np.asarray(each)).ravel().tolist() for each in _numbers_of(space))
+        if not counts:
+            raise EnvError(
+                f"{name} has the observation space {short(space)}{where and f' as entry {where}'}, which holds nothing "
+                "to learn from"
+            )
         if (numbers := sum(counts)) > MAX_ONE_HOT:
             raise EnvError(
                 f"{name} has the observation space {short(space)}{where and f' as entry {where}'}, which is stored "

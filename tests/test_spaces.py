@@ -21,6 +21,7 @@ from replay.chunk import ObsEntry, Schema
 
 UNIT = Box(0, 1, (2,), np.float32)
 BYTES = Box(0, 255, (2, 2, 1), np.uint8)
+NOTHING = np.zeros(0, np.int64)
 
 
 def observe(space: Space[Any], obs: Any) -> Any:
@@ -71,6 +72,11 @@ def test_combinations_up_to_the_bound_are_numbered() -> None:
 def test_other_actions_are_refused(space: Space[Any]) -> None:
     with pytest.raises(EnvError, match=rf"the action space {type(space).__name__}.*needs Discrete.*gymnasium.wrappers"):
         numbered_actions("E", space)
+
+
+def test_no_choice_is_no_action() -> None:
+    with pytest.raises(EnvError, match=r"E has the action space MultiDiscrete\(\[\]\), which chooses nothing"):
+        numbered_actions("E", MultiDiscrete(NOTHING))
 
 
 # -- observations
@@ -173,6 +179,11 @@ def test_what_is_not_of_the_space_is_refused_by_its_entry(space: Space[Any], obs
         (MultiDiscrete([2**62, 2**62]), f"one-hot, {2**63} numbers"),
         (Dict(a=Discrete(2**40)), f"Discrete.* as entry .'a'.*{2**40} numbers"),
         (Dict(a=Box(0, 1, (0,))), r"observations of shape \(0,\)"),
+        (MultiDiscrete(NOTHING), "holds nothing to learn from"),
+        (
+            Dict(a=UNIT, b=MultiDiscrete(NOTHING)),
+            r"MultiDiscrete\(\[\]\) as entry \['b'\], which holds nothing to learn",
+        ),
         (Dict(a=Box(0, 1, (2,), np.longdouble)), f"observations of dtype {np.dtype(np.longdouble).name}"),
     ],
     ids=str,
