@@ -31,8 +31,8 @@ from deploy.commands.export import Export
 from deploy.commands.record import Record
 from deploy.commands.report import Reported
 from deploy.commands.train import Train
-from deploy.config.layers import compose
-from deploy.config.models import option_paths
+from deploy.config.layers import compose, preset_names
+from deploy.config.models import option_paths, sections
 from deploy.server.binary import find_server
 
 CARTPOLE = ("train", "CartPole-v1")
@@ -183,6 +183,44 @@ def test_servers_that_contradict_each_other_are_refused(more: list[str], capsys:
     shown = "".join(capsys.readouterr())
     assert "redis.urls" in shown
     assert PASSWORD not in shown
+
+
+def test_the_help_has_each_section_with_its_text(train_help: str) -> None:
+    shown = words(train_help)
+    for model, name in sections():
+        assert not name or words(inspect.getdoc(model) or "") in shown, name
+
+
+def test_the_help_names_every_preset(train_help: str) -> None:
+    *others, last = preset_names()
+    assert f"Start from these values: {', '.join(others)} or {last}." in words(train_help)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--learner.munchausen.enabled --learner.algorithm c51", "learner: learner.munchausen is for dqn, qr_dqn and"),
+        (
+            "--learner.algorithm c51 --learner.c51.v-max -20",
+            "learner.c51: v_min has to be below v_max, got -10 and -20",
+        ),
+        ("--learner.reward-scale inf", "learner.reward_scale: Input should be a finite number, got inf"),
+        ("--learner.network.hidden 8 0", "learner.network.hidden.1: Input should be greater than or equal to 1, got 0"),
+        ("--learner.algorithm sarsa", "learner.algorithm: algorithm 'sarsa' is unknown: use dqn"),
+        ("--redis.url redis://a --redis.urls redis://b", "redis: redis.url and redis.urls are both given"),
+    ],
+)
+def test_what_does_not_fit_together_is_told_in_qherds_words(
+    options: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "CartPole-v1", *options.split()])
+    assert ended.value.code == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"qherd: configuration (command line):\n  {told}")
+    assert "input_value" not in shown
+    assert "Value error" not in shown
+    assert "{" not in shown
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ class RunOptions(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     preset: str | None = None
-    """Start from these values: acrobot, atari, cartpole, lunarlander, minatar, mountaincar or tutorial. The default
-    goes by the environment."""
+    """Start from these values: acrobot, atari, cartpole, lunarlander, minatar, mountaincar, r2d2 or tutorial. The
+    default goes by the environment."""
     config: Path | None = None
     """A YAML file of options, over the preset."""
 

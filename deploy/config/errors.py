@@ -26,3 +26,7 @@ class RunDirError(QherdError, ValueError):
 
 class ConfigError(QherdError, ValueError):
     """A configuration that cannot be used; the text names the value and the remedy."""
+
+
+class OptionsError(QherdError):
+    """Options on the command line that do not fit together. No ValueError, which tyro would take for its own."""

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 
 from pydantic import ValidationError
 
 from deploy.config.models import RENAMED, option_paths
 
 
-def explain(error: ValidationError, where: str) -> str:
-    """Returns pydantic's findings, a line each, with the nearest name for one that is unknown."""
+def explain(error: ValidationError, where: str, section: str = "") -> str:
+    """Returns pydantic's findings on the options of a section, a line each, with the nearest name for one that is
+    unknown."""
     lines = []
     for finding in error.errors(include_url=False):
-        path = ".".join(map(str, finding["loc"]))
+        path = ".".join(map(str, ((section,) if section else ()) + finding["loc"]))
         if finding["type"] == "extra_forbidden":
             lines.append(f"{path}: {_unknown(path)}")
         else:
-            shown = "" if path.startswith("redis") else f", got {finding['input']!r}"  # it may hold a password
-            lines.append(f"{path}: {finding['msg']}{shown}")
+            # redis may hold a password; what is wrong with a whole section has its values in the message
+            hidden = path.startswith("redis") or isinstance(finding["input"], Mapping)
+            shown = "" if hidden else f", got {finding['input']!r}"
+            lines.append(f"{path}: {finding['msg'].removeprefix('Value error, ')}{shown}")
     return f"configuration ({where}):\n  " + "\n  ".join(lines)
 
 

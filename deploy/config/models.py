@@ -172,6 +172,14 @@ def option_paths(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterat
             yield f"{prefix}{name}"
 
 
+def sections(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[type[BaseModel], str]]:
+    """Yields the models of all sections with their dotted names; the whole has none."""
+    yield model, prefix
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from sections(info.annotation, f"{prefix}.{name}".removeprefix("."))
+
+
 def kept_options(mode: str, model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
     """Yields the dotted names of the options, or sections, that a resumed run of this mode has to keep."""
     for name, info in model.model_fields.items():
