@@ -53,7 +53,7 @@ def test_each_picture_shows_the_rows_that_are_there() -> None:
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_the_rows_are_of_the_study_beside_them(file: Path) -> None:
-    """Each row is one of the file's runs, with its env steps, and no seed is one that options were chosen on."""
+    """Each row is one of the file's runs, with its env steps or its seconds, and no seed is one that options were chosen on."""
     study = study_of(file)
     assert all(run.seed < 100 for run in study.runs)
     rows = results.rows_file(file.with_suffix(".csv"))
@@ -64,9 +64,14 @@ def test_the_rows_are_of_the_study_beside_them(file: Path) -> None:
         (run.env, f"qherd{'' if run.variant == 'default' else f', {run.variant}'}", run.seed): run for run in study.runs
     }
     for row in results.read_rows(rows, ours=True):
-        budget = runs[row.env, row.agent, row.seed].config.budget.env_steps
-        assert budget is not None
-        assert row.score is None or budget <= row.env_steps < 1.02 * budget
+        budget = runs[row.env, row.agent, row.seed].config.budget
+        assert budget.env_steps is not None
+        if row.state == "budget of seconds":
+            assert budget.seconds is not None
+            assert budget.seconds <= row.seconds < 1.1 * budget.seconds
+            assert row.env_steps < budget.env_steps
+        else:
+            assert row.score is None or budget.env_steps <= row.env_steps < 1.02 * budget.env_steps
 
 
 def test_every_published_figure_has_its_conditions_and_its_source() -> None:
