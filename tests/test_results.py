@@ -53,7 +53,7 @@ def test_each_picture_shows_the_rows_that_are_there() -> None:
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_the_rows_are_of_the_study_beside_them(file: Path) -> None:
-    """Each row is one of the file's runs, with its env steps or its seconds, and no seed is one that options were chosen on."""
+    """Each row is one of the file's runs, as long as it says, and no seed is one that options were chosen on."""
     study = study_of(file)
     assert all(run.seed < 100 for run in study.runs)
     rows = results.rows_file(file.with_suffix(".csv"))
