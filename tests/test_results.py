@@ -68,6 +68,7 @@ def test_the_rows_are_of_the_study_beside_them(file: Path) -> None:
         assert budget.env_steps is not None
         if row.state == "budget of seconds":
             assert budget.seconds is not None
+            assert row.seconds is not None
             assert budget.seconds <= row.seconds < 1.1 * budget.seconds
             assert row.env_steps < budget.env_steps
         else:
