@@ -140,8 +140,10 @@ class _Reading:
         return episodes
 
     def _rows(self, episode: Any) -> Columns:
-        steps = len(episode.rewards)
-        terminations, truncations = (np.asarray(each, np.bool_) for each in (episode.terminations, episode.truncations))
+        rewards, steps = np.asarray(episode.rewards), len(episode.rewards)
+        if rewards.dtype.kind not in "biuf":
+            raise self._wrong(f"rewards <{rewards.dtype}>; numbers are needed")
+        terminations, truncations = map(self._truths, (episode.terminations, episode.truncations))
         if not terminations.shape == truncations.shape == (steps,):
             raise self._wrong(f"{steps} rewards, and {len(terminations)} and {len(truncations)} flags of its end")
         if (terminations | truncations)[:-1].any():
@@ -153,7 +155,7 @@ class _Reading:
         action, reward = np.zeros(steps + 1, np.int32), np.zeros(steps + 1, np.float32)
         action[:-1] = self._numbers(np.asarray(episode.actions), steps)
         with np.errstate(over="ignore"):  # what is infinite then is refused
-            reward[:-1] = np.asarray(episode.rewards).reshape(steps)
+            reward[:-1] = rewards.reshape(steps)
         return {
             "obs": self._obs(episode.observations, steps),
             "action": action,
@@ -161,6 +163,13 @@ class _Reading:
             "flags": flags,
             **self._extras(episode.infos or {}, steps),
         }
+
+    def _truths(self, given: Any) -> Array:
+        """Returns flags <bool>[T]."""
+        flags = np.asarray(given)
+        if flags.dtype.kind not in "biu" or not np.isin(flags, (0, 1)).all():
+            raise self._wrong(f"flags <{flags.dtype}> of its end that are not true or false")
+        return flags.astype(np.bool_)
 
     def _obs(self, observations: Any, steps: int) -> Array:
         """Returns what is stored of them <obs_dtype>[T + 1, *obs_shape]: of stacks the newest frame."""

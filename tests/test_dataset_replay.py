@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import sys
@@ -659,6 +660,41 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: Any) -> None:
     env = make_env(env_of(config(tmp_path)), training=False)
     with pytest.raises(DatasetError, match="dataset group/bad-v0 cannot be read beyond episode 1: "):
         read("group/bad-v0", schema_of(env), about_of(env))
+
+
+@pytest.mark.parametrize("column", ["rewards", "terminations", "truncations"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(h5py.string_dtype(), id="texts"),
+        pytest.param(h5py.vlen_dtype(np.int32), id="arrays of any length"),
+        pytest.param(h5py.ref_dtype, id="references"),
+        pytest.param([("a", "i4"), ("b", "f8")], id="records"),
+        pytest.param("c16", id="complex numbers"),
+    ],
+)
+def test_rewards_and_flags_that_are_none_are_named(tmp_path: Path, column: str, dtype: Any) -> None:
+    with h5py.File(write_walks("group/bad-v0", 3) / "data" / "main_data.hdf5", "a") as file:
+        episode = file["episode_1"]
+        shape = episode[column].shape
+        del episode[column]
+        episode.create_dataset(column, shape, dtype)
+    env = make_env(env_of(config(tmp_path)), training=False)
+    with pytest.raises(DatasetError, match=r"dataset group/bad-v0, episode 1 has (rewards|flags) <"):
+        read("group/bad-v0", schema_of(env), about_of(env))
+
+
+def test_flags_are_true_or_false(tmp_path: Path) -> None:
+    """Numbers of 0 and 1 are, others are not: 2 would be an end."""
+    for number, why in ((1, None), (2, "episode 1 has flags <uint8> of its end that are not true or false")):
+        with h5py.File(write_walks(f"group/flags{number}-v0", 3) / "data" / "main_data.hdf5", "a") as file:
+            flags = file["episode_1/terminations"][:]
+            flags[-1] = True
+            del file["episode_1/terminations"]
+            file["episode_1/terminations"] = flags.astype(np.uint8) * number
+        env = make_env(env_of(config(tmp_path)), training=False)
+        with contextlib.nullcontext() if why is None else pytest.raises(DatasetError, match=why):
+            read(f"group/flags{number}-v0", schema_of(env), about_of(env))
 
 
 def test_plan_has_no_actors_in_a_run_from_a_dataset_alone(

@@ -72,8 +72,7 @@ def read_yaml(text: str) -> Any:
 
 
 def problem_of(error: yaml.YAMLError) -> str:
-    """Returns what is wrong with a document, without the lines around it, which may hold a
-    password."""
+    """Returns what is wrong with a document, without the lines around it, which may hold a password."""
     return str(getattr(error, "problem", None) or "damaged")
 
 
