@@ -360,16 +360,19 @@ def _walk(
 ) -> None:
     """Fills the last five, [T, M] each, from the columns before. ``row`` <int64>[M]: the indices of the first rows,
     which it moves on; ``shapes`` <int64>[3, M]: rows of burn-in, trained ones, all. A time step at a time for all
-    sequences: their cache misses overlap."""
-    for t in range(len(index)):
-        for m in range(len(row)):
-            begin = burn_in - shapes[0, m]
-            end = begin + shapes[2, m]
-            if begin < t < end:
+    sequences, and first the indices alone: more loads are under way at once then, and their cache misses overlap."""
+    steps, many = index.shape
+    begin = burn_in - shapes[0]
+    end = begin + shapes[2]
+    for t in range(steps):
+        for m in range(many):
+            if begin[m] < t < end[m]:
                 row[m] = following[row[m]]
-            at = row[m]
-            inside = begin <= t < end
-            index[t, m] = at
+            index[t, m] = row[m]
+    for t in range(steps):
+        for m in range(many):
+            at = index[t, m]
+            inside = begin[m] <= t < end[m]
             valid[t, m] = inside
             trained[t, m] = (burn_in <= t < burn_in + shapes[1, m]) & trainable[at]
             rewards[t, m] = reward[at] if inside else np.float32(0)
