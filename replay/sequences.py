@@ -96,6 +96,11 @@ class NewSequences(NamedTuple):
     length: Array
 
 
+_STORED = {"first": "i8", "burn_in": "i4", "trained": "i4", "length": "i4", "steps": "i4"}
+"""What is stored of a sequence: the columns of ``NewSequences``, and how many of its rows are trained on."""
+_STORED_TYPE = np.dtype(list(_STORED.items()))
+
+
 def mixture(td_error: Array, trained: Array, eta: float) -> Array:
     """Returns the priority of sequences <float32>[M] by the |TD errors| of their trained rows::
 
@@ -128,8 +133,7 @@ class SequenceMirror(Ring):
         self._next = np.zeros(capacity_rows, np.int64)  # by index, the index of the lane's next row
         self._reward, self._discount, self._td_error = (np.zeros(capacity_rows, np.float32) for _ in range(3))
         self._trainable = np.zeros(capacity_rows, np.bool_)
-        self._first = np.zeros(capacity_rows, np.int64)  # this and the next ones: of the sequence that a row names
-        self._burn_in, self._trained, self._length, self._steps = (np.zeros(capacity_rows, np.int32) for _ in range(4))
+        self._sequences = np.zeros(capacity_rows, _STORED_TYPE)  # by index, the one that a row names
         self._core = CoreStates(schema.core)
         self._oldest: list[tuple[int, int]] = []  # a heap: the oldest row that each sequence needs, and its name
         self._buffer: Array | None = None
@@ -137,7 +141,7 @@ class SequenceMirror(Ring):
     @staticmethod
     def planned_bytes(schema: Schema, capacity_rows: int) -> int:
         """Returns the bytes that a mirror of this size allocates, before any recurrent states have come."""
-        return Ring.bytes_of_rows(schema, capacity_rows) + capacity_rows * (8 + 3 * 4 + 1 + 8 + 4 * 4)
+        return Ring.bytes_of_rows(schema, capacity_rows) + capacity_rows * (8 + 3 * 4 + 1 + _STORED_TYPE.itemsize)
 
     @staticmethod
     def planned_sample_bytes(schema: Schema, steps: int) -> int:
@@ -162,7 +166,7 @@ class SequenceMirror(Ring):
 
     def steps_of(self, rows: Array) -> int:
         """See ``Ring.steps_of``."""
-        return int(self._steps.take(rows % self.capacity_rows).sum())
+        return int(self._sequences["steps"][rows % self.capacity_rows].sum())
 
     def add(self, chunk: Chunk, last_row: Array) -> Array:
         """See ``Ring.add``."""
@@ -201,8 +205,8 @@ class SequenceMirror(Ring):
             errors = self._td_error.take(laid.at[:, some])
             priority = mixture(errors, laid.trained[:, some], self.spec.eta)
         index = new.name % self.capacity_rows
-        self._first[index], self._burn_in[index], self._trained[index], self._length[index] = new[1:]
-        self._steps[index] = steps
+        for name, values in zip(_STORED, (*new[1:], steps), strict=True):
+            self._sequences[name][index] = values
         self.trained_steps += int(steps.sum())
         for oldest, name in zip(self._oldest_needed(new.first).tolist(), new.name.tolist(), strict=True):
             heapq.heappush(self._oldest, (oldest, name))
@@ -244,8 +248,8 @@ class SequenceMirror(Ring):
 
     def _named(self, rows: Array) -> NewSequences:
         """Returns the sequences that these rows <int64>[B] name."""
-        columns = (self._first, self._burn_in, self._trained, self._length)
-        return NewSequences(rows, *(column.take(rows % self.capacity_rows).astype(np.int64) for column in columns))
+        stored = self._sequences.take(rows % self.capacity_rows)
+        return NewSequences(rows, *(stored[name].astype(np.int64) for name in NewSequences._fields[1:]))
 
     def _frames(self, index: Array) -> Any:
         """Returns the frames of the rows at these indices <int64>[M], those of a stack one after the other."""
@@ -291,17 +295,17 @@ class SequenceMirror(Ring):
         filled = min(self.end, self.capacity_rows)
         names = self.start + np.flatnonzero(self._sampleable.take(np.arange(self.start, self.end) % self.capacity_rows))
         self._check_restored(filled, names % self.capacity_rows)
-        first = self._first.take(names % self.capacity_rows)
+        first = self._sequences["first"][names % self.capacity_rows]
         self._oldest = list(zip(self._oldest_needed(first).tolist(), names.tolist(), strict=True))
         heapq.heapify(self._oldest)
         self.trained_steps = self.steps_of(names)
 
     def _check_restored(self, filled: int, named: Array) -> None:
         """Raises ValueError where the rows of the sequences that are named at these indices cannot be found."""
-        burn_in, trained, length = (column[named] for column in (self._burn_in, self._trained, self._length))
+        first, burn_in, trained, length, steps = (self._sequences[name][named] for name in _STORED)
         within = (burn_in >= 0) & (burn_in <= self.spec.burn_in) & (trained >= 1) & (trained <= self.spec.trained)
         within &= (length > burn_in) & (length - burn_in <= self.spec.trained + self.spec.bootstrap)
-        within &= (self._steps[named] >= 1) & (self._steps[named] <= trained) & (self._first[named] >= self.start)
+        within &= (steps >= 1) & (steps <= trained) & (first >= self.start)
         nexts = self._next[:filled]
         if not (within.all() and (nexts >= 0).all() and (nexts < max(1, filled)).all()):
             raise ValueError("first, burn_in, trained, length, steps or next have values that no sequence can have")
@@ -309,19 +313,10 @@ class SequenceMirror(Ring):
             raise ValueError("reward or discount has values that are not finite")
 
     def _host_columns(self) -> dict[str, Array]:
-        names = (
-            "next",
-            "reward",
-            "discount",
-            "td_error",
-            "trainable",
-            "first",
-            "burn_in",
-            "trained",
-            "length",
-            "steps",
-        )
-        return {**{name: getattr(self, f"_{name}") for name in names}, **super()._host_columns()}
+        names = ("next", "reward", "discount", "td_error", "trainable")
+        known = {name: getattr(self, f"_{name}") for name in names}
+        known |= {name: self._sequences[name] for name in _STORED}
+        return {**known, **super()._host_columns()}
 
 
 class _LaidOut(NamedTuple):
