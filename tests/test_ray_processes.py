@@ -25,9 +25,12 @@ class Processes:
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
 
-    def start(self, token: str, seconds: float, title: str = WORKER) -> subprocess.Popen[bytes]:
+    def start(
+        self, token: str, seconds: float, title: str = WORKER, log: Path | str = os.devnull
+    ) -> subprocess.Popen[bytes]:
         environ = {**os.environ, "RAY_AUTH_TOKEN": token}
-        process = subprocess.Popen(["bash", "-c", f"exec -a {title} sleep {seconds}"], env=environ)
+        with open(log, "wb") as out:  # noqa: PTH123  a path or a name
+            process = subprocess.Popen(["bash", "-c", f"exec -a {title} sleep {seconds}"], env=environ, stdout=out)
         self._stack.callback(process.wait)
         self._stack.callback(process.kill)
         command = Path(f"/proc/{process.pid}/cmdline")
@@ -48,15 +51,24 @@ def test_a_worker_that_ends_by_itself_is_waited_for(processes: Processes, tmp_pa
 
 
 def test_those_that_do_not_are_killed_and_nobody_elses_are(processes: Processes, tmp_path: Path) -> None:
-    """A worker by its title, what has not got one yet by Ray's folder among its arguments. Another Ray's workers, and
-    what else has the token, such as a tracker's program that the driver started, stay."""
-    killed = [processes.start("mine", 60), processes.start("mine", 60, f"python--temp-dir={tmp_path}/ray")]
-    others = [processes.start("another", 60), processes.start("mine", 60, "tracker")]
+    """A worker by its title, what has not got one yet by Ray's folder among its arguments, and one whose title was
+    written over its variables by its log. Another Ray's workers, and what else has the token or logs there, such as a
+    tracker's program that the driver started or what an environment did, stay."""
+    killed = [
+        processes.start("mine", 60),
+        processes.start("mine", 60, f"python--temp-dir={tmp_path}/ray"),
+        processes.start("", 60, "ray::DashboardAgent", tmp_path / "agent.log"),
+    ]
+    others = [
+        processes.start("another", 60),
+        processes.start("mine", 60, "tracker"),
+        processes.start("another", 60, "emulator", tmp_path / "worker.log"),
+    ]
     began = time.monotonic()
     end_processes("mine", tmp_path, grace_s=0.2)
     assert time.monotonic() - began >= 0.2
-    assert [each.wait(1) for each in killed] == [-9, -9]
-    assert [each.poll() for each in others] == [None, None]
+    assert [each.wait(1) for each in killed] == [-9, -9, -9]
+    assert [each.poll() for each in others] == [None, None, None]
 
 
 def test_where_there_are_none_nothing_is_waited_for(tmp_path: Path) -> None:

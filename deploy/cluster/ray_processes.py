@@ -38,10 +38,18 @@ def _wait(token: str, folder: Path, seconds: float) -> list[int]:
 
 
 def _processes(token: str, folder: Path) -> Iterator[int]:
-    """Yields the process ids of Ray's own that have the token among their variables: not of what others started."""
+    """Yields the process ids of Ray's own, not of what others started, that have the token among their variables or a
+    log open in the folder: the title that a process gives itself may lie where its variables were."""
+    variable, logs = f"RAY_AUTH_TOKEN={token}".encode(), f"{folder}{os.sep}"
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended, or is another user's
             command = (entry / "cmdline").read_bytes()
-            rays = command.startswith(b"ray::") or os.fsencode(folder) in command  # a worker's title, or its arguments
-            if rays and f"RAY_AUTH_TOKEN={token}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+            if not (command.startswith(b"ray::") or os.fsencode(folder) in command):  # a worker's title; its arguments
+                continue
+            if variable in (entry / "environ").read_bytes().split(b"\0") or _opens_below(entry, logs):
                 yield int(entry.name)
+
+
+def _opens_below(process: Path, folder: str) -> bool:
+    """Returns whether a process has a file open whose path begins so."""
+    return any(str(opened.readlink()).startswith(folder) for opened in (process / "fd").iterdir())
