@@ -28,8 +28,8 @@ from learner.weights import pack, unpack
 from replay.chunk import DTYPES, ObsEntry, Schema
 
 TOLERANCE = 1e-5
-"""Of numpy's Q values against torch's, relative to the largest one: float32 roundings of the sums of up to 15 layers, in
-the order that a processor's kernels add in (an AMD EPYC: 2.2e-6)."""
+"""Of numpy's Q values against torch's, relative to the largest one: float32 roundings of the sums of up to 15 layers,
+in the order that a processor's kernels add in (an AMD EPYC: 2.2e-6)."""
 
 
 OPTIONS: dict[str, dict[str, float]] = {

@@ -26,9 +26,11 @@ HEAD = "head:6380"
 START_S = 60.0
 LOST_S = 60.0
 """A node that is cut off counts as lost after about 20 s; then its actors start elsewhere."""
+GOES_ON_S = 120.0
+"""A run was seen to make 10 env steps per second, on two cores on which other tests' clusters started meanwhile."""
 RUN = "herd"
 
-pytestmark = [pytest.mark.root, pytest.mark.long, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.root, pytest.mark.long, pytest.mark.timeout(600)]
 
 
 class Herd:
@@ -126,7 +128,7 @@ def test_nodes_are_lost_and_come_back_and_every_row_is_accounted_for(herd: Herd)
 
     def goes_on(what: str) -> None:
         before = herd.figure("env_steps")
-        driver.until(lambda: herd.figure("env_steps") > before + 2000, f"env steps {what}", 30)
+        driver.until(lambda: herd.figure("env_steps") > before + 500, f"env steps {what}", GOES_ON_S)
 
     driver.until(lambda: herd.figure("updates") > 100, "updates", START_S)
     driver.until(lambda: herd.figure("actors_alive") == 2, "two actors", START_S)
