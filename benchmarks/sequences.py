@@ -1,7 +1,8 @@
 """Sampling sequences for recurrent learning, beside a naive gather of each sequence and TorchRL's SliceSampler.
 
 ``python -m benchmarks --only sequences``. All sides choose 64 sequences of 80 steps and put observations, actions,
-rewards and discounts together: ours by their priorities, as the preset r2d2 does, the others uniformly.
+rewards and discounts together: ours by their priorities, as the preset r2d2 does, and as many batches in one call as
+the learner takes, the others uniformly.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from benchmarks.feed import EPISODE, Feed
 from benchmarks.peers import Peer, medians, seconds_of
 from benchmarks.replay import in_turn
 from benchmarks.result import Result
+from learner.config import GATHER_BYTES
 from replay.buffer import ReplayBuffer
 from replay.chunk import Codec, Schema
+from replay.config import ReplayConfig
 from replay.samplers.prioritised import PrioritisedSampler
 from replay.sequence_assembler import SequenceAssembler
 from replay.sequences import SequenceMirror, SequenceSpec
@@ -59,6 +62,7 @@ def _results(name: str, memory: Memory, torchrl: Peer, times: int, repetitions: 
     turns = [in_turn(calls, first % len(calls)) for first in range(repetitions)]
     ours, naive, peers = (tuple(BATCH * SPEC.steps / turn[side][0] for turn in turns) for side in range(len(calls)))
     what, note = f"sequences of {name}", f"{BATCH} x {SPEC.steps} steps out of {memory.mirror.capacity_rows:,} rows"
+    note += f", {memory.together} of ours together"
     each = "an index and a gather for each sequence, then a stack"
     return [
         Result(what, "steps/s", ours, each, naive, NAIVE_TARGET, notes=(note,)),
@@ -80,14 +84,17 @@ class Memory:
             self._buffer.append(codec.decode(data, 0, *chunk_id), follows=True)
         alive = np.arange(self.mirror.start, self.mirror.end)
         names = alive[self.mirror.sampleable(alive)]
+        self.together = max(
+            1, min(ReplayConfig().ingest_every_updates, GATHER_BYTES // (BATCH * self.mirror.sample_bytes))
+        )
         self._rng, laid = rng, self.mirror._lay_out(self.mirror._named(names)).at
         self._rows = [np.ascontiguousarray(laid[:, b]) for b in range(laid.shape[1])]
         stored = self.mirror._columns
         self._columns = stored["obs"], stored["action"], self.mirror._reward, self.mirror._discount
 
     def ours(self) -> tuple[float]:
-        """Seconds of one sample."""
-        return (seconds_of(lambda: self._buffer.sample(BATCH))[0],)
+        """Seconds of one batch of those that are sampled together."""
+        return (seconds_of(lambda: self._buffer.sample(BATCH, self.together))[0] / self.together,)
 
     def naive(self) -> tuple[float]:
         """Seconds of choosing as many, and of gathering them one by one."""

@@ -44,6 +44,9 @@ class Watcher(Protocol):
 class Ring(ABC):
     """A ring of ``capacity_rows`` rows, preallocated in ``storage``; what is known about them stays in host memory."""
 
+    lane_by_lane = False
+    """Whether a chunk's rows arrive lane by lane, or time step by time step."""
+
     def __init__(self, schema: Schema, capacity_rows: int, storage: Storage | None = None) -> None:
         self.schema = schema
         self.capacity_rows = capacity_rows
@@ -110,18 +113,24 @@ class Ring(ABC):
         if count > self.capacity_rows:
             raise ValueError(f"a chunk of {count} rows does not fit a mirror of {self.capacity_rows}")
         self._evict(self.end + count - self.capacity_rows)
-        ids = np.arange(self.end, self.end + count).reshape(chunk.flags.shape)
-        self._store(chunk, ids)
+        at = self.end % self.capacity_rows
         self.end += count
+        ids = self.newest(*chunk.flags.shape)
+        self._store(chunk, at, ids)
         if self._links is not None:
             self._links.add(ids, (chunk.flags & FIRST) != 0, last_row, self.start)
         if self._heads is not None:
             self._heads.add(ids, self.end)
         return ids
 
-    def _store(self, chunk: Chunk, ids: Array) -> None:
-        """Writes the chunk's columns: from the newest row on and, where the ring's end is reached, from its start."""
-        at, count, values = self.end % self.capacity_rows, chunk.rows, chunk.columns
+    def newest(self, steps: int, lanes: int) -> Array:
+        """Returns the ids <int64>[T, E] of the newest chunk's rows."""
+        ids = np.arange(self.end - steps * lanes, self.end)
+        return ids.reshape(lanes, steps).T if self.lane_by_lane else ids.reshape(steps, lanes)
+
+    def _store(self, chunk: Chunk, at: int, ids: Array) -> None:
+        """Writes the chunk's columns: from the index ``at`` on and, where the ring's end is reached, from its start."""
+        count, values = chunk.rows, chunk.columns
         head = min(count, self.capacity_rows - at)
         parts = ((slice(at, at + head), slice(0, head)), (slice(0, count - head), slice(head, count)))
         for column in self._kept:
@@ -129,7 +138,7 @@ class Ring(ABC):
             if column.per == "chunk":
                 self._storage.put(stored, ids[0] % self.capacity_rows, added)
                 continue
-            flat = added.reshape(count, *column.shape)
+            flat = (added.swapaxes(0, 1) if self.lane_by_lane else added).reshape(count, *column.shape)
             for index, rows in parts:
                 self._storage.put(stored, index, flat[rows])
 

@@ -80,7 +80,7 @@ class SequenceAssembler(NStepAssembler):
         """See ``NStepAssembler.append``."""
         super().append(chunk, follows)
         mirror = self._sequences
-        ids = np.arange(mirror.end - chunk.rows, mirror.end).reshape(chunk.flags.shape)
+        ids = mirror.newest(*chunk.flags.shape)
         boundary = (chunk.flags & BOUNDARY) != 0
         reward = self._reward(chunk)
         # What float32 cannot hold is in the window of no row that is trained on.

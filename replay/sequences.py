@@ -114,7 +114,9 @@ def mixture(td_error: Array, trained: Array, eta: float) -> Array:
 
 
 class SequenceMirror(Ring):
-    """A ring of rows that are sampled as sequences."""
+    """A ring of rows that are sampled as sequences, which lie together within a chunk."""
+
+    lane_by_lane = True
 
     def __init__(
         self,
@@ -277,7 +279,7 @@ class SequenceMirror(Ring):
             self._reward,
             self._discount,
             sequences.first % self.capacity_rows,
-            np.stack((sequences.burn_in, sequences.trained, sequences.length)),
+            *(sequences.burn_in, sequences.trained, sequences.length),
             self.spec.burn_in,
             *laid,
         )
@@ -334,8 +336,8 @@ class _LaidOut(NamedTuple):
 def _compiled_walk() -> Callable[..., None]:
     """Returns ``_walk``, compiled when sequences are first laid out: every command imports this module."""
     return compiled(
-        "void(int64[::1], boolean[::1], float32[::1], float32[::1], int64[::1], int64[:, ::1], int64, "
-        "int64[:, ::1], boolean[:, ::1], boolean[:, ::1], float32[:, ::1], float32[:, ::1])"
+        "void(int64[::1], boolean[::1], float32[::1], float32[::1], int64[::1], int64[::1], int64[::1], int64[::1], "
+        "int64, int64[:, ::1], boolean[:, ::1], boolean[:, ::1], float32[:, ::1], float32[:, ::1])"
     )(_walk)
 
 
@@ -345,20 +347,23 @@ def _walk(
     reward: Array,
     discount: Array,
     row: Array,
-    shapes: Array,
+    before: Array,
+    trained: Array,
+    length: Array,
     burn_in: int,
     index: Array,
     valid: Array,
-    trained: Array,
+    trains: Array,
     rewards: Array,
     discounts: Array,
 ) -> None:
-    """Fills the last five, [T, M] each, from the columns before. ``row`` <int64>[M]: the indices of the first rows,
-    which it moves on; ``shapes`` <int64>[3, M]: rows of burn-in, trained ones, all. A time step at a time for all
-    sequences, and first the indices alone: more loads are under way at once then, and their cache misses overlap."""
+    """Fills the last five, [T, M] each, from the columns that come first. ``row`` <int64>[M]: the indices of the first
+    rows, which it moves on; ``before``, ``trained`` and ``length`` <int64>[M]: rows of burn-in, those from the name on
+    that may be trained, all. A time step at a time for all sequences, and what does not depend on what a row holds in
+    loops of its own: the more loads are under way at once, the more of their cache misses overlap."""
     steps, many = index.shape
-    begin = burn_in - shapes[0]
-    end = begin + shapes[2]
+    begin = burn_in - before
+    end = begin + length
     for t in range(steps):
         for m in range(many):
             if begin[m] < t < end[m]:
@@ -366,9 +371,11 @@ def _walk(
             index[t, m] = row[m]
     for t in range(steps):
         for m in range(many):
+            valid[t, m] = (begin[m] <= t) & (t < end[m])
+            trains[t, m] = (burn_in <= t) & (t < burn_in + trained[m])
+    for t in range(steps):
+        for m in range(many):
             at = index[t, m]
-            inside = begin[m] <= t < end[m]
-            valid[t, m] = inside
-            trained[t, m] = (burn_in <= t < burn_in + shapes[1, m]) & trainable[at]
-            rewards[t, m] = reward[at] if inside else np.float32(0)
-            discounts[t, m] = discount[at] if inside else np.float32(0)
+            trains[t, m] &= trainable[at]
+            rewards[t, m] = reward[at] * valid[t, m]
+            discounts[t, m] = discount[at] * valid[t, m]

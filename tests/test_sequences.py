@@ -185,7 +185,7 @@ class Herd:
 
     def arrived(self, chunk: Chunk, broken: bool, start: int) -> None:
         self.recorder.arrive(chunk, broken)
-        names = chunk.obs.ravel().astype(int).tolist()
+        names = chunk.obs.swapaxes(0, 1).ravel().astype(int).tolist()  # lane by lane
         self.rows |= dict(zip(names, range(start, start + len(names)), strict=True))
 
     def alive(self, expected: Expected) -> bool:
