@@ -14,14 +14,22 @@ def tree_cpu_s(pid: int) -> float:
     process, ticks_per_s = PROC / str(pid), os.sysconf("SC_CLK_TCK")
     try:
         after_name = (process / "stat").read_text().rpartition(")")[2].split()
-        spent_s = sum(map(int, after_name[11:15])) / ticks_per_s  # user, system, and both of children waited for
-        tasks = [each.name for each in (process / "task").iterdir()]
-    except (OSError, ValueError):
+    except OSError:
         return 0.0
+    spent_s = sum(map(int, after_name[11:15])) / ticks_per_s  # user, system, and both of children waited for
+    return spent_s + sum(map(tree_cpu_s, children_of(pid)))
+
+
+def children_of(pid: int) -> list[int]:
+    """Returns the process ids of a process's living children; none where it is gone or the system has no /proc."""
+    found: list[int] = []
+    try:
+        tasks = list((PROC / str(pid) / "task").iterdir())
+    except OSError:
+        return found
     for task in tasks:
         try:
-            children = (process / "task" / task / "children").read_text().split()
+            found += map(int, (task / "children").read_text().split())
         except OSError:  # a thread that has ended, or a kernel without this file
             continue
-        spent_s += sum(tree_cpu_s(int(child)) for child in children)
-    return spent_s
+    return found
