@@ -22,9 +22,11 @@ from policies import a_run
 from test_networks import ENTRIES, PICTURES, observations, spec
 
 from deploy.cli import main
+from deploy.config.errors import ConfigError
 from deploy.config.models import RunConfig
 from deploy.export import numpy_format, onnx_format, torch_format
 from deploy.export.exported import Exported, inputs_of
+from deploy.export.folder import written_whole
 from deploy.export.formats import FORMATS, TOLERANCE, compare
 from deploy.export.observed import Observed
 from learner import load_policy
@@ -315,6 +317,11 @@ def _torn(run: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
+def _damaged(run: Path) -> None:
+    path = run / "checkpoints" / "best.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"updates": "x"}))
+
+
 def _foreign(run: Path) -> None:
     other = a_run(run.parent / "other", SIGNAL, **SMALL)
     shutil.rmtree(run / "checkpoints")
@@ -326,8 +333,9 @@ def _foreign(run: Path) -> None:
     [
         pytest.param(lambda run: (run.parent / "out").mkdir(), [], "out exists already, and is not over", id="there"),
         pytest.param(lambda _: None, ["--to", "/no-such/out"], "there is no folder /no-such", id="nowhere"),
-        pytest.param(_unevaluated, [], "has no best policy yet", id="unevaluated"),
+        pytest.param(_unevaluated, [], "has no best policy", id="unevaluated"),
         pytest.param(_torn, [], "does not match the sha256", id="torn"),
+        pytest.param(_damaged, [], "best.json is damaged: updates is 'x'", id="damaged"),
         pytest.param(_foreign, [], "the weights are of another network than the run's", id="foreign"),
     ],
 )
@@ -342,6 +350,20 @@ def test_what_cannot_be_exported_is_one_line(
     assert (shown.out, shown.err.count("\n")) == ("", 1)
     assert why in shown.err
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_what_writes_at_the_same_time_writes_elsewhere(tmp_path: Path) -> None:
+    """One of the two gets the name, whole, and the other is told; what lies there under such a name stays."""
+    (mine := tmp_path / ".out.writing").mkdir()
+    first, second = written_whole(tmp_path / "out"), written_whole(tmp_path / "out")
+    one, other = first.__enter__(), second.__enter__()
+    (one / "a").touch()
+    (other / "b").touch()
+    first.__exit__(None, None, None)
+    with pytest.raises(ConfigError, match="out exists already"):
+        second.__exit__(None, None, None)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
+    assert sorted(tmp_path.iterdir()) == [mine, tmp_path / "out"]
 
 
 def test_a_network_of_ones_own_is_for_other_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

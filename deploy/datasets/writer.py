@@ -121,8 +121,8 @@ def writing(dataset_id: str, raw: RawEpisodes) -> Iterator[DatasetWriter]:
     the block raises."""
     from minari.namespace import create_namespace, list_local_namespaces
 
-    folder, temporary = check_out(dataset_id), folder_of(f".{dataset_id.replace('/', '.')}.writing")
-    with written_whole(folder, f"--out {dataset_id}", temporary):
+    folder = check_out(dataset_id)
+    with written_whole(folder, f"--out {dataset_id}", folder.parents[dataset_id.count("/")]) as temporary:
         (temporary / "data").mkdir()
         yield DatasetWriter(temporary / "data", raw)
         namespace = namespace_of(dataset_id)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,20 +25,24 @@ def _check_free(to: Path, option: str) -> None:
 
 
 @contextlib.contextmanager
-def written_whole(to: Path, option: str = "", temporary: Path | None = None) -> Iterator[Path]:
+def written_whole(to: Path, option: str = "", beside: Path | None = None) -> Iterator[Path]:
     """Yields a folder to write into, which gets the name ``to`` at the end of the block. Nothing is left where the
-    block raises. ``option``: how it was given, for messages; ``temporary``: the folder meanwhile, on the same disk, by
-    default beside ``to``."""
+    block raises. ``option``: how it was given, for messages; ``beside``: where the folder is meanwhile, on the same
+    disk, by default where ``to`` will be. Its name is nobody else's, so that two commands do not write into one."""
     option = option or f"--to {to}"
     to = to.absolute()
-    temporary = temporary or to.with_name(f".{to.name}.writing")
+    temporary = (beside or to.parent) / f".{to.name}.{secrets.token_hex(4)}.writing"
+    made = False
     try:
-        shutil.rmtree(temporary, ignore_errors=True)  # of a command that was killed
         temporary.mkdir()
+        made = True
         yield temporary
         _check_free(to, option)
         temporary.rename(to)
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # made since it was looked for
+            _check_free(to, option)
         raise ConfigError(f"{option} cannot be written: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if made:
+            shutil.rmtree(temporary, ignore_errors=True)
