@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,11 +28,12 @@ from waiting import until
 from deploy.cli import main
 from deploy.config.models import RunConfig
 from deploy.run_directory.directory import RunDirectory
+from deploy.tracking import mlflow_tracker
 from deploy.tracking import relay as relay_module
 from deploy.tracking.child import MAX_TEXT, shown_error
 from deploy.tracking.mlflow_tracker import _flat
 from deploy.tracking.relay import Relay
-from deploy.tracking.tracker import Ending, Record, without_secrets
+from deploy.tracking.tracker import Ending, Record, Refused, without_secrets
 from deploy.tracking.tracking import Tracking, ended_by
 from learner import load_policy
 
@@ -406,6 +410,36 @@ def test_missing_credentials_are_one_message(
     assert "WANDB_API_KEY" in told
     assert "--track.no-wandb" in told
     assert not (tmp_path / "runs").exists()
+
+
+class _Refused(Exception):
+    error_code = "UNAUTHENTICATED"
+
+
+@pytest.mark.parametrize("asked", ["slow", "refuses", "answers"])
+def test_a_run_waits_for_an_mlflow_server_for_some_seconds_only(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says of credentials by then is heeded; a server that is slow is one that is down."""
+    said = threading.Event()
+
+    def search(**_: object) -> None:
+        if asked == "refuses":
+            raise _Refused
+        if asked == "slow":
+            said.wait(60)
+
+    client = SimpleNamespace(search_experiments=search)
+    library = SimpleNamespace(
+        MlflowException=_Refused, MlflowClient=lambda: client, get_tracking_uri=lambda: "http://127.0.0.1:9"
+    )
+    monkeypatch.setitem(sys.modules, "mlflow", library)
+    monkeypatch.setattr(mlflow_tracker, "LOOK_S", 0.2 if asked == "slow" else 60.0)
+    for name, value in mlflow_tracker.DEFAULTS.items():
+        monkeypatch.setenv(name, value)
+    began = time.monotonic()
+    with pytest.raises(Refused, match="wants credentials") if asked == "refuses" else contextlib.nullcontext():
+        mlflow_tracker.MlflowTracker().check()
+    said.set()
+    assert time.monotonic() - began < 30
 
 
 HANGS = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,6 +18,9 @@ DEFAULTS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 """Of variables that the user has not set."""
+LOOK_S = 5.0
+"""How long a server may take to say, before a run begins, whether it wants credentials. One that takes longer is slow
+or down, and a run does not wait for that."""
 KEY = "qherd.key"
 """The tag that a run is found again by."""
 MAX_PARAM = 6000
@@ -38,16 +42,28 @@ class MlflowTracker:
         self._uri = mlflow.get_tracking_uri()
         try:
             self._client = mlflow.MlflowClient()
-            if self._uri.startswith("http"):
-                self._client.search_experiments(max_results=1)
         except mlflow.MlflowException as error:
+            raise Refused(f"MLFLOW_TRACKING_URI cannot be used: {error}") from None
+        if self._uri.startswith("http"):
+            refusals: list[str] = []
+            look = threading.Thread(target=self._ask_for_credentials, args=(refusals,), daemon=True)
+            look.start()
+            look.join(LOOK_S)
+            for why in refusals:
+                raise Refused(why)
+
+    def _ask_for_credentials(self, refusals: list[str]) -> None:
+        """Appends why the server lets nobody in, where it says so. What else is wrong with it may pass."""
+        from mlflow import MlflowException
+
+        try:
+            self._client.search_experiments(max_results=1)
+        except MlflowException as error:
             if error.error_code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-                raise Refused(
+                refusals.append(
                     "MLflow's server wants credentials: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
                     "MLFLOW_TRACKING_TOKEN, or write ~/.mlflow/credentials"
-                ) from None
-            if not self._uri.startswith("http"):
-                raise Refused(f"MLFLOW_TRACKING_URI cannot be used: {error}") from None
+                )
 
     def begin(self, record: Record) -> str:
         client = self._client
