@@ -72,7 +72,8 @@ class Description(NamedTuple):
 def load_policy(run: str | Path, which: Literal["best", "final"] = "best") -> Policy:
     """Returns a run's policy, which acts on observations as the environment itself returns them; see ``Policy.act``.
 
-    A network with the encoder ``mlp`` acts in numpy, all others in torch, as in the run's own evaluations.
+    A network with the encoder ``mlp`` acts in numpy, all others in torch, as in the run's own evaluations. One with
+    parts of the user's own imports them, from the folder that policy.json names too: load those from where you trust.
 
     Args:
         run: the run's directory, also of one that is at work.
@@ -91,7 +92,7 @@ def load_policy(run: str | Path, which: Literal["best", "final"] = "best") -> Po
         arrays, _ = read_best(own)
     else:
         arrays, _ = newest_policy(own if found.checkpoints is None else Path(found.checkpoints))
-    _find_own_parts(found)
+    _find_own_parts(found, folder)
     check_weights(found.spec, found.schema, arrays)
     values = values_of(found, arrays)
     try:
@@ -125,11 +126,18 @@ def check_weights(spec: NetworkSpec, schema: Schema, arrays: Mapping[str, npt.ND
         )
 
 
-def _find_own_parts(found: Description) -> None:
-    """Has a user's own encoder or head found in the environment's folder, as in the run."""
+def _find_own_parts(found: Description, folder: Path) -> None:
+    """Has a user's own encoder or head found in the environment's folder, as in the run. Raises PolicyError where that
+    is within the policy's own ``folder``: what came with weights is not run."""
     path = found.env.get("path")
-    if path is not None and ":" in found.spec.config.encoder + found.spec.head and path not in sys.path:
-        sys.path.append(path)
+    if path is None or ":" not in found.spec.config.encoder + found.spec.head or path in sys.path:
+        return
+    if Path(path).resolve().is_relative_to(folder.resolve()):
+        raise PolicyError(
+            f"{folder / DESCRIPTION} names {path} as the folder of its network's code, which is within the policy's "
+            "own: nothing is run that comes with a policy; where you trust it, put its folder on PYTHONPATH"
+        )
+    sys.path.append(path)
 
 
 def values_of(found: Description, arrays: Mapping[str, npt.NDArray[Any]]) -> Recurrent:

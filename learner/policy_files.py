@@ -57,18 +57,25 @@ def read_packed(folder: Path, file: str) -> bytes:
         raise PolicyError(str(error)) from error
 
 
-def read_best(folder: Path) -> tuple[Arrays, dict[str, Any]]:
-    """Returns the arrays of the best policy in a run's folder of checkpoints, and its manifest.
+def read_best(folder: Path, needed: Mapping[str, Any] = NAMED) -> tuple[Arrays, dict[str, Any]]:
+    """Returns the arrays of the best policy in a run's folder of checkpoints, and its manifest; ``needed``: see
+    ``read_manifest``.
 
     Raises:
         PolicyError: there is none, or it is damaged.
     """
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, needed)
     if manifest is None:
-        raise PolicyError(f"{folder.parent} has no best policy yet: no evaluation was finished")
+        raise PolicyError(
+            f"{folder.parent} has no best policy: no evaluation was finished; give the run more time (qherd resume), "
+            "or smaller --eval.every-updates, or take its final policy, where that can be chosen"
+        )
     path, policy = folder / manifest["file"], read_packed(folder, manifest["file"])
     if hashlib.sha256(policy).hexdigest() != manifest["sha256"]:
-        raise PolicyError(f"{path} does not match the sha256 in best.json: it is damaged")
+        raise PolicyError(
+            f"{path} does not match the sha256 in best.json: it is damaged; put the run's own file back, or go on with "
+            "the run, whose next better policy replaces it"
+        )
     try:
         return unpack(policy)[1], manifest
     except (ValueError, LookupError, SafetensorError) as error:

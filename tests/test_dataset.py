@@ -405,7 +405,7 @@ def test_a_run_without_a_policy_is_one_line(tmp_path: Path, root: Path, capsys: 
     for path in (run / "checkpoints").glob("best*"):
         path.unlink()
     dataset(run, code=2)
-    assert "no best policy yet" in capsys.readouterr().err
+    assert "no best policy" in capsys.readouterr().err
     assert list(root.iterdir()) == []
 
 

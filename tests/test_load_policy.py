@@ -269,7 +269,11 @@ def _exported(run: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
-        pytest.param(_without("checkpoints/best.json"), "has no best policy yet: no evaluation was", id="unevaluated"),
+        pytest.param(
+            _without("checkpoints/best.json"),
+            "has no best policy: no evaluation was finished; .*eval.every-updates",
+            id="unevaluated",
+        ),
         pytest.param(_without("checkpoints/*.weights"), "which best.json names, is missing", id="no weights"),
         pytest.param(_without("policy.json"), "has no policy.json: qherd resume writes it", id="undescribed"),
         pytest.param(_exported, "is an exported policy, no run: use load", id="an export"),
@@ -290,6 +294,19 @@ def test_a_run_without_a_policy_is_refused_with_the_remedy(tmp_path: Path, spoil
     spoil(run)
     with pytest.raises(PolicyError, match=why):
         load_policy(run)
+
+
+def test_code_that_came_with_a_policy_is_not_run(tmp_path: Path) -> None:
+    """policy.json may name any folder as that of the network's own parts, and a downloaded one its own."""
+    run = a_run(tmp_path, "CartPole-v1")
+    (run / "came_with_it.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    described = json.loads((run / "policy.json").read_text())
+    described["spec"]["config"]["encoder"], described["env"]["path"] = "came_with_it:Encoder", str(run)
+    (run / "policy.json").write_text(json.dumps(described))
+    with pytest.raises(PolicyError, match="nothing is run that comes with a policy"):
+        load_policy(run)
+    assert not (tmp_path / "ran").exists()
+    assert str(run) not in sys.path
 
 
 def test_no_run_no_checkpoint_and_a_wrong_word_are_refused(tmp_path: Path) -> None:
