@@ -100,7 +100,7 @@ class MunchausenConfig(BaseModel):
 class AnnealConfig(BaseModel):
     """Shorter windows and a longer horizon as learning goes on (BBF: arXiv 2305.19452): at first n_step and gamma as
     here, after ``updates`` those of the learner; n_step and 1 - gamma change exponentially. Windows that have closed
-    stay as they are."""
+    stay as they are; of sequences, an update's have its n_step, and each reward the gamma that it came with."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -191,10 +191,14 @@ class LearnerConfig(BaseModel):
         if self.munchausen.enabled and self.algorithm == "c51":
             raise ValueError("learner.munchausen is for dqn, qr_dqn and iqn, not for c51: use one of them")
         if self.value_rescale and self.algorithm in ("c51", "qr_dqn", "iqn"):
-            raise ValueError(f"learner.value_rescale is for dqn, not for {self.algorithm}: use learner.reward_scale")
+            raise ValueError(
+                f"learner.value_rescale is for dqn, not for {self.algorithm}: leave it out "
+                "(--learner.no-value-rescale, where a preset has it), and use learner.reward_scale"
+            )
         if self.value_rescale and self.munchausen.enabled:
             raise ValueError(
-                "learner.value_rescale and learner.munchausen exclude each other: use learner.reward_scale"
+                "learner.value_rescale and learner.munchausen exclude each other: leave the first out "
+                "(--learner.no-value-rescale, where a preset has it), and use learner.reward_scale"
             )
         return self
 

@@ -342,7 +342,10 @@ def test_implicit_quantiles_find_a_distribution() -> None:
     ("options", "why"),
     [
         ({"algorithm": "c51", "munchausen": {"enabled": True}}, "learner.munchausen is for dqn, qr_dqn and iqn"),
-        ({"algorithm": "iqn", "value_rescale": True}, "learner.value_rescale is for dqn, not for iqn"),
+        (
+            {"algorithm": "iqn", "value_rescale": True},
+            "learner.value_rescale is for dqn, not for iqn: .*no-value-rescale",
+        ),
         ({"value_rescale": True, "munchausen": {"enabled": True}}, "exclude each other"),
         ({"c51": {"v_min": 1.0, "v_max": 1.0}}, "v_min has to be below v_max, got 1 and 1"),
         ({"c51": {"v_max": math.inf}}, "c51.v_max\n.*finite number"),

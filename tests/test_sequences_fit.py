@@ -22,17 +22,25 @@ from deploy.diagnosis.checks.check import Check
 from deploy.diagnosis.preflight import preflight
 from deploy.planning.forecast import forecast_run, memory_needed
 from deploy.planning.measure import ActorRate, random_sequences
-from deploy.planning.memory import batches_together, check_limiter, check_windows, megabytes, plan_memory
+from deploy.planning.memory import (
+    batches_together,
+    check_limiter,
+    check_windows,
+    lane_steps,
+    megabytes,
+    plan_memory,
+)
 from learner.builders import LearnerSpec, build_learner
 from learner.config import AnnealConfig, LearnerConfig
 from learner.horizon import longest_n_step
 from learner.loop import LearnerLoop
 from learner.networks import NetworkConfig
 from learner.publisher import Publisher
-from replay.chunk import HEADER_BYTES, Schema, encode
+from replay.chunk import FIRST, HEADER_BYTES, Chunk, Counters, Schema, encode
 from replay.chunk_log.memory_log import MemoryLog
 from replay.config import ReplayConfig, SequencesConfig
 from replay.core_states import CoreStates
+from replay.sequence_assembler import SequenceAssembler
 from replay.sequences import SequenceBatch, SequenceMirror, SequenceSpec
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -65,12 +73,52 @@ def test_parts_that_do_not_fit_each_other_are_refused(sequences: dict[str, int],
 
 
 def test_a_sequence_beyond_a_lanes_share_is_refused_with_the_numbers() -> None:
-    """8 + 12 steps, an n_step of 5 and chunks of 10 need 35 steps of each of 8 lanes: 280 rows."""
+    """8 + 12 steps and an n_step of 5 lie in up to 4 chunks of 10: 40 steps of each of 8 lanes, 320 rows."""
     sequences = {"burn_in": 8, "trained": 12, "overlap": 4}
-    check_windows(config(sequences, capacity_rows=280), SCHEMA)
-    why = r"279 rows holds 34 time steps .* sequences of 20 steps, an n_step of 5.*need 35.*at least 280"
+    check_windows(config(sequences, capacity_rows=320), SCHEMA)
+    why = r"319 rows holds 39 time steps .* sequences of 20 steps, an n_step of 5.*chunks of .*need 40.*at least 320"
     with pytest.raises(ConfigError, match=why):
-        check_windows(config(sequences, capacity_rows=279), SCHEMA)
+        check_windows(config(sequences, capacity_rows=319), SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("chunk_steps", "sequences", "n_step", "stack"),
+    [(80, (40, 40, 0), 1, 4), (40, (40, 40, 20), 1, 4), (16, (20, 40, 20), 3, 4), (30, (10, 20, 0), 3, 2)],
+)
+def test_with_as_many_rows_no_lane_has_fewer_sequences(
+    chunk_steps: int, sequences: tuple[int, int, int], n_step: int, stack: int
+) -> None:
+    """Of one endless episode in each lane; with a chunk less of each, the first lane has fewer."""
+    parts = dict(zip(("burn_in", "trained", "overlap"), sequences, strict=True))
+    values = config(parts).model_dump() | {"actors": {"count": 1, "lanes": 8, "chunk_steps": chunk_steps}}
+    values["learner"] = {"n_step": n_step, "network": {"core": "lstm"}}
+    share = lane_steps(RunConfig.model_validate(values), replace(SCHEMA, stack=stack))
+    enough, fewer = (
+        sequences_by_lane(chunk_steps, sequences, n_step, stack, each) for each in (share, share - chunk_steps)
+    )
+    assert len(set(enough)) == 1
+    assert fewer[0] < enough[0]
+
+
+def sequences_by_lane(
+    chunk_steps: int, sequences: tuple[int, int, int], n_step: int, stack: int, share: int
+) -> list[int]:
+    """How many sequences could be sampled of each of 8 lanes, added up over 30 chunks."""
+    schema, grid, found = Schema((1,), "float32", 2, stack=stack, core=2), (chunk_steps, 8), np.zeros(8, np.int64)
+    mirror = SequenceMirror(schema, share * 8, SequenceSpec(*sequences, n_step))
+    assembler, zeros = SequenceAssembler(mirror, n_step, 0.9), np.zeros(grid, np.float32)
+    lanes = np.broadcast_to(np.arange(8, dtype=np.float32)[None, :, None], (*grid, 1))
+    for seq in range(1, 41):
+        flags = np.zeros(grid, np.uint8)
+        flags[0] = FIRST if seq == 1 else 0
+        columns = (lanes, np.zeros(grid, np.int32), zeros, zeros, zeros, flags)
+        chunk = Chunk(0, 1, seq, 1, Counters(), *columns, core_state=np.ones((8, 2), np.float32))
+        assembler.append(chunk, follows=seq > 1)
+        rows = np.arange(mirror.start, mirror.end)
+        if seq > 10 and len(names := rows[mirror.sampleable(rows)]):
+            obs = np.asarray(mirror.gather(names).obs)[sequences[0]].reshape(len(names), -1)[:, -1]
+            found += np.bincount(obs.astype(np.int64), minlength=8)
+    return found.tolist()
 
 
 def test_a_core_and_sequences_need_each_other() -> None:
@@ -251,7 +299,7 @@ def test_the_command_plan_says_what_sequences_take_and_allow(capsys: pytest.Capt
     code, said = command(capsys, "plan", *MAZE, *rates)
     assert code == 0
     for line in (
-        r"recurrent states \d+ MB at most, with one of 130 numbers for each lane of a chunk",
+        r"recurrent states \d+ MB one of 130 numbers for each lane of a chunk of 8 steps; more where actors.flush_s",
         r"gathered batches \d+ MB 16 at once, of 16 sequences of 8 \+ 16 steps and the bootstrap's",
         r"it allows 320 env steps/s updates/s x batch \(16 x 16 trained steps\) / 16 samples per insert; less where "
         "episodes end sooner",
@@ -289,7 +337,10 @@ def test_doctor_says_what_sequences_take_and_count(tmp_path: Path) -> None:
     assert (found["memory"].state, found["memory"].found) == ("ok", f"{told} learner")
     long = checks(tmp_path, **{"replay.capacity_rows": "1300", "replay.sequences.trained": "200"})["memory"]
     assert long.state == "problem"
-    assert "sequences of 208 steps, an n_step of 5, a stack of 1 and actors.chunk_steps 8 need 221: give " in long.found
+    assert (
+        "sequences of 208 steps, an n_step of 5, a stack of 1 and whole chunks of actors.chunk_steps 8 need 224: give "
+        in long.found
+    )
 
 
 @pytest.mark.parametrize(
@@ -298,7 +349,7 @@ def test_doctor_says_what_sequences_take_and_count(tmp_path: Path) -> None:
         (
             ("--replay.sequences.trained", "200", "--replay.capacity-rows", "1500"),
             "a replay of 1,500 rows holds 187 time steps of each of 1 x 8 lanes; sequences of 208 steps, an n_step of "
-            "5, a stack of 1 and actors.chunk_steps 8 need 221: give --replay.capacity-rows at least 1768",
+            "5, a stack of 1 and whole chunks of actors.chunk_steps 8 need 224: give --replay.capacity-rows at least 1792",
         ),
         (("--replay.sequences.burn-in", "17"), "burn_in is 17, longer than the 16 steps that are trained on"),
         (("--replay.sequences.overlap", "16"), "overlap is 16, and has to be below trained, which is 16"),

@@ -149,7 +149,8 @@ def _memory_lines(config: RunConfig, schema: Schema, forecast: Forecast) -> Iter
         yield (
             "recurrent states",
             megabytes(forecast.states_bytes),
-            f"at most, with one of {schema.core:,} numbers for each lane of a chunk",
+            f"one of {schema.core:,} numbers for each lane of a chunk of {config.actors.chunk_steps} steps; more where "
+            f"actors.flush_s sends shorter ones",
         )
         yield (
             "gathered batches",

@@ -32,7 +32,8 @@ WEIGHTS_OVERHEAD_BYTES = 64 << 10
 
 class MemoryPlan(NamedTuple):
     """Upper bounds in bytes: the server's memory, the mirror in ``replay.storage``, the sum tree; and of sequences the
-    recurrent states of full chunks and the batches that are gathered together, both in host memory."""
+    recurrent states of full chunks and the batches that are gathered together, both in host memory. Chunks that
+    ``actors.flush_s`` cuts short have more states: the one that is no bound."""
 
     server: int
     mirror: int
@@ -140,9 +141,8 @@ def check_network(config: RunConfig, schema: Schema) -> None:
 
 
 def check_windows(config: RunConfig, schema: Schema) -> None:
-    """Raises ConfigError where a lane's share of the replay is shorter than what a transition or a sequence spans and a
-    chunk: rows would be evicted before anything could be sampled from them. Likewise where sequences do not go with
-    the network or the chunks."""
+    """Raises ConfigError where a lane's share of the replay is shorter than ``lane_steps``: rows would be evicted
+    before anything could be sampled from them. Likewise where sequences do not go with the network or the chunks."""
     check_sequences(config, schema)
     replay, actors = config.replay, config.actors
     if actors.count == 0:
@@ -150,15 +150,25 @@ def check_windows(config: RunConfig, schema: Schema) -> None:
     share = replay.capacity_rows // (actors.count * actors.lanes)
     n_step = longest_n_step(config.learner)
     sequence = replay.sequences.burn_in + replay.sequences.trained
-    needed = sequence + n_step + schema.stack - 1 + actors.chunk_steps
+    needed = lane_steps(config, schema)
     if share < needed:
         sequences = f"sequences of {sequence} steps, " if sequence else ""
         raise ConfigError(
             f"a replay of {replay.capacity_rows:,} rows holds {share} time steps of each of {actors.count} x "
             f"{actors.lanes} lanes; {sequences}an n_step of {n_step}, a stack of {schema.stack} and "
-            f"actors.chunk_steps {actors.chunk_steps} need {needed}: give --replay.capacity-rows at least "
-            f"{needed * actors.count * actors.lanes}, or lower one of them, --actors.count or --actors.lanes"
+            f"{'whole chunks of ' if sequence else ''}actors.chunk_steps {actors.chunk_steps} need {needed}: give "
+            f"--replay.capacity-rows at least {needed * actors.count * actors.lanes}, or lower one of them, "
+            "--actors.count or --actors.lanes"
         )
+
+
+def lane_steps(config: RunConfig, schema: Schema) -> int:
+    """Returns the time steps that a lane's share of the replay needs: what a transition or a sequence spans, and a
+    chunk. Rows of sequences lie lane by lane (replay/ring.py), and chunks are evicted from their first lane on: it
+    needs all of the chunks into which a sequence reaches, of which the first may have one of its rows."""
+    sequence, chunk = config.replay.sequences, config.actors.chunk_steps
+    spanned = sequence.burn_in + sequence.trained + longest_n_step(config.learner) + schema.stack - 1
+    return chunk * (1 + math.ceil((spanned - 1) / chunk)) if sequence.trained else spanned + chunk
 
 
 def check_sequences(config: RunConfig, schema: Schema) -> None:
