@@ -349,7 +349,8 @@ def test_doctor_says_what_sequences_take_and_count(tmp_path: Path) -> None:
         (
             ("--replay.sequences.trained", "200", "--replay.capacity-rows", "1500"),
             "a replay of 1,500 rows holds 187 time steps of each of 1 x 8 lanes; sequences of 208 steps, an n_step of "
-            "5, a stack of 1 and whole chunks of actors.chunk_steps 8 need 224: give --replay.capacity-rows at least 1792",
+            "5, a stack of 1 and whole chunks of actors.chunk_steps 8 need 224: give --replay.capacity-rows at least "
+            "1792",
         ),
         (("--replay.sequences.burn-in", "17"), "burn_in is 17, longer than the 16 steps that are trained on"),
         (("--replay.sequences.overlap", "16"), "overlap is 16, and has to be below trained, which is 16"),
