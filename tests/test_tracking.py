@@ -409,6 +409,9 @@ def test_missing_credentials_are_one_message(
     assert "wandb login" in told
     assert "WANDB_API_KEY" in told
     assert "--track.no-wandb" in told
+    monkeypatch.setenv("WANDB_API_KEY", "abc")
+    told = refusal([*SHORT, "--track.wandb"], capsys)
+    assert "API key here has 3 characters, and its keys have 40 or more" in told
     assert not (tmp_path / "runs").exists()
 
 

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 from deploy.tracking.tracker import PROJECT, Ending, Record, Refused, missing
 
 INIT_S = 30.0
+KEY_LENGTH = 40
+"""wandb.init takes no shorter key; by then the run is under way."""
 
 
 class WandbTracker:
@@ -30,6 +32,11 @@ class WandbTracker:
             raise Refused(
                 "W&B has no API key here: run wandb login, set WANDB_API_KEY, or set WANDB_MODE=offline to record into "
                 "the run's folder and wandb sync later"
+            )
+        if settings.mode in ("online", "shared") and settings.api_key and len(settings.api_key) < KEY_LENGTH:
+            raise Refused(
+                f"W&B's API key here has {len(settings.api_key)} characters, and its keys have {KEY_LENGTH} or more: "
+                "run wandb login, or set WANDB_API_KEY, to the whole key"
             )
 
     def begin(self, record: Record) -> str:
