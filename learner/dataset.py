@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from learner.minari_store import DatasetError, load
+from learner.minari_store import BadColumn, DatasetError, load
 from learner.networks.portable import Mismatch, Observations
 from replay.buffer import ReplayBuffer
 from replay.chunk import (
@@ -97,6 +97,17 @@ def read_dataset(spec: DatasetSpec, schema: Schema, make_buffer: Callable[[int],
 
 
 Columns = dict[str, Array]
+READING = (
+    OSError,
+    LookupError,
+    AssertionError,
+    AttributeError,
+    ValueError,
+    TypeError,
+    OverflowError,
+    RuntimeError,
+    MemoryError,
+)
 
 
 @contextlib.contextmanager
@@ -107,8 +118,26 @@ def reading(failing: Callable[[], str]) -> Iterator[None]:
         yield
     except DatasetError:
         raise
-    except (OSError, KeyError, AssertionError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+    except BadColumn as error:
+        raise DatasetError(f"{failing()}: {error}") from None
+    except READING as error:
         raise DatasetError(f"{failing()}: {type(error).__name__}: {error}") from error
+
+
+def episodes_of(found: Any, infos: Sequence[str]) -> Iterator[Any]:
+    """Yields the episodes of a ``minari.MinariDataset``, with the infos of these names that there are, and maybe
+    others.
+
+    Raises:
+        BadColumn: a column is in another file, or has nothing in it; and what Minari, h5py and numpy raise.
+    """
+    from learner.minari_hdf5 import check_held, read_episodes, reads
+
+    if reads(found):  # Minari's own reader takes most of the time that flat observations need
+        return read_episodes(found, infos)
+    check_held(found)
+    episodes: Iterator[Any] = found.iterate_episodes()
+    return episodes
 
 
 class _Reading:
@@ -126,26 +155,26 @@ class _Reading:
             DatasetError: it has what no environment returns.
         """
         with reading(lambda: f"dataset {self._id} cannot be read beyond episode {self.number}"):
-            for episode in self._read(found):
-                if len(episode.rewards):
-                    yield self._rows(episode)
+            for episode in episodes_of(found, [column.name for column in self._schema.extras]):
+                rewards = self._rewards(np.asarray(episode.rewards))
+                if len(rewards):
+                    yield self._rows(episode, rewards)
                     self.number += 1
 
-    def _read(self, found: Any) -> Iterator[Any]:
-        from learner.minari_hdf5 import read_episodes, reads
+    def _rewards(self, rewards: Array) -> Array:
+        """Returns rewards <dtype>[T] of numbers."""
+        if rewards.dtype.kind not in "biuf" or not rewards.ndim or rewards.size != len(rewards):
+            raise self._wrong(f"rewards <{rewards.dtype}>{list(rewards.shape)}; a number for each env step is needed")
+        return rewards.reshape(len(rewards))
 
-        if reads(found):  # Minari's own reader takes most of the time that flat observations need
-            return read_episodes(found, [column.name for column in self._schema.extras])
-        episodes: Iterator[Any] = found.iterate_episodes()
-        return episodes
-
-    def _rows(self, episode: Any) -> Columns:
-        rewards, steps = np.asarray(episode.rewards), len(episode.rewards)
-        if rewards.dtype.kind not in "biuf":
-            raise self._wrong(f"rewards <{rewards.dtype}>; numbers are needed")
+    def _rows(self, episode: Any, rewards: Array) -> Columns:
+        steps = len(rewards)
         terminations, truncations = map(self._truths, (episode.terminations, episode.truncations))
         if not terminations.shape == truncations.shape == (steps,):
-            raise self._wrong(f"{steps} rewards, and {len(terminations)} and {len(truncations)} flags of its end")
+            raise self._wrong(
+                f"terminations {list(terminations.shape)} and truncations {list(truncations.shape)}; {[steps]} is "
+                "needed, one for each reward"
+            )
         if (terminations | truncations)[:-1].any():
             raise self._wrong("an end before its last step")
         flags = np.zeros(steps + 1, np.uint8)
@@ -155,7 +184,7 @@ class _Reading:
         action, reward = np.zeros(steps + 1, np.int32), np.zeros(steps + 1, np.float32)
         action[:-1] = self._numbers(np.asarray(episode.actions), steps)
         with np.errstate(over="ignore"):  # what is infinite then is refused
-            reward[:-1] = rewards.reshape(steps)
+            reward[:-1] = rewards
         return {
             "obs": self._obs(episode.observations, steps),
             "action": action,
@@ -176,7 +205,8 @@ class _Reading:
         try:
             stored = self._observations(observations, (steps + 1,))
         except Mismatch as error:
-            raise self._wrong(str(error)) from None
+            wanted = f"; {steps + 1} rows are needed, one more than its {steps} env steps"
+            raise self._wrong(f"{error}{'' if _lengths(observations) == {(steps + 1,)} else wanted}") from None
         return stored if self._observations.shape == self._schema.obs_shape else stored[:, -1]
 
     def _numbers(self, actions: Array, steps: int) -> Array:
@@ -185,7 +215,10 @@ class _Reading:
         names = ("counts", "first") if "counts" in about else ("n", "start")
         counts, first = (np.array(about[name]) for name in names)
         if actions.shape != (steps, *counts.shape) or actions.dtype.kind not in "biu":
-            raise self._wrong(f"actions <{actions.dtype}>{list(actions.shape)}; its space is {about['space']}")
+            raise self._wrong(
+                f"actions <{actions.dtype}>{list(actions.shape)}; its space is {about['space']}, and one for each of "
+                f"its {steps} env steps is needed"
+            )
         places = actions.astype(np.int64) - first
         if not ((places >= 0) & (places < counts)).all():
             raise self._wrong(f"an action outside its space {about['space']}")
@@ -220,6 +253,15 @@ class _Reading:
 
     def _wrong(self, what: str) -> DatasetError:
         return DatasetError(f"dataset {self._id}, episode {self.number} has {what}")
+
+
+def _lengths(observations: Any) -> set[tuple[int, ...]]:
+    """Returns (N,) for each array of observations, by its rows; () for what has none."""
+    if isinstance(observations, Mapping):
+        return {length for each in observations.values() for length in _lengths(each)}
+    if isinstance(observations, tuple):
+        return {length for each in observations for length in _lengths(each)}
+    return {np.shape(observations)[:1]}
 
 
 def _cut(episodes: Iterator[Columns]) -> Iterator[Columns]:

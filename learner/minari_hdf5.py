@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 import numpy.typing as npt
-from h5py import h5a, h5d, h5g, h5p, h5s, h5t
+from h5py import h5a, h5d, h5g, h5l, h5o, h5p, h5s, h5t
+
+from learner.minari_store import BadColumn
 
 Array = npt.NDArray[Any]
 FILE = "main_data.hdf5"
@@ -103,14 +105,60 @@ def reads(found: Any) -> bool:
 
 def read_episodes(found: Any, infos: Sequence[str]) -> Iterator[FlatEpisode]:
     """Yields the episodes of a ``minari.MinariDataset`` that ``reads`` is true of, and of their infos those of these
-    names that there are. Raises what h5py raises where the file is damaged."""
+    names that there are.
+
+    Raises:
+        BadColumn: a column is in another file, or has nothing in it; and what h5py raises where the file is damaged.
+    """
     columns = [_Column(name) for name in COLUMNS[:-1]]
     further = {name: _Column(f"infos/{name}") for name in infos}
     with h5py.File(found.storage.data_path / FILE, "r") as file:
         for number in found.episode_indices:
-            group = h5g.open(file.id, b"episode_%d" % number)
-            given = {name: column.read(group) for name, column in further.items() if column.path in group}
-            yield FlatEpisode._make((*(column.read(group) for column in columns), given))
+            _check_link(file.id, episode := b"episode_%d" % number)
+            group = h5g.open(file.id, episode)
+            given = {name: column.read(group, episode) for name, column in further.items() if column.is_in(group)}
+            yield FlatEpisode._make((*(column.read(group, episode) for column in columns), given))
+
+
+def check_held(found: Any) -> None:
+    """Raises BadColumn where a ``minari.MinariDataset`` in HDF5 has anything in another file: Minari's reader would
+    open that, wherever it is."""
+    if found.storage.FORMAT == "hdf5":
+        with h5py.File(found.storage.data_path / FILE, "r") as file:
+
+            def refused(name: bytes, link: Any) -> BadColumn | None:
+                try:
+                    _check_kind(name, link)
+                    if isinstance(node := h5o.open(file.id, name), h5d.DatasetID):
+                        _check_stored(name, node)
+                except BadColumn as error:  # HDF5's own walk, which calls this, lets none through
+                    return error
+                return None
+
+            if (error := file.id.links.visit(refused, info=True)) is not None:
+                raise error
+
+
+def _check_link(group: Any, name: bytes, within: bytes = b"") -> None:
+    _check_kind(within + name, group.links.get_info(name))
+
+
+def _check_kind(path: bytes, link: Any) -> None:
+    if link.type != h5l.TYPE_HARD:  # soft ones, too, since they may lead to an external one
+        kind = "an external link" if link.type == h5l.TYPE_EXTERNAL else "a soft link"
+        raise BadColumn(f"{_shown(path)} is {kind}, which may lead to any file; the data themselves are needed there")
+
+
+def _check_stored(path: bytes, dataset: Any) -> None:
+    if dataset.get_offset() is not None:  # in this file in one piece, and much faster than to ask how it is stored
+        return
+    how = dataset.get_create_plist()
+    if how.get_layout() == h5d.VIRTUAL or how.get_external_count():
+        raise BadColumn(f"{_shown(path)} has its data in another file; the data themselves are needed there")
+
+
+def _shown(path: bytes) -> str:
+    return path.decode(errors="replace")[:80]
 
 
 class _Column:
@@ -118,11 +166,30 @@ class _Column:
     the episode's before."""
 
     def __init__(self, path: str) -> None:
-        self.path = path.encode()
+        self._path = path.encode()
+        parts = self._path.split(b"/")
+        self._links = [b"/".join(parts[: depth + 1]) for depth in range(len(parts))]
         self._stored: Any = None
 
-    def read(self, group: Any) -> Array:
-        dataset = h5d.open(group, self.path)
+    def is_in(self, group: Any) -> bool:
+        """Returns whether an episode has the column; what a link leads to is not looked at."""
+        for link in self._links:
+            if not group.links.exists(link):
+                return False
+            if group.links.get_info(link).type != h5l.TYPE_HARD:
+                return True
+        return True
+
+    def read(self, group: Any, episode: bytes) -> Array:
+        """Returns the column of an episode, whose name is for messages."""
+        for link in self._links:
+            _check_link(group, link, episode + b"/")
+        dataset = h5d.open(group, self._path)
+        _check_stored(path := episode + b"/" + self._path, dataset)
+        if dataset.shape is None:
+            raise BadColumn(
+                f"{_shown(path)} has no rows and no shape (HDF5's null); one row for each env step is needed"
+            )
         stored = dataset.get_type()
         if self._stored is None or not stored.equal(self._stored):
             self._stored, self._dtype = stored, stored.dtype

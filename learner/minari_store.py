@@ -18,6 +18,10 @@ class DatasetError(QherdError, ValueError):
     """A dataset that is missing, damaged, changed or of another environment; the text has the remedy."""
 
 
+class BadColumn(ValueError):
+    """A column of an episode that is not as a dataset has it. The text begins with its path in the file."""
+
+
 def check_installed() -> None:
     """Raises DatasetError where a package is missing."""
     for package in PACKAGES:
@@ -36,7 +40,8 @@ def namespace_of(dataset_id: str) -> str | None:
     match = ID.fullmatch(dataset_id)
     if match is None or "//" in dataset_id:
         raise DatasetError(
-            f"{dataset_id!r:.80} is no id of a dataset: NAME-v0 or GROUP/NAME-v0, of letters, digits, '_' and '-'"
+            f"{dataset_id!r:.80} is no id of a dataset: NAME-v0 or GROUP/NAME-v0, of letters, digits, '_' and '-'; "
+            "Minari's GROUP has two characters or more"
         )
     return match["namespace"]
 
@@ -71,8 +76,21 @@ def load(dataset_id: str, folder: Path) -> Any:
     import minari
 
     try:
-        return minari.MinariDataset(folder / "data")
+        found = minari.MinariDataset(folder / "data")
+        metadata = found.storage.metadata
     except Exception as error:  # of any kind, where a file is damaged
         raise DatasetError(
             f"dataset {dataset_id} in {folder} cannot be loaded: {type(error).__name__}: {error!s:.300}"
         ) from error
+    for name in ("total_episodes", "total_steps"):
+        if not _counts(given := metadata[name]):
+            raise DatasetError(
+                f"dataset {dataset_id} in {folder} says {name} {given!r:.80} in its metadata.json; a whole number of 0 "
+                "or more is needed: fetch or write it again"
+            )
+    return found
+
+
+def _counts(given: Any) -> bool:
+    """Returns whether a value of JSON is a whole number of 0 or more; neither true nor Infinity is."""
+    return isinstance(given, int | float) and not isinstance(given, bool) and given >= 0 and given % 1 == 0

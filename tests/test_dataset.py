@@ -361,6 +361,9 @@ def test_rows_of_another_environment_are_refused() -> None:
         ("../x-v0", "'../x-v0' is no id of a dataset"),
         ("/tmp/group/x-v0", "is no id of a dataset"),
         ("group//x-v0", "is no id of a dataset"),
+        ("x/aaa-v0", "Minari's GROUP has two characters or more"),
+        ("data/x-v0", "a group named data makes Minari take the folder around it for a dataset"),
+        ("group/data/x-v0", "--out group/data/x-v0: a group named data"),
     ],
 )
 def test_what_is_no_id_is_refused(
@@ -380,6 +383,19 @@ def test_one_that_exists_is_refused_and_stays(tmp_path: Path, capsys: pytest.Cap
         capsys.readouterr().err
     )
     assert (folder_of("group/played-v0") / "data" / "metadata.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("inner", ["group/played-v0/data-v0", "group/played-v0/more/inner-v0"])
+def test_one_inside_another_is_refused(tmp_path: Path, inner: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Minari would not list it. The other way round the group is a folder that exists."""
+    run = a_run(tmp_path, "CartPole-v1", **SMALL)
+    dataset(run, "--episodes", "1")
+    dataset(run, "--episodes", "1", out=inner, code=2)
+    assert f"--out {inner}: group/played-v0 is a dataset, and Minari lists none inside" in capsys.readouterr().err
+    dataset(run, "--episodes", "1", out="group/outer-v0/inner-v0")
+    dataset(run, "--episodes", "1", out="group/outer-v0", code=2)
+    assert "exists already, and is not overwritten" in capsys.readouterr().err
+    assert list(minari.list_local_datasets()) == ["group/played-v0", "group/outer-v0/inner-v0"]
 
 
 @pytest.mark.parametrize("package", ["minari", "h5py", "pyarrow"])

@@ -539,6 +539,23 @@ def test_what_cannot_be_learned_from_is_one_line(
     assert refusal(["plan", *arguments], capsys) == err
 
 
+@pytest.mark.parametrize("name", ["total_steps", "total_episodes"])
+@pytest.mark.parametrize("value", ["x", np.inf, -np.inf, np.nan, None, [3], {}, -1, True, 2.5, 10**30, 0])
+def test_metadata_that_count_nothing_are_one_line(
+    name: str, value: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = write_walks("group/bad-v0", 3) / "data" / "metadata.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    arguments = [*GRID, "--actors.count", "0", "--replay.dataset", "group/bad-v0"]
+    for command in ("train", "plan"):
+        err = refusal([command, *arguments], capsys)
+        assert err.startswith("qherd: ")
+        assert err.count("\n") == 1
+        if value == -1:
+            assert f"says {name} -1 in its metadata.json; a whole number of 0 or more is needed" in err
+
+
 def test_a_missing_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -610,6 +627,8 @@ def _spoilt(how: str) -> dict[str, Any]:
         episode["rewards"][0] = np.nan
     elif how == "rewards of two numbers":
         episode["rewards"] = np.stack([episode["rewards"]] * 2, 1)
+    elif how == "one action for all steps":
+        episode["actions"] = np.int64(1)
     elif how == "one flag for all steps":
         episode["terminations"] = np.bool_(False)
     return episode
@@ -619,12 +638,19 @@ def _spoilt(how: str) -> dict[str, Any]:
     ("how", "why"),
     [
         ("an end in the middle", "episode 1 has an end before its last step"),
-        ("an observation less", "episode 1 has an observation of shape"),
+        (
+            "an observation less",
+            r"episode 1 has an observation of shape .*; 6 rows are needed, one more than its 5 env",
+        ),
         ("an action that there is not", "episode 1 has an action outside its space Discrete"),
         ("actions that are no numbers", "episode 1 has actions <float64>"),
         ("a state that there is not", "episode 1 has the observation"),
-        ("rewards of two numbers", "cannot be read beyond episode 1: ValueError"),
-        ("one flag for all steps", "cannot be read beyond episode 1: "),
+        ("rewards of two numbers", r"episode 1 has rewards <float64>\[5, 2\]; a number for each env step is needed"),
+        (
+            "one action for all steps",
+            r"episode 1 has actions <int64>\[\]; its space is .* one for each of its 5 env st",
+        ),
+        ("one flag for all steps", r"episode 1 has terminations \[\] and truncations \[5\]; \[5\] is needed"),
         ("a reward that is no number", "around episode 2: value: a reward, Q value, observation"),
     ],
 )
@@ -659,6 +685,88 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: Any) -> None:
         damage(file["episode_1"])
     env = make_env(env_of(config(tmp_path)), training=False)
     with pytest.raises(DatasetError, match="dataset group/bad-v0 cannot be read beyond episode 1: "):
+        read("group/bad-v0", schema_of(env), about_of(env))
+
+
+def _foreign(how: str, episode: h5py.Group, name: str, folder: Path) -> None:
+    """Puts a column's data into another file, and what leads there in its place."""
+    with h5py.File(folder / "other.hdf5", "w") as other:
+        other["column"] = episode[name][()]
+        shape, dtype = other["column"].shape, other["column"].dtype
+    (folder / "raw").write_bytes(episode[name][()].tobytes())
+    parent, last = episode[name].parent, name.rpartition("/")[2]
+    del episode[name]
+    if how == "external link":
+        parent[last] = h5py.ExternalLink(str(folder / "other.hdf5"), "column")
+    elif how == "soft link":
+        episode.parent["elsewhere"] = h5py.ExternalLink(str(folder / "other.hdf5"), "/")
+        parent[last] = h5py.SoftLink("/elsewhere/column")
+    elif how == "external storage":
+        parent.create_dataset(last, shape, dtype, external=[(str(folder / "raw"), 0, h5py.h5f.UNLIMITED)])
+    else:
+        layout = h5py.VirtualLayout(shape, dtype)
+        layout[:] = h5py.VirtualSource(str(folder / "other.hdf5"), "column", shape)
+        parent.create_virtual_dataset(last, layout)
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["flat", "nested"])
+@pytest.mark.parametrize("how", ["external link", "soft link", "external storage", "virtual dataset"])
+def test_data_in_other_files_are_refused(tmp_path: Path, how: str, nested: bool) -> None:
+    """Of episodes that qherd reads itself, and of those that Minari reads."""
+    observation = Dict(state=Discrete(9)) if nested else Discrete(9)
+    written = [
+        {**each, "observations": {"state": each["observations"]} if nested else each["observations"]}
+        for each in walks(3)
+    ]
+    env = Checked(SpacesEnv(observation, Discrete(4)))
+    for number, name in enumerate(("observations/state" if nested else "observations", "rewards")):
+        folder = write(f"group/foreign{number}-v0", observation, Discrete(4), written)
+        with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
+            _foreign(how, file["episode_1"], name, tmp_path)
+        where = "elsewhere" if nested and how == "soft link" else f"episode_1/{name}"
+        kind = f"{where} (is an? (external|soft) link|has its data in another file)"
+        with pytest.raises(DatasetError, match=kind):
+            read(f"group/foreign{number}-v0", schema_of(env), env.about)
+
+
+@pytest.mark.parametrize("how", ["an episode", "infos", "a mask"])
+def test_links_to_episodes_and_infos_are_refused(tmp_path: Path, how: str) -> None:
+    """Before anything starts where it is the first episode's infos."""
+    masked = [{**each, "infos": {"action_mask": np.ones((len(each["actions"]) + 1, 4), np.int8)}} for each in walks(3)]
+    file, name = write("group/bad-v0", Discrete(9), Discrete(4), masked) / "data" / "main_data.hdf5", "episode_0"
+    name += {"an episode": "", "infos": "/infos", "a mask": "/infos/action_mask"}[how]
+    with h5py.File(file, "a") as opened, h5py.File(tmp_path / "other.hdf5", "w") as other:
+        opened.copy(name, other, "node")
+        del opened[name]
+        opened[name] = h5py.ExternalLink(str(tmp_path / "other.hdf5"), "node")
+    path = Path(grid_env.__file__).parent
+    run = config(
+        tmp_path,
+        env={"id": "masked_env:MaskedGrid-v0", "path": path, "action_mask": "obey"},
+        replay__dataset="group/bad-v0",
+    )
+    env = make_env(env_of(run), training=False)
+    with pytest.raises(DatasetError, match=f"{name} is an external link"):
+        check_dataset(run, schema_of(env), about_of(env))
+
+
+def test_one_reward_for_all_steps_is_named(tmp_path: Path) -> None:
+    with h5py.File(write_walks("group/bad-v0", 3) / "data" / "main_data.hdf5", "a") as file:
+        del file["episode_1/rewards"]
+        file["episode_1/rewards"] = 1.0
+    env = make_env(env_of(config(tmp_path)), training=False)
+    why = r"dataset group/bad-v0, episode 1 has rewards <float64>\[\]; a number for each env step is needed"
+    with pytest.raises(DatasetError, match=why):
+        read("group/bad-v0", schema_of(env), about_of(env))
+
+
+@pytest.mark.parametrize("column", ["observations", "actions", "rewards", "terminations", "truncations"])
+def test_columns_with_nothing_in_them_are_named(tmp_path: Path, column: str) -> None:
+    with h5py.File(write_walks("group/bad-v0", 3) / "data" / "main_data.hdf5", "a") as file:
+        del file["episode_1"][column]
+        file["episode_1"][column] = h5py.Empty("f4")
+    env = make_env(env_of(config(tmp_path)), training=False)
+    with pytest.raises(DatasetError, match=f"episode_1/{column} has no rows and no shape"):
         read("group/bad-v0", schema_of(env), about_of(env))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ def check_out(dataset_id: str) -> Path:
 
     Raises:
         DatasetError: a package is missing, or the id cannot be one.
-        ConfigError: there is such a dataset already.
+        ConfigError: there is such a dataset already, or Minari would not list it there.
     """
     check_installed()
-    namespace_of(dataset_id)
+    _check_groups(dataset_id, (namespace_of(dataset_id) or "").split("/"))
     folder = folder_of(dataset_id)
     if folder.exists():
         raise ConfigError(
@@ -36,6 +36,23 @@ def check_out(dataset_id: str) -> Path:
             "version at its end"
         )
     return folder
+
+
+def _check_groups(dataset_id: str, groups: Sequence[str]) -> None:
+    """Raises ConfigError where Minari would take a folder of the dataset's groups for a dataset: it does for each that
+    has something named data in it, and looks for none further down."""
+    if "data" in groups:
+        raise ConfigError(
+            f"--out {dataset_id}: a group named data makes Minari take the folder around it for a dataset: choose "
+            "another group"
+        )
+    for count in range(1, len(groups) + 1):
+        group = "/".join(groups[:count])
+        if group and (folder_of(group) / "data").exists():
+            raise ConfigError(
+                f"--out {dataset_id}: {group} is a dataset, and Minari lists none inside another's folder: choose "
+                "another group"
+            )
 
 
 class DatasetWriter:

@@ -9,7 +9,7 @@ from actors.errors import EnvError
 from actors.spaces import numbered_actions, observations_of
 from deploy.config.errors import ConfigError
 from deploy.config.models import RunConfig
-from learner.dataset import DatasetSpec, reading, rows_of
+from learner.dataset import DatasetSpec, episodes_of, reading, rows_of
 from learner.minari_store import folder_of, open_dataset
 from replay.chunk import ACTION_MASK, Schema
 
@@ -60,12 +60,12 @@ def check_dataset(config: RunConfig, schema: Schema, about: Mapping[str, Any]) -
         )
     found = open_dataset(option.id)
     _check_environment(config, found, f"dataset {option.id}", about)
-    if found.total_steps == 0:
+    if not (found.total_steps and found.total_episodes):
         raise ConfigError(f"dataset {option.id} has no env step")
     if not schema.extras:
         return
     with reading(lambda: f"dataset {option.id} cannot be read"):
-        infos = next(iter(found.iterate_episodes())).infos or {}
+        infos = next(episodes_of(found, [column.name for column in schema.extras])).infos or {}
     for column in schema.extras:
         if column.name not in infos:
             remedy = "give --env.action-mask ignore, or " if column.name == ACTION_MASK else ""
