@@ -92,7 +92,8 @@ def _observed(directory: RunDirectory, kind: Format, env_path: Path | None) -> t
     from deploy.export.observed import observe
     from learner.policy import check_weights
 
-    config, (arrays, manifest) = directory.config, directory.best.load()
+    config, arrays, manifest = directory.config, directory.best.load()[0], directory.best.manifest()
+    assert manifest is not None
     with players_of(directory, 1, env_path) as players:
         (env,) = players.envs
         description = policy_description(config, directory, schema_of(env), about_of(env))

@@ -78,7 +78,7 @@ class BestPolicy:
             RunDirError: there is none, or it is damaged.
         """
         with _of_a_run():
-            return read_best(self._folder, BEST)
+            return read_best(self._folder)
 
     def _write(self, manifest: Mapping[str, Any]) -> None:
         replace_file(self._path, json.dumps(manifest, indent=2).encode())
