@@ -14,7 +14,7 @@ import pytest
 from cli_runs import ROOT
 from nodes import BIN, Network, Node, Program, network, secrets_shown
 
-pytestmark = [pytest.mark.root, pytest.mark.long, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.root, pytest.mark.long, pytest.mark.timeout(600)]
 
 SBATCH = ROOT / "deploy" / "slurm" / "qherd.sbatch"
 SRUN = """#!/bin/sh
@@ -70,7 +70,7 @@ def test_a_job_whose_time_is_up_is_queued_again_and_goes_on(net: Network, tmp_pa
         return int(json.loads(whole[-1])["env_steps"]) if whole else 0
 
     job = submit(node, tmp_path, 0)
-    job.until(lambda: env_steps() > 1500, "env steps", 90)
+    job.until(lambda: env_steps() > 1500, "env steps", 180)
     shown = node.run("ps", "-eo", "args").stdout.splitlines()
     assert sum(line.startswith("ray::ActorWorker") for line in shown) == 2, "4 CPUs, two of them for learner and server"
     assert any(re.search("valkey-server|redis-server", line) for line in shown), "as the server is called here"
