@@ -72,7 +72,8 @@ def test_the_rows_are_of_the_study_beside_them(file: Path) -> None:
             assert budget.seconds <= row.seconds < 1.1 * budget.seconds
             assert row.env_steps < budget.env_steps
         else:
-            assert row.score is None or budget.env_steps <= row.env_steps < 1.02 * budget.env_steps
+            # A run looks at its budget between two slices of work; sequences have few updates for their env steps.
+            assert row.score is None or budget.env_steps <= row.env_steps < 1.03 * budget.env_steps
 
 
 def test_every_published_figure_has_its_conditions_and_its_source() -> None:
