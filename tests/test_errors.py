@@ -34,6 +34,7 @@ INTERNAL = {
     "Mismatch": "an observation that is not of its space: whoever asked for it says which environment returned it",
     "Unreadable": "a file whose reader names it in an error of its own",
     "Refused": "a tracker that cannot be used: its process sends the text, which the run's command shows",
+    "BadColumn": "a column of a dataset, whose reader names the dataset and the episode in a DatasetError",
     "Unbalanced": "a defect: the ledger's counts contradict each other",
 }
 """Exceptions whose text ends on no terminal, by the reason."""
