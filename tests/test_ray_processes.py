@@ -54,18 +54,20 @@ def test_those_that_do_not_are_killed_and_nobody_elses_are(processes: Processes,
     """A worker by its title, what has not got one yet by Ray's folder among its arguments, and one whose title was
     written over its variables by its log. Another Ray's workers, and what else has the token or logs there, such as a
     tracker's program that the driver started or what an environment did, stay."""
+    (ray := tmp_path / "ray").mkdir()
+    (link := tmp_path / "link").symlink_to(ray)
     killed = [
         processes.start("mine", 60),
-        processes.start("mine", 60, f"python--temp-dir={tmp_path}/ray"),
-        processes.start("", 60, "ray::DashboardAgent", tmp_path / "agent.log"),
+        processes.start("mine", 60, f"python--temp-dir={link}/x"),
+        processes.start("", 60, "ray::DashboardAgent", ray / "agent.log"),
     ]
     others = [
         processes.start("another", 60),
         processes.start("mine", 60, "tracker"),
-        processes.start("another", 60, "emulator", tmp_path / "worker.log"),
+        processes.start("another", 60, "emulator", ray / "worker.log"),
     ]
     began = time.monotonic()
-    end_processes("mine", tmp_path, grace_s=0.2)
+    end_processes("mine", link, grace_s=0.2)
     assert time.monotonic() - began >= 0.2
     assert [each.wait(1) for each in killed] == [-9, -9, -9]
     assert [each.poll() for each in others] == [None, None, None]

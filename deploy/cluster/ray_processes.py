@@ -40,7 +40,7 @@ def _wait(token: str, folder: Path, seconds: float) -> list[int]:
 def _processes(token: str, folder: Path) -> Iterator[int]:
     """Yields the process ids of Ray's own, not of what others started, that have the token among their variables or a
     log open in the folder: the title that a process gives itself may lie where its variables were."""
-    variable, logs = f"RAY_AUTH_TOKEN={token}".encode(), f"{folder}{os.sep}"
+    variable, logs = f"RAY_AUTH_TOKEN={token}".encode(), f"{folder.resolve()}{os.sep}"
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended, or is another user's
             command = (entry / "cmdline").read_bytes()
@@ -51,5 +51,9 @@ def _processes(token: str, folder: Path) -> Iterator[int]:
 
 
 def _opens_below(process: Path, folder: str) -> bool:
-    """Returns whether a process has a file open whose path begins so."""
-    return any(str(opened.readlink()).startswith(folder) for opened in (process / "fd").iterdir())
+    """Returns whether a process has a file open whose path, without links, begins so."""
+    for opened in (process / "fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            if str(opened.readlink()).startswith(folder):
+                return True
+    return False
