@@ -57,13 +57,14 @@ def read_packed(folder: Path, file: str) -> bytes:
         raise PolicyError(str(error)) from error
 
 
-def read_best(folder: Path) -> tuple[Arrays, dict[str, Any]]:
-    """Returns the arrays of the best policy in a run's folder of checkpoints, and its manifest.
+def read_best(folder: Path, needed: Mapping[str, Any] = NAMED) -> tuple[Arrays, dict[str, Any]]:
+    """Returns the arrays of the best policy in a run's folder of checkpoints, and its manifest; ``needed``: see
+    ``read_manifest``.
 
     Raises:
         PolicyError: there is none, or it is damaged.
     """
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, needed)
     if manifest is None:
         raise PolicyError(
             f"{folder.parent} has no best policy: no evaluation was finished; give the run more time (qherd resume), "

@@ -279,7 +279,9 @@ class SequenceMirror(Ring):
             self._reward,
             self._discount,
             sequences.first % self.capacity_rows,
-            *(sequences.burn_in, sequences.trained, sequences.length),
+            sequences.burn_in,
+            sequences.trained,
+            sequences.length,
             self.spec.burn_in,
             *laid,
         )

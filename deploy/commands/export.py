@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from pydantic import BaseModel
@@ -17,8 +18,10 @@ from deploy.config.cli_types import as_written
 from deploy.playback.film import film
 from deploy.playback.players import Moved, players_of
 from deploy.process.isolation import environments_apart
+from deploy.run_directory.best_policy import BEST
 from deploy.run_directory.description import policy_description
 from deploy.run_directory.directory import RunDirectory
+from learner.policy_files import Arrays
 
 if TYPE_CHECKING:
     from deploy.export.exported import Exported
@@ -71,13 +74,13 @@ def export(call: Export) -> int:
     check_new(call.to)
     kind.check()
     torch.set_num_threads(directory.config.learner.threads)  # a small network is slower with more
-    directory.best.load()  # nothing is made where there is none
+    arrays, manifest = directory.best.load(BEST)  # once: a run at work may have another one by the end
     with environments_apart(), written_whole(call.to) as folder:
-        exported, observed = _observed(directory, kind, call.env.path)
+        exported, observed = _observed(directory, arrays, int(manifest["updates"]), kind, call.env.path)
         kind.write(folder, exported, observed)
         difference = compare(exported, observed, *kind.values(folder, exported, observed))
         if call.card:
-            _write_card(folder, directory, exported, kind, call.env.path)
+            _write_card(folder, directory, exported, manifest, kind, call.env.path)
         files = ", ".join(sorted(path.name for path in folder.iterdir()))
     print(
         f"{call.to}: {files}; loaded again and compared with the learner's network on {len(observed.raw):,} "
@@ -86,19 +89,20 @@ def export(call: Export) -> int:
     return 0
 
 
-def _observed(directory: RunDirectory, kind: Format, env_path: Path | None) -> tuple[Exported, Observed]:
-    """Returns the best policy, and observations that it meets."""
+def _observed(
+    directory: RunDirectory, arrays: Arrays, updates: int, kind: Format, env_path: Path | None
+) -> tuple[Exported, Observed]:
+    """Returns the policy of these arrays, and observations that it meets."""
     from deploy.export.exported import Exported
     from deploy.export.observed import observe
     from learner.policy import check_weights
 
-    config, arrays, manifest = directory.config, directory.best.load()[0], directory.best.manifest()
-    assert manifest is not None
+    config = directory.config
     with players_of(directory, 1, env_path) as players:
         (env,) = players.envs
         description = policy_description(config, directory, schema_of(env), about_of(env))
         check_weights(description.spec, description.schema, arrays)
-        exported = Exported.of(description, arrays, int(manifest["updates"]))
+        exported = Exported.of(description, arrays, updates)
         kind.check(exported)
         policy = make_policy(description.spec, description.schema)
         policy.load(arrays)
@@ -106,7 +110,14 @@ def _observed(directory: RunDirectory, kind: Format, env_path: Path | None) -> t
     return exported, observed
 
 
-def _write_card(folder: Path, directory: RunDirectory, exported: Exported, kind: Format, env_path: Path | None) -> None:
+def _write_card(
+    folder: Path,
+    directory: RunDirectory,
+    exported: Exported,
+    manifest: Mapping[str, Any],
+    kind: Format,
+    env_path: Path | None,
+) -> None:
     """Writes the card, with a GIF where the environment renders one; on stderr why there is none."""
     from deploy.export.card import write_card
 
@@ -116,6 +127,4 @@ def _write_card(folder: Path, directory: RunDirectory, exported: Exported, kind:
         video = VIDEO
     except EnvError as error:
         print(f"qherd: the card has no GIF: {error}", file=sys.stderr)
-    manifest = directory.best.manifest()
-    assert manifest is not None
     write_card(folder, directory.config, exported, manifest, kind, video)

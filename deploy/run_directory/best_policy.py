@@ -71,14 +71,14 @@ class BestPolicy:
         except (KeyError, RunDirError, PolicyError):
             return None
 
-    def load(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
-        """Returns the policy's arrays and its manifest.
+    def load(self, needed: Mapping[str, Any] = NAMED) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+        """Returns the policy's arrays and the manifest that names them, which has what is ``needed``.
 
         Raises:
             RunDirError: there is none, or it is damaged.
         """
         with _of_a_run():
-            return read_best(self._folder)
+            return read_best(self._folder, needed)
 
     def _write(self, manifest: Mapping[str, Any]) -> None:
         replace_file(self._path, json.dumps(manifest, indent=2).encode())
