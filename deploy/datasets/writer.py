@@ -28,7 +28,8 @@ def check_out(dataset_id: str) -> Path:
         ConfigError: there is such a dataset already, or Minari would not list it there.
     """
     check_installed()
-    _check_groups(dataset_id, (namespace_of(dataset_id) or "").split("/"))
+    if namespace := namespace_of(dataset_id):
+        _check_groups(dataset_id, namespace.split("/"))
     folder = folder_of(dataset_id)
     if folder.exists():
         raise ConfigError(
@@ -48,7 +49,7 @@ def _check_groups(dataset_id: str, groups: Sequence[str]) -> None:
         )
     for count in range(1, len(groups) + 1):
         group = "/".join(groups[:count])
-        if group and (folder_of(group) / "data").exists():
+        if (folder_of(group) / "data").exists():
             raise ConfigError(
                 f"--out {dataset_id}: {group} is a dataset, and Minari lists none inside another's folder: choose "
                 "another group"

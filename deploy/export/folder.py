@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -32,17 +31,14 @@ def written_whole(to: Path, option: str = "", beside: Path | None = None) -> Ite
     option = option or f"--to {to}"
     to = to.absolute()
     temporary = (beside or to.parent) / f".{to.name}.{secrets.token_hex(4)}.writing"
-    made = False
     try:
         temporary.mkdir()
-        made = True
-        yield temporary
-        _check_free(to, option)
-        temporary.rename(to)
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # made since it was looked for
+        try:
+            yield temporary
             _check_free(to, option)
-        raise ConfigError(f"{option} cannot be written: {error.strerror or error}") from error
-    finally:
-        if made:
+            temporary.rename(to)
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        _check_free(to, option)  # by another command, since it was looked for
+        raise ConfigError(f"{option} cannot be written: {error.strerror or error}") from error
