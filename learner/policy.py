@@ -130,9 +130,12 @@ def _find_own_parts(found: Description, folder: Path) -> None:
     """Has a user's own encoder or head found in the environment's folder, as in the run. Raises PolicyError where that
     is within the policy's own ``folder``: what came with weights is not run."""
     path = found.env.get("path")
-    if path is None or ":" not in found.spec.config.encoder + found.spec.head or path in sys.path:
+    if path is None or ":" not in found.spec.config.encoder + found.spec.head:
         return
-    if Path(path).resolve().is_relative_to(folder.resolve()):
+    where = Path(path).resolve()
+    if any(Path(known).resolve() == where for known in sys.path):
+        return
+    if where.is_relative_to(folder.resolve()):
         raise PolicyError(
             f"{folder / DESCRIPTION} names {path} as the folder of its network's code, which is within the policy's "
             "own: nothing is run that comes with a policy; where you trust it, put its folder on PYTHONPATH"

@@ -296,17 +296,25 @@ def test_a_run_without_a_policy_is_refused_with_the_remedy(tmp_path: Path, spoil
         load_policy(run)
 
 
-def test_code_that_came_with_a_policy_is_not_run(tmp_path: Path) -> None:
-    """policy.json may name any folder as that of the network's own parts, and a downloaded one its own."""
+def test_code_that_came_with_a_policy_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """policy.json may name any folder as that of the network's own parts, and a downloaded one its own: also where it
+    has another name. Whoever trusts it puts it on the path."""
     run = a_run(tmp_path, "CartPole-v1")
-    (run / "came_with_it.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    (run / "came_with_it.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n")
     described = json.loads((run / "policy.json").read_text())
     described["spec"]["config"]["encoder"], described["env"]["path"] = "came_with_it:Encoder", str(run)
-    (run / "policy.json").write_text(json.dumps(described))
-    with pytest.raises(PolicyError, match="nothing is run that comes with a policy"):
+    (tmp_path / "link").symlink_to(run)
+    for named in (str(run), str(tmp_path / "link")):
+        described["env"]["path"] = named
+        (run / "policy.json").write_text(json.dumps(described))
+        with pytest.raises(PolicyError, match="nothing is run that comes with a policy"):
+            load_policy(run)
+        assert not (tmp_path / "ran").exists()
+        assert named not in sys.path
+    monkeypatch.syspath_prepend(run)
+    with pytest.raises(ValueError, match="came_with_it:Encoder"):
         load_policy(run)
-    assert not (tmp_path / "ran").exists()
-    assert str(run) not in sys.path
+    assert (tmp_path / "ran").exists()
 
 
 def test_no_run_no_checkpoint_and_a_wrong_word_are_refused(tmp_path: Path) -> None:
