@@ -108,6 +108,7 @@ READING = (
     RuntimeError,
     MemoryError,
 )
+"""What Minari, h5py and numpy raise of files that are damaged."""
 
 
 @contextlib.contextmanager

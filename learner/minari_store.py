@@ -83,7 +83,7 @@ def load(dataset_id: str, folder: Path) -> Any:
             f"dataset {dataset_id} in {folder} cannot be loaded: {type(error).__name__}: {error!s:.300}"
         ) from error
     for name in ("total_episodes", "total_steps"):
-        if not _counts(given := metadata[name]):
+        if not _counts(given := metadata.get(name)):
             raise DatasetError(
                 f"dataset {dataset_id} in {folder} says {name} {given!r:.80} in its metadata.json; a whole number of 0 "
                 "or more is needed: fetch or write it again"

@@ -556,6 +556,18 @@ def test_metadata_that_count_nothing_are_one_line(
             assert f"says {name} -1 in its metadata.json; a whole number of 0 or more is needed" in err
 
 
+@pytest.mark.parametrize("name", ["total_steps", "total_episodes"])
+def test_metadata_without_a_count_are_one_line(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = write_walks("group/bad-v0", 3) / "data" / "metadata.json"
+    kept = {key: value for key, value in json.loads(file.read_text()).items() if key != name}
+    file.write_text(json.dumps(kept))
+    err = refusal(["train", *GRID, "--actors.count", "0", "--replay.dataset", "group/bad-v0"], capsys)
+    assert (err.startswith("qherd: "), err.count("\n"), name in err) == (True, 1, True)
+
+
 def test_a_missing_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -577,14 +589,15 @@ def test_a_dataset_of_the_same_spaces_and_another_name_is_refused(tmp_path: Path
         check_dataset(other, schema_of(env), about_of(env))
 
 
+def masked_config(tmp_path: Path, **values: Any) -> RunConfig:
+    """Of a run on the grid with masks, which it obeys."""
+    path = Path(grid_env.__file__).parent
+    return config(tmp_path, env={"id": "masked_env:MaskedGrid-v0", "path": path, "action_mask": "obey"}, **values)
+
+
 def test_a_dataset_without_the_masks_that_hold_is_refused(tmp_path: Path) -> None:
     write_walks("group/walks-v0", 3)
-    path = Path(grid_env.__file__).parent
-    masked = config(
-        tmp_path,
-        env={"id": "masked_env:MaskedGrid-v0", "path": path, "action_mask": "obey"},
-        replay__dataset="group/walks-v0",
-    )
+    masked = masked_config(tmp_path, replay__dataset="group/walks-v0")
     env = make_env(env_of(masked), training=False)
     with pytest.raises(ConfigError, match=r"has no action_mask in its infos.*give --env.action-mask ignore"):
         check_dataset(masked, schema_of(env), about_of(env))
@@ -603,8 +616,7 @@ def test_a_dataset_without_the_masks_that_hold_is_refused(tmp_path: Path) -> Non
 def test_masks_that_no_environment_returns_are_named(tmp_path: Path, mask: Any, why: str) -> None:
     (episode,) = walks(1, longest=5, seed=4)
     assert len(episode["rewards"]) == 5
-    path = Path(grid_env.__file__).parent
-    masked = config(tmp_path, env={"id": "masked_env:MaskedGrid-v0", "path": path, "action_mask": "obey"})
+    masked = masked_config(tmp_path)
     env = make_env(env_of(masked), training=False)
     write("group/bad-v0", Discrete(9), Discrete(4), [{**episode, "infos": {"action_mask": mask}}])
     with pytest.raises(DatasetError, match=why):
@@ -739,12 +751,7 @@ def test_links_to_episodes_and_infos_are_refused(tmp_path: Path, how: str) -> No
         opened.copy(name, other, "node")
         del opened[name]
         opened[name] = h5py.ExternalLink(str(tmp_path / "other.hdf5"), "node")
-    path = Path(grid_env.__file__).parent
-    run = config(
-        tmp_path,
-        env={"id": "masked_env:MaskedGrid-v0", "path": path, "action_mask": "obey"},
-        replay__dataset="group/bad-v0",
-    )
+    run = masked_config(tmp_path, replay__dataset="group/bad-v0")
     env = make_env(env_of(run), training=False)
     with pytest.raises(DatasetError, match=f"{name} is an external link"):
         check_dataset(run, schema_of(env), about_of(env))
