@@ -1,5 +1,9 @@
 """Stable-Baselines3's DQN and sb3-contrib's QR-DQN in a study's environments, at its env steps, with its evaluation.
 
+A peer's policy is also evaluated in the midst of its training, after as many seconds as qherd's runs of that
+environment have taken on this CPU, by the rows beside the study's file: ``after_*`` in its row. What that takes counts
+in no time.
+
 ``python -m benchmarks.study_peers results/classic/classic.yaml --csv results/classic/peers.csv`` appends a row for each
 run that the file has not yet, with the columns of ``qherd report --csv``. A peer that fails ends the command: it has no
 row.
@@ -13,7 +17,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any
 
 from benchmarks import machine
@@ -21,6 +25,7 @@ from benchmarks.peers import outcome_of, peer_command
 from benchmarks.published_settings import published
 from benchmarks.solve import timed
 from deploy.studies.study_file import Study, StudyRun, read_study
+from docs.results import rows_file, values_of
 
 VENV, SCRIPT = "sb3_contrib", "trained_peer"
 NAMES = {"dqn": "SB3 DQN", "qrdqn": "SB3 QR-DQN"}
@@ -39,6 +44,7 @@ COLUMNS = (
         "arithmetic.cpu",
         "machine.cores",
     ),
+    *("after_s", "after_env_steps", "after_mean"),
     *("versions.stable_baselines3", "versions.sb3_contrib", "settings", "command"),
 )
 
@@ -51,6 +57,8 @@ class PeerRun:
     algorithm: str
     run: StudyRun
     episodes: int
+    after_s: float | None
+    """When it is evaluated besides, in seconds; None: never."""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -80,6 +88,7 @@ class PeerRun:
             "--episodes": self.episodes,
             "--max-episode-steps": config.eval.max_episode_steps,
             "--began": time.time(),
+            **({} if self.after_s is None else {"--after": self.after_s}),
         }
         return peer_command(VENV, *(str(word) for option in options.items() for word in option), script=SCRIPT)
 
@@ -98,7 +107,7 @@ class PeerRun:
 
     def _row(self, outcome: dict[str, Any]) -> dict[str, Any]:
         env, name, seed = self.key
-        returns, found = outcome["returns"], machine.describe()
+        returns, after, found = outcome["returns"], outcome["after"], machine.describe()
         mean, versions = fmean(returns), {f"versions.{key}": value for key, value in outcome["versions"].items()}
         return {
             "env": env,
@@ -113,6 +122,9 @@ class PeerRun:
             "final_stderr": stdev(returns) / len(returns) ** 0.5 if len(returns) > 1 else None,
             "final_episodes": len(returns),
             **{key: outcome[key] for key in ("training_return", "env_steps", "updates", "wall_s", "cpu_s")},
+            "after_s": after and self.after_s,
+            "after_env_steps": after and after["env_steps"],
+            "after_mean": after and fmean(after["returns"]),
             "git": found["qherd"],
             "versions.python": found["python"],
             **versions,
@@ -129,19 +141,34 @@ def runs_of(file: Path, study: Study, seeds: Iterable[int], peers: Iterable[str]
     first = {run.env: run for run in reversed(study.runs)}
     envs = list(dict.fromkeys(run.env for run in study.runs))
     return [
-        PeerRun(file, peer, first[env]._replace(seed=seed), study.episodes)
+        PeerRun(file, peer, first[env]._replace(seed=seed), study.episodes, seconds_here(file, env))
         for seed in seeds
         for env in envs
         for peer in peers
     ]
 
 
+def seconds_here(file: Path, env: str) -> float | None:
+    """Returns the median seconds of qherd's own runs of an environment on this CPU; None where there are none."""
+    rows, here = rows_file(file.with_suffix(".csv")), machine.describe()
+    found = [
+        float(row["wall_s"])
+        for row in ([] if rows is None else values_of(rows))
+        if row["env"] == env and row["variant"] == "default" and row["arithmetic.cpu"] == here["cpu"]
+    ]
+    return median(found) if found else None
+
+
 def done_in(file: Path) -> set[tuple[str, str, str]]:
-    """Returns the keys of a file's rows; none where there is no file."""
-    if not file.exists():
-        return set()
-    with file.open(newline="") as opened:
-        return {(row["env"], row["variant"], row["seed"]) for row in csv.DictReader(opened)}
+    """Returns the keys of a file's rows; none where there is no file.
+
+    Raises:
+        ValueError: the file's columns are others.
+    """
+    rows = values_of(file) if file.exists() else []
+    if rows and tuple(rows[0]) != COLUMNS:
+        raise ValueError(f"{file} has the columns of another version; name another file")
+    return {(row["env"], row["variant"], row["seed"]) for row in rows}
 
 
 def append(file: Path, row: dict[str, Any]) -> None:

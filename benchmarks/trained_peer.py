@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -72,6 +73,27 @@ class TrainingReturns(BaseCallback):  # type: ignore[misc, unused-ignore]
         return float(np.mean(found)) if found else None
 
 
+class EvaluatedOnce(BaseCallback):  # type: ignore[misc, unused-ignore]
+    """Evaluates the policy of a moment in the midst of the training; ``wall_s`` and ``cpu_s`` are what that took.
+
+    ``outcome`` stays None where the training ends before.
+    """
+
+    def __init__(self, at: float, returns: Callable[[], list[float]]) -> None:
+        """``at``: the moment, by time.time()."""
+        super().__init__()
+        self._at, self._returns = at, returns
+        self.outcome: dict[str, Any] | None = None
+        self.wall_s = self.cpu_s = 0.0
+
+    def _on_step(self) -> bool:
+        wall, cpu = time.time(), time.process_time()
+        if self.outcome is None and wall >= self._at:
+            self.outcome = {"env_steps": self.num_timesteps, "returns": self._returns()}
+            self.wall_s, self.cpu_s = time.time() - wall, time.process_time() - cpu
+        return True
+
+
 class Greedy:
     """The model's network as qherd's evaluation asks for it: Q values of many observations."""
 
@@ -114,6 +136,9 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, required=True)
     parser.add_argument("--max-episode-steps", type=int, required=True, help="of the evaluation's episodes")
     parser.add_argument("--began", type=float, required=True, help="time.time() at which this command was given")
+    parser.add_argument(
+        "--after", type=float, default=math.inf, help="seconds after which it is evaluated once besides"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)  # as qherd's learner: on small networks more are slower
     env, training = options.env, TrainingReturns()
@@ -121,21 +146,26 @@ def main() -> None:
     with Players(env, min(LANES, options.episodes)) as players:  # which also has the environment's package register it
         made = gym.make(env.id, **env.kwargs)
         model = ALGORITHMS[options.algorithm]("MlpPolicy", made, seed=options.seed, device="cpu", **settings)
-        model.learn(options.env_steps, callback=training)
-        wall_s, cpu_s = time.time() - options.began, time.process_time()
-        first = playback_seed(options.seed, options.episodes)
-        seeds = range(first, first + options.episodes)
-        played = play(players.envs, Greedy(model), seeds, options.max_episode_steps)
+
+        def returns() -> list[float]:
+            first = playback_seed(options.seed, options.episodes)
+            seeds = range(first, first + options.episodes)
+            found: list[float] = play(players.envs, Greedy(model), seeds, options.max_episode_steps).returns.tolist()
+            return found
+
+        once = EvaluatedOnce(options.began + options.after, returns)
+        model.learn(options.env_steps, callback=[training, once])
+        wall_s, cpu_s = time.time() - options.began - once.wall_s, time.process_time() - once.cpu_s
+        final = returns()
     outcome = {
         "env_steps": model.num_timesteps,
         "updates": model._n_updates,
         "wall_s": round(wall_s, 2),
         "cpu_s": round(cpu_s, 2),
         "training_return": training.last(),
-        "returns": played.returns.tolist(),
-        "versions": {
-            name: version(name) for name in ("stable_baselines3", "sb3_contrib", "gymnasium", "torch", "numpy")
-        },
+        "returns": final,
+        "after": once.outcome,
+        "versions": {name: version(name) for name in VERSIONS},
     }
     print(json.dumps(outcome))
 

@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -63,7 +63,8 @@ it, the median over runs.
 `make results-NAME` trains the studies of `results/NAME` again and writes their rows anew, `make results-page` makes
 this page from the rows. The other libraries run with the settings that have been published for them
 (`benchmarks/published_settings.py`), in a venv of their own: `python -m benchmarks.study_peers results/NAME/FILE.yaml
---csv results/NAME/peers.csv`.
+--csv results/NAME/peers.csv`. They have trained for the same env steps; *after qherd's seconds* is the policy that they
+had in the midst of that training, when as many seconds were over as qherd's runs have taken on that CPU.
 """
 REACHED = """
 ## What is reached
@@ -143,11 +144,24 @@ def rows_file(file: Path) -> Path | None:
     return next((found for found in (file, file.with_name(f"{file.name}.gz")) if found.exists()), None)
 
 
-def read_rows(file: Path, *, ours: bool) -> list[Row]:
+def values_of(file: Path) -> list[dict[str, str]]:
     """Reads a file of ``qherd report --csv``, or with the same columns."""
     data = file.read_bytes()
     text = (gzip.decompress(data) if file.suffix == ".gz" else data).decode()
-    return [_row(values, ours=ours) for values in csv.DictReader(text.splitlines())]
+    return list(csv.DictReader(text.splitlines()))
+
+
+def read_rows(file: Path, *, ours: bool) -> list[Row]:
+    """Reads the rows of a file, and after that of a peer what its policy was worth after qherd's seconds."""
+    rows = list[Row]()
+    for values in values_of(file):
+        row = _row(values, ours=ours)
+        rows.append(row)
+        if values.get("after_mean"):
+            score, env_steps = float(values["after_mean"]), int(values["after_env_steps"])
+            agent, seconds = f"{row.agent} after qherd's seconds", float(values["after_s"])
+            rows.append(replace(row, agent=agent, score=score, env_steps=env_steps, seconds=seconds, cpu_seconds=None))
+    return rows
 
 
 def _row(values: Mapping[str, str], *, ours: bool) -> Row:

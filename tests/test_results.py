@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks import study_peers
+from benchmarks import machine, study_peers
 from benchmarks.published_settings import PUBLISHED, published
 from deploy.reporting.analysis import ScoreStatistics
 from deploy.reporting.statistics import Interval
@@ -241,7 +241,8 @@ def a_peer(folder: Path, monkeypatch: pytest.MonkeyPatch, printed: str, code: in
 
 
 OUTCOME = (
-    '{"env_steps": 500, "updates": 9, "wall_s": 2, "cpu_s": 1, "training_return": 9, "returns": [4, 8], "versions": {}}'
+    '{"env_steps": 500, "updates": 9, "wall_s": 2, "cpu_s": 1, "training_return": 9, "returns": [4, 8], '
+    '"after": null, "versions": {}}'
 )
 
 
@@ -253,6 +254,33 @@ def test_a_peers_row_has_its_score_its_seconds_and_its_command(folder: Path, mon
     assert (row.agent, row.seed, row.score, row.env_steps) == ("SB3 DQN", 3, 6.0, 500)
     assert (row.seconds, row.cpu_seconds) == (2.0, 1.0)
     assert "--peers dqn --envs CartPole-v1 --seeds 3" in file.read_text()
+
+
+def test_a_peer_is_evaluated_after_the_seconds_of_qherds_runs_on_this_cpu(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def row(cpu: str, wall_s: str, variant: str = "default", env: str = "CartPole-v1") -> str:
+        return f"{env},{variant},{wall_s},{cpu}\n"
+
+    here = machine.describe()["cpu"]
+    own = [row(here, "1.0"), row(here, "1.5"), row(here, "9")]
+    others = [row("another CPU", "70"), row(here, "71", "double"), row(here, "72", env="Acrobot-v1")]
+    (folder / "one.csv").write_text("".join(["env,variant,wall_s,arithmetic.cpu\n", *own, *others]))
+    after = OUTCOME.replace('"after": null', '"after": {"env_steps": 300, "returns": [1, 4]}')
+    peer = a_peer(folder, monkeypatch, after)
+    monkeypatch.setattr(study_peers, "peer_command", lambda *words, **_: [str(folder / "peer"), *words])
+    assert peer.command()[-2:] == ["--after", "1.5"]
+    study_peers.append(folder / "peers.csv", peer.train())
+    final, then = results.read_rows(folder / "peers.csv", ours=False)
+    assert (final.agent, final.score, final.env_steps, final.seconds) == ("SB3 DQN", 6.0, 500, 2.0)
+    assert (then.agent, then.score, then.env_steps) == ("SB3 DQN after qherd's seconds", 2.5, 300)
+    assert (then.seconds, then.cpu_seconds) == (1.5, None)
+
+
+def test_rows_of_another_version_are_refused_before_a_training(folder: Path) -> None:
+    (folder / "peers.csv").write_text("env,variant,seed,score\nCartPole-v1,SB3 DQN,3,9\n")
+    with pytest.raises(ValueError, match=r"peers.csv has the columns of another version; name another file"):
+        study_peers.done_in(folder / "peers.csv")
 
 
 @pytest.mark.parametrize(
@@ -282,11 +310,15 @@ def test_a_study_that_ends_by_seconds_has_no_peers(folder: Path, monkeypatch: py
 @pytest.mark.bench
 @pytest.mark.timeout(600)  # the first call installs the peers
 def test_both_peers_train_and_are_evaluated(tmp_path: Path) -> None:
-    study, rows = tmp_path / "peers.yaml", tmp_path / "peers.csv"
+    study, rows = tmp_path / "one.yaml", tmp_path / "peers.csv"
     study.write_text("environments: [CartPole-v1]\nbudget: {env_steps: 1500}\nepisodes: 3\noptions: {mode: inline}\n")
     command = [sys.executable, "-m", "benchmarks.study_peers", str(study), "--csv", str(rows), "--seeds", "0"]
+    cpu = machine.describe()["cpu"]  # by qherd's row here it is evaluated at once, too
+    study.with_suffix(".csv").write_text(f"env,variant,wall_s,arithmetic.cpu\nCartPole-v1,default,0.1,{cpu}\n")
     for _ in range(2):  # the second call has nothing to do
         subprocess.run(command, cwd=ROOT, check=True)
         found = results.read_rows(rows, ours=False)
-        assert [(row.agent, row.seed) for row in found] == [("SB3 DQN", 0), ("SB3 QR-DQN", 0)]
-    assert all(row.score is not None and row.score > 0 and row.cpu_seconds for row in found)
+        agents = [agent + when for agent in ("SB3 DQN", "SB3 QR-DQN") for when in ("", " after qherd's seconds")]
+        assert [(row.agent, row.seed) for row in found] == [(agent, 0) for agent in agents]
+    assert all(row.score is not None and row.score > 0 for row in found)
+    assert [row.env_steps for row in found if row.cpu_seconds is None] == [1, 1]
