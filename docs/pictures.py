@@ -1,21 +1,67 @@
 """Makes the README's pictures from real runs.
 
-python docs/pictures.py curve RUN [RUN ...]     docs/curve.svg: greedy return over time, a line per run
-python docs/pictures.py terminal CAPTURE        docs/terminal.svg of a terminal's text with its colours
+python -m docs.pictures peers                   docs/peers.svg: qherd and its peers, by the rows in results/
+python -m docs.pictures curve RUN [RUN ...]     docs/curve.svg: greedy return over time, a line per run
+python -m docs.pictures terminal CAPTURE        docs/terminal.svg of a terminal's text with its colours
                                                 (tmux capture-pane -e -p > CAPTURE, while a run shows its table)
 """
 
 from __future__ import annotations
 
+import io
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from rich.console import Console
 from rich.text import Text
 
+from docs.results import AFTER, RESULTS, Row, by_env_and_agent, read_folder
+
 DOCS = Path(__file__).parent
+PANELS = {"MinAtar/Breakout-v1": "minatar", "MinAtar/SpaceInvaders-v1": "minatar", "LunarLander-v3": "classic"}
+"""Environments side by side, and the folders of results/ that their rows are in."""
+AGENTS = {"qherd": "tab:blue", "SB3 DQN": "tab:orange", "SB3 QR-DQN": "tab:green"}
+
+
+def peers() -> str:
+    """Returns the picture of what final policies are worth over the minutes that they were trained for."""
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    with mpl.rc_context({"svg.hashsalt": "peers"}):  # the same file each time
+        figure, panels = plt.subplots(1, len(PANELS), figsize=(9, 3.2), layout="constrained")
+        for axes, (env, folder) in zip(panels, PANELS.items(), strict=True):
+            _panel(axes, by_env_and_agent(read_folder(RESULTS / folder).rows)[env])
+            axes.set(title=env, xlabel="minutes of training")
+            axes.set_xlim(left=0)
+            axes.spines[["top", "right"]].set_visible(False)
+        panels[0].set_ylabel("return of the final policy")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+        drawn = io.StringIO()
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+        plt.close(figure)
+    return drawn.getvalue()
+
+
+def _panel(axes: Axes, agents: Mapping[str, Sequence[Row]]) -> None:
+    """Draws a dot per run of the peers' machine, a ring for what a peer's policy was worth after qherd's minutes."""
+    machines = {row.machine for agent in agents if agent.endswith(AFTER) for row in agents[agent]}
+    for agent, colour in AGENTS.items():
+        ended = [row for row in agents.get(agent, ()) if row.machine in machines]
+        before = [row for row in agents.get(f"{agent}{AFTER}", ()) if row.machine in machines]
+        axes.plot(*_points(ended), "o", color=colour, label=agent)
+        if before:
+            axes.plot(*_points(before), "o", color=colour, fillstyle="none", label=f"{agent}{AFTER}")
+
+
+def _points(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
+    """Returns the minutes and the scores of the rows that have both."""
+    found = [(row.seconds / 60, row.score) for row in rows if row.seconds is not None and row.score is not None]
+    return [minutes for minutes, _ in found], [score for _, score in found]
 
 
 def curve(runs: list[Path]) -> None:
@@ -51,7 +97,9 @@ def terminal(capture: Path) -> None:
 
 if __name__ == "__main__":
     command, *paths = sys.argv[1:] or ["help"]
-    if command == "curve" and paths:
+    if command == "peers" and not paths:
+        (DOCS / "peers.svg").write_text(peers())
+    elif command == "curve" and paths:
         curve([Path(path) for path in paths])
     elif command == "terminal" and len(paths) == 1:
         terminal(Path(paths[0]))

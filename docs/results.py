@@ -40,6 +40,8 @@ RESULTS = Path(__file__).resolve().parent.parent / "results"
 PAGE = Path(__file__).with_suffix(".md")
 PICTURES = Path(__file__).with_suffix("")
 PEERS, PUBLISHED = "peers.csv", "published.yaml"
+AFTER = " after qherd's seconds"
+"""What follows a peer's name where its policy is that of a moment of its training."""
 LARGE_BYTES = 200_000
 """Rows that take more are compressed."""
 TITLES = {
@@ -159,7 +161,7 @@ def read_rows(file: Path, *, ours: bool) -> list[Row]:
         rows.append(row)
         if values.get("after_mean"):
             score, env_steps = float(values["after_mean"]), int(values["after_env_steps"])
-            agent, seconds = f"{row.agent} after qherd's seconds", float(values["after_s"])
+            agent, seconds = f"{row.agent}{AFTER}", float(values["after_s"])
             rows.append(replace(row, agent=agent, score=score, env_steps=env_steps, seconds=seconds, cpu_seconds=None))
     return rows
 
