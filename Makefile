@@ -61,6 +61,7 @@ bench: $(DEV_STAMP) ## Print the benchmarks' medians (ARGS="--json FILE" writes 
 
 results-page: $(DEV_STAMP) ## Make docs/results.md and its pictures from the rows in results/
 	$(BIN)/python -m docs.results
+	$(BIN)/python -m docs.pictures peers
 
 # results-classic, results-minatar, ...
 results-%: $(DEV_STAMP) ## Train the studies of results/NAME again, write their rows (ARGS="--parallel 2")

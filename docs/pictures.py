@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
-from matplotlib.axes import Axes
 from rich.console import Console
 from rich.text import Text
 
@@ -27,41 +26,50 @@ PANELS = {"MinAtar/Breakout-v1": "minatar", "MinAtar/SpaceInvaders-v1": "minatar
 AGENTS = {"qherd": "tab:blue", "SB3 DQN": "tab:orange", "SB3 QR-DQN": "tab:green"}
 
 
+Points = dict[str, list[tuple[float, float]]]
+"""Minutes of training and return of final policies by whose they are."""
+
+
 def peers() -> str:
-    """Returns the picture of what final policies are worth over the minutes that they were trained for."""
+    """Returns the picture of what final policies are worth over the minutes of their training, a dot per run.
+
+    A ring is what a peer's policy was worth after qherd's minutes.
+    """
     mpl.use("svg")
     from matplotlib import pyplot as plt
 
+    points = {env: _points(by_env_and_agent(read_folder(RESULTS / folder).rows)[env]) for env, folder in PANELS.items()}
+    figure, panels = plt.subplots(ncols=len(PANELS), figsize=(9, 3.2), layout="constrained")
+    for axes, (env, agents) in zip(panels, points.items(), strict=True):
+        for name, found in agents.items():
+            colour, style = AGENTS[name.removesuffix(AFTER)], "none" if name.endswith(AFTER) else "full"
+            axes.plot(*zip(*found, strict=True), "o", color=colour, fillstyle=style, label=name)
+        axes.set(title=env, xlabel="minutes of training")
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("return of the final policy")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    drawn = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "peers"}):  # the same file each time
-        figure, panels = plt.subplots(1, len(PANELS), figsize=(9, 3.2), layout="constrained")
-        for axes, (env, folder) in zip(panels, PANELS.items(), strict=True):
-            _panel(axes, by_env_and_agent(read_folder(RESULTS / folder).rows)[env])
-            axes.set(title=env, xlabel="minutes of training")
-            axes.set_xlim(left=0)
-            axes.spines[["top", "right"]].set_visible(False)
-        panels[0].set_ylabel("return of the final policy")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-        drawn = io.StringIO()
-        figure.savefig(drawn, format="svg", metadata={"Date": None})
-        plt.close(figure)
+        figure.savefig(drawn, format="svg", metadata={"Date": None, "Description": json.dumps(points)})
+    plt.close(figure)
     return drawn.getvalue()
 
 
-def _panel(axes: Axes, agents: Mapping[str, Sequence[Row]]) -> None:
-    """Draws a dot per run of the peers' machine, a ring for what a peer's policy was worth after qherd's minutes."""
-    machines = {row.machine for agent in agents if agent.endswith(AFTER) for row in agents[agent]}
-    for agent, colour in AGENTS.items():
-        ended = [row for row in agents.get(agent, ()) if row.machine in machines]
-        before = [row for row in agents.get(f"{agent}{AFTER}", ()) if row.machine in machines]
-        axes.plot(*_points(ended), "o", color=colour, label=agent)
-        if before:
-            axes.plot(*_points(before), "o", color=colour, fillstyle="none", label=f"{agent}{AFTER}")
+def _points(agents: Mapping[str, Sequence[Row]]) -> Points:
+    """Returns the points of the runs on the peers' CPU."""
+    cpus = {_cpu(row) for agent, rows in agents.items() if agent.endswith(AFTER) for row in rows}
+    found = Points()
+    for name in (name for agent in AGENTS for name in (f"{agent}{AFTER}", agent)):
+        for row in agents.get(name, ()):
+            if _cpu(row) in cpus and row.seconds is not None and row.score is not None:
+                found.setdefault(name, []).append((round(row.seconds / 60, 2), row.score))
+    return found
 
 
-def _points(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
-    """Returns the minutes and the scores of the rows that have both."""
-    found = [(row.seconds / 60, row.score) for row in rows if row.seconds is not None and row.score is not None]
-    return [minutes for minutes, _ in found], [score for _, score in found]
+def _cpu(row: Row) -> str:
+    return row.machine.partition(", ")[0]
 
 
 def curve(runs: list[Path]) -> None:

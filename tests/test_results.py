@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import html
+import json
 import re
 import subprocess
 import sys
@@ -19,9 +20,10 @@ from benchmarks.published_settings import PUBLISHED, published
 from deploy.reporting.analysis import ScoreStatistics
 from deploy.reporting.statistics import Interval
 from deploy.studies.study_file import Study, read_study
-from docs import results
+from docs import pictures, results
 
 ROOT = Path(__file__).resolve().parent.parent
+PICTURE = ROOT / "docs" / "peers.svg"
 STUDIES = sorted((ROOT / "results").glob("*/*.yaml"))
 HEADER = (
     *("env", "variant", "seed", "run", "exit_reason", "counted", "score", "score_is", "env_steps", "wall_s", "cpu_s"),
@@ -49,6 +51,15 @@ def test_each_picture_shows_the_rows_that_are_there() -> None:
         assert found is not None
         assert html.unescape(found[1]) == chart.description, "make it anew: make results-page"
         assert f"]({results.PICTURES.name}/{name})" in results.PAGE.read_text()
+
+
+def test_the_readmes_picture_shows_the_rows_that_are_there() -> None:
+    drawn, there = (re.search("<dc:description>(.*?)</", svg) for svg in (pictures.peers(), PICTURE.read_text()))
+    assert drawn is not None
+    assert there is not None
+    assert drawn[1] == there[1], "make it anew: make results-page"
+    for env in pictures.PANELS:
+        assert {"qherd", "SB3 DQN", "SB3 DQN after qherd's seconds"} <= json.loads(html.unescape(drawn[1]))[env].keys()
 
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: f"{file.parent.name}-{file.stem}")
@@ -203,7 +214,7 @@ def test_make_repeats_a_study_and_makes_the_page() -> None:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
     assert "-m docs.results repeat classic --parallel 2\n" in told("results-classic", "ARGS=--parallel 2")
-    assert told("results-page").endswith("-m docs.results\n")
+    assert told("results-page").endswith("-m docs.results\n.venv/bin/python -m docs.pictures peers\n")
 
 
 @pytest.mark.long
