@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from waiting import until
 
+from deploy.commands import resume
+from deploy.commands import train as train_command
 from deploy.config.models import RunConfig
+from deploy.process import cpu
 from deploy.process.cpu import tree_cpu_s
 from deploy.sessions import clock
 from deploy.sessions.clock import Clock
@@ -59,6 +63,34 @@ def started(request: pytest.FixtureRequest) -> Iterator[int]:
 def test_the_cpu_time_of_a_process_has_its_children_s(started: int) -> None:
     until(lambda: tree_cpu_s(started) >= 0.48, "both have spent what they have to")  # the kernel counts in hundredths
     assert tree_cpu_s(started) < 2
+
+
+def test_a_process_knows_when_it_was_started() -> None:
+    told = (
+        "import time\ntime.sleep(0.3)\nfrom deploy.process.cpu import started_s\nprint(time.monotonic() - started_s())"
+    )
+    began_s = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert 0.29 <= float(done.stdout) <= time.monotonic() - began_s + 0.02  # the kernel counts in hundredths
+
+
+def test_a_process_without_proc_was_started_now(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cpu, "PROC", tmp_path)
+    assert time.monotonic() - cpu.started_s() < 1
+
+
+def test_a_runs_seconds_are_those_since_its_command_was_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What comes before the run, the import of torch first, is a part of its start, and no budget's."""
+    for command in (train_command, resume):
+        monkeypatch.setattr(command, "started_s", lambda: time.monotonic() - 1000)
+    options = ["--mode", "inline", "--runs-dir", str(tmp_path), "--run", "r", "--budget.seconds", "500"]
+    assert train_command.run(["CartPole-v1", *options, "--budget.env-steps", "100"]) == 0
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert summary["exit_reason"] == "budget of env steps"
+    assert 1000 < summary["start_s"] < summary["wall_s"] < 1100
+    assert resume.run([str(tmp_path / "r"), "--budget.env-steps", "2000"]) == 0
+    resumed = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert 2000 < resumed["start_s"] < resumed["wall_s"] < 2100
 
 
 def test_a_process_that_is_gone_has_no_cpu_time() -> None:

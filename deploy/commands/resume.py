@@ -14,6 +14,7 @@ from deploy.config.cli_types import as_written
 from deploy.config.errors import ConfigError
 from deploy.config.layers import check_bounds, compose
 from deploy.config.models import SERVER_OPTIONS, RunConfig
+from deploy.process.cpu import started_s
 from deploy.run_directory.directory import RunDirectory
 from deploy.sessions.driver import continue_run
 
@@ -39,7 +40,7 @@ def run(arguments: list[str]) -> int:
     call = tyro.cli(
         Resume, args=arguments, default=Resume(options=base), prog="qherd resume RUN", registry=as_written()
     )
-    return resume(path or Path(), call.options)
+    return resume(path or Path(), call.options, started_s())
 
 
 def config_of(path: Path) -> RunConfig:
@@ -51,8 +52,8 @@ def config_of(path: Path) -> RunConfig:
     return config.model_copy(update={"run": directory.run, "runs_dir": parent})
 
 
-def resume(path: Path, config: RunConfig) -> int:
-    """Continues the run in ``path`` under ``config``; returns the exit code."""
+def resume(path: Path, config: RunConfig, since_s: float | None = None) -> int:
+    """Continues the run in ``path`` under ``config``; returns the exit code. ``since_s``: as ``driver.train``'s."""
     with closing(RunDirectory.reopen(path)) as directory:
         config = with_choices_of(directory.config, config)
         check_changes(directory.config, config)
@@ -61,4 +62,4 @@ def resume(path: Path, config: RunConfig) -> int:
                 f"{path}/{directory.config_file.name} keeps no password of its server: give the whole URL with "
                 f"{SERVER_OPTIONS}; so too --redis.actor-url where the actors have a user of their own"
             )
-        return continue_run(config, directory)
+        return continue_run(config, directory, since_s)

@@ -11,6 +11,7 @@ from deploy.config.cli_types import as_written
 from deploy.config.errors import ConfigError
 from deploy.config.models import RunConfig, dump
 from deploy.config.numbers import write_yaml
+from deploy.process.cpu import started_s
 from deploy.process.signals import quiet_interrupt
 
 
@@ -42,8 +43,8 @@ def run(arguments: list[str]) -> int:
         from deploy.sessions.driver import train
 
     if not call.resume:
-        return train(config)
+        return train(config, started_s())
     if config.run is None:
         raise ConfigError("--resume needs to know the run: give its name with --run")
     path = config.runs_dir / config.run
-    return resume(path, config) if path.exists() else train(config)
+    return resume(path, config, started_s()) if path.exists() else train(config, started_s())

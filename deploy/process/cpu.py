@@ -1,8 +1,9 @@
-"""The CPU time of a process and of all that it started."""
+"""Since when a process is at work, and the CPU time of it and of all that it started."""
 
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -18,6 +19,16 @@ def tree_cpu_s(pid: int) -> float:
         return 0.0
     spent_s = sum(map(int, after_name[11:15])) / ticks_per_s  # user, system, and both of children waited for
     return spent_s + sum(map(tree_cpu_s, children_of(pid)))
+
+
+def started_s() -> float:
+    """Returns when this process was started, in seconds of ``time.monotonic()``; now, where the system has no /proc."""
+    try:
+        after_name = (PROC / "self" / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return time.monotonic()
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(after_name[19]) / os.sysconf("SC_CLK_TCK")
+    return time.monotonic() - max(0.0, age_s)
 
 
 def children_of(pid: int) -> list[int]:

@@ -17,10 +17,12 @@ class Clock:
     """What a run has taken, what it took before it was resumed included; its starts end when learner and an actor have
     answered."""
 
-    def __init__(self, wall_s: float = 0.0, start_s: float = 0.0, cpu_s: float = 0.0) -> None:
-        """Starts to count; the CPU time from the start of this process. The arguments: those of the run that is
-        resumed."""
-        self._started_s, self._begun_s = time.monotonic(), math.inf
+    def __init__(
+        self, wall_s: float = 0.0, start_s: float = 0.0, cpu_s: float = 0.0, *, since_s: float | None = None
+    ) -> None:
+        """Counts from ``since_s`` on, in seconds of ``time.monotonic()`` (None: now), and the CPU time from the start
+        of this process. The other arguments: those of the run that is resumed."""
+        self._started_s, self._begun_s = time.monotonic() if since_s is None else since_s, math.inf
         self._wall_before_s, self._start_before_s, self._cpu_before_s = wall_s, start_s, cpu_s
         self._cpu_s, self._cpu_looked_s = 0.0, -math.inf
 

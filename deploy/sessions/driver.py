@@ -40,23 +40,25 @@ _REMEDIES = {
 }
 
 
-def train(config: RunConfig) -> int:
+def train(config: RunConfig, since_s: float | None = None) -> int:
     """Trains until solved, out of budget or interrupted; returns the exit code. Raises what makes a run fail.
 
-    May be called by another program, in mode ``inline`` also outside its main thread; signals are then its own matter.
+    ``since_s``: when the command was given, in seconds of ``time.monotonic()``; None: now. May be called by another
+    program, in mode ``inline`` also outside its main thread; signals are then its own matter.
     """
+    clock = Clock(since_s=since_s)
     with trackers_of(config.track) as tracking:
         look, stop = check_before_run(config), Stop()
         tracking.check()
         config = resolved(config, look.schema)
         with stop.listening(), contextlib.closing(RunDirectory.create(config)) as directory:
-            return _run(config, directory, look, Outcome(), stop, tracking, new=True)
+            return _run(config, directory, look, Outcome(), stop, clock, tracking, new=True)
 
 
-def continue_run(config: RunConfig, directory: RunDirectory) -> int:
+def continue_run(config: RunConfig, directory: RunDirectory, since_s: float | None = None) -> int:
     """Continues a run, as ``train``; one that is over already is left alone."""
     outcome = load_outcome(config, directory)
-    clock = Clock(outcome.wall_s, outcome.start_s, outcome.cpu_s)
+    clock = Clock(outcome.wall_s, outcome.start_s, outcome.cpu_s, since_s=since_s)
     if reason := stop_reason(config, outcome, Stop(), clock.trained_s):
         outcome.reason = reason
         if not ended_well(directory.summary().get("exit_reason")):  # killed after its last checkpoint
@@ -69,7 +71,7 @@ def continue_run(config: RunConfig, directory: RunDirectory) -> int:
         config = resolved(config, look.schema)
         with stop.listening():
             changed = directory.record_config(config)
-            return _run(config, directory, look, outcome, stop, tracking, new=False, changed=changed)
+            return _run(config, directory, look, outcome, stop, clock, tracking, new=False, changed=changed)
 
 
 def stop_reason(config: RunConfig, outcome: Outcome, stop: Stop, trained_s: float) -> str:
@@ -93,6 +95,7 @@ def _run(
     look: Look,
     outcome: Outcome,
     stop: Stop,
+    clock: Clock,
     tracking: Tracking,
     *,
     new: bool,
@@ -104,9 +107,9 @@ def _run(
         contextlib.ExitStack() as logging_ends,
     ):
         logging_ends.callback(log_file(config, directory, "driver").start())
-        display = Display(directory.run, config, stop.ask, stdout)
+        display = Display(directory.run, config, stop.ask, stdout, worked_s=clock.wall_s)
         with display:
-            Driver(config, directory, look, outcome, stop, display, tracking, new=new, changed=changed).run()
+            Driver(config, directory, look, outcome, stop, clock, display, tracking, new=new, changed=changed).run()
         display.print(closing_message(directory, outcome))
     return INTERRUPTED if outcome.reason == "interrupted" else 0
 
@@ -122,6 +125,7 @@ class Driver:
         look: Look,
         outcome: Outcome,
         stop: Stop,
+        clock: Clock,
         display: Display,
         tracking: Tracking,
         *,
@@ -133,7 +137,7 @@ class Driver:
         self._outcome, self._stop, self._display = outcome, stop, display
         self._tracking = tracking
         self._new, self._changed = new, changed
-        self._clock, self._disk = Clock(outcome.wall_s, outcome.start_s, outcome.cpu_s), DiskAlarm(display.notify)
+        self._clock, self._disk = clock, DiskAlarm(display.notify)
 
     @failures_logged(LOG)
     def run(self) -> None:
