@@ -8,9 +8,10 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,42 @@ def test_a_variant_of_finished_runs_does_not_change(tried: Tried) -> None:
     assert tried.again(variants={"good": {"metrics.port": 0, "checkpoint.keep": 1}}) == 0, "which changes no result"
 
 
+def test_finished_runs_keep_the_number_of_their_episodes(tried: Tried) -> None:
+    """More would be played on seeds that another run's evaluation had, and one interval would mix both."""
+    with pytest.raises(ConfigError, match=rf"  {GOOD}: episodes is 5 there, 7 in the file\nput the file back"):
+        tried.again(episodes=7)
+
+
+@pytest.mark.parametrize("damaged", ["config.yaml", "fences.json"])
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"\0\xff{")], ids=["gone", "garbage"])
+def test_a_damaged_run_does_not_keep_the_others_from_being_looked_at(
+    damaged: str, damage: Callable[[Path], object], tried: Tried
+) -> None:
+    path = tried.folder / "runs" / GOOD / damaged
+    before = path.read_bytes()
+    try:
+        damage(path)
+        with directory_of(tried.cwd) as (directory, runs):
+            directory.check_unchanged()
+            if not path.exists():
+                assert directory.state(runs[GOOD]) is State.NEW
+                with pytest.raises(RunDirError, match=r"s0 is damaged, or is no run: .* and it has .*metrics.jsonl"):
+                    directory.clear_half_made(runs[GOOD])
+    finally:
+        path.write_bytes(before)
+
+
+def test_a_folder_that_no_run_has_made_is_left_as_it_is(tried: Tried) -> None:
+    with directory_of(tried.cwd, seeds=2) as (directory, runs):
+        path = directory.run_path(runs["CartPole-v1--good--s1"])
+        path.mkdir()
+        (path / "notes.txt").write_text("a user's")
+        with pytest.raises(RunDirError, match=r"s1 is damaged, or is no run: .* and it has notes.txt; put the file"):
+            directory.clear_half_made(runs[path.name])
+        assert (path / "notes.txt").read_text() == "a user's"
+        shutil.rmtree(path)
+
+
 def test_a_study_is_at_work_once(tried: Tried) -> None:
     with directory_of(tried.cwd) as (directory, _):
         directory.acquire()
@@ -196,10 +233,17 @@ def test_a_run_that_was_half_made_begins_anew(tried: Tried) -> None:
             directory.clear_half_made(runs[GOOD])
             assert directory.state(runs[GOOD]) is State.FINISHED
             (path / "checkpoints" / "000001-1-1").mkdir(parents=True)
-            with pytest.raises(RunDirError, match=r"s2 is damaged: config.yaml or fences.json is missing"):
+            with pytest.raises(
+                RunDirError, match=r"s2 is damaged, .*fences.json is missing, and it has checkpoints; put"
+            ):
                 directory.clear_half_made(runs[path.name])
+            (path / "notes.txt").write_text("a user's")
+            with pytest.raises(RunDirError, match=r"and it has checkpoints, notes.txt; put the file back, or move"):
+                directory.clear_half_made(runs[path.name])
+            assert (path / "notes.txt").read_text() == "a user's"
         finally:
             with contextlib.suppress(OSError):
+                (path / "notes.txt").unlink()
                 (path / "checkpoints" / "000001-1-1").rmdir()
                 (path / "checkpoints").rmdir()
                 path.rmdir()

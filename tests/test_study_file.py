@@ -154,6 +154,14 @@ def test_what_is_wrong_is_told_with_its_key(tmp_path: Path, values: Any, told: s
     assert "secret" not in str(error.value)
 
 
+def test_a_budget_stands_in_the_file(tmp_path: Path) -> None:
+    """What reads the study later, as qherd report does, has no such variable; one beside the file's is in force."""
+    with pytest.raises(ConfigError, match=r"budget: CartPole-v1 has none in the file: give budget"):
+        study(tmp_path, {"environments": ["CartPole-v1"]}, {"QHERD_BUDGET_ENV_STEPS": "400"})
+    (run,) = study(tmp_path, CARTPOLE | {"seeds": 1}, {"QHERD_BUDGET_SECONDS": "9"}).runs
+    assert (run.config.budget.env_steps, run.config.budget.seconds) == (1000, 9)
+
+
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"study .*none.yaml: No such file or directory"):
         read_study(tmp_path / "none.yaml", tmp_path, {})

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from enum import Enum
@@ -29,7 +30,9 @@ from replay.foreign import Unreadable, read_object
 MAX_BYTES = 1 << 24
 """No evaluation is bigger: it has two numbers for each of at most 100,000 episodes."""
 SHOWN = 10
-"""Differences that a message has at the most."""
+"""Differences, or names of files, that a message has at the most."""
+HALF_MADE = re.compile(r"(config\.yaml|fences\.json)(\.tmp)?|checkpoints|lock")
+"""What a run's directory has before anything has run, by name."""
 
 
 class State(Enum):
@@ -100,12 +103,13 @@ class StudyDirectory:
     def state(self, run: StudyRun) -> State:
         """Returns how far a run is."""
         path = self.run_path(run)
-        if is_plain(path / "evaluations" / "final.json"):
-            return State.FINISHED
-        return State.BEGUN if is_plain(path / "config.yaml") and is_plain(path / "fences.json") else State.NEW
+        if not all(is_plain(path / name) for name in ("config.yaml", "fences.json")):
+            return State.NEW
+        return State.FINISHED if is_plain(path / "evaluations" / "final.json") else State.BEGUN
 
     def check_unchanged(self) -> None:
-        """Raises ConfigError where a run that has begun does something else than the file has it do now."""
+        """Raises ConfigError where a run that has begun does something else than the file has it do now. A run whose
+        directory is damaged says nothing here: its command says it."""
         lines = list(self._changes())
         if lines:
             more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
@@ -117,10 +121,16 @@ class StudyDirectory:
 
     def _changes(self) -> Iterator[str]:
         for run in self._study.runs:
-            if self.state(run) is not State.NEW:
+            state = self.state(run)
+            if state is State.NEW:
+                continue
+            with contextlib.suppress(RunDirError):
                 before = RunDirectory.open(self.run_path(run)).config
                 for path, was, asked in differences(before, anywhere(run.config)):
                     yield f"{run.name}: {path} is {was} there, {asked} in the file"
+            played = self.final(run).get("returns") if state is State.FINISHED else None
+            if isinstance(played, list) and len(played) != self._study.episodes:
+                yield f"{run.name}: episodes is {len(played)} there, {self._study.episodes} in the file"
 
     def others(self) -> list[str]:
         """Returns the runs in the folder that the file does not have, or has no more."""
@@ -133,14 +143,19 @@ class StudyDirectory:
         nothing had run.
 
         Raises:
-            RunDirError: there is something in it all the same.
+            RunDirError: there is something else in it.
         """
         path = self.run_path(run)
         if self.state(run) is not State.NEW or not path.exists():
             return
-        if (path / "metrics.jsonl").exists() or any((path / "checkpoints").glob("*")):
+        with naming(path):
+            others = [found.name for found in path.iterdir() if not HALF_MADE.fullmatch(found.name)]
+        if any((path / "checkpoints").glob("*")):
+            others.append("checkpoints")
+        if others:
             raise RunDirError(
-                f"{path} is damaged: config.yaml or fences.json is missing; put it back, or remove the run"
+                f"{path} is damaged, or is no run: config.yaml or fences.json is missing, and it has "
+                f"{', '.join(sorted(others)[:SHOWN])}; put the file back, or move the folder away"
             )
         with naming(path):
             shutil.rmtree(path)

@@ -147,8 +147,13 @@ class _Reader:
             if preset is None or not str(error).startswith("preset "):
                 raise
             raise ConfigError(f"{self._where}: {error}") from None
-        if config.budget.env_steps is None and config.budget.seconds is None:
-            raise self._error("budget", f"{config.env.id} has none: give budget: {{env_steps: 100000}}, or seconds")
+        # the study is read again without these variables, as by qherd report
+        own = merge(layers, preset) if "budget" in self._environ else config
+        if own.budget.env_steps is None and own.budget.seconds is None:
+            where = " in the file" if own is not config else ""
+            raise self._error(
+                "budget", f"{config.env.id} has none{where}: give budget: {{env_steps: 100000}}, or seconds"
+            )
         return config
 
     def _check_environ(self, layers: list[Mapping[str, Any]]) -> None:
