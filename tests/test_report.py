@@ -367,6 +367,24 @@ def test_pictures_of_many_variants_and_of_numbers_that_are_none() -> None:
             ),
             r"final.json is damaged: returns.0",
         ),
+        (
+            lambda run: (run / "evaluations" / "final.json").write_text(
+                '{"selected": false, "updates": 1, "seed": 1, "returns": [1e308, 1e308]}'
+            ),
+            r"final.json is damaged: returns.0",
+        ),
+        (
+            lambda run: (run / "evaluations" / "final.json").write_text(
+                '{"selected": true, "updates": 1, "seed": 1, "returns": [500]}'
+            ),
+            r"final.json is damaged: its policy was selected by its scores",
+        ),
+        (
+            lambda run: (run / "evaluations" / "best.json").write_text(
+                '{"selected": false, "updates": 1, "seed": 1, "returns": [500]}'
+            ),
+            r"best.json is damaged: its policy was not selected by its scores",
+        ),
     ],
 )
 def test_a_damaged_run_is_one_message(

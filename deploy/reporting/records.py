@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -20,6 +20,8 @@ from replay.foreign import Unreadable, read_object
 
 MAX_BYTES = 1 << 24
 """No file that is read whole is bigger: an evaluation has two numbers for each of at most 100,000 episodes."""
+MAX_RETURN = 1e100
+"""Returns beyond it are damage: their squares would have no sum."""
 LAST_SHARE = 0.1
 """Of a run's env steps: the training return over the last of them is reported."""
 READ = ("wall_s", "env_steps", "updates", "greedy_return", "actor_returns_sum", "actor_episodes")
@@ -45,7 +47,7 @@ class Evaluation(_Read):
     epsilon: float = 0.0
     sticky: float | None = None
     max_episode_steps: int | None = None
-    returns: tuple[float, ...] = Field(min_length=1, strict=False)
+    returns: tuple[Annotated[float, Field(ge=-MAX_RETURN, le=MAX_RETURN)], ...] = Field(min_length=1, strict=False)
 
     @property
     def mean(self) -> float:
@@ -181,6 +183,7 @@ def read_run(path: Path, variant: str = "", *, details: bool = False) -> RunReco
         raise RunDirError(explain(error, f"{directory.config_file}, as this qherd has it")) from error
     except KeyError as error:
         raise RunDirError(f"{directory.config_file} is damaged: it has no options") from error
+    final, best = _evaluation(path, "final"), _evaluation(path, "best")
     columns = directory.history.columns((*READ, *DETAILS) if details else READ)
     if not np.isfinite(columns["env_steps"]).any():
         raise RunDirError(f"{path} has nothing to report yet: no row of its metrics.jsonl has env steps")
@@ -193,9 +196,22 @@ def read_run(path: Path, variant: str = "", *, details: bool = False) -> RunReco
         summary=_read(path / "summary.json", Summary),
         columns=columns,
         newest=directory.history.newest(),
-        final=_read(path / "evaluations" / "final.json", Evaluation),
-        best=_read(path / "evaluations" / "best.json", Evaluation),
+        final=final,
+        best=best,
     )
+
+
+def _evaluation(path: Path, which: str) -> Evaluation | None:
+    """Reads what a run's ``final`` or ``best`` policy has played; None where there is none.
+
+    Raises:
+        RunDirError: it is damaged, or of another policy.
+    """
+    file = path / "evaluations" / f"{which}.json"
+    found = _read(file, Evaluation)
+    if found is not None and found.selected is not (which == "best"):
+        raise RunDirError(f"{file} is damaged: its policy was {'' if found.selected else 'not '}selected by its scores")
+    return found
 
 
 def _read(path: Path, kind: type[Kind]) -> Kind | None:
