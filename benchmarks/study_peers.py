@@ -21,7 +21,7 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.peers import outcome_of, peer_command
+from benchmarks.peers import outcome_of, peer_command, peer_python
 from benchmarks.published_settings import published
 from benchmarks.solve import timed
 from deploy.studies.study_file import Study, StudyRun, read_study
@@ -192,6 +192,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     study = read_study(options.study, Path("studies"), environ={})
     wanted = runs_of(options.study, study, options.seeds, options.peers)
+    peer_python(VENV)  # its installation is no part of the first training
     for each in wanted:
         if each.key in done_in(options.csv) or (options.envs and each.run.env not in options.envs):
             continue

@@ -23,6 +23,7 @@ from deploy.studies.study_file import Study, read_study
 from docs import pictures, results
 
 ROOT = Path(__file__).resolve().parent.parent
+PUBLISHED_FIGURES = yaml.safe_load((results.RESULTS / results.PUBLISHED).read_text())["figures"]
 PICTURE = ROOT / "docs" / "peers.svg"
 STUDIES = sorted((ROOT / "results").glob("*/*.yaml"))
 HEADER = (
@@ -51,6 +52,13 @@ def test_each_picture_shows_the_rows_that_are_there() -> None:
         assert found is not None
         assert html.unescape(found[1]) == chart.description, "make it anew: make results-page"
         assert f"]({results.PICTURES.name}/{name})" in results.PAGE.read_text()
+
+
+def test_the_figure_that_is_compared_is_the_best_that_is_published() -> None:
+    for env, figures in PUBLISHED_FIGURES.items():
+        bar = results.compared(PUBLISHED_FIGURES, env)
+        assert bar is not None
+        assert bar["score"] == max(figure["score"] for figure in figures), env
 
 
 def test_the_readmes_picture_shows_the_rows_that_are_there() -> None:
