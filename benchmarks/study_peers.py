@@ -24,6 +24,7 @@ from benchmarks import machine
 from benchmarks.peers import outcome_of, peer_command, peer_python
 from benchmarks.published_settings import published
 from benchmarks.solve import timed
+from deploy.process.arithmetic import cpu
 from deploy.studies.study_file import Study, StudyRun, read_study
 from docs.results import rows_file, values_of
 
@@ -139,22 +140,22 @@ class PeerRun:
 def runs_of(file: Path, study: Study, seeds: Iterable[int], peers: Iterable[str]) -> list[PeerRun]:
     """Returns the peers' runs in the study's environments, seed by seed."""
     first = {run.env: run for run in reversed(study.runs)}
-    envs = list(dict.fromkeys(run.env for run in study.runs))
+    seconds = {env: seconds_here(file, env) for env in dict.fromkeys(run.env for run in study.runs)}
     return [
-        PeerRun(file, peer, first[env]._replace(seed=seed), study.episodes, seconds_here(file, env))
+        PeerRun(file, peer, first[env]._replace(seed=seed), study.episodes, after_s)
         for seed in seeds
-        for env in envs
+        for env, after_s in seconds.items()
         for peer in peers
     ]
 
 
 def seconds_here(file: Path, env: str) -> float | None:
     """Returns the median seconds of qherd's own runs of an environment on this CPU; None where there are none."""
-    rows, here = rows_file(file.with_suffix(".csv")), machine.describe()
+    rows, here = rows_file(file.with_suffix(".csv")), cpu()
     found = [
         float(row["wall_s"])
         for row in ([] if rows is None else values_of(rows))
-        if row["env"] == env and row["variant"] == "default" and row["arithmetic.cpu"] == here["cpu"]
+        if row["env"] == env and row["variant"] == "default" and row["arithmetic.cpu"] == here
     ]
     return median(found) if found else None
 

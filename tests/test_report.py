@@ -337,6 +337,12 @@ def test_pictures_of_many_variants_and_of_numbers_that_are_none() -> None:
 # -- what cannot be reported
 
 
+def played(which: str, selected: str, returns: str) -> Callable[[Path], object]:
+    """What writes an evaluation of a run's ``which`` policy into its directory; ``selected``, ``returns``: as JSON."""
+    text = f'{{"selected": {selected}, "updates": 1, "seed": 1, "returns": {returns}}}'
+    return lambda run: (run / "evaluations" / f"{which}.json").write_text(text)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -355,36 +361,11 @@ def test_pictures_of_many_variants_and_of_numbers_that_are_none() -> None:
             r"summary.json is damaged: it is no JSON",
         ),
         (lambda run: (run / "summary.json").write_text('{"exit_reason": 3}'), r"summary.json is damaged: exit_reason"),
-        (
-            lambda run: (run / "evaluations" / "final.json").write_text(
-                '{"selected": false, "updates": 1, "seed": 1, "returns": []}'
-            ),
-            r"final.json is damaged: returns",
-        ),
-        (
-            lambda run: (run / "evaluations" / "final.json").write_text(
-                '{"selected": false, "updates": 1, "seed": 1, "returns": [NaN]}'
-            ),
-            r"final.json is damaged: returns.0",
-        ),
-        (
-            lambda run: (run / "evaluations" / "final.json").write_text(
-                '{"selected": false, "updates": 1, "seed": 1, "returns": [1e308, 1e308]}'
-            ),
-            r"final.json is damaged: returns.0",
-        ),
-        (
-            lambda run: (run / "evaluations" / "final.json").write_text(
-                '{"selected": true, "updates": 1, "seed": 1, "returns": [500]}'
-            ),
-            r"final.json is damaged: its policy was selected by its scores",
-        ),
-        (
-            lambda run: (run / "evaluations" / "best.json").write_text(
-                '{"selected": false, "updates": 1, "seed": 1, "returns": [500]}'
-            ),
-            r"best.json is damaged: its policy was not selected by its scores",
-        ),
+        (played("final", "false", "[]"), r"final.json is damaged: returns"),
+        (played("final", "false", "[NaN]"), r"final.json is damaged: returns.0"),
+        (played("final", "false", "[1e308, 1e308]"), r"final.json is damaged: returns.0"),
+        (played("final", "true", "[500]"), r"final.json is damaged: its policy was selected by its scores"),
+        (played("best", "false", "[500]"), r"best.json is damaged: its policy was not selected by its scores"),
     ],
 )
 def test_a_damaged_run_is_one_message(
