@@ -201,6 +201,35 @@ def test_a_folder_that_no_run_has_made_is_left_as_it_is(tried: Tried) -> None:
         shutil.rmtree(path)
 
 
+@pytest.mark.parametrize("name", ["lock", "config.yaml", "fences.json.tmp", "checkpoints"])
+def test_a_users_folder_by_the_name_of_a_runs_own_file_is_left_as_it_is(name: str, tried: Tried) -> None:
+    with directory_of(tried.cwd, seeds=2) as (directory, runs):
+        path = directory.run_path(runs["CartPole-v1--good--s1"])
+        (path / name).mkdir(parents=True)
+        (path / name / ".notes").write_text("a user's")
+        try:
+            with pytest.raises(RunDirError, match=rf"s1 is damaged, or is no run: .* and it has {name}; put the file"):
+                directory.clear_half_made(runs[path.name])
+            assert (path / name / ".notes").read_text() == "a user's"
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.mark.parametrize("to", ["link", "file"])
+def test_what_is_no_folder_where_a_run_should_begin_is_left_as_it_is(to: str, tried: Tried, tmp_path: Path) -> None:
+    with directory_of(tried.cwd, seeds=2) as (directory, runs):
+        path = directory.run_path(runs["CartPole-v1--good--s1"])
+        (tmp_path / "checkpoints").mkdir()
+        path.symlink_to(tmp_path) if to == "link" else path.write_text("a user's")
+        try:
+            with pytest.raises(RunDirError, match=r"s1 is no folder, where a run should begin: move it away"):
+                directory.clear_half_made(runs[path.name])
+            assert path.exists()
+            assert (tmp_path / "checkpoints").is_dir()
+        finally:
+            path.unlink()
+
+
 def test_a_study_is_at_work_once(tried: Tried) -> None:
     with directory_of(tried.cwd) as (directory, _):
         directory.acquire()

@@ -22,7 +22,10 @@ def tree_cpu_s(pid: int) -> float:
 
 
 def started_s() -> float:
-    """Returns when this process was started, in seconds of ``time.monotonic()``; now, where the system has no /proc."""
+    """Returns when this process was started, in seconds of ``time.monotonic()``; now, where the system has no /proc.
+
+    Where a script has become this process by exec, that is the script's start.
+    """
     try:
         after_name = (PROC / "self" / "stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -31,8 +31,8 @@ MAX_BYTES = 1 << 24
 """No evaluation is bigger: it has two numbers for each of at most 100,000 episodes."""
 SHOWN = 10
 """Differences, or names of files, that a message has at the most."""
-HALF_MADE = re.compile(r"(config\.yaml|fences\.json)(\.tmp)?|checkpoints|lock")
-"""What a run's directory has before anything has run, by name."""
+HALF_MADE = re.compile(r"(config\.yaml|fences\.json)(\.tmp)?|lock")
+"""The files that a run's directory has before anything has run, by name."""
 
 
 class State(Enum):
@@ -148,10 +148,10 @@ class StudyDirectory:
         path = self.run_path(run)
         if self.state(run) is not State.NEW or not path.exists():
             return
+        if path.is_symlink() or not path.is_dir():
+            raise RunDirError(f"{path} is no folder, where a run should begin: move it away")
         with naming(path):
-            others = [found.name for found in path.iterdir() if not HALF_MADE.fullmatch(found.name)]
-        if any((path / "checkpoints").glob("*")):
-            others.append("checkpoints")
+            others = [found.name for found in path.iterdir() if not _half_made(found)]
         if others:
             raise RunDirError(
                 f"{path} is damaged, or is no run: config.yaml or fences.json is missing, and it has "
@@ -196,6 +196,13 @@ class StudyDirectory:
     def final(self, run: StudyRun) -> Mapping[str, Any]:
         """Returns what qherd eval has printed of a run's final policy; empty where that cannot be read."""
         return _object(self.run_path(run) / "evaluations" / "final.json")
+
+
+def _half_made(path: Path) -> bool:
+    """Returns whether this is what ``RunDirectory.create`` makes, before there is any data."""
+    if path.name == "checkpoints":
+        return not path.is_symlink() and path.is_dir() and not any(path.iterdir())
+    return is_plain(path) and HALF_MADE.fullmatch(path.name) is not None
 
 
 def _object(path: Path) -> Mapping[str, Any]:
