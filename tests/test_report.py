@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -209,6 +210,54 @@ def test_a_studys_run_counts_once_its_final_policy_was_played(tmp_path: Path) ->
     assert plain["runs"][1]["exit_reason"].endswith("its final policy was not played yet")
 
 
+def test_a_study_of_which_one_run_has_begun_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_study(tmp_path / "mine", [ENV], 1, rows=3, env_steps=600, others=0)
+    shutil.rmtree(folder / "runs" / f"{ENV}--long--s0")
+    assert qherd(folder) == 0
+    text = Path(capsys.readouterr().out.strip()).read_text()
+    assert "samples per insert" in text
+    assert "not begun" in text
+
+
+# -- what is written
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_page_is_not_written_into_a_link_or_a_pipe(
+    kind: str, a_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "precious.html"
+    target.write_text("precious")
+    place = a_run / "report.html"
+    place.symlink_to(target) if kind == "link" else os.mkfifo(place)
+    assert qherd(a_run) == 2
+    assert f"{place} is a link or no plain file" in capsys.readouterr().err
+    assert target.read_text() == "precious"
+    assert qherd(a_run, "--csv") == 0
+
+
+@pytest.mark.parametrize("name", ["report.md", "report-1.png"])
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_markdown_is_not_written_into_a_link_or_a_pipe(
+    kind: str, name: str, a_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "precious"
+    target.write_text("precious")
+    place = tmp_path / "out" / name
+    place.parent.mkdir()
+    place.symlink_to(target) if kind == "link" else os.mkfifo(place)
+    assert qherd(a_run, "--markdown", place.parent) == 2
+    assert f"{place} cannot be written: it is a link or no plain file" in capsys.readouterr().err
+    assert target.read_text() == "precious"
+
+
+def test_numbers_beyond_every_axis_are_left_out(a_run: Path) -> None:
+    rows = (a_run / "metrics.jsonl").read_text().splitlines()
+    first = {**json.loads(rows[0]), "greedy_return": 1e308, "wall_s": -1e308}
+    (a_run / "metrics.jsonl").write_text("\n".join([json.dumps(first), *rows[1:]]) + "\n")
+    assert qherd(a_run) == 0
+
+
 # -- the raw numbers
 
 
@@ -395,6 +444,7 @@ def test_what_somebody_put_in_the_place_of_a_file_is_one_message(
         (("one", "one"), "is given twice"),
         (("one", "--json", "--csv"), "give one of them"),
         (("one", "--out", "nowhere/page.html"), "nowhere is no folder: make it, or choose another --out"),
+        (("one", "--out", "one/config.yaml"), "--out one/config.yaml: the report is a page, whose name ends in .html"),
         (("empty",), "no run can be reported: CartPole-v1--default--s0: not begun"),
         (("damaged",), "study damaged/study.yaml: environments: give a list"),
     ],

@@ -479,3 +479,35 @@ def test_on_a_terminal_the_last_line_changes_and_others_stay_above_it(monkeypatc
             lines.show(text)
         lines.print("a: begins")
     assert terminal.getvalue().split(study.CLEAR) == ["", "1 of 4 done", "2 of 4 done", "a: begins\n2 of 4 done", ""]
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+@pytest.mark.parametrize("name", ["messages.log", "final.part"])
+def test_a_commands_output_is_not_written_into_a_link_or_a_pipe(kind: str, name: str, tmp_path: Path) -> None:
+    target = tmp_path / "precious"
+    target.write_text("precious")
+    place = tmp_path / name
+    place.symlink_to(target) if kind == "link" else os.mkfifo(place)
+    with (tmp_path / "kept").open("w") as keeps, pytest.raises(RunDirError, match=r"link or no plain file: remove it"):
+        Child(["--help"], tmp_path / "messages.log", keeps=keeps.fileno(), prints=tmp_path / "final.part")
+    assert target.read_text() == "precious"
+
+
+def test_a_studys_lock_that_is_a_pipe_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("environments: [CartPole-v1]\nbudget: {env_steps: 9}\n")
+    directory = StudyDirectory(read_study(tmp_path / "s.yaml", tmp_path, environ={}), tmp_path)
+    directory.path.mkdir()
+    os.mkfifo(directory.path / "lock")
+    with pytest.raises(RunDirError, match="lock cannot be written: it is no plain file"):
+        directory.acquire()
+
+
+def test_a_link_in_the_place_of_the_evaluations_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("environments: [CartPole-v1]\nbudget: {env_steps: 9}\n")
+    study = read_study(tmp_path / "s.yaml", tmp_path, environ={})
+    directory = StudyDirectory(study, tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    directory.run_path(study.runs[0]).mkdir(parents=True)
+    (directory.run_path(study.runs[0]) / "evaluations").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunDirError, match="evaluations is a link"):
+        directory.evaluations(study.runs[0])

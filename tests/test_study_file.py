@@ -117,6 +117,26 @@ BROKEN: dict[str, tuple[Any, str]] = {
         r"options\):\n  learner.gamma: Input should be less than or equal to 1, got 2",
     ),
     "an unknown preset": ({**CARTPOLE, "options": {"preset": "x"}}, r"classic.yaml: preset 'x' does not exist; one of"),
+    "a name that YAML reads as a truth": (
+        {"environments": ["CartPole-v1"], "budget": {"env_steps": 9}, "variants": {True: None}},
+        "variants: True is no text: put the name into quotes",
+    ),
+    "a name that YAML reads as a number": (
+        {"environments": ["CartPole-v1"], "budget": {"env_steps": 9}, "variants": [1.1]},
+        "variants: 1.1 is no text: put the name into quotes",
+    ),
+    "a name as number and as text": (
+        {"environments": ["CartPole-v1"], "budget": {"env_steps": 9}, "variants": {1: None, "1": None}},
+        "variants: two are called 1",
+    ),
+    "a variant twice": (
+        {"environments": ["CartPole-v1"], "budget": {"env_steps": 9}, "variants": ["a", "b", "a"]},
+        "variants: two are called a",
+    ),
+    "a budget without an end": (
+        {"environments": ["CartPole-v1"], "budget": {"seconds": float("inf")}},
+        "budget.seconds",
+    ),
     "no environment": ({"budget": {"env_steps": 9}}, "environments: give a list of names, or names with options"),
     "no budget": ({"environments": ["CartPole-v1"]}, "budget: CartPole-v1 has none: give budget"),
     "options that are none": ({**CARTPOLE, "variants": {"a": 3}}, "variants, a: options are wanted, .*got 3"),

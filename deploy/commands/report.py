@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ from pydantic import BaseModel
 from deploy.config.cli_types import as_written
 from deploy.config.errors import ConfigError
 from deploy.process.signals import quiet_interrupt
+from deploy.run_directory.files import is_plain, replace_file
 
 FILE = "report.html"
 
@@ -45,6 +47,11 @@ def run(arguments: list[str]) -> int:
     path = call.out or (call.given[0] if len(call.given) == 1 else Path()) / FILE
     if call.out is not None and not path.parent.is_dir():  # before the work is done
         raise ConfigError(f"{path.parent} is no folder: make it, or choose another --out")
+    if path.suffix != ".html":
+        raise ConfigError(f"--out {path}: the report is a page, whose name ends in .html")
+    written = not (call.as_json or call.as_csv or call.markdown)
+    if written and os.path.lexists(path) and not is_plain(path):
+        raise ConfigError(f"{path} is a link or no plain file, and would not be replaced: remove it, or give --out")
     with quiet_interrupt():  # not above: --help does not wait for Matplotlib
         from deploy.reporting.analysis import analyse
         from deploy.reporting.content import document_of
@@ -52,7 +59,6 @@ def run(arguments: list[str]) -> int:
         from deploy.reporting.page import page
         from deploy.reporting.raw import as_csv, as_json
         from deploy.reporting.sources import read_sources
-        from deploy.run_directory.files import naming
 
     runs, missing = read_sources(call.given)
     title = " and ".join(path.absolute().name for path in call.given) if len(call.given) <= 2 else f"{len(runs)} runs"
@@ -64,7 +70,6 @@ def run(arguments: list[str]) -> int:
     elif call.markdown is not None:
         print(write_markdown(call.markdown, document_of(report)))
     else:
-        with naming(path):
-            path.write_text(page(title, document_of(report)), encoding="utf-8")
+        replace_file(path, page(title, document_of(report)).encode())
         print(path)
     return 0

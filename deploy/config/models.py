@@ -38,7 +38,7 @@ class BudgetConfig(BaseModel):
     """Env steps, over all actors."""
     updates: int | None = Field(None, ge=1)
     """Updates of the learner."""
-    seconds: float | None = Field(None, gt=0)
+    seconds: float | None = Field(None, gt=0, le=1e9)
     """Seconds of training; the start, until learner and an actor have answered, is not counted."""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from deploy.reporting.charts import png
 from deploy.reporting.document import Block, Code, Document, Fold, Heading, Pictures, Table, Text
 from deploy.reporting.page import is_number
-from deploy.run_directory.files import naming
+from deploy.run_directory.files import naming, open_plain
 
 FILE = "report.md"
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&$!])")
@@ -26,8 +26,8 @@ def write_markdown(folder: Path, document: Document) -> Path:
     names = (f"report-{number}.png" for number in range(1, 1_000_000))
     text = "\n\n".join(part for block in document for part in _markdown(block, folder, names)) + "\n"
     path = folder / FILE
-    with naming(path):
-        path.write_text(text)
+    with naming(path), open_plain(path, "wb") as file:
+        file.write(text.encode())
     return path
 
 
@@ -46,8 +46,8 @@ def _markdown(block: Block, folder: Path, names: Iterator[str]) -> Iterator[str]
         case Pictures(charts):
             for chart in charts:
                 path = folder / next(names)
-                with naming(path):
-                    path.write_bytes(png(chart))
+                with naming(path), open_plain(path, "wb") as file:
+                    file.write(png(chart))
                 yield f"**{_escaped(chart.title)}**"
                 yield f"![{_escaped(chart.description)}]({path.name})"
         case Fold(title, blocks):

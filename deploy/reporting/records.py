@@ -21,7 +21,7 @@ from replay.foreign import Unreadable, read_object
 MAX_BYTES = 1 << 24
 """No file that is read whole is bigger: an evaluation has two numbers for each of at most 100,000 episodes."""
 MAX_RETURN = 1e100
-"""Returns beyond it are damage: their squares would have no sum."""
+"""Numbers beyond it are damage: their squares would have no sum, and no axis holds them."""
 LAST_SHARE = 0.1
 """Of a run's env steps: the training return over the last of them is reported."""
 READ = ("wall_s", "env_steps", "updates", "greedy_return", "actor_returns_sum", "actor_episodes")
@@ -184,7 +184,10 @@ def read_run(path: Path, variant: str = "", *, details: bool = False) -> RunReco
     except KeyError as error:
         raise RunDirError(f"{directory.config_file} is damaged: it has no options") from error
     final, best = _evaluation(path, "final"), _evaluation(path, "best")
-    columns = directory.history.columns((*READ, *DETAILS) if details else READ)
+    columns = {
+        name: np.where(np.abs(values) <= MAX_RETURN, values, np.nan)
+        for name, values in directory.history.columns((*READ, *DETAILS) if details else READ).items()
+    }
     if not np.isfinite(columns["env_steps"]).any():
         raise RunDirError(f"{path} has nothing to report yet: no row of its metrics.jsonl has env steps")
     return RunRecord(

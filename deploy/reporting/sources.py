@@ -29,13 +29,15 @@ def read_sources(given: Sequence[Path]) -> tuple[list[RunRecord], list[Missing]]
             runs += found
             missing += lacking
         else:
-            runs.append(read_run(path, details=len(given) == 1))
+            runs.append(read_run(path))
     if not runs:
         raise ConfigError(f"no run can be reported: {'; '.join(f'{each.name}: {each.why}' for each in missing)[:500]}")
     paths = [run.path.resolve() for run in runs]
     for path in paths:
         if paths.count(path) > 1:
             raise ConfigError(f"{path} is given twice, and would count as two runs")
+    if len(runs) == 1:  # of a study that has just begun, too: the page has all of it
+        runs = [read_run(runs[0].path, runs[0].variant, details=True)]
     return runs, missing
 
 

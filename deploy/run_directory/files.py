@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from deploy.config.errors import RunDirError
 
@@ -48,6 +50,27 @@ def is_plain(path: Path) -> bool:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
         return False
+
+
+def open_plain(path: Path, mode: str) -> BinaryIO:
+    """Opens a file to write bytes ("wb" or "ab"). Raises OSError where that is a link, or no plain file: before
+    anything is written, and without waiting for a pipe's reader."""
+
+    def opener(name: str, flags: int) -> int:
+        try:
+            fd = os.open(name, (flags & ~os.O_TRUNC) | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO):
+                raise OSError(error.errno, "it is a link or no plain file: remove it") from None
+            raise
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(errno.EINVAL, "it is a link or no plain file: remove it")
+        if flags & os.O_TRUNC:
+            os.truncate(fd, 0)
+        return fd
+
+    return open(path, mode, opener=opener)  # type: ignore[return-value]
 
 
 def check_plain(folder: Path) -> None:

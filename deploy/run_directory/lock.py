@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
+import stat
 from pathlib import Path
 
 from deploy.config.errors import RunDirError
@@ -28,7 +30,10 @@ class RunLock:
             RunDirError: another driver has it, or the disk refuses the file.
         """
         with naming(self._path):
-            fd = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+            fd = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                os.close(fd)
+                raise OSError(errno.EINVAL, "it is no plain file: remove it")
         with contextlib.suppress(OSError):  # somebody else's, in a folder that is shared
             os.fchmod(fd, 0o600)  # who may open it may hold it, and the run could not be resumed
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deploy.config.errors import RunFailedError
 from deploy.process.children import STOPPED, handing_over, qherd_command
-from deploy.run_directory.files import naming
+from deploy.run_directory.files import naming, open_plain
 
 
 class Child:
@@ -35,8 +35,8 @@ class Child:
         self._log, self._command = log, f"qherd {arguments[0]}"
         with (
             naming(log),
-            log.open("ab") as messages,
-            (prints or log).open("ab" if prints is None else "wb") as printed,
+            open_plain(log, "ab") as messages,
+            open_plain(prints or log, "ab" if prints is None else "wb") as printed,
             contextlib.ExitStack() as files,
         ):
             self._log_start, kept = messages.tell(), [keeps]

@@ -173,6 +173,8 @@ class StudyDirectory:
         folder = self.run_path(run) / "evaluations"
         with naming(folder):
             folder.mkdir(exist_ok=True)
+        if folder.is_symlink():
+            raise RunDirError(f"{folder} is a link, and a run's own folders are not: remove it")
         return folder
 
     def keep_evaluation(self, printed: Path) -> None:

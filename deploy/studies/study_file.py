@@ -185,10 +185,16 @@ class _Reader:
 
     def _named_options(self, key: str, value: Any) -> dict[str, dict[str, Any]]:
         """Returns the options of each of the ``key``, which are listed, or have options."""
-        if isinstance(value, list) and all(isinstance(each, str | int) for each in value):
-            value = dict.fromkeys(value)
-        if not isinstance(value, dict) or not value:
+        if not isinstance(value, dict | list) or not value:
             raise self._error(key, f"give a list of names, or names with options, got {value!r:.80}")
+        for name in value:
+            if type(name) not in (str, int):  # on, 1.10, 2026-01-01: YAML has made something else of it
+                raise self._error(key, f"{name!r:.80} is no text: put the name into quotes")
+        names = list(map(str, value))
+        for name in names:
+            if names.count(name) > 1:
+                raise self._error(key, f"two are called {name}")
+        value = value if isinstance(value, dict) else dict.fromkeys(value)
         return {str(name): self._options(f"{key}, {name}", options) for name, options in value.items()}
 
     def _options(self, key: str, value: Any) -> dict[str, Any]:
