@@ -481,33 +481,63 @@ def test_on_a_terminal_the_last_line_changes_and_others_stay_above_it(monkeypatc
     assert terminal.getvalue().split(study.CLEAR) == ["", "1 of 4 done", "2 of 4 done", "a: begins\n2 of 4 done", ""]
 
 
-@pytest.mark.parametrize("kind", ["link", "pipe"])
+@pytest.mark.parametrize("kind", ["link", "pipe", "pipe with a reader"])
 @pytest.mark.parametrize("name", ["messages.log", "final.part"])
 def test_a_commands_output_is_not_written_into_a_link_or_a_pipe(kind: str, name: str, tmp_path: Path) -> None:
     target = tmp_path / "precious"
     target.write_text("precious")
     place = tmp_path / name
     place.symlink_to(target) if kind == "link" else os.mkfifo(place)
-    with (tmp_path / "kept").open("w") as keeps, pytest.raises(RunDirError, match=r"link or no plain file: remove it"):
-        Child(["--help"], tmp_path / "messages.log", keeps=keeps.fileno(), prints=tmp_path / "final.part")
+    told = rf"/{name} cannot be written: it is a link or no plain file: remove it"
+    with contextlib.ExitStack() as files:
+        if kind == "pipe with a reader":
+            files.callback(os.close, os.open(place, os.O_RDONLY | os.O_NONBLOCK))
+        keeps = files.enter_context((tmp_path / "kept").open("w")).fileno()
+        with pytest.raises(RunDirError, match=told):
+            Child(["--help"], tmp_path / "messages.log", keeps=keeps, prints=tmp_path / "final.part")
     assert target.read_text() == "precious"
 
 
-def test_a_studys_lock_that_is_a_pipe_is_one_message(tmp_path: Path) -> None:
-    (tmp_path / "s.yaml").write_text("environments: [CartPole-v1]\nbudget: {env_steps: 9}\n")
-    directory = StudyDirectory(read_study(tmp_path / "s.yaml", tmp_path, environ={}), tmp_path)
-    directory.path.mkdir()
+def test_what_a_command_prints_replaces_what_was_there_and_its_messages_are_added(tmp_path: Path) -> None:
+    log, printed = tmp_path / "messages.log", tmp_path / "final.part"
+    log.write_text("before\n")
+    printed.write_text("x" * 1_000_000)
+    with (tmp_path / "kept").open("w") as keeps:
+        child = Child(["--version"], log, keeps=keeps.fileno(), prints=printed)
+        until(child.over, "its end")
+        child.check()
+    assert log.read_text() == "before\n"
+    assert len(printed.read_text().splitlines()) == 1
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> tuple[StudyDirectory, StudyRun]:
+    """The folder of a study, of which nothing is there yet, and its first run."""
+    found = read_study(write(tmp_path), tmp_path, {})
+    (tmp_path / found.name).mkdir()
+    return StudyDirectory(found, tmp_path), found.runs[0]
+
+
+def test_a_studys_lock_that_is_a_pipe_is_one_message(begun: tuple[StudyDirectory, StudyRun]) -> None:
+    directory, _ = begun
     os.mkfifo(directory.path / "lock")
-    with pytest.raises(RunDirError, match="lock cannot be written: it is no plain file"):
+    with pytest.raises(RunDirError, match="/lock cannot be written: it is a link or no plain file: remove it"):
         directory.acquire()
 
 
-def test_a_link_in_the_place_of_the_evaluations_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "s.yaml").write_text("environments: [CartPole-v1]\nbudget: {env_steps: 9}\n")
-    study = read_study(tmp_path / "s.yaml", tmp_path, environ={})
-    directory = StudyDirectory(study, tmp_path)
+def test_a_lock_of_the_commands_that_is_a_pipe_is_one_message(begun: tuple[StudyDirectory, StudyRun]) -> None:
+    directory, _ = begun
+    os.mkfifo(directory.path / "runs.lock")
+    with pytest.raises(RunDirError, match="/runs.lock cannot be written: it is a link or no plain file: remove it"):
+        directory.acquire_runs()
+
+
+def test_a_link_in_the_place_of_the_evaluations_is_refused(
+    begun: tuple[StudyDirectory, StudyRun], tmp_path: Path
+) -> None:
+    directory, run = begun
+    directory.run_path(run).mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
-    directory.run_path(study.runs[0]).mkdir(parents=True)
-    (directory.run_path(study.runs[0]) / "evaluations").symlink_to(tmp_path / "elsewhere")
+    (directory.run_path(run) / "evaluations").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(RunDirError, match="evaluations is a link"):
-        directory.evaluations(study.runs[0])
+        directory.evaluations(run)

@@ -51,7 +51,7 @@ def run(arguments: list[str]) -> int:
         raise ConfigError(f"--out {path}: the report is a page, whose name ends in .html")
     written = not (call.as_json or call.as_csv or call.markdown)
     if written and os.path.lexists(path) and not is_plain(path):
-        raise ConfigError(f"{path} is a link or no plain file, and would not be replaced: remove it, or give --out")
+        raise ConfigError(f"{path} is a link or no plain file: remove it, or give another --out")
     with quiet_interrupt():  # not above: --help does not wait for Matplotlib
         from deploy.reporting.analysis import analyse
         from deploy.reporting.content import document_of

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from deploy.config.errors import ConfigError, RunDirError
 from deploy.reporting.analysis import Missing
-from deploy.reporting.records import RunRecord, read_run
+from deploy.reporting.records import DETAILS, RunRecord, read_run
 from deploy.run_directory.directory import RunDirectory
 from deploy.studies.study_file import read_study
 
@@ -29,14 +30,14 @@ def read_sources(given: Sequence[Path]) -> tuple[list[RunRecord], list[Missing]]
             runs += found
             missing += lacking
         else:
-            runs.append(read_run(path))
+            runs.append(read_run(path, details=len(given) == 1))
     if not runs:
         raise ConfigError(f"no run can be reported: {'; '.join(f'{each.name}: {each.why}' for each in missing)[:500]}")
     paths = [run.path.resolve() for run in runs]
-    for path in paths:
-        if paths.count(path) > 1:
+    for path, count in Counter(paths).items():
+        if count > 1:
             raise ConfigError(f"{path} is given twice, and would count as two runs")
-    if len(runs) == 1:  # of a study that has just begun, too: the page has all of it
+    if len(runs) == 1 and not runs[0].columns.keys() >= set(DETAILS):  # the only one of a study that can be reported
         runs = [read_run(runs[0].path, runs[0].variant, details=True)]
     return runs, missing
 

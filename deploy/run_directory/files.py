@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from deploy.config.errors import RunDirError
 
@@ -17,6 +17,7 @@ CONFIG_BYTES = 1 << 20
 """No file of options or counts is bigger."""
 WRITTEN = ("*.json", "*.jsonl", "*.yaml", "lock", "replay.url", "failure.txt", "checkpoints/*.json", "logs/*")
 """What a run writes in place, or puts in the place of."""
+_NOT_PLAIN = "it is a link or no plain file: remove it"
 
 
 def replace_file(path: Path, data: bytes, mode: int = 0o666) -> None:
@@ -52,25 +53,30 @@ def is_plain(path: Path) -> bool:
         return False
 
 
-def open_plain(path: Path, mode: str) -> BinaryIO:
-    """Opens a file to write bytes ("wb" or "ab"). Raises OSError where that is a link, or no plain file: before
-    anything is written, and without waiting for a pipe's reader."""
+def plain_descriptor(path: Path, flags: int, mode: int = 0o666) -> int:
+    """Opens a plain file, without waiting for the other end of a pipe; returns its descriptor.
 
-    def opener(name: str, flags: int) -> int:
+    Raises:
+        RunDirError: it is a link or no plain file, or the disk refuses it.
+    """
+    with naming(path):
         try:
-            fd = os.open(name, (flags & ~os.O_TRUNC) | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+            fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
         except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENXIO):
-                raise OSError(error.errno, "it is a link or no plain file: remove it") from None
-            raise
+            raise OSError(error.errno, _NOT_PLAIN) if error.errno in (errno.ELOOP, errno.ENXIO) else error from None
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
-            raise OSError(errno.EINVAL, "it is a link or no plain file: remove it")
-        if flags & os.O_TRUNC:
-            os.truncate(fd, 0)
-        return fd
+            raise OSError(errno.EINVAL, _NOT_PLAIN)
+    return fd
 
-    return open(path, mode, opener=opener)  # type: ignore[return-value]
+
+def open_plain(path: Path, mode: Literal["wb", "ab"]) -> BinaryIO:
+    """Opens a plain file to write it anew, or to append. Raises RunDirError as ``plain_descriptor`` does, before
+    anything of it is lost."""
+    fd = plain_descriptor(path, os.O_WRONLY | os.O_CREAT | (os.O_APPEND if mode == "ab" else 0))
+    if mode == "wb":
+        os.truncate(fd, 0)
+    return os.fdopen(fd, mode)
 
 
 def check_plain(folder: Path) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import socket
-import stat
 from pathlib import Path
 
 from deploy.config.errors import RunDirError
-from deploy.run_directory.files import naming
+from deploy.run_directory.files import plain_descriptor
 
 
 class RunLock:
@@ -29,11 +27,7 @@ class RunLock:
         Raises:
             RunDirError: another driver has it, or the disk refuses the file.
         """
-        with naming(self._path):
-            fd = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                os.close(fd)
-                raise OSError(errno.EINVAL, "it is no plain file: remove it")
+        fd = plain_descriptor(self._path, os.O_CREAT | os.O_RDWR, 0o600)
         with contextlib.suppress(OSError):  # somebody else's, in a folder that is shared
             os.fchmod(fd, 0o600)  # who may open it may hold it, and the run could not be resumed
         try:

@@ -22,7 +22,7 @@ from typing import Any
 from deploy.config.changes import differences
 from deploy.config.errors import ConfigError, RunDirError
 from deploy.run_directory.directory import RunDirectory, anywhere
-from deploy.run_directory.files import is_plain, naming, replace_file
+from deploy.run_directory.files import is_plain, naming, plain_descriptor, replace_file
 from deploy.run_directory.lock import RunLock
 from deploy.studies.study_file import Study, StudyRun
 from replay.foreign import Unreadable, read_object
@@ -74,9 +74,7 @@ class StudyDirectory:
         Raises:
             RunDirError: the disk refuses the file.
         """
-        path = self.path / "runs.lock"
-        with naming(path):
-            fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fd = plain_descriptor(self.path / "runs.lock", os.O_CREAT | os.O_RDWR, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,9 +103,7 @@ class _Reader:
             for seed in seeds
             for env, variant, config in cells
         )
-        names = [run.name for run in runs]
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
+        if twice := _twice(run.name for run in runs):
             raise self._error("environments", f"two of them would have runs called {twice}: put them into two studies")
         return runs
 
@@ -190,10 +189,8 @@ class _Reader:
         for name in value:
             if type(name) not in (str, int):  # on, 1.10, 2026-01-01: YAML has made something else of it
                 raise self._error(key, f"{name!r:.80} is no text: put the name into quotes")
-        names = list(map(str, value))
-        for name in names:
-            if names.count(name) > 1:
-                raise self._error(key, f"two are called {name}")
+        if twice := _twice(map(str, value)):
+            raise self._error(key, f"two are called {twice}")
         value = value if isinstance(value, dict) else dict.fromkeys(value)
         return {str(name): self._options(f"{key}, {name}", options) for name, options in value.items()}
 
@@ -221,6 +218,11 @@ class _Reader:
 
     def _error(self, key: str, what: str) -> ConfigError:
         return ConfigError(f"{self._where}: {key}: {what}")
+
+
+def _twice(names: Iterable[str]) -> str | None:
+    """Returns the first name that is there more than once; None where each is there once."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def _nested(values: Mapping[Any, Any]) -> dict[str, Any]:
