@@ -521,14 +521,14 @@ def begun(tmp_path: Path) -> tuple[StudyDirectory, StudyRun]:
 def test_a_studys_lock_that_is_a_pipe_is_one_message(begun: tuple[StudyDirectory, StudyRun]) -> None:
     directory, _ = begun
     os.mkfifo(directory.path / "lock")
-    with pytest.raises(RunDirError, match="/lock cannot be written: it is a link or no plain file: remove it"):
+    with pytest.raises(RunDirError, match=r"/lock cannot be written: it is a link or no plain file: remove it"):
         directory.acquire()
 
 
 def test_a_lock_of_the_commands_that_is_a_pipe_is_one_message(begun: tuple[StudyDirectory, StudyRun]) -> None:
     directory, _ = begun
     os.mkfifo(directory.path / "runs.lock")
-    with pytest.raises(RunDirError, match="/runs.lock cannot be written: it is a link or no plain file: remove it"):
+    with pytest.raises(RunDirError, match=r"/runs\.lock cannot be written: it is a link or no plain file: remove it"):
         directory.acquire_runs()
 
 
