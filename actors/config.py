@@ -5,19 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from replay.kept import Kept, KeptInline
+from replay.options import Options
 
 ATARI = "ALE/"
 """What the ids of Atari's games begin with."""
 
 
-class AtariOptions(BaseModel):
+class AtariOptions(Options):
     """What ``env.kwargs`` may have for one of Atari's games, by ale-py's own names. The defaults are those that
     ``ALE/*-v5`` is registered with, and beyond them nothing: no no-ops, since sticky actions are there for that."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     repeat_action_probability: float = Field(0.25, ge=0, le=1)
     """Sticky actions: the probability that a frame repeats the action of the frame before."""
@@ -35,16 +34,14 @@ class AtariOptions(BaseModel):
     """Frames after which an episode is truncated."""
 
 
-class EnvConfig(BaseModel):
+class EnvConfig(Options):
     """The environment."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: Kept[str] = "LunarLander-v3"
     """A registered Gymnasium environment, or module:EnvId, whose module every worker imports first."""
     path: Path | None = None
     """A folder to find that module in."""
-    kwargs: Kept[dict[str, Any]] = {}
+    kwargs: Kept[dict[str, Any]] = Field(default_factory=dict)
     """Arguments of the environment, as YAML: '{gravity: -9, enable_wind: true}'. In a text {slot}, {lane} and {index}
     are filled in, and '{port: "{index+5000}"}' gives every environment of the run a port of its own."""
     frame_stack: Kept[int] = Field(1, ge=1, le=64)
@@ -67,10 +64,8 @@ class EnvConfig(BaseModel):
         return values
 
 
-class ActorConfig(BaseModel):
+class ActorConfig(Options):
     """Actors: processes that step environments."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     count: KeptInline[int] = Field(2, ge=0)
     """Actors; 0 in the mode inline with replay.dataset: it learns from the dataset alone, until a budget is over."""
@@ -99,15 +94,13 @@ class ActorConfig(BaseModel):
     environment whose steps take longer."""
     cpus: float = Field(0.0, ge=0)
     """CPUs that each actor asks Ray for. With 0 a node takes any number of them; they are spread over the nodes."""
-    resources: dict[str, Annotated[float, Field(ge=0)]] = {}
+    resources: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Custom resources of Ray that each actor asks for, as YAML: '{simulator: 1}' keeps the actors on nodes that were
     started with ray start --resources='{"simulator": 8}', eight on each."""
 
 
-class EvalConfig(BaseModel):
+class EvalConfig(Options):
     """The greedy evaluator, and when a policy counts as having solved the environment."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     screen_episodes: int = Field(20, ge=1)
     """Greedy episodes that screen a candidate."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from learner.algorithms import algorithm_of
 from learner.networks import NetworkConfig, NetworkSpec
 from replay.kept import Kept
+from replay.options import Options
 
 PUBLISH_MIN_S = 0.1
 """Seconds between two broadcasts of the weights, at the least (not in the inline mode)."""
@@ -24,10 +25,8 @@ LEAST_SPACING, SPACING_SHARE = 1e-30, 1e-4
 number, so that the shares by which a projection divides probabilities are exact to a thousandth."""
 
 
-class QrDqnConfig(BaseModel):
+class QrDqnConfig(Options):
     """QR-DQN (arXiv 1710.10044)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     quantiles: Kept[int] = Field(51, ge=1, le=1024)
     """Quantiles of the return per action."""
@@ -35,10 +34,8 @@ class QrDqnConfig(BaseModel):
     """|TD error| of a pair of quantiles beyond which the loss is linear."""
 
 
-class IqnConfig(BaseModel):
+class IqnConfig(Options):
     """IQN (arXiv 1806.06923)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     samples: int = Field(32, ge=1, le=1024)
     """Random quantiles of the action taken, per transition."""
@@ -52,11 +49,9 @@ class IqnConfig(BaseModel):
     """|TD error| of a pair of quantiles beyond which the loss is linear."""
 
 
-class C51Config(BaseModel):
+class C51Config(Options):
     """C51 (arXiv 1707.06887). Returns beyond its bounds are taken for the bounds: choose them by the discounted returns
     that are trained on, after learner.reward_scale."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     atoms: Kept[int] = Field(51, ge=2, le=1024)
     """Returns whose probabilities are learned, evenly spaced from v_min to v_max."""
@@ -79,12 +74,10 @@ class C51Config(BaseModel):
         return self
 
 
-class MunchausenConfig(BaseModel):
+class MunchausenConfig(Options):
     """Munchausen (arXiv 2007.14430), for dqn, qr_dqn and iqn: the bootstrap follows a softmax policy, and its log
     probability of the action taken is added to the reward; of an n-step window to the first one. learner.double has no
     effect then."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     enabled: bool = False
     """Whether it is used."""
@@ -97,12 +90,10 @@ class MunchausenConfig(BaseModel):
     """Lower bound of the log probability x tau, before alpha."""
 
 
-class AnnealConfig(BaseModel):
+class AnnealConfig(Options):
     """Shorter windows and a longer horizon as learning goes on (BBF: arXiv 2305.19452): at first n_step and gamma as
     here, after ``updates`` those of the learner; n_step and 1 - gamma change exponentially. Windows that have closed
     stay as they are; of sequences, an update's have its n_step, and each reward the gamma that it came with."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     updates: Kept[int] = Field(0, ge=0)
     """Updates until learner.n_step and learner.gamma are reached; 0: they hold from the start."""
@@ -112,10 +103,8 @@ class AnnealConfig(BaseModel):
     """Discount of the first update."""
 
 
-class LearnerConfig(BaseModel):
+class LearnerConfig(Options):
     """TD learning."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     network: Kept[NetworkConfig] = NetworkConfig()
     algorithm: Kept[str] = "dqn"
@@ -175,7 +164,7 @@ class LearnerConfig(BaseModel):
     """CPUs that the learner asks Ray for. The default is 1 on a cluster, 0 on one machine."""
     gpus: float | None = Field(None, ge=0)
     """GPUs that it asks Ray for, which thus places it on a node that has them. The default goes by learner.device."""
-    resources: dict[str, Annotated[float, Field(ge=0)]] = {}
+    resources: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Custom resources of Ray that it asks for, as YAML: '{learner: 1}'."""
 
     @field_validator("algorithm")
@@ -210,10 +199,8 @@ class LearnerConfig(BaseModel):
         return NetworkSpec(self.network, algorithm.head, options, self.reward_scale, self.reward_clip)
 
 
-class CheckpointConfig(BaseModel):
+class CheckpointConfig(Options):
     """Checkpoints: what a run is resumed from. At its end, also at an interrupted one, a run writes one in any case."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     every_s: float = Field(30.0, gt=0)
     """Seconds between two of them."""

@@ -5,19 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from replay.kept import Kept
+from replay.options import Options
 from replay.samplers import SAMPLERS, sampler_of
 
 MAX_STEPS = 1 << 14
 """Time steps of a part of a sequence, at the most."""
 
 
-class PrioritisedConfig(BaseModel):
+class PrioritisedConfig(Options):
     """Prioritised sampling (arXiv 1511.05952)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     alpha: Kept[float] = Field(0.6, ge=0, le=1)
     """Exponent of the priorities: 0 is uniform, 1 fully proportional to |TD error|."""
@@ -27,10 +26,8 @@ class PrioritisedConfig(BaseModel):
     """Updates after which it is 1."""
 
 
-class SequencesConfig(BaseModel):
+class SequencesConfig(Options):
     """Sequences of rows for recurrent networks, in the place of transitions (R2D2: Kapturowski et al., ICLR 2019)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     trained: int = Field(0, ge=0, le=MAX_STEPS)
     """Time steps of a sequence that are trained on; 0: transitions are sampled, no sequences."""
@@ -89,10 +86,8 @@ class DatasetOption(NamedTuple):
         return cls(name, number)
 
 
-class ReplayConfig(BaseModel):
+class ReplayConfig(Options):
     """Replay memory and back-pressure."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     capacity_rows: Kept[int] = Field(100_000, ge=1)
     """Rows that the replay memory holds, boundary rows included."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from deploy.config.errors import ConfigError
-from deploy.config.layers import PRESETS, check_bounds, compose, preset_for, preset_names
+from deploy.config.layers import PRESETS, _kind_of, check_bounds, compose, preset_for, preset_names, put_option
 from deploy.config.models import RedisConfig, RunConfig, dump, option_paths
 from deploy.config.numbers import parse_whole, read_yaml, write_yaml
 
@@ -168,6 +169,20 @@ def test_every_option_has_an_environment_variable_of_its_own() -> None:
 def test_an_unknown_option_names_the_nearest(tmp_path: Path, values: dict[str, Any], wrong: str, nearest: str) -> None:
     with pytest.raises(ConfigError, match=rf"{wrong}: .*did you mean {nearest}\?"):
         compose(ENV, None, written(tmp_path / "c.yaml", values), {})
+
+
+KINDS = {path: {_kind_of(path), *get_args(_kind_of(path))} for path in option_paths()}
+NO_NUMBERS = [(path, True) for path, kinds in KINDS.items() if kinds & {int, float}]
+TOO_BIG = [(path, value) for path, kinds in KINDS.items() if int in kinds for value in (2**63, 1e300, -(2**63))]
+
+
+@pytest.mark.parametrize(("path", "value"), [*NO_NUMBERS, *TOO_BIG])
+def test_a_number_is_neither_true_nor_beyond_63_bits(path: str, value: Any, tmp_path: Path) -> None:
+    """Pydantic takes ``true`` for 1."""
+    values: dict[str, Any] = {}
+    put_option(values, path, value)
+    with pytest.raises(ConfigError, match=rf"\n  {re.escape(path)}: "):
+        compose(None, None, written(tmp_path / "run.yaml", values), {})
 
 
 @pytest.mark.parametrize("option", ["alpha", "beta", "beta_updates"])

@@ -15,6 +15,7 @@ from learner.config import CheckpointConfig, LearnerConfig
 from replay.config import ReplayConfig
 from replay.kept import Kept, KeptMark
 from replay.logs import Level
+from replay.options import Options
 
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 """What a run may be called: a folder, a part of keys, and nothing that a pattern or a rule could be read into."""
@@ -29,10 +30,8 @@ SERVER_OPTIONS = (
 """Where a server's URL can be given, for messages that miss one."""
 
 
-class BudgetConfig(BaseModel):
+class BudgetConfig(Options):
     """When a run ends that did not solve its environment."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     env_steps: int | None = Field(None, ge=1)
     """Env steps, over all actors."""
@@ -42,10 +41,10 @@ class BudgetConfig(BaseModel):
     """Seconds of training; the start, until learner and an actor have answered, is not counted."""
 
 
-class RedisConfig(BaseModel):
+class RedisConfig(Options):
     """The chunk log's server, or servers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     url: Annotated[str | None, _SECRET] = None
     """Redis or Valkey >= 7.0 of the cluster mode (redis://, rediss://, unix://). Its password is never written down."""
@@ -99,10 +98,8 @@ def _server_address(url: str) -> str | tuple[str, int]:
         return url
 
 
-class RayConfig(BaseModel):
+class RayConfig(Options):
     """Ray."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     address: str | None = None
     """The existing Ray cluster of the cluster mode: host:port, or auto."""
@@ -110,10 +107,8 @@ class RayConfig(BaseModel):
     """The cluster adds nodes when they are asked for: what does not fit yet is waited for, not refused."""
 
 
-class MetricsConfig(BaseModel):
+class MetricsConfig(Options):
     """Prometheus."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     port: int | None = Field(None, ge=0, le=65535)
     """Serve /metrics of the run on this port; 0 takes a free one, which `qherd discovery` tells Prometheus."""
@@ -121,10 +116,8 @@ class MetricsConfig(BaseModel):
     """The address to serve it on, on the learner's machine; 0.0.0.0 is all of them."""
 
 
-class TrackConfig(BaseModel):
+class TrackConfig(Options):
     """Trackers: records of the run elsewhere, beside its own folder."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     wandb: bool = False
     """Record the run in Weights & Biases, with the extra wandb; wandb login, WANDB_API_KEY or WANDB_MODE=offline."""
@@ -134,10 +127,8 @@ class TrackConfig(BaseModel):
     """W&B's project and MLflow's experiment. The default is WANDB_PROJECT, or MLFLOW_EXPERIMENT_NAME, or qherd."""
 
 
-class RunConfig(BaseModel):
+class RunConfig(Options):
     """All that a run depends on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: str | None = Field(None, pattern=f"^{RUN_NAME}$")
     """The run's name and folder. The default is unique; a name that exists is refused."""

@@ -8,10 +8,12 @@ from typing import Any
 
 import yaml
 
-MAX_WHOLE = 2**63
-"""Whole numbers are below this, so that 1e999999999 does not fill the memory."""
+from replay.options import MAX_WHOLE
+
 MAX_DEPTH, MAX_VALUES = 32, 10_000
 """Bounds of a YAML document: options nest five levels deep, and env.kwargs may add some."""
+_MARKS = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")
+"""The keys << and =, which stand for no value."""
 _EXPONENT = re.compile(r"[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")
 
 
@@ -34,10 +36,10 @@ class _Loader(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """See ``yaml.composer.Composer``. What is merged in by << is none of the mapping's own keys."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        lines = dict[tuple[str, str], int]()
+        lines = dict[Any, int]()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
-                written = (key.tag, key.value)
+                written = key.value if key.tag in _MARKS else self.construct_object(key)
                 if written in lines:
                     told = f"it has the key {key.value[:50]!r} in line {lines[written]} already"
                     raise yaml.composer.ComposerError(None, None, told, key.start_mark)

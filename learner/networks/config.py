@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from replay.options import Options
 
 
-class ImpalaConfig(BaseModel):
+class ImpalaConfig(Options):
     """The encoder impala (arXiv 1802.01561)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     width: int = Field(1, ge=1, le=16)
     """Factor on its 16, 32 and 32 channels."""
@@ -22,11 +22,9 @@ class ImpalaConfig(BaseModel):
     """Divide the weights of its residual convolutions by their spectral norm (arXiv 1802.05957)."""
 
 
-class NetworkConfig(BaseModel):
+class NetworkConfig(Options):
     """The Q-network: an encoder turns an observation into features, a head turns features into values. Between the two
     there may be a recurrent core."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     encoder: str = "auto"
     """mlp: linear layers; minatar: one convolution for small pictures; nature: the three of DQN's, for pictures of at

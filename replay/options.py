@@ -1,0 +1,33 @@
+"""What all sections of options have in common."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+
+MAX_WHOLE = 2**63
+"""Whole numbers are below it: what counts and stores them takes no more, and 1e999999999
+would fill the memory."""
+
+
+class Options(BaseModel):
+    """A section of options: never changed once read, and with no name that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_switch(cls, value: Any, about: ValidationInfo) -> Any:
+        kind = cls.model_fields[str(about.field_name)].annotation
+        kinds = (kind, *get_args(kind))
+        if isinstance(value, bool) and bool not in kinds and (int in kinds or float in kinds):
+            raise ValueError("a number is wanted")  # pydantic takes true for 1
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _is_below_bound(cls, value: Any) -> Any:
+        if type(value) is int and abs(value) >= MAX_WHOLE:
+            raise ValueError("it is too big: whole numbers are below 2^63")
+        return value
