@@ -12,6 +12,8 @@ import numpy as np
 from deploy.config.layers import compose
 from deploy.config.models import dump
 from deploy.config.numbers import write_yaml
+from deploy.run_directory.fences import Fences
+from deploy.run_directory.run_name import new_nonce
 from learner.phases import PHASE_KEY, PHASES
 
 OTHERS = 60
@@ -37,11 +39,12 @@ def write_run(
     base = dump(compose(env, None, None, {}))
     for section, values in (options or {}).items():
         base[section] = {**base[section], **values} if isinstance(values, Mapping) else values
-    base |= {"run": None, "runs_dir": str(folder.parent), "seed": seed}  # it is called by its folder
+    base |= {"run": folder.name, "runs_dir": str(folder.parent), "seed": seed}
     versions = {"python": "3.11.7", "torch": "2.13.0", "numpy": "2.4.6", "gymnasium": "1.4.0", "ray": "2.60.0"}
     header = {"qherd": "0.1.0", "git": "897de24", "versions": versions, "arithmetic": {"cpu": "A Processor"}}
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.yaml").write_text(write_yaml({**header, "config": base}))
+    Fences(folder / "fences.json").create(folder.name, new_nonce())
     share = np.arange(1, rows + 1) / rows
     screens = level * (1 - np.exp(-4 * share)) * rng.uniform(0.9, 1.1) + rng.normal(0, 0.03 * level, rows)
     lines = [json.dumps(_row(i, rows, env_steps, float(screens[i]), others)) for i in range(rows)]
@@ -52,7 +55,7 @@ def write_run(
         (folder / "evaluations").mkdir()
         for policy, shift in (("final", 0.0), ("best", 0.05 * level)):
             returns = rng.normal(last + shift, 0.1 * level, 100)
-            played = _evaluation(folder.name, env, policy, returns)
+            played = _evaluation(folder.name, env, policy, env_steps // 4, returns)
             (folder / "evaluations" / f"{policy}.json").write_text(json.dumps(played))
     return folder
 
@@ -86,6 +89,7 @@ def _summary(run: str, exit_reason: str, rows: int, env_steps: int, last: float)
         "env_steps": env_steps,
         "updates": env_steps // 4,
         "episodes": env_steps // 50,
+        "best_updates": env_steps // 4,
         "eval_mean": last * 1.1,
         "eval_std": 3.0,
         "eval_episodes": 20,
@@ -101,19 +105,21 @@ def _summary(run: str, exit_reason: str, rows: int, env_steps: int, last: float)
     }
 
 
-def _evaluation(run: str, env: str, policy: str, returns: Iterable[float]) -> dict[str, Any]:
+def _evaluation(run: str, env: str, policy: str, updates: int, returns: Iterable[float]) -> dict[str, Any]:
+    played = [round(float(each), 3) for each in returns]
     return {
         "run": run,
         "env": env,
         "policy": policy,
         "selected": policy == "best",
-        "updates": 5000,
-        "episodes": 100,
+        "updates": updates,
+        "episodes": len(played),
         "seed": 1 << 29,
         "epsilon": 0.0,
         "sticky": None,
         "max_episode_steps": 27000,
-        "returns": [round(float(each), 3) for each in returns],
+        "mean": float(np.mean(played)),
+        "returns": played,
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -210,6 +211,51 @@ def test_a_studys_run_counts_once_its_final_policy_was_played(tmp_path: Path) ->
     assert plain["runs"][1]["exit_reason"].endswith("its final policy was not played yet")
 
 
+def test_what_a_policy_played_before_its_run_went_on_is_none_of_its_last_one(a_run: Path) -> None:
+    changed("summary.json", updates=6000)(a_run)
+    (environment,) = read_json(a_run)["environments"]
+    (run,) = environment["variants"][0]["runs"]
+    assert run["final"] is None
+    assert environment["score_is"].startswith("newest evaluation during training")
+    assert run["best"] is not None
+
+
+def test_a_summary_from_before_its_run_went_on_is_none(a_run: Path) -> None:
+    changed("summary.json", updates=4)(a_run)
+    (environment,) = read_json(a_run)["environments"]
+    (run,) = environment["variants"][0]["runs"]
+    assert (run["counted"], run["final"], run["updates"]) == (0, None, 5000)
+
+
+def test_a_run_in_the_place_of_another_does_not_count_as_it(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "mine", [ENV], 2, rows=3, env_steps=600, others=0)
+    runs = folder / "runs"
+    shutil.rmtree(runs / f"{ENV}--plain--s1")
+    shutil.copytree(runs / f"{ENV}--plain--s0", runs / f"{ENV}--plain--s1")
+    found = read_json(folder)
+    (missing,) = found["missing"]
+    assert missing["run"] == f"{ENV}--plain--s1"
+    assert f"is another run: its run is '{ENV}--plain--s0', and study.yaml has '{ENV}--plain--s1'" in missing["why"]
+    plain, _ = found["environments"][0]["variants"]
+    assert plain["statistics"]["count"] == 1
+
+
+def test_a_copy_of_a_run_does_not_count_beside_it(
+    a_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(a_run, tmp_path / "backup")
+    assert qherd(a_run, tmp_path / "backup") == 2
+    assert f"{tmp_path / 'backup'} and {a_run} are one run, of which one is a copy" in capsys.readouterr().err
+
+
+def test_a_text_is_no_formula_in_a_spreadsheet(a_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = (a_run / "config.yaml").read_text()
+    (a_run / "config.yaml").write_text(config.replace("git: 897de24", "git: =HYPERLINK(1)"))
+    assert qherd(a_run, "--csv") == 0
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (row["git"], row["env_steps"]) == ("'=HYPERLINK(1)", "20000")
+
+
 def test_a_study_of_which_one_run_has_begun_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_study(tmp_path / "mine", [ENV], 1, rows=3, env_steps=600, others=0)
     shutil.rmtree(folder / "runs" / f"{ENV}--long--s0")
@@ -386,10 +432,16 @@ def test_pictures_of_many_variants_and_of_numbers_that_are_none() -> None:
 # -- what cannot be reported
 
 
-def played(which: str, selected: str, returns: str) -> Callable[[Path], object]:
-    """What writes an evaluation of a run's ``which`` policy into its directory; ``selected``, ``returns``: as JSON."""
-    text = f'{{"selected": {selected}, "updates": 1, "seed": 1, "returns": {returns}}}'
-    return lambda run: (run / "evaluations" / f"{which}.json").write_text(text)
+def changed(name: str, **values: Any) -> Callable[[Path], object]:
+    """What changes a JSON file of a run."""
+
+    def change(run: Path) -> None:
+        (run / name).write_text(json.dumps(json.loads((run / name).read_text()) | values))
+
+    return change
+
+
+FINAL, BEST = "evaluations/final.json", "evaluations/best.json"
 
 
 @pytest.mark.parametrize(
@@ -410,11 +462,17 @@ def played(which: str, selected: str, returns: str) -> Callable[[Path], object]:
             r"summary.json is damaged: it is no JSON",
         ),
         (lambda run: (run / "summary.json").write_text('{"exit_reason": 3}'), r"summary.json is damaged: exit_reason"),
-        (played("final", "false", "[]"), r"final.json is damaged: returns"),
-        (played("final", "false", "[NaN]"), r"final.json is damaged: returns.0"),
-        (played("final", "false", "[1e308, 1e308]"), r"final.json is damaged: returns.0"),
-        (played("final", "true", "[500]"), r"final.json is damaged: its policy was selected by its scores"),
-        (played("best", "false", "[500]"), r"best.json is damaged: its policy was not selected by its scores"),
+        (changed(FINAL, returns=[], episodes=0), r"final.json is damaged: returns"),
+        (changed(FINAL, returns=[math.nan]), r"final.json is damaged: returns.0"),
+        (changed(FINAL, returns=[1e308, 1e308]), r"final.json is damaged: returns.0"),
+        (changed(FINAL, selected=True), r"final.json is damaged: its policy is the final one, and was selected"),
+        (changed(BEST, selected=False), r"best.json is damaged: its policy is the best one, and was not selected"),
+        (changed(FINAL, episodes=7), r"final.json is damaged: episodes is 7, and it has 100 returns"),
+        (changed(FINAL, mean=500.0), r"final.json is damaged: mean is 500, and that of its returns 1"),
+        (changed(FINAL, epsilon=5.0), r"final.json is damaged: epsilon"),
+        (changed(FINAL, run="two"), r"final.json is of another run: run is 'two' in it, and 'one' here"),
+        (changed(FINAL, env="Acrobot-v1"), r"final.json is of another run: env is 'Acrobot-v1' in it"),
+        (lambda run: shutil.copy(run / BEST, run / FINAL), r"final.json is of another run: policy is 'best' in it"),
     ],
 )
 def test_a_damaged_run_is_one_message(

@@ -190,6 +190,73 @@ def test_a_damaged_run_does_not_keep_the_others_from_being_looked_at(
         path.write_bytes(before)
 
 
+def changed(**values: Any) -> Callable[[Path], object]:
+    """What changes a JSON file."""
+    return lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("evaluations/final.json", lambda path: path.write_bytes(b"")),
+        ("evaluations/final.json", lambda path: path.write_text("{}")),
+        ("evaluations/final.json", changed(returns=[500.0] * 5)),
+        ("evaluations/final.json", changed(run=BROKEN)),
+        ("evaluations/final.json", changed(updates=1)),
+        ("evaluations/best.json", lambda path: path.write_bytes(b"\0")),
+        ("summary.json", Path.unlink),
+        ("summary.json", changed(exit_reason="failed: disk full")),
+    ],
+    ids=["empty", "nothing", "other returns", "another run", "stale", "best", "no summary", "failed"],
+)
+def test_a_run_whose_end_cannot_be_read_is_not_finished(
+    name: str, damage: Callable[[Path], object], tried: Tried
+) -> None:
+    path = tried.folder / "runs" / GOOD / name
+    before = path.read_bytes()
+    try:
+        damage(path)
+        with directory_of(tried.cwd) as (directory, runs):
+            assert directory.state(runs[GOOD]) is State.BEGUN
+    finally:
+        path.write_bytes(before)
+
+
+def test_a_damaged_evaluation_is_played_again(tried: Tried) -> None:
+    path = tried.folder / "runs" / GOOD / "evaluations" / "final.json"
+    before = evaluation(tried.cwd, GOOD)
+    path.write_bytes(path.read_bytes()[:100])
+    assert tried.again(variants=["good"]) == 0
+    assert evaluation(tried.cwd, GOOD) == before
+
+
+def test_a_finished_run_whose_configuration_is_damaged_is_told(
+    tried: Tried, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tried.folder / "runs" / GOOD / "config.yaml"
+    before = path.read_bytes()
+    try:
+        path.write_bytes(b"{")
+        assert tried.again(variants=["good"]) == 1
+        assert re.search(rf"\nfailed: {GOOD}: .*config\.yaml is damaged", capsys.readouterr().out)
+    finally:
+        path.write_bytes(before)
+
+
+def test_a_users_own_file_by_the_name_of_the_studys_is_left_as_it_is(
+    begun: tuple[StudyDirectory, StudyRun], tmp_path: Path
+) -> None:
+    directory, _ = begun
+    own = directory.path / "study.yaml"
+    own.write_text("a user's")
+    with pytest.raises(RunDirError, match=r"study\.yaml is there, and no study has kept it: move it away"):
+        directory.acquire()
+    assert [(each.name, each.read_text()) for each in directory.path.iterdir()] == [("study.yaml", "a user's")]
+    own.write_bytes((tmp_path / "tiny.yaml").read_bytes())
+    directory.acquire()
+    directory.release()
+
+
 def test_a_folder_that_no_run_has_made_is_left_as_it_is(tried: Tried) -> None:
     with directory_of(tried.cwd, seeds=2) as (directory, runs):
         path = directory.run_path(runs["CartPole-v1--good--s1"])

@@ -12,7 +12,8 @@ from deploy.config.repeat import command_for
 from deploy.reporting.analysis import EnvironmentAnalysis, Improvement, Report, VariantAnalysis
 from deploy.reporting.comparison import Environment, Variant, provenance_of
 from deploy.reporting.curves import Points
-from deploy.reporting.records import Evaluation, RunRecord
+from deploy.reporting.records import RunRecord
+from deploy.run_directory.evaluation import Evaluation
 
 
 def as_csv(report: Report) -> str:
@@ -26,8 +27,14 @@ def as_csv(report: Report) -> str:
     written = io.StringIO()
     table = csv.DictWriter(written, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     table.writeheader()
-    table.writerows(rows)
+    table.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     return written.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """Returns a value as a spreadsheet takes it: a text that it would run as a formula, perhaps a stranger's, with a
+    quotation mark before it (https://owasp.org/www-community/attacks/CSV_Injection)."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _row(environment: Environment, variant: Variant, run: RunRecord) -> dict[str, Any]:

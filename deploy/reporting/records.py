@@ -5,23 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from deploy.config.errors import RunDirError
 from deploy.config.explain import explain
 from deploy.config.models import RunConfig
 from deploy.reporting.curves import Curve, Points
+from deploy.run_directory.checked import Checked, read_checked
 from deploy.run_directory.directory import RunDirectory
+from deploy.run_directory.evaluation import MAX_RETURN, Evaluation, read_evaluation
 from deploy.run_directory.standing import ended_well
-from replay.foreign import Unreadable, read_object
 
-MAX_BYTES = 1 << 24
-"""No file that is read whole is bigger: an evaluation has two numbers for each of at most 100,000 episodes."""
-MAX_RETURN = 1e100
-"""Numbers beyond it are damage: their squares would have no sum, and no axis holds them."""
 LAST_SHARE = 0.1
 """Of a run's env steps: the training return over the last of them is reported."""
 READ = ("wall_s", "env_steps", "updates", "greedy_return", "actor_returns_sum", "actor_episodes")
@@ -29,39 +26,7 @@ DETAILS = ("samples_per_insert", "weight_staleness_mean_versions", "replay_rows"
 """What is read of the rows of one run that is reported alone."""
 
 
-class _Read(BaseModel):
-    """A file of a run: what is not used of it is not looked at."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, strict=True)
-
-
-Kind = TypeVar("Kind", bound=_Read)
-
-
-class Evaluation(_Read):
-    """evaluations/final.json or best.json: greedy episodes of one policy, on seeds that the run has not played."""
-
-    selected: bool
-    updates: int = Field(ge=0)
-    seed: int = Field(ge=0)
-    epsilon: float = 0.0
-    sticky: float | None = None
-    max_episode_steps: int | None = None
-    returns: tuple[Annotated[float, Field(ge=-MAX_RETURN, le=MAX_RETURN)], ...] = Field(min_length=1, strict=False)
-
-    @property
-    def mean(self) -> float:
-        """The mean return."""
-        return float(np.mean(self.returns))
-
-    @property
-    def stderr(self) -> float | None:
-        """The standard error of the mean; None for one episode."""
-        count = len(self.returns)
-        return float(np.std(self.returns, ddof=1) / count**0.5) if count > 1 else None
-
-
-class Summary(_Read):
+class Summary(Checked):
     """summary.json, which a run writes at its end."""
 
     exit_reason: str
@@ -87,9 +52,9 @@ class Summary(_Read):
     confirmations: int = 0
     chunks_sent: int = 0
     chunks_stored: int = 0
-    chunks_refused: dict[str, int] = {}
-    rows_lost: dict[str, int] = {}
-    deaths: dict[str, int] = {}
+    chunks_refused: dict[str, int] = Field(default_factory=dict)
+    rows_lost: dict[str, int] = Field(default_factory=dict)
+    deaths: dict[str, int] = Field(default_factory=dict)
     unevaluated: str = ""
     samples_per_insert: float = 0.0
     actor_restarts: int = 0
@@ -183,7 +148,13 @@ def read_run(path: Path, variant: str = "", *, details: bool = False) -> RunReco
         raise RunDirError(explain(error, f"{directory.config_file}, as this qherd has it")) from error
     except KeyError as error:
         raise RunDirError(f"{directory.config_file} is damaged: it has no options") from error
-    final, best = _evaluation(path, "final"), _evaluation(path, "best")
+    summary, newest = read_checked(path / "summary.json", Summary), directory.history.newest()
+    if summary is not None and summary.updates < newest.get("updates", 0):
+        summary = None  # of an earlier end: the run was resumed since
+    final = best = None
+    if summary is not None:
+        final = read_evaluation(directory, "final", config.env.id, summary.updates)
+        best = read_evaluation(directory, "best", config.env.id, summary.best_updates)
     columns = {
         name: np.where(np.abs(values) <= MAX_RETURN, values, np.nan)
         for name, values in directory.history.columns((*READ, *DETAILS) if details else READ).items()
@@ -196,43 +167,9 @@ def read_run(path: Path, variant: str = "", *, details: bool = False) -> RunReco
         variant=variant,
         config=config,
         written=written,
-        summary=_read(path / "summary.json", Summary),
+        summary=summary,
         columns=columns,
-        newest=directory.history.newest(),
+        newest=newest,
         final=final,
         best=best,
     )
-
-
-def _evaluation(path: Path, which: str) -> Evaluation | None:
-    """Reads what a run's ``final`` or ``best`` policy has played; None where there is none.
-
-    Raises:
-        RunDirError: it is damaged, or of another policy.
-    """
-    file = path / "evaluations" / f"{which}.json"
-    found = _read(file, Evaluation)
-    if found is not None and found.selected is not (which == "best"):
-        raise RunDirError(f"{file} is damaged: its policy was {'' if found.selected else 'not '}selected by its scores")
-    return found
-
-
-def _read(path: Path, kind: type[Kind]) -> Kind | None:
-    """Returns what a file of a run holds; None where there is none.
-
-    Raises:
-        RunDirError: it is damaged.
-    """
-    try:
-        return kind.model_validate(read_object(path, MAX_BYTES))
-    except FileNotFoundError:
-        return None
-    except ValidationError as error:
-        raise RunDirError(f"{path} is damaged: {_first_finding(error)}") from error
-    except Unreadable as error:
-        raise RunDirError(str(error)) from error
-
-
-def _first_finding(error: ValidationError) -> str:
-    finding = error.errors(include_url=False)[0]
-    return f"{'.'.join(map(str, finding['loc']))}: {finding['msg']}"[:300]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,9 +10,7 @@ from deploy.config.errors import ConfigError, RunDirError
 from deploy.reporting.analysis import Missing
 from deploy.reporting.records import DETAILS, RunRecord, read_run
 from deploy.run_directory.directory import RunDirectory
-from deploy.studies.study_file import read_study
-
-STUDY = "study.yaml"
+from deploy.studies.study_file import KEPT, StudyRun, read_study
 
 
 def read_sources(given: Sequence[Path]) -> tuple[list[RunRecord], list[Missing]]:
@@ -22,7 +20,7 @@ def read_sources(given: Sequence[Path]) -> tuple[list[RunRecord], list[Missing]]
         RunDirError: one is no run and no study, or a run that was given itself is damaged or has no rows yet.
         ConfigError: nothing can be reported, a run is given twice, or a study's file is damaged.
     """
-    studies = [path for path in given if (path / STUDY).is_file()]
+    studies = [path for path in given if (path / KEPT).is_file()]
     runs, missing = list[RunRecord](), list[Missing]()
     for path in given:
         if path in studies:
@@ -33,13 +31,24 @@ def read_sources(given: Sequence[Path]) -> tuple[list[RunRecord], list[Missing]]
             runs.append(read_run(path, details=len(given) == 1))
     if not runs:
         raise ConfigError(f"no run can be reported: {'; '.join(f'{each.name}: {each.why}' for each in missing)[:500]}")
-    paths = [run.path.resolve() for run in runs]
-    for path, count in Counter(paths).items():
-        if count > 1:
-            raise ConfigError(f"{path} is given twice, and would count as two runs")
+    _check_different(runs)
     if len(runs) == 1 and not runs[0].columns.keys() >= set(DETAILS):  # the only one of a study that can be reported
         runs = [read_run(runs[0].path, runs[0].variant, details=True)]
     return runs, missing
+
+
+def _check_different(runs: Sequence[RunRecord]) -> None:
+    """Raises ConfigError for a run that is given twice, or with a copy of its directory."""
+    seen = dict[str, Path]()
+    for run in runs:
+        path, nonce = run.path.resolve(), None
+        with contextlib.suppress(RunDirError):  # to be reported a run needs no fences.json
+            nonce = RunDirectory(run.path).fences.nonce
+        if str(path) in seen:
+            raise ConfigError(f"{path} is given twice, and would count as two runs")
+        if nonce is not None and nonce in seen:
+            raise ConfigError(f"{run.path} and {seen[nonce]} are one run, of which one is a copy: give one of them")
+        seen |= {str(path): path} | ({nonce: run.path} if nonce is not None else {})
 
 
 def _read_study(path: Path, prefix: str) -> tuple[list[RunRecord], list[Missing]]:
@@ -50,17 +59,31 @@ def _read_study(path: Path, prefix: str) -> tuple[list[RunRecord], list[Missing]
         ConfigError: its file is damaged.
     """
     runs, missing = list[RunRecord](), list[Missing]()
-    expected = {run.name: run.variant for run in read_study(path / STUDY, path.parent, environ={}).runs}
-    order = list(dict.fromkeys(expected.values()))
-    for name, variant in sorted(expected.items(), key=lambda pair: order.index(pair[1])):
-        folder = path / "runs" / name
+    expected = read_study(path / KEPT, path.parent, environ={}).runs
+    order = list(dict.fromkeys(run.variant for run in expected))
+    for run in sorted(expected, key=lambda run: order.index(run.variant)):
+        folder = path / "runs" / run.name
         try:
-            runs.append(read_run(folder, f"{prefix}{variant}"))
+            runs.append(_read_expected(folder, run, f"{prefix}{run.variant}"))
         except RunDirError as error:
-            missing.append(Missing(name, _why(folder, error)))
-    for name in sorted({each.name for each in (path / "runs").glob("*")} - expected.keys()):
-        missing.append(Missing(name, f"left out: {STUDY} does not have it"))
+            missing.append(Missing(run.name, _why(folder, error)))
+    for name in sorted({each.name for each in (path / "runs").glob("*")} - {run.name for run in expected}):
+        missing.append(Missing(name, f"left out: {KEPT} does not have it"))
     return runs, missing
+
+
+def _read_expected(folder: Path, run: StudyRun, variant: str) -> RunRecord:
+    """Reads one run of a study. Raises RunDirError where it cannot be read, or is another than the study's."""
+    found = read_run(folder, variant)
+    began_as = RunDirectory(folder).run
+    for what, there, expected in (
+        ("run", began_as, run.name),
+        ("env.id", found.env, run.env),
+        ("seed", found.config.seed, run.seed),
+    ):
+        if there != expected:
+            raise RunDirError(f"{folder} is another run: its {what} is {there!r:.80}, and {KEPT} has {expected!r}")
+    return found
 
 
 def _why(folder: Path, error: RunDirError) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from deploy.monitoring.tables import printable
+from deploy.process.output import printable
 
 NONE = "–"
 

@@ -25,7 +25,7 @@ import yaml
 from deploy import __version__
 from deploy.config.errors import RunDirError
 from deploy.config.models import RunConfig, dump
-from deploy.config.numbers import read_yaml, write_yaml
+from deploy.config.numbers import problem_of, read_yaml, write_yaml
 from deploy.process import arithmetic
 from deploy.run_directory.best_policy import BestPolicy
 from deploy.run_directory.fences import Fences
@@ -158,7 +158,9 @@ class RunDirectory:
         file = self.config_file
         try:
             found = read_yaml(read_file(file, CONFIG_BYTES).decode())
-        except (OSError, yaml.YAMLError, ValueError) as error:
+        except yaml.YAMLError as error:
+            raise RunDirError(f"{file} is damaged: {problem_of(error)}") from error
+        except (OSError, ValueError) as error:
             raise RunDirError(f"{file} is damaged: {error}") from error
         if not isinstance(found, dict):
             raise RunDirError(f"{file} is damaged: it holds no options")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deploy.config.models import RunConfig
 from deploy.planning.forecast import Forecast
+from deploy.run_directory.evaluation import evaluation_file
 from deploy.studies.study_directory import State, StudyDirectory
 from deploy.studies.study_file import StudyRun
 
@@ -50,7 +51,7 @@ def finished_seconds(directory: StudyDirectory, run: StudyRun) -> float | None:
         return None
     path = directory.run_path(run)
     # where the study was killed between the two this would be a night: the evaluations take no longer than the run
-    evaluated_s = (path / "evaluations" / "final.json").stat().st_mtime - (path / "summary.json").stat().st_mtime
+    evaluated_s = evaluation_file(path, "final").stat().st_mtime - (path / "summary.json").stat().st_mtime
     return wall_s + min(max(evaluated_s, 0.0), wall_s)
 
 

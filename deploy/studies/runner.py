@@ -187,10 +187,13 @@ class Runner:
             self._fail(job.run, str(error))
             return
         self.jobs.remove(job)
-        self._costs.add(job.run, job.seconds)
         final = self._directory.final(job.run)
-        spread = "" if final.get("stderr") is None else f", standard error {final['stderr']:.2g}"
-        result = f"final policy {final.get('mean', float('nan')):.4g}{spread} after {duration(job.seconds)}"
+        if final is None:
+            self._fail(job.run, "its final evaluation cannot be read, or is of another policy")
+            return
+        self._costs.add(job.run, job.seconds)
+        spread = "" if final.stderr is None else f", standard error {final.stderr:.2g}"
+        result = f"final policy {final.mean:.4g}{spread} after {duration(job.seconds)}"
         self._notify(f"{job.run.name}: {result}; {self.status_line()}")
 
     def _fail(self, run: StudyRun, why: str) -> None:

@@ -21,14 +21,15 @@ from typing import Any
 
 from deploy.config.changes import differences
 from deploy.config.errors import ConfigError, RunDirError
+from deploy.run_directory.checked import MAX_BYTES
 from deploy.run_directory.directory import RunDirectory, anywhere
+from deploy.run_directory.evaluation import Evaluation, evaluation_file, read_evaluation
 from deploy.run_directory.files import is_plain, naming, plain_descriptor, replace_file
 from deploy.run_directory.lock import RunLock
-from deploy.studies.study_file import Study, StudyRun
-from replay.foreign import Unreadable, read_object
+from deploy.run_directory.standing import ended_well
+from deploy.studies.study_file import KEPT, Study, StudyRun
+from replay.foreign import Unreadable, read_file, read_object
 
-MAX_BYTES = 1 << 24
-"""No evaluation is bigger: it has two numbers for each of at most 100,000 episodes."""
 SHOWN = 10
 """Differences, or names of files, that a message has at the most."""
 HALF_MADE = re.compile(r"(config\.yaml|fences\.json)(\.tmp)?|lock")
@@ -51,21 +52,31 @@ class StudyDirectory:
         self._study = study
         self._lock = RunLock(self.path.absolute(), self.path)
         self._fd: int | None = None
+        self._damaged = set[str]()  # runs whose configuration cannot be read, as check_unchanged has seen
 
     def acquire(self) -> None:
         """Makes the folder where there is none, and locks it.
 
         Raises:
-            RunDirError: another qherd study has it, or the disk refuses it.
+            RunDirError: another qherd study has it, it has a study.yaml that no study has kept, or the disk refuses it.
         """
+        kept = self.path / KEPT
+        if os.path.lexists(kept) and not os.path.lexists(self.path / "lock") and not self._is_kept(kept):
+            raise RunDirError(f"{kept} is there, and no study has kept it: move it away, or name the study otherwise")
         with naming(self.path):
             for folder in ("runs", "logs"):
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
         self._lock.acquire()
 
+    def _is_kept(self, file: Path) -> bool:
+        """Returns whether a file has the study's text."""
+        with contextlib.suppress(OSError, Unreadable):
+            return read_file(file, MAX_BYTES) == self._study.text.encode()
+        return False
+
     def save_file(self) -> None:
         """Keeps the study's file as it is now. Raises RunDirError where the disk refuses it."""
-        replace_file(self.path / "study.yaml", self._study.text.encode())
+        replace_file(self.path / KEPT, self._study.text.encode())
 
     def acquire_runs(self) -> int | None:
         """Returns a file descriptor for the study's commands to inherit, so that the folder is seen to be in use for as
@@ -99,11 +110,12 @@ class StudyDirectory:
         return self.path / "logs" / f"{run.name}.log"
 
     def state(self, run: StudyRun) -> State:
-        """Returns how far a run is."""
+        """Returns how far a run is: finished is one whose evaluations can be read, and that of its last policy is
+        there."""
         path = self.run_path(run)
         if not all(is_plain(path / name) for name in ("config.yaml", "fences.json")):
             return State.NEW
-        return State.FINISHED if is_plain(path / "evaluations" / "final.json") else State.BEGUN
+        return State.FINISHED if run.name not in self._damaged and self.final(run) is not None else State.BEGUN
 
     def check_unchanged(self) -> None:
         """Raises ConfigError where a run that has begun does something else than the file has it do now. A run whose
@@ -119,16 +131,18 @@ class StudyDirectory:
 
     def _changes(self) -> Iterator[str]:
         for run in self._study.runs:
-            state = self.state(run)
-            if state is State.NEW:
+            if self.state(run) is State.NEW:
                 continue
-            with contextlib.suppress(RunDirError):
+            try:
                 before = RunDirectory.open(self.run_path(run)).config
-                for path, was, asked in differences(before, anywhere(run.config)):
-                    yield f"{run.name}: {path} is {was} there, {asked} in the file"
-            played = self.final(run).get("returns") if state is State.FINISHED else None
-            if isinstance(played, list) and len(played) != self._study.episodes:
-                yield f"{run.name}: episodes is {len(played)} there, {self._study.episodes} in the file"
+            except RunDirError:
+                self._damaged.add(run.name)
+                continue
+            for path, was, asked in differences(before, anywhere(run.config)):
+                yield f"{run.name}: {path} is {was} there, {asked} in the file"
+            final = self.final(run)
+            if final is not None and final.episodes != self._study.episodes:
+                yield f"{run.name}: episodes is {final.episodes} there, {self._study.episodes} in the file"
 
     def others(self) -> list[str]:
         """Returns the runs in the folder that the file does not have, or has no more."""
@@ -168,7 +182,7 @@ class StudyDirectory:
         Raises:
             RunDirError: the disk refuses it.
         """
-        folder = self.run_path(run) / "evaluations"
+        folder = evaluation_file(self.run_path(run), "final").parent
         with naming(folder):
             folder.mkdir(exist_ok=True)
         if folder.is_symlink():
@@ -193,9 +207,18 @@ class StudyDirectory:
         """Returns a run's summary.json; empty where it has none that can be read."""
         return RunDirectory(self.run_path(run)).summary()
 
-    def final(self, run: StudyRun) -> Mapping[str, Any]:
-        """Returns what qherd eval has printed of a run's final policy; empty where that cannot be read."""
-        return _object(self.run_path(run) / "evaluations" / "final.json")
+    def final(self, run: StudyRun) -> Evaluation | None:
+        """Returns what a run's final policy has played; None where it has not, or where an evaluation cannot be read:
+        both are played again then."""
+        directory = RunDirectory(self.run_path(run))
+        summary = directory.summary()
+        if not ended_well(summary.get("exit_reason")):
+            return None
+        try:
+            read_evaluation(directory, "best", run.env, None)
+            return read_evaluation(directory, "final", run.env, summary.get("updates"))
+        except RunDirError:
+            return None
 
 
 def _half_made(path: Path) -> bool:
@@ -203,9 +226,3 @@ def _half_made(path: Path) -> bool:
     if path.name == "checkpoints":
         return not path.is_symlink() and path.is_dir() and not any(path.iterdir())
     return is_plain(path) and HALF_MADE.fullmatch(path.name) is not None
-
-
-def _object(path: Path) -> Mapping[str, Any]:
-    with contextlib.suppress(OSError, Unreadable):
-        return read_object(path, MAX_BYTES)
-    return {}
