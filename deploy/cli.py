@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from deploy.process.output import GONE, silence, stand_in
+from deploy.process.output import GONE, printable, silence, stand_in
 from deploy.process.signals import ignore_signals, quiet_interrupt
 
 with quiet_interrupt():  # these take a third of a second
@@ -184,7 +184,7 @@ def _with_messages(run: Callable[[], int]) -> int:
 def _print_error(message: str) -> None:
     """Prints on stderr, where there is one."""
     try:
-        print(message, file=sys.stderr, flush=True)
+        print(printable(message, but="\n\t"), file=sys.stderr, flush=True)
     except OSError:
         silence(sys.stderr)
 

@@ -125,6 +125,10 @@ BROKEN: dict[str, tuple[Any, str]] = {
         {"environments": ["CartPole-v1"], "budget": {"env_steps": 9}, "variants": [1.1]},
         "variants: 1.1 is no text: put the name into quotes",
     ),
+    "a number as a name, written in two ways": (
+        "environments: [CartPole-v1]\nbudget: {env_steps: 9}\nvariants: {1: , 0x1: }\n",
+        "line 3 is no YAML: it has the key '0x1' in line 3 already",
+    ),
     "a name as number and as text": (
         {"environments": ["CartPole-v1"], "budget": {"env_steps": 9}, "variants": {1: None, "1": None}},
         "variants: two are called 1",
@@ -147,7 +151,27 @@ BROKEN: dict[str, tuple[Any, str]] = {
     ),
     "a variant's name": ({**CARTPOLE, "variants": ["a--b"]}, "variants: 'a--b': names have"),
     "a study's name": ({**CARTPOLE, "study": "../x"}, "study: '../x' cannot be a folder's name"),
-    "a name that is too long": ({**CARTPOLE, "variants": ["v" * 60]}, "has to have at most 64 characters"),
+    "a study's name that is none": ({**CARTPOLE, "study": True}, "study: True is no text: put the name into quotes"),
+    "a name that is too long": (
+        {**CARTPOLE, "variants": ["v" * 60]},
+        "cannot be a run's name: it has 77 characters, and at most 64 are possible: choose shorter variants",
+    ),
+    "a name that begins with a dot": (
+        {**CARTPOLE, "environments": [".envs:Env-v0"]},
+        "environments: '.envs_Env-v0--default--s0' cannot be a run's name: it has to begin with a letter or digit",
+    ),
+    "an option by its name and in its section": (
+        {**CARTPOLE, "options": {"learner.lr": 1, "learner": {"lr": 2}}},
+        "options, learner.lr: it is set twice, by its dotted name or in its section: leave one",
+    ),
+    "a section that is a value": (
+        {**CARTPOLE, "variants": {"a": {"learner": 3, "learner.lr": 1}}},
+        "variants, a, learner: it is set twice",
+    ),
+    "arguments of an environment twice": (
+        {**CARTPOLE, "options": {"env": {"kwargs": {"a": 1}}, "env.kwargs.b": 2}},
+        "options, env.kwargs: it is set twice",
+    ),
     "two of one name": (
         {**CARTPOLE, "environments": ["my_envs:Env-v0", "my:envs:Env-v0"]},
         "two of them would have runs called my_envs_Env-v0--default--s0",
@@ -172,6 +196,16 @@ def test_what_is_wrong_is_told_with_its_key(tmp_path: Path, values: Any, told: s
         study(tmp_path, values)
     assert "classic.yaml" in str(error.value)
     assert "secret" not in str(error.value)
+
+
+def test_a_study_is_called_by_its_file_unless_it_has_a_name(tmp_path: Path) -> None:
+    """And the file that a study has kept in its folder is that study's."""
+    assert study(tmp_path, CARTPOLE).name == study(tmp_path, {**CARTPOLE, "study": None}).name == "classic"
+    assert study(tmp_path, {**CARTPOLE, "study": 7}).name == "7"
+    (tmp_path / "studies" / "mine" / "runs").mkdir(parents=True)
+    for folder, name in ((tmp_path, "study"), (tmp_path / "studies" / "mine", "mine")):
+        (folder / "study.yaml").write_text(write_yaml(CARTPOLE))
+        assert read_study(folder / "study.yaml", tmp_path / "studies", {}).name == name
 
 
 def test_a_budget_stands_in_the_file(tmp_path: Path) -> None:

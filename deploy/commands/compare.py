@@ -14,7 +14,8 @@ from rich.table import Table
 from deploy.config.cli_types import as_written
 from deploy.config.errors import ConfigError
 from deploy.config.repeat import flat_options
-from deploy.monitoring.tables import add_row, print_table, printable
+from deploy.monitoring.tables import add_row, print_table
+from deploy.process.output import printable
 from deploy.process.signals import quiet_interrupt
 
 if TYPE_CHECKING:

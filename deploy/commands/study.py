@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from deploy.config.cli_types import as_written
 from deploy.config.errors import ConfigError
 from deploy.process.host import usable_cores
-from deploy.process.output import Output
+from deploy.process.output import Output, printable
 from deploy.process.signals import INTERRUPTED, Stop
 from deploy.studies.study_directory import StudyDirectory
 from deploy.studies.study_file import Study, read_study
@@ -159,7 +159,8 @@ class Lines:
         self._live = self._output.isatty() if sys.stdout is not None else False
 
     def print(self, text: str) -> None:
-        """Prints a line."""
+        """Prints a line, of which a run's own words may be a part."""
+        text = printable(text)
         self._write(f"{CLEAR}{text}\n{self._shown}" if self._live else f"{text}\n")
 
     def show(self, text: str) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from deploy.process.output import printable
+
 FILE_WIDTH = 10_000
 """Columns that a table may have where the output is no terminal, which has a width of its own."""
 
@@ -22,8 +24,3 @@ def print_table(table: Table) -> None:
 def add_row(table: Table, cells: Sequence[str]) -> None:
     """Adds a row of texts of any origin."""
     table.add_row(*map(printable, cells))
-
-
-def printable(text: str, but: str = "") -> str:
-    """Returns a text without what a terminal would obey, ``but`` these characters."""
-    return "".join(each if each.isprintable() or each in but else "�" for each in text)

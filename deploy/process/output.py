@@ -33,6 +33,11 @@ def stand_in() -> None:
             os.set_inheritable(number, True)
 
 
+def printable(text: str, but: str = "") -> str:
+    """Returns a text without what a terminal would obey, ``but`` these characters."""
+    return "".join(each if each.isprintable() or each in but else "�" for each in text)
+
+
 class Output:
     """A run's stdout, usable whatever becomes of it; ``gone()`` is called once, when nobody reads it any more.
     What a full disk refuses is dropped."""

@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,6 @@ from deploy.config.layers import (
     FREE,
     Layer,
     merge,
-    merge_into,
     option_at,
     options_in,
     parse_yaml,
@@ -27,6 +27,8 @@ from deploy.config.models import RUN_NAME, RedisConfig, RunConfig, option_paths
 from replay.chunk_log.urls import public_url
 
 KEYS = ("study", "environments", "variants", "seeds", "budget", "options", "episodes")
+KEPT = "study.yaml"
+"""A study's file in the study's folder."""
 OWN = {"run": "study", "runs_dir": "study", "seed": "seeds", "env.id": "environments"}
 """Options that a study gives its runs itself, and the key that they follow from."""
 MAX_RUNS, MAX_SEED, EPISODES = 10_000, 2**63 - 1, 100
@@ -67,7 +69,7 @@ def read_study(file: Path, studies_dir: Path, environ: Mapping[str, str] = os.en
     text = read_text_file(file, f"study {file}")
     values = parse_yaml(text, f"study {file}")
     _check_keys(values, f"study {file}")
-    name = str(values.get("study", file.stem))
+    name = _study_name(file, values.get("study"))
     if not re.fullmatch(RUN_NAME, name):
         raise ConfigError(
             f"study {file}: study: {name!r} cannot be a folder's name: names have 1 to 64 letters, digits, '.', '_' or "
@@ -75,6 +77,16 @@ def read_study(file: Path, studies_dir: Path, environ: Mapping[str, str] = os.en
         )
     reader = _Reader(file, values, studies_dir / name / "runs", environ)
     return Study(name, text, reader.episodes(), reader.runs())
+
+
+def _study_name(file: Path, given: Any) -> str:
+    """Returns the name that a file gives its study, else the file's own; of studies/NAME/study.yaml, which a study has
+    kept, it is NAME."""
+    if given is None:
+        return file.absolute().parent.name if file.name == KEPT and (file.parent / "runs").is_dir() else file.stem
+    if type(given) not in (str, int):
+        raise ConfigError(f"study {file}: study: {given!r:.80} is no text: put the name into quotes")
+    return str(given)
 
 
 def _check_keys(values: Mapping[str, Any], where: str) -> None:
@@ -175,7 +187,9 @@ class _Reader:
     def _named(self, config: RunConfig, env: str, variant: str, seed: int) -> RunConfig:
         name = f"{re.sub(r'[^A-Za-z0-9._-]', '_', env)}--{variant}--s{seed}"
         if not re.fullmatch(RUN_NAME, name):
-            raise self._error("variants", f"{name!r} is no run's name: it has to have at most 64 characters")
+            too_long = f"it has {len(name)} characters, and at most 64 are possible: choose shorter variants"
+            why = too_long if len(name) > 64 else "it has to begin with a letter or digit"
+            raise self._error("environments", f"{name!r} cannot be a run's name: {why}")
         return config.model_copy(update={"run": name, "runs_dir": self._runs_dir, "seed": seed})
 
     def _budget(self) -> dict[str, Any]:
@@ -199,10 +213,22 @@ class _Reader:
             return {}
         if not isinstance(value, dict):
             raise self._error(key, f"options are wanted, such as {{learner.lr: 1e-3}}, got {value!r:.80}")
-        options = _nested(value)
+        options = self._nested(key, value)
         for path, instead in OWN.items():
             if option_at(options, path) is not None:
                 raise self._error(f"{key}, {path}", f"a study gives it itself, by its key {instead}: leave it out")
+        return options
+
+    def _nested(self, key: str, values: Mapping[Any, Any]) -> dict[str, Any]:
+        """Returns options by dotted names as sections within sections."""
+        found = list(_flat(values))
+        for (path, _), (other, _) in pairwise(sorted(found, key=lambda each: each[0])):
+            if other[: len(path)] == path:
+                twice = ".".join(path)
+                raise self._error(f"{key}, {twice}", "it is set twice, by its dotted name or in its section: leave one")
+        options: dict[str, Any] = {}
+        for path, value in found:
+            put_option(options, ".".join(path), value)
         return options
 
     def _seeds(self, value: Any) -> Iterator[int]:
@@ -225,12 +251,11 @@ def _twice(names: Iterable[str]) -> str | None:
     return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
-def _nested(values: Mapping[Any, Any]) -> dict[str, Any]:
-    """Returns options by dotted names as sections within sections."""
-    nested: dict[str, Any] = {}
+def _flat(values: Mapping[Any, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yields each option of dotted names and of sections, by the parts of its name."""
     for key, value in values.items():
-        path, layer = str(key), dict[str, Any]()
-        inner = isinstance(value, Mapping) and path.rpartition(".")[2] not in FREE
-        put_option(layer, path, _nested(value) if inner else value)
-        merge_into(nested, layer)
-    return nested
+        path = (*above, *str(key).split("."))
+        if isinstance(value, Mapping) and path[-1] not in FREE:
+            yield from _flat(value, path)
+        else:
+            yield path, value
