@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.seeds import PLAYBACK
 from deploy.config.layers import compose
 from deploy.config.models import dump
 from deploy.config.numbers import write_yaml
@@ -114,7 +115,7 @@ def _evaluation(run: str, env: str, policy: str, updates: int, returns: Iterable
         "selected": policy == "best",
         "updates": updates,
         "episodes": len(played),
-        "seed": 1 << 29,
+        "seed": PLAYBACK,
         "epsilon": 0.0,
         "sticky": None,
         "max_episode_steps": 27000,

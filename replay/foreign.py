@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -30,7 +31,7 @@ def read_file(path: Path, most_bytes: int) -> bytes:
     with _plain(path) as (file, size):
         if size > most_bytes:
             raise Unreadable(f"{path} has {size:,} bytes, and at most {most_bytes:,} are read")
-        return file.read(most_bytes)
+        return file.read(size)  # not most_bytes, of which Python would make a buffer
 
 
 def read_end(path: Path, most_bytes: int) -> tuple[bytes, bool]:
@@ -38,7 +39,7 @@ def read_end(path: Path, most_bytes: int) -> tuple[bytes, bool]:
     but for the file's size."""
     with _plain(path) as (file, size):
         file.seek(max(0, size - most_bytes))
-        return file.read(most_bytes), size <= most_bytes
+        return file.read(min(size, most_bytes)), size <= most_bytes
 
 
 @contextlib.contextmanager
@@ -49,7 +50,7 @@ def _plain(path: Path) -> Iterator[tuple[IO[bytes], int]]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        why = "it is a link" if path.is_symlink() else error.strerror
+        why = "it is a link" if error.errno == errno.ELOOP else error.strerror
         raise Unreadable(f"{path} cannot be read: {why}") from None
     try:
         about = os.fstat(fd)

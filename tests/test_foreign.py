@@ -30,7 +30,7 @@ from deploy.sessions.scale_requests import ScaleFile
 from deploy.studies.study_file import read_study
 from learner.report import Resumed
 from replay.description import DescriptionError, RunDescription
-from replay.foreign import Unreadable, parse_json, read_file, read_object
+from replay.foreign import Unreadable, parse_json, read_end, read_file, read_object
 
 pytestmark = pytest.mark.timeout(30)
 BEST = {
@@ -319,3 +319,10 @@ def test_a_malformed_url_is_one_line_without_what_may_be_a_password(tmp_path: Pa
     assert len(done.err.splitlines()) == 1
     assert "s3cret" not in done.err
     assert "u:12" not in done.err
+
+
+def test_a_file_takes_the_memory_of_its_size_whatever_its_bound(tmp_path: Path) -> None:
+    """Python's read(n) makes a buffer of n bytes: a bound of the free memory would take all of it."""
+    (tmp_path / "file").write_bytes(b"few")
+    assert read_file(tmp_path / "file", 1 << 62) == b"few"
+    assert read_end(tmp_path / "file", 1 << 62) == (b"few", True)

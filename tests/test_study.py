@@ -203,11 +203,24 @@ def changed(**values: Any) -> Callable[[Path], object]:
         ("evaluations/final.json", changed(returns=[500.0] * 5)),
         ("evaluations/final.json", changed(run=BROKEN)),
         ("evaluations/final.json", changed(updates=1)),
+        ("evaluations/final.json", changed(epsilon=1.0)),
+        ("evaluations/final.json", changed(seed=PLAYBACK + 100)),
         ("evaluations/best.json", lambda path: path.write_bytes(b"\0")),
         ("summary.json", Path.unlink),
         ("summary.json", changed(exit_reason="failed: disk full")),
     ],
-    ids=["empty", "nothing", "other returns", "another run", "stale", "best", "no summary", "failed"],
+    ids=[
+        "empty",
+        "nothing",
+        "other returns",
+        "another run",
+        "stale",
+        "random",
+        "other seeds",
+        "best",
+        "no summary",
+        "failed",
+    ],
 )
 def test_a_run_whose_end_cannot_be_read_is_not_finished(
     name: str, damage: Callable[[Path], object], tried: Tried
@@ -608,3 +621,12 @@ def test_a_link_in_the_place_of_the_evaluations_is_refused(
     (directory.run_path(run) / "evaluations").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(RunDirError, match="evaluations is a link"):
         directory.evaluations(run)
+
+
+def test_a_command_that_fails_after_its_log_was_removed_is_told(tmp_path: Path) -> None:
+    log = tmp_path / "run.log"
+    child = Child(["eval", str(tmp_path / "nowhere")], log, keeps=0)
+    log.unlink()
+    until(child.over, "the end of qherd eval", 60)
+    with pytest.raises(RunFailedError, match="qherd eval ended with exit code 2"):
+        child.check()

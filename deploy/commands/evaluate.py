@@ -21,6 +21,9 @@ from deploy.config.errors import ConfigError
 from deploy.playback.players import Chosen, Moved, Which, players_of, policy_of, sticky_of
 from deploy.run_directory.directory import RunDirectory
 
+MAX_EPISODES = 100_000
+"""More are no evaluation, and their figures would fill the memory before the first is played."""
+
 
 class Eval(BaseModel):
     """Play a run's policy and print mean, standard deviation and standard error of its returns, and how the policy was
@@ -36,7 +39,7 @@ class Eval(BaseModel):
     policy: Which = "best"
     """best: the one that the run's own evaluations selected; final: that of the newest checkpoint, selected by
     nothing."""
-    episodes: int = Field(100, ge=1)
+    episodes: int = Field(100, ge=1, le=MAX_EPISODES)
     """Episodes to play."""
     epsilon: float = Field(0.0, ge=0, le=1)
     """Probability of a random action at each env step; 0: greedy. Some benchmarks of Atari use 0.001."""

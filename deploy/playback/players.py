@@ -15,11 +15,13 @@ from actors.contract import Env
 from actors.envs import schema_of
 from actors.players import Players
 from actors.policy import Policy, make_policy
-from deploy.config.errors import ConfigError
+from deploy.config.errors import ConfigError, RunDirError
 from deploy.config.models import env_of
 from deploy.planning.preconditions import check_env_path
 from deploy.process.isolation import environments_apart
 from deploy.run_directory.directory import RunDirectory, checkpoint_folder
+from deploy.run_directory.evaluation import last_updates
+from deploy.run_directory.standing import ended_well
 from learner.checkpoint import newest_policy
 from learner.networks.numpy_mlp import NumpyMlp
 from learner.policy import check_weights
@@ -113,6 +115,7 @@ def policy_of(directory: RunDirectory, env: Env, which: Which) -> tuple[Policy, 
     else:
         arrays, name = newest_policy(checkpoint_folder(config, directory))
         chosen = Chosen(which, name.updates, name.env_steps)
+    _check_of_run(directory, chosen)
     spec, schema = config.learner.network_spec, schema_of(env)
     check_weights(spec, schema, arrays)
     policy = make_policy(spec, schema)
@@ -122,3 +125,17 @@ def policy_of(directory: RunDirectory, env: Env, which: Which) -> tuple[Policy, 
         torch.set_num_threads(config.learner.threads)
     policy.load(arrays)
     return policy, chosen
+
+
+def _check_of_run(directory: RunDirectory, chosen: Chosen) -> None:
+    """Raises RunDirError where a run is over and its summary has another policy: one that was lost, or a stranger's."""
+    summary, row = directory.summary(), directory.history.newest()
+    ended = last_updates(summary.get("updates"), row)
+    if ended is None or not ended_well(summary.get("exit_reason")) or directory.lock.owner() is not None:
+        return
+    wanted = ended if chosen.which == "final" else summary.get("best_updates")
+    if isinstance(wanted, int) and chosen.updates != wanted:
+        raise RunDirError(
+            f"{directory.given_path} ended with a {chosen.which} policy of update {wanted:,}, and the one there is of "
+            f"update {chosen.updates:,}: put its checkpoints back, or train on (qherd resume {directory.given_path})"
+        )

@@ -16,7 +16,7 @@ from deploy.reporting.statistics import Scores
 
 LABEL_OPTIONS = 2
 """As many options at the most make a variant's name; where more differ it is called by a run's."""
-FINAL = "final policy, greedy episodes on seeds that the run has not played"
+FINAL = "final policy, episodes on seeds that the run has not played"
 SCREEN = "newest evaluation during training (not all of these runs have a final evaluation)"
 
 

@@ -16,7 +16,7 @@ from deploy.config.models import RunConfig
 from deploy.reporting.curves import Curve, Points
 from deploy.run_directory.checked import Checked, read_checked
 from deploy.run_directory.directory import RunDirectory
-from deploy.run_directory.evaluation import MAX_RETURN, Evaluation, read_evaluation
+from deploy.run_directory.evaluation import MAX_RETURN, Evaluation, last_updates, read_evaluation
 from deploy.run_directory.standing import ended_well
 
 LAST_SHARE = 0.1
@@ -153,7 +153,7 @@ def read_run(path: Path, variant: str = "", *, details: bool = False) -> RunReco
         summary = None  # of an earlier end: the run was resumed since
     final = best = None
     if summary is not None:
-        final = read_evaluation(directory, "final", config.env.id, summary.updates)
+        final = read_evaluation(directory, "final", config.env.id, last_updates(summary.updates, newest))
         best = read_evaluation(directory, "best", config.env.id, summary.best_updates)
     columns = {
         name: np.where(np.abs(values) <= MAX_RETURN, values, np.nan)

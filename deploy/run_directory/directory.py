@@ -66,6 +66,12 @@ class RunDirectory:
         """
         name = config.run or unique_name(config.env.id)
         path = config.runs_dir / name
+        try:
+            str(path.absolute()).encode()
+        except UnicodeEncodeError:
+            raise RunDirError(
+                f"{path} is no text in UTF-8, as a run's folder has to be: choose another --runs-dir"
+            ) from None
         if path.exists():
             raise RunDirError(
                 f"{path} exists already, and a run is never overwritten: go on with it (qherd resume {path}), choose "

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
+from actors.seeds import PLAYBACK
 from deploy.config.errors import RunDirError
 from deploy.run_directory.checked import Checked, read_checked
 from deploy.run_directory.directory import RunDirectory
@@ -26,7 +28,7 @@ class Evaluation(Checked):
     selected: bool
     updates: int = Field(ge=0)
     episodes: int
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=PLAYBACK)
     epsilon: float = Field(ge=0, le=1)
     sticky: float | None = Field(ge=0, le=1)
     max_episode_steps: int | None
@@ -53,6 +55,13 @@ class Evaluation(Checked):
 def evaluation_file(path: Path, which: str) -> Path:
     """Returns where the evaluation of a run's ``which`` policy is, in the run's directory ``path``."""
     return path / "evaluations" / f"{which}.json"
+
+
+def last_updates(updates: Any, row: Mapping[str, float]) -> int | None:
+    """Returns the updates of the policy that a run ended with, by those in its summary and its newest row of metrics;
+    None where its checkpoint is from before, since the last ones were skipped, or where the run went on since."""
+    known = isinstance(updates, int) and not row.get("skipped_in_a_row") and row.get("updates", 0) <= updates
+    return updates if known else None
 
 
 def read_evaluation(directory: RunDirectory, which: str, env: str, updates: int | None) -> Evaluation | None:

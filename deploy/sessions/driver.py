@@ -6,11 +6,13 @@ import contextlib
 import logging
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from actors.evaluator import EvaluationResult
 from actors.first_look import Look
+from actors.metrics import EvaluationMetrics
 from deploy.config.errors import RunDirError, RunFailedError
 from deploy.config.models import RunConfig
 from deploy.monitoring.display import Display
@@ -19,13 +21,14 @@ from deploy.planning.preconditions import check_before_run, resolved
 from deploy.process.isolation import output_apart
 from deploy.process.signals import INTERRUPTED, Interrupted, Stop
 from deploy.run_directory.description import describe_policy
-from deploy.run_directory.directory import RunDirectory
+from deploy.run_directory.directory import RunDirectory, checkpoint_folder
 from deploy.run_directory.standing import ended_well
 from deploy.sessions.base import Notify, Session, log_file
 from deploy.sessions.clock import Clock, Rates
 from deploy.sessions.launch import give_name_back, start_session
 from deploy.sessions.outcome import Outcome, closing_message, load_outcome
 from deploy.tracking.tracking import Tracking, ended_by, trackers_of
+from learner.checkpoint import names
 from learner.networks import choice_of
 from replay.logs import failures_logged
 from replay.metrics import flat
@@ -59,7 +62,9 @@ def continue_run(config: RunConfig, directory: RunDirectory, since_s: float | No
     """Continues a run, as ``train``; one that is over already is left alone."""
     outcome = load_outcome(config, directory)
     clock = Clock(outcome.wall_s, outcome.start_s, outcome.cpu_s, since_s=since_s)
-    if reason := stop_reason(config, outcome, Stop(), clock.trained_s):
+    lost = updates_lost(checkpoint_folder(config, directory), outcome.totals.updates, directory.history.newest())
+    reason = stop_reason(config, outcome, Stop(), clock.trained_s)
+    if reason and (not lost or outcome.reason):
         outcome.reason = reason
         if not ended_well(directory.summary().get("exit_reason")):  # killed after its last checkpoint
             directory.write_summary(outcome.summary(config, directory.run, clock))
@@ -72,6 +77,13 @@ def continue_run(config: RunConfig, directory: RunDirectory, since_s: float | No
         with stop.listening():
             changed = directory.record_config(config)
             return _run(config, directory, look, outcome, stop, clock, tracking, new=False, changed=changed)
+
+
+def updates_lost(checkpoints: Path, updates: int, row: Mapping[str, float]) -> int:
+    """Returns how many of a run's updates its newest checkpoint in ``checkpoints`` does not have; 0 where there is no
+    checkpoint, or where it was left out since the last updates, by the newest ``row``, were skipped."""
+    newest = names(checkpoints)[:1]
+    return max(0, updates - newest[0].updates) if newest and not row.get("skipped_in_a_row") else 0
 
 
 def stop_reason(config: RunConfig, outcome: Outcome, stop: Stop, trained_s: float) -> str:
@@ -180,6 +192,7 @@ class Driver:
     def _advance_and_stop(self, session: Session) -> None:
         outcome = self._outcome
         outcome.forget_totals()
+        outcome.evaluation = EvaluationMetrics.of_row(self._directory.history.newest())  # as of the checkpoint by now
         self._display.notify("waiting for the first experience")
         try:
             self._advance_until_over(session)
@@ -195,6 +208,26 @@ class Driver:
                 outcome.add(last)
             with DiskAlarm(self._display.notify).writing():
                 outcome.record_holdout(self._directory)
+        self._check_last_checkpoint()
+
+    def _check_last_checkpoint(self) -> None:
+        """Tells where a run is over whose last checkpoint is not on the disk.
+
+        Raises:
+            RunFailedError: its budget is used up, so that nothing is left of what it has learned last.
+        """
+        outcome, folder = self._outcome, checkpoint_folder(self._config, self._directory)
+        lost = updates_lost(folder, outcome.totals.updates, self._directory.history.newest())
+        if not outcome.completed or not lost:
+            return
+        told = (
+            f"the last {lost:,} updates are in no checkpoint: see that {folder} can be written, then go on with "
+            f"qherd resume {self._directory.given_path}"
+        )
+        if outcome.reason == "solved" or self._config.mode == "cluster":  # a shared disk may show it later
+            self._display.notify(told)
+        else:
+            raise RunFailedError(told)
 
     def _advance_until_over(self, session: Session) -> None:
         """Raises RunFailedError where the budget of seconds is over and nothing has come in."""

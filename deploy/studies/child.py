@@ -78,7 +78,8 @@ class Child:
 
     def _last_message(self) -> str:
         """Returns the last line that it has written into the log, up to what a terminal's line may hold."""
-        with self._log.open("rb") as file:
+        lines = list[str]()
+        with contextlib.suppress(OSError), self._log.open("rb") as file:  # it may have been removed, or closed to us
             file.seek(self._log_start)
             lines = file.read()[-65_536:].decode(errors="replace").split("\n")
         return next((line.strip().removeprefix("qherd: ")[:500] for line in reversed(lines) if line.strip()), "")

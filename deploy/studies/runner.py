@@ -171,7 +171,7 @@ class Runner:
         begun = self._directory.state(run) is State.BEGUN
         try:
             self.jobs.append(Job(self._study, self._directory, run, keeps))
-        except QherdError as error:
+        except (QherdError, OSError) as error:
             self._fail(run, str(error))
             return
         self._notify(f"{run.name}: {'goes on' if begun else 'begins'}")
@@ -180,7 +180,7 @@ class Runner:
         try:
             if not job.advance():
                 return
-        except QherdError as error:
+        except (QherdError, OSError) as error:
             if self._stop.asked:  # it was asked to, too, by whoever asked the study
                 return
             self.jobs.remove(job)

@@ -19,11 +19,12 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from actors.seeds import playback_seed
 from deploy.config.changes import differences
 from deploy.config.errors import ConfigError, RunDirError
 from deploy.run_directory.checked import MAX_BYTES
 from deploy.run_directory.directory import RunDirectory, anywhere
-from deploy.run_directory.evaluation import Evaluation, evaluation_file, read_evaluation
+from deploy.run_directory.evaluation import Evaluation, evaluation_file, last_updates, read_evaluation
 from deploy.run_directory.files import is_plain, naming, plain_descriptor, replace_file
 from deploy.run_directory.lock import RunLock
 from deploy.run_directory.standing import ended_well
@@ -216,9 +217,13 @@ class StudyDirectory:
             return None
         try:
             read_evaluation(directory, "best", run.env, None)
-            return read_evaluation(directory, "final", run.env, summary.get("updates"))
+            updates = last_updates(summary.get("updates"), directory.history.newest())
+            final = read_evaluation(directory, "final", run.env, updates)
         except RunDirError:
             return None
+        if final is None or (final.epsilon, final.seed) != (0, playback_seed(run.seed, final.episodes)):
+            return None  # somebody else's call of qherd eval
+        return final
 
 
 def _half_made(path: Path) -> bool:
