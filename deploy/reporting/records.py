@@ -149,7 +149,7 @@ def read_run(path: Path, variant: str = "", *, details: bool = False) -> RunReco
     except KeyError as error:
         raise RunDirError(f"{directory.config_file} is damaged: it has no options") from error
     summary, newest = read_checked(path / "summary.json", Summary), directory.history.newest()
-    if summary is not None and summary.updates < newest.get("updates", 0):
+    if summary is not None and ended_well(summary.exit_reason) and summary.updates < newest.get("updates", 0):
         summary = None  # of an earlier end: the run was resumed since
     final = best = None
     if summary is not None:
