@@ -128,6 +128,7 @@ def test_a_killed_driver_is_resumed_without_its_server(folder: Path) -> None:
         kill(run, ACTOR)
         run.until(lambda: run.figure("r", "actor_restarts") == 1, 30, "restart")
         goes_on(run)
+        run.until(lambda: run.rows("r")[-1]["wall_s"] > run.rows("r")[0]["wall_s"] + 5, 30, "rows that are on disk")
         kill_driver(run)
     before, kept = run.rows("r"), names(folder / "runs" / "r" / "checkpoints")[0]
     with running("resume", "runs/r", "--budget.env-steps", str(before[-1]["env_steps"] + 8000), cwd=folder) as again:
