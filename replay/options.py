@@ -7,8 +7,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 MAX_WHOLE = 2**63
-"""Whole numbers are below it: what counts and stores them takes no more, and 1e999999999
-would fill the memory."""
+"""Whole numbers are below it: what counts and stores them takes no more, and 1e999999999 would fill the memory."""
 
 
 class Options(BaseModel):
@@ -21,7 +20,8 @@ class Options(BaseModel):
     def _is_no_switch(cls, value: Any, about: ValidationInfo) -> Any:
         kind = cls.model_fields[str(about.field_name)].annotation
         kinds = (kind, *get_args(kind))
-        if isinstance(value, bool) and bool not in kinds and (int in kinds or float in kinds):
+        is_number = int in kinds or float in kinds
+        if is_number and bool not in kinds and isinstance(value, bool):
             raise ValueError("a number is wanted")  # pydantic takes true for 1
         return value
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from disks import small_disk
 from hostile import HOSTILE, sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -443,10 +444,7 @@ def test_a_refused_call_leaves_nothing_behind(folder: Path, monkeypatch: pytest.
 @pytest.mark.root
 def test_a_full_disk_keeps_the_one_before_and_is_written_again_when_there_is_room(tmp_path: Path) -> None:
     """A real one: training goes on, the alarm is raised once, and once more when it is over."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], check=True)
-    try:
+    with small_disk(tmp_path / "disk", "256k") as disk:
         checkpointer = Checkpointer(disk / "c", CheckpointConfig(keep=1), with_rows=True)
         checkpointer.save(FIRST, lambda: parts(100), wait=True)
         (disk / "filler").write_bytes(bytes(200 << 10))
@@ -468,8 +466,6 @@ def test_a_full_disk_keeps_the_one_before_and_is_written_again_when_there_is_roo
         checkpointer.save(Name(1, 400, 1), lambda: bigger, wait=True)
         assert checkpointer.take_notices() == ("checkpoints can be written again",)
         assert names(disk / "c") == [Name(1, 400, 1)]
-    finally:
-        subprocess.run(["umount", disk], check=True)
 
 
 # -- the writer's thread

@@ -21,6 +21,7 @@ import pytest
 import redis
 import yaml
 from cli_runs import QHERD, Finished, qherd
+from disks import small_disk
 from pydantic import BaseModel
 
 from deploy import __version__
@@ -372,16 +373,11 @@ def test_a_busy_metrics_port_is_refused(tmp_path: Path, mode: str) -> None:
 @pytest.mark.root
 @pytest.mark.parametrize("room", ["none", "for the folder only"])
 def test_a_full_disk_is_refused(tmp_path: Path, room: str) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=True)
-    try:
+    with small_disk(tmp_path / "disk", "64k") as disk:
         with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
             filler.write(bytes(40 << 10 if room == "for the folder only" else 64 << 10))
         done = qherd(*CARTPOLE, "--mode", "inline", "--runs-dir", disk / "runs", "--run", "r", cwd=tmp_path)
         left = [path for path in (disk / "runs").rglob("*") if room == "none"]
-    finally:
-        subprocess.run(["umount", disk], check=True)
     assert_refused(done, tmp_path, "No space left", "disk/runs")
     assert left == []
 

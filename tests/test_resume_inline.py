@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import signal
-import subprocess
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cli_runs import Run, qherd, running, summary
+from disks import small_disk
 
 from learner.checkpoint import names, read
 from learner.phases import PHASE_KEY, PHASES
@@ -202,18 +203,28 @@ def test_what_cannot_be_played_again_begins_anew_and_is_said(tmp_path: Path) -> 
     assert json.loads((tmp_path / "runs" / "r" / "fences.json").read_text())["incarnations"] == {"0": 2}
 
 
+def remove(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint)
+
+
+def damage(checkpoint: Path) -> None:
+    policy = checkpoint / "policy.safetensors"
+    policy.write_bytes(policy.read_bytes()[:-1] + b"\7")
+
+
+@pytest.mark.parametrize("lose", [remove, damage])
 def test_a_run_whose_last_checkpoint_was_lost_is_trained_to_its_end_again(
-    whole: dict[str, Any], tmp_path: Path
+    lose: Callable[[Path], None], whole: dict[str, Any], tmp_path: Path
 ) -> None:
     """And until then nothing passes for its final policy."""
     assert qherd(*started(tmp_path, "lost", "CartPole-v1"), cwd=tmp_path, deadline_s=90).code == 0
     folder = tmp_path / "runs" / "lost"
     newest, before = names(folder / "checkpoints")[:2]
-    shutil.rmtree(folder / "checkpoints" / str(newest))
+    lose(folder / "checkpoints" / str(newest))
     played = qherd("eval", "runs/lost", "--policy", "final", "--episodes", "2", cwd=tmp_path)
     assert played.code == 2
-    told = f"ended with a final policy of update {newest.updates:,}, and the one there is of update {before.updates:,}"
-    assert told in played.err
+    other = f"ended with a final policy of update {newest.updates:,}, and the one there is of update {before.updates:,}"
+    assert (other if lose is remove else "policy.safetensors does not match its size") in played.err
     resumed = qherd("resume", "runs/lost", cwd=tmp_path, deadline_s=90)
     assert resumed.code == 0, resumed.err
     assert_same(ended(folder), whole)
@@ -223,18 +234,13 @@ def test_a_run_whose_last_checkpoint_was_lost_is_trained_to_its_end_again(
 
 @pytest.mark.root
 def test_a_run_whose_last_checkpoint_finds_no_room_has_failed_and_goes_on_where_there_is_some(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], check=True)
-    try:
+    with small_disk(tmp_path / "disk", "400k") as disk:
         short = ("--eval.every-updates", "300", "--eval.screen-episodes", "4", "--eval.holdout-episodes", "4")
         where = ("--mode", "inline", "--runs-dir", "disk", "--run", "full", "--budget.env-steps", "2500", *short)
         done = qherd("train", "CartPole-v1", *where, cwd=tmp_path, deadline_s=90)
         assert done.code == 1, done
         assert re.search(r"the last [\d,]+ updates are in no checkpoint: see that .*full/checkpoints can", done.err)
         shutil.copytree(disk / "full", tmp_path / "full")
-    finally:
-        subprocess.run(["umount", disk], check=True)
     assert summary(tmp_path / "full")["exit_reason"].startswith("failed: the last ")
     assert qherd("resume", "full", cwd=tmp_path, deadline_s=90).code == 0
     updates = summary(tmp_path / "full")["updates"]

@@ -60,6 +60,16 @@ def directory_of(folder: Path, **changed: Any) -> Iterator[tuple[StudyDirectory,
         folder.joinpath("tiny.yaml").write_bytes(before)
 
 
+@contextlib.contextmanager
+def put_back(path: Path) -> Iterator[Path]:
+    """A file that the block may damage or remove; it is as before afterwards."""
+    before = path.read_bytes()
+    try:
+        yield path
+    finally:
+        path.write_bytes(before)
+
+
 def evaluation(cwd: Path, run: str, which: str = "final", name: str = "tiny") -> dict[str, Any]:
     path = cwd / "studies" / name / "runs" / run / "evaluations" / f"{which}.json"
     read: dict[str, Any] = json.loads(path.read_text())
@@ -176,18 +186,13 @@ def test_finished_runs_keep_the_number_of_their_episodes(tried: Tried) -> None:
 def test_a_damaged_run_does_not_keep_the_others_from_being_looked_at(
     damaged: str, damage: Callable[[Path], object], tried: Tried
 ) -> None:
-    path = tried.folder / "runs" / GOOD / damaged
-    before = path.read_bytes()
-    try:
+    with put_back(tried.folder / "runs" / GOOD / damaged) as path, directory_of(tried.cwd) as (directory, runs):
         damage(path)
-        with directory_of(tried.cwd) as (directory, runs):
-            directory.check_unchanged()
-            if not path.exists():
-                assert directory.state(runs[GOOD]) is State.NEW
-                with pytest.raises(RunDirError, match=r"s0 is damaged, or is no run: .* and it has .*metrics.jsonl"):
-                    directory.clear_half_made(runs[GOOD])
-    finally:
-        path.write_bytes(before)
+        directory.check_unchanged()
+        if not path.exists():
+            assert directory.state(runs[GOOD]) is State.NEW
+            with pytest.raises(RunDirError, match=r"s0 is damaged, or is no run: .* and it has .*metrics.jsonl"):
+                directory.clear_half_made(runs[GOOD])
 
 
 def changed(**values: Any) -> Callable[[Path], object]:
@@ -225,14 +230,9 @@ def changed(**values: Any) -> Callable[[Path], object]:
 def test_a_run_whose_end_cannot_be_read_is_not_finished(
     name: str, damage: Callable[[Path], object], tried: Tried
 ) -> None:
-    path = tried.folder / "runs" / GOOD / name
-    before = path.read_bytes()
-    try:
+    with put_back(tried.folder / "runs" / GOOD / name) as path, directory_of(tried.cwd) as (directory, runs):
         damage(path)
-        with directory_of(tried.cwd) as (directory, runs):
-            assert directory.state(runs[GOOD]) is State.BEGUN
-    finally:
-        path.write_bytes(before)
+        assert directory.state(runs[GOOD]) is State.BEGUN
 
 
 def test_a_damaged_evaluation_is_played_again(tried: Tried) -> None:
@@ -246,14 +246,10 @@ def test_a_damaged_evaluation_is_played_again(tried: Tried) -> None:
 def test_a_finished_run_whose_configuration_is_damaged_is_told(
     tried: Tried, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tried.folder / "runs" / GOOD / "config.yaml"
-    before = path.read_bytes()
-    try:
+    with put_back(tried.folder / "runs" / GOOD / "config.yaml") as path:
         path.write_bytes(b"{")
         assert tried.again(variants=["good"]) == 1
         assert re.search(rf"\nfailed: {GOOD}: .*config\.yaml is damaged", capsys.readouterr().out)
-    finally:
-        path.write_bytes(before)
 
 
 def test_a_users_own_file_by_the_name_of_the_studys_is_left_as_it_is(

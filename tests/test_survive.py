@@ -6,13 +6,13 @@ import json
 import os
 import re
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli_runs import Finished, Run, qherd, running, summary
+from disks import small_disk
 
 from learner.checkpoint import names, read
 from replay.chunk_log.protocol import FENCE_SHIFT
@@ -306,10 +306,7 @@ def test_an_env_that_raises_is_made_anew_and_one_that_hangs_is_found(folder: Pat
 @pytest.mark.timeout(240)
 def test_a_disk_that_fills_up_stops_nothing_and_is_told(folder: Path) -> None:
     """Training goes on, the newest whole checkpoint stays; when there is room again, all is written again."""
-    disk = folder / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", disk], check=True)
-    try:
+    with small_disk(folder / "disk", "30m") as disk:
         with running(*TRAIN, "--runs-dir", disk, cwd=folder) as run:
             checkpoints = disk / "r" / "checkpoints"
             run.until(lambda: len(names(checkpoints)) == 3, START_S, "three checkpoints")
@@ -331,5 +328,3 @@ def test_a_disk_that_fills_up_stops_nothing_and_is_told(folder: Path) -> None:
         ended = summary(disk / "r")
         assert (ended["exit_reason"], ended["learner_restarts"], ended["actor_restarts"]) == ("interrupted", 0, 0)
         assert ended["updates"] > kept[0].updates
-    finally:
-        subprocess.run(["umount", disk], check=True)

@@ -20,9 +20,7 @@ from deploy.config.cli_types import as_written
 from deploy.config.errors import ConfigError
 from deploy.playback.players import Chosen, Moved, Which, players_of, policy_of, sticky_of
 from deploy.run_directory.directory import RunDirectory
-
-MAX_EPISODES = 100_000
-"""More are no evaluation, and their figures would fill the memory before the first is played."""
+from deploy.run_directory.evaluation import MAX_EPISODES
 
 
 class Eval(BaseModel):

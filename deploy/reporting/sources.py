@@ -39,16 +39,15 @@ def read_sources(given: Sequence[Path]) -> tuple[list[RunRecord], list[Missing]]
 
 def _check_different(runs: Sequence[RunRecord]) -> None:
     """Raises ConfigError for a run that is given twice, or with a copy of its directory."""
-    seen = dict[str, Path]()
+    paths, by_nonce = set[Path](), dict[str, Path]()
     for run in runs:
-        path, nonce = run.path.resolve(), None
-        with contextlib.suppress(RunDirError):  # to be reported a run needs no fences.json
-            nonce = RunDirectory(run.path).fences.nonce
-        if str(path) in seen:
+        if (path := run.path.resolve()) in paths:
             raise ConfigError(f"{path} is given twice, and would count as two runs")
-        if nonce is not None and nonce in seen:
-            raise ConfigError(f"{run.path} and {seen[nonce]} are one run, of which one is a copy: give one of them")
-        seen |= {str(path): path} | ({nonce: run.path} if nonce is not None else {})
+        paths.add(path)
+        with contextlib.suppress(RunDirError):  # to be reported a run needs no fences.json
+            other = by_nonce.setdefault(RunDirectory(run.path).fences.nonce, run.path)
+            if other is not run.path:
+                raise ConfigError(f"{run.path} and {other} are one run, of which one is a copy: give one of them")
 
 
 def _read_study(path: Path, prefix: str) -> tuple[list[RunRecord], list[Missing]]:

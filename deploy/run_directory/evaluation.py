@@ -15,6 +15,8 @@ from deploy.config.errors import RunDirError
 from deploy.run_directory.checked import Checked, read_checked
 from deploy.run_directory.directory import RunDirectory
 
+MAX_EPISODES = 100_000
+"""More are no evaluation, and their figures would fill the memory before the first is played."""
 MAX_RETURN = 1e100
 """Numbers beyond it are damage: their squares would have no sum, and no axis holds them."""
 

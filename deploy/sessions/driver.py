@@ -28,7 +28,7 @@ from deploy.sessions.clock import Clock, Rates
 from deploy.sessions.launch import give_name_back, start_session
 from deploy.sessions.outcome import Outcome, closing_message, load_outcome
 from deploy.tracking.tracking import Tracking, ended_by, trackers_of
-from learner.checkpoint import names
+from learner.checkpoint import CheckpointError, names, newest_policy
 from learner.networks import choice_of
 from replay.logs import failures_logged
 from replay.metrics import flat
@@ -62,7 +62,8 @@ def continue_run(config: RunConfig, directory: RunDirectory, since_s: float | No
     """Continues a run, as ``train``; one that is over already is left alone."""
     outcome = load_outcome(config, directory)
     clock = Clock(outcome.wall_s, outcome.start_s, outcome.cpu_s, since_s=since_s)
-    lost = updates_lost(checkpoint_folder(config, directory), outcome.totals.updates, directory.history.newest())
+    folder, row = checkpoint_folder(config, directory), directory.history.newest()
+    lost = updates_lost(folder, outcome.totals.updates, row) or has_damaged_policy(folder)
     reason = stop_reason(config, outcome, Stop(), clock.trained_s)
     if reason and (not lost or outcome.reason):
         outcome.reason = reason
@@ -84,6 +85,15 @@ def updates_lost(checkpoints: Path, updates: int, row: Mapping[str, float]) -> i
     checkpoint, or where it was left out since the last updates, by the newest ``row``, were skipped."""
     newest = names(checkpoints)[:1]
     return max(0, updates - newest[0].updates) if newest and not row.get("skipped_in_a_row") else 0
+
+
+def has_damaged_policy(checkpoints: Path) -> bool:
+    """Returns whether the policy of the newest checkpoint cannot be played; False where there is no checkpoint."""
+    try:
+        newest_policy(checkpoints)
+    except CheckpointError:
+        return bool(names(checkpoints))
+    return False
 
 
 def stop_reason(config: RunConfig, outcome: Outcome, stop: Stop, trained_s: float) -> str:

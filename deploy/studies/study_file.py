@@ -24,6 +24,7 @@ from deploy.config.layers import (
     variable_of,
 )
 from deploy.config.models import RUN_NAME, RedisConfig, RunConfig, option_paths
+from deploy.run_directory.evaluation import MAX_EPISODES
 from replay.chunk_log.urls import public_url
 
 KEYS = ("study", "environments", "variants", "seeds", "budget", "options", "episodes")
@@ -122,8 +123,8 @@ class _Reader:
     def episodes(self) -> int:
         """Returns how many episodes a final evaluation has."""
         value = self._values.get("episodes", EPISODES)
-        if type(value) is not int or not 1 <= value <= 100_000:
-            raise self._error("episodes", f"{value!r} is no whole number of 1 to 100,000")
+        if type(value) is not int or not 1 <= value <= MAX_EPISODES:
+            raise self._error("episodes", f"{value!r} is no whole number of 1 to {MAX_EPISODES:,}")
         return value
 
     def _cells(self) -> Iterator[tuple[str, str, RunConfig]]:
