@@ -162,13 +162,14 @@ def where_it_stops(points: Sequence[Point]) -> str:
         )
     found = diagnose(replace(stops.window, cores=usable_cores()), RunConfig())
     return (
-        f"It stops at {stops.actors} actors, with {efficiency(stops, points):.0%} of {stops.actors} times one actor's: "
-        f"{found.bottleneck}. In the words of `qherd doctor`: {found.why}."
+        f"It stops at {stops.actors} actors, with {efficiency(stops, points):.0%} of {stops.actors} times one actor's. "
+        f"In the words of `qherd doctor` the bottleneck is {found.bottleneck}: {found.why}."
     )
 
 
 def write_docs(points: Sequence[Point], lanes: int, window_s: float) -> None:
     """docs/scaling.md and docs/scaling.svg."""
+    here = machine.show(machine.describe())  # before the picture makes the commit a dirty one
     plot(points, DOCS / "scaling.svg")
     text = f"""# Scaling beyond one machine's cores
 
@@ -183,7 +184,7 @@ are of the actors' time, and the last one of the learner's.
 
 {where_it_stops(points)}
 
-On: {machine.show(machine.describe())}
+On: {here}
 """
     (DOCS / "scaling.md").write_text(text)
 
