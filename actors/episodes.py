@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from actors.players import Replace, no_other
 from actors.policy import Acting, carried
 from actors.verdicts import skewed_bound
 from learner.networks.portable import allowed, fed
-from replay.chunk import ACTION_MASK
+from replay.chunk import ACTION_MASK, MAX_REWARD
 
 Array = npt.NDArray[Any]
 RANK_ERROR = 0.025
@@ -69,7 +68,7 @@ def play(
     with an environment after each reset and step.
 
     Raises:
-        ContractError: an observation or a reward is not finite.
+        ContractError: an observation is not finite, or a reward none that float32 holds.
     """
     if not envs:
         raise ValueError("there is no environment to play in")
@@ -181,10 +180,10 @@ def _finite(env: Env, obs: Any, reward: float) -> Any:
     """Returns the observation.
 
     Raises:
-        ContractError: it or the reward is not finite, which training refuses, too.
+        ContractError: it is not finite, or the reward is none that float32 holds, which training refuses, too.
     """
-    if not math.isfinite(reward):
-        raise ContractError(f"{name_of(env)} returned the reward {reward} in an evaluation")
+    if not abs(reward) <= MAX_REWARD:  # a sum of greater ones, and of their squares, would be infinite
+        raise ContractError(f"{name_of(env)} returned the reward {reward}, which float32 has to hold, in an evaluation")
     if obs.dtype.kind == "f" and not np.isfinite(obs).all():
         what = f"an observation that is not finite as {obs.dtype}, in an evaluation"
         raise ContractError(f"{name_of(env)} returned {what}")

@@ -32,7 +32,7 @@ class Players:
         self.close()
         self._remade: list[str] = []
         named = (f"environment {index} of {self._config.id}" for index in range(self._count))
-        self._budgets = [Restarts(name, RESTARTS) for name in named]
+        self._budgets = [Restarts(name, RESTARTS, allowed_by="qherd") for name in named]
         try:
             for index in range(self._count):
                 self.envs.append(self._make(index))

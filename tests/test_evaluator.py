@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,9 @@ def test_players_make_anew_within_a_budget_and_close_all(tmp_path: Path) -> None
     book = tmp_path / "book"
     config = EnvConfig(id="strange_env:Strange-v0", kwargs={"kind": "raises", "after": 7, "book": str(book)})
     with Players(config, 2) as players:
-        with pytest.raises(LaneError, match=r"environment [01] of .*Strange-v0 died 6 times.*RuntimeError: the bridge"):
+        with pytest.raises(
+            LaneError, match=r"environment [01] of .*Strange-v0 died 6 .*qherd allows 5.*RuntimeError: the bridge"
+        ):
             play(players.envs, ZEROS, [1, 2], replace=players.replace)
         remade = players.pop_remade()
         assert set(remade) == {f"environment {place}: RuntimeError: the bridge is down" for place in range(2)}
@@ -148,10 +151,15 @@ def test_players_make_anew_within_a_budget_and_close_all(tmp_path: Path) -> None
     assert words.count("made") == words.count("closed") == 2 + len(remade)
 
 
-def test_what_is_not_finite_is_no_return() -> None:
-    env = scripted_env.ScriptedEnv(lengths=(5,), bad_reward=math.nan)
-    with pytest.raises(EnvError, match="returned the reward nan in an evaluation"):
+@pytest.mark.parametrize("reward", [math.nan, math.inf, 1e200, -3.5e38])
+def test_a_reward_that_float32_cannot_hold_is_refused_as_in_training(reward: float) -> None:
+    """The sum of some, and of their squares, would be infinite: no mean, no deviation and no JSON."""
+    env = scripted_env.ScriptedEnv(lengths=(5,), bad_reward=reward)
+    with pytest.raises(EnvError, match=re.escape(f"returned the reward {reward}, which float32 has to hold, in an ev")):
         play([env], ZEROS, [1])
+
+
+def test_an_observation_that_is_not_finite_is_refused() -> None:
     env = scripted_env.ScriptedEnv(lengths=(5,), bad_obs=math.inf)
     with pytest.raises(EnvError, match="an observation that is not finite as float32, in an evaluation"):
         play([env], ZEROS, [1])

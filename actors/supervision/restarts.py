@@ -48,6 +48,8 @@ class Restarts:
     budget: int
     clock: Callable[[], float] = time.monotonic
     jitter: Callable[[], float] = jitter
+    allowed_by: str = "actors.restarts"
+    """What the budget is set by: of an error's text."""
     deaths: deque[float] = field(default_factory=deque)
     total: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
@@ -68,7 +70,7 @@ class Restarts:
         self.reasons[type(_root_cause(error)).__name__] += 1
         if len(self.deaths) > self.budget:
             raise CrashLoopError(
-                f"{self.name} died {len(self.deaths)} times within {BUDGET_WINDOW_S:.0f} s (actors.restarts allows "
+                f"{self.name} died {len(self.deaths)} times within {BUDGET_WINDOW_S:.0f} s ({self.allowed_by} allows "
                 f"{self.budget}); the last time of {cause(error)}",
                 str(error),
             )
