@@ -81,6 +81,10 @@ def test_two_runs_without_a_name_have_two() -> None:
         ),
         ({"overrides": {"learner.lr": -1.0}}, r"configuration \(overrides\):\n  learner.lr: Input should be greater"),
         ({"overrides": {"learner": 3}}, r"configuration \(overrides\):\n  learner: Input should be a valid dictionary"),
+        (
+            {"overrides": {"learner.lr": 1e-3, "learner": {"lr": 1e-4}}},
+            r"configuration \(overrides\):\n  learner.lr: it is set twice, by its dotted name or in its section",
+        ),
         ({"overrides": {"run": "a/b"}}, r"configuration \(overrides\):\n  run: String should match"),
         ({"overrides": {"env.kwargs": {"of": np.ones(2)}}}, r"configuration \(overrides\): a value is none that YAML"),
         ({"preset": "nothing"}, "preset 'nothing' does not exist; one of acrobot, "),

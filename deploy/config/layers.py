@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
@@ -58,7 +57,7 @@ def compose(
     config; the command line comes on top of it.
 
     Raises:
-        ConfigError: any of them names something unknown or a value out of its bounds.
+        ConfigError: any of them names something unknown or a value out of its bounds, or an override is given twice.
     """
     layers = list[Layer]()
     if file is not None:
@@ -69,7 +68,7 @@ def compose(
     if env_id is not None:
         layers.append(("command line", {"env": {"id": env_id}}))
     if overrides is not None:
-        layers.append(("overrides", _nested(overrides)))
+        layers.append(("overrides", nested(overrides, "configuration (overrides):\n  ")))
     return merge(layers, preset)
 
 
@@ -157,14 +156,32 @@ def put_option(values: dict[str, Any], path: str, value: Any) -> None:
     values[leaf] = value
 
 
-def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns options by dotted name, of which a value may be a whole section, as a layer has them."""
+def nested(options: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """Returns options by dotted name, of which a value may be a whole section, as a layer has them: sections within
+    sections.
+
+    Raises:
+        ConfigError: one is set twice; its text begins with ``where``.
+    """
+    found = list(_flat(options))
+    for (path, _), (other, _) in pairwise(sorted(found, key=lambda each: each[0])):
+        if other[: len(path)] == path:
+            twice = ".".join(path)
+            raise ConfigError(f"{where}{twice}: it is set twice, by its dotted name or in its section: leave one")
     values: dict[str, Any] = {}
-    for path, value in options.items():
-        one: dict[str, Any] = {}
-        put_option(one, path, copy.deepcopy(value))
-        merge_into(values, one)
+    for path, value in found:
+        put_option(values, ".".join(path), value)
     return values
+
+
+def _flat(values: Mapping[Any, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yields each option of dotted names and of sections, by the parts of its name."""
+    for key, value in values.items():
+        path = (*above, *str(key).split("."))
+        if isinstance(value, Mapping) and path[-1] not in FREE:
+            yield from _flat(value, path)
+        else:
+            yield path, value
 
 
 def _preset(name: str) -> dict[str, Any]:

@@ -7,19 +7,17 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from deploy.config.errors import ConfigError
 from deploy.config.layers import (
-    FREE,
     Layer,
     merge,
+    nested,
     option_at,
     options_in,
     parse_yaml,
-    put_option,
     read_text_file,
     variable_of,
 )
@@ -214,22 +212,10 @@ class _Reader:
             return {}
         if not isinstance(value, dict):
             raise self._error(key, f"options are wanted, such as {{learner.lr: 1e-3}}, got {value!r:.80}")
-        options = self._nested(key, value)
+        options = nested(value, f"{self._where}: {key}, ")
         for path, instead in OWN.items():
             if option_at(options, path) is not None:
                 raise self._error(f"{key}, {path}", f"a study gives it itself, by its key {instead}: leave it out")
-        return options
-
-    def _nested(self, key: str, values: Mapping[Any, Any]) -> dict[str, Any]:
-        """Returns options by dotted names as sections within sections."""
-        found = list(_flat(values))
-        for (path, _), (other, _) in pairwise(sorted(found, key=lambda each: each[0])):
-            if other[: len(path)] == path:
-                twice = ".".join(path)
-                raise self._error(f"{key}, {twice}", "it is set twice, by its dotted name or in its section: leave one")
-        options: dict[str, Any] = {}
-        for path, value in found:
-            put_option(options, ".".join(path), value)
         return options
 
     def _seeds(self, value: Any) -> Iterator[int]:
@@ -250,13 +236,3 @@ class _Reader:
 def _twice(names: Iterable[str]) -> str | None:
     """Returns the first name that is there more than once; None where each is there once."""
     return next((name for name, count in Counter(names).items() if count > 1), None)
-
-
-def _flat(values: Mapping[Any, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yields each option of dotted names and of sections, by the parts of its name."""
-    for key, value in values.items():
-        path = (*above, *str(key).split("."))
-        if isinstance(value, Mapping) and path[-1] not in FREE:
-            yield from _flat(value, path)
-        else:
-            yield path, value
