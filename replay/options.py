@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
@@ -18,10 +19,10 @@ class Options(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _is_no_switch(cls, value: Any, about: ValidationInfo) -> Any:
-        kind = cls.model_fields[str(about.field_name)].annotation
-        kinds = (kind, *get_args(kind))
+        kinds = list(_kinds(cls.model_fields[str(about.field_name)].annotation))
         is_number = int in kinds or float in kinds
-        if is_number and bool not in kinds and isinstance(value, bool):
+        given = value if isinstance(value, list | tuple) else [value]
+        if is_number and bool not in kinds and any(isinstance(each, bool) for each in given):
             raise ValueError("a number is wanted")  # pydantic takes true for 1
         return value
 
@@ -31,3 +32,10 @@ class Options(BaseModel):
         if type(value) is int and abs(value) >= MAX_WHOLE:
             raise ValueError("it is too big: whole numbers are below 2^63")
         return value
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """Yields a field's type and those that it is made of."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _kinds(part)

@@ -173,10 +173,11 @@ def test_an_unknown_option_names_the_nearest(tmp_path: Path, values: dict[str, A
 
 KINDS = {path: {_kind_of(path), *get_args(_kind_of(path))} for path in option_paths()}
 NO_NUMBERS = [(path, True) for path, kinds in KINDS.items() if kinds & {int, float}]
+NO_LISTS_OF_NUMBERS = [("learner.network.hidden", value) for value in ([True], [64, False])]
 TOO_BIG = [(path, value) for path, kinds in KINDS.items() if int in kinds for value in (2**63, 1e300, -(2**63))]
 
 
-@pytest.mark.parametrize(("path", "value"), [*NO_NUMBERS, *TOO_BIG])
+@pytest.mark.parametrize(("path", "value"), [*NO_NUMBERS, *NO_LISTS_OF_NUMBERS, *TOO_BIG])
 def test_a_number_is_neither_true_nor_beyond_63_bits(path: str, value: Any, tmp_path: Path) -> None:
     """Pydantic takes ``true`` for 1."""
     values: dict[str, Any] = {}
