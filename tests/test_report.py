@@ -248,6 +248,15 @@ def test_a_copy_of_a_run_does_not_count_beside_it(
     assert f"{tmp_path / 'backup'} and {a_run} are one run, of which one is a copy" in capsys.readouterr().err
 
 
+def test_policies_that_were_not_played_alike_are_said_not_to_compare(tmp_path: Path) -> None:
+    runs, page_file = [write_run(tmp_path / f"s{seed}", ENV, seed, rows=3) for seed in (0, 1)], tmp_path / "page.html"
+    assert qherd(*runs, "--out", page_file) == 0
+    assert "their scores do not compare" not in page_file.read_text()
+    changed(FINAL, epsilon=0.001)(runs[1])
+    assert qherd(*runs, "--out", page_file) == 0
+    assert "ε 0/0.001. Not all were played alike, so that their scores do not compare." in page_file.read_text()
+
+
 def test_a_text_is_no_formula_in_a_spreadsheet(a_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = (a_run / "config.yaml").read_text()
     (a_run / "config.yaml").write_text(config.replace("git: 897de24", "git: =HYPERLINK(1)"))

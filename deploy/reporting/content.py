@@ -158,7 +158,9 @@ def _how_played(environment: Environment) -> str:
     episodes = "/".join(dict.fromkeys(str(len(each.returns)) for each in played))
     epsilon = "/".join(dict.fromkeys(f"{each.epsilon:g}" for each in played))
     sticky = "/".join(dict.fromkeys(f"{each.sticky:g}" for each in played if each.sticky is not None))
-    return f"{episodes} episodes, ε {epsilon}{f', sticky actions {sticky}' if sticky else ''}."
+    how = f"{episodes} episodes, ε {epsilon}{f', sticky actions {sticky}' if sticky else ''}."
+    alike = len({(each.epsilon, each.sticky, each.max_episode_steps) for each in played}) == 1
+    return how if alike else f"{how} Not all were played alike, so that their scores do not compare."
 
 
 def _results(env: EnvironmentAnalysis) -> Table:
