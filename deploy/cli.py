@@ -15,6 +15,7 @@ import stat
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 
 from deploy.process.output import GONE, printable, silence, stand_in
 from deploy.process.signals import ignore_signals, quiet_interrupt
@@ -136,6 +137,7 @@ def _dispatch(arguments: list[str]) -> int:
 
         return print_completion(rest, COMMANDS)
     if command in COMMANDS:
+        _check_folder()
         with quiet_interrupt():
             run: Callable[[list[str]], int] = import_module(f"deploy.commands.{COMMANDS[command]}").run
         return run(rest)
@@ -148,14 +150,18 @@ def _dispatch(arguments: list[str]) -> int:
     raise ConfigError(f"there is no command {command!r}\n\n{USAGE}".rstrip())
 
 
+def _check_folder() -> None:
+    """Raises ConfigError where the working directory is not there any more: what is relative to it has no place."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise ConfigError("the working directory was removed: cd into one that is there") from None
+
+
 def _guarded(run: Callable[[], int]) -> int:
     """Turns what a user can cause into a message; lets what is a defect show its traceback."""
     try:
-        try:
-            return _with_messages(run)
-        finally:
-            if sys.stdout is not None:  # as >&- has it
-                sys.stdout.flush()
+        return _with_messages(run)
     except KeyboardInterrupt:
         _print_error("interrupted")
         return 130
@@ -168,7 +174,10 @@ def _guarded(run: Callable[[], int]) -> int:
 
 def _with_messages(run: Callable[[], int]) -> int:
     try:
-        return run()
+        code = run()
+        if sys.stdout is not None:  # as >&- has it
+            sys.stdout.flush()
+        return code
     except ValidationError as error:
         code, message = 2, explain(error, "command line")
     except QherdError as error:
@@ -176,7 +185,7 @@ def _with_messages(run: Callable[[], int]) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
             raise
-        code, message = 2, f"{error.filename or 'a file'}: {error.strerror}"
+        code, message = 2, f"{error.filename or 'the output or a file'}: {error.strerror}"
     _print_error(f"qherd: {message}")
     return code
 

@@ -390,6 +390,24 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("arguments", [["--version"], ["train", "--help"], ["completion", "bash"]], ids=" ".join)
+def test_a_disk_that_is_too_full_for_the_output_is_told(tmp_path: Path, arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [str(QHERD), *arguments]
+        done = subprocess.run(command, check=False, cwd=tmp_path, stdout=full, stderr=-1, text=True, timeout=30)
+    assert done.stderr == "qherd: the output or a file: No space left on device\n"
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize("arguments", [["study", "s.yaml"], [*CARTPOLE, "--mode", "inline"], ["runs"], ["eval", "r"]])
+def test_a_working_directory_that_was_removed_is_told(tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "gone").mkdir()
+    command = ["sh", "-c", 'rmdir "$PWD" && exec "$0" "$@"', str(QHERD), *arguments]
+    done = subprocess.run(command, check=False, cwd=tmp_path / "gone", capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "qherd: the working directory was removed: cd into one that is there\n"
+
+
 # -- servers that cannot be used
 
 
