@@ -197,7 +197,7 @@ def _checked_files(path: Path, only: str | None = None) -> dict[str, bytes]:
             listed = {only: listed[only]}
         files = {file: read_file(path / file, about.bytes) for file, about in listed.items()}
     except FileNotFoundError as error:
-        raise CheckpointError(f"{error.filename}: {error.strerror}") from error
+        raise CheckpointError(f"{error.filename} is missing: put it back") from error
     except Unreadable as error:
         raise CheckpointError(str(error)) from error
     for file, data in files.items():

@@ -161,6 +161,8 @@ def test_a_file_that_is_not_whole_has_the_one_before_loaded(folder: Path, index:
     found = newest(folder)
     assert found is not None
     assert (found.name, number_of(found.parts), len(found.skipped)) == (FIRST, 100, 1)
+    if how == "missing":
+        assert f"{damaged} is missing: put it back" in found.skipped[0]
 
 
 @pytest.mark.parametrize(
