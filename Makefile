@@ -7,6 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # -qq: errors only. A failed install leaves no stamp, so the next make tries again.
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+# Compiling every module of torch and Ray takes as long as all else here; Python compiles what it imports, where it may.
+PIP += $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile)
 
 # A plain path instead of an import hook, so that type checkers see the packages from anywhere.
 EDITABLE := --config-settings editable_mode=compat -e

@@ -96,11 +96,17 @@ def assert_same(one: Any, other: Any, where: str = "") -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """CartPole, never killed."""
     folder = tmp_path_factory.mktemp("whole")
     assert qherd(*started(folder, "whole", "CartPole-v1"), cwd=folder, deadline_s=90).code == 0
-    return ended(folder / "runs" / "whole")
+    return folder / "runs" / "whole"
+
+
+@pytest.fixture(scope="module")
+def whole(whole_run: Path) -> dict[str, Any]:
+    """What that leaves."""
+    return ended(whole_run)
 
 
 def shows(run: Run, updates: int) -> bool:
@@ -214,21 +220,20 @@ def damage(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("lose", [remove, damage])
 def test_a_run_whose_last_checkpoint_was_lost_is_trained_to_its_end_again(
-    lose: Callable[[Path], None], whole: dict[str, Any], tmp_path: Path
+    lose: Callable[[Path], None], whole_run: Path, whole: dict[str, Any], tmp_path: Path
 ) -> None:
     """And until then nothing passes for its final policy."""
-    assert qherd(*started(tmp_path, "lost", "CartPole-v1"), cwd=tmp_path, deadline_s=90).code == 0
-    folder = tmp_path / "runs" / "lost"
+    folder = Path(shutil.copytree(whole_run, tmp_path / "runs" / "whole"))
     newest, before = names(folder / "checkpoints")[:2]
     lose(folder / "checkpoints" / str(newest))
-    played = qherd("eval", "runs/lost", "--policy", "final", "--episodes", "2", cwd=tmp_path)
+    played = qherd("eval", "runs/whole", "--policy", "final", "--episodes", "2", cwd=tmp_path)
     assert played.code == 2
     other = f"ended with a final policy of update {newest.updates:,}, and the one there is of update {before.updates:,}"
     assert (other if lose is remove else "policy.safetensors does not match its size") in played.err
-    resumed = qherd("resume", "runs/lost", cwd=tmp_path, deadline_s=90)
+    resumed = qherd("resume", "runs/whole", cwd=tmp_path, deadline_s=90)
     assert resumed.code == 0, resumed.err
     assert_same(ended(folder), whole)
-    again = qherd("resume", "runs/lost", cwd=tmp_path)
+    again = qherd("resume", "runs/whole", cwd=tmp_path)
     assert (again.code, "is over: budget of env steps" in again.out) == (0, True)
 
 
