@@ -3,8 +3,7 @@
 RL-Zoo, https://github.com/DLR-RM/rl-baselines3-zoo: ``hyperparams/dqn.yml`` at commit ce95481b041f and
 ``hyperparams/qrdqn.yml`` at c8cff9f143f2; LunarLander's are those of v2. For MinAtar RL-Zoo has none: these are of
 Revisiting Rainbow, https://github.com/JohanSamir/revisiting_rainbow, ``Configs/dqn_breakout.gin`` and
-``quantile_breakout.gin``, the same for all games; the latter's three-step returns are left out, and the loss is that of
-either library.
+``quantile_breakout.gin``, the same for all games; the loss is that of either library.
 """
 
 from __future__ import annotations
@@ -92,9 +91,9 @@ def _zoo(algorithm: str, env_steps: int, settings: dict[str, Any], **network: An
     return Published(env_steps, {**settings, "policy_kwargs": network}, f"RL-Zoo's hyperparams/{algorithm}.yml")
 
 
-def _minatar(learning_rate: float, **network: Any) -> Published:
+def _minatar(learning_rate: float, n_steps: int, **network: Any) -> Published:
     network = {"net_arch": [], "features_extractor_class": "minatar", "optimizer_kwargs": {"eps": 3.125e-4}, **network}
-    settings = {**_MINATAR, "learning_rate": learning_rate, "policy_kwargs": network}
+    settings = {**_MINATAR, "learning_rate": learning_rate, "n_steps": n_steps, "policy_kwargs": network}
     return Published(1_000_000, settings, "Revisiting Rainbow's Configs")
 
 
@@ -103,12 +102,12 @@ PUBLISHED: dict[tuple[str, str], Published] = {
     ("dqn", "Acrobot-v1"): _zoo("dqn", 100_000, _OFTEN),
     ("dqn", "MountainCar-v0"): _zoo("dqn", 120_000, _MOUNTAINCAR),
     ("dqn", "LunarLander-v3"): _zoo("dqn", 100_000, _OFTEN),
-    ("dqn", "MinAtar"): _minatar(2.5e-4),
+    ("dqn", "MinAtar"): _minatar(2.5e-4, n_steps=1),
     ("qrdqn", "CartPole-v1"): _zoo("qrdqn", 50_000, _CARTPOLE, n_quantiles=10),
     ("qrdqn", "Acrobot-v1"): _zoo("qrdqn", 100_000, _OFTEN, n_quantiles=25),
     ("qrdqn", "MountainCar-v0"): _zoo("qrdqn", 120_000, _MOUNTAINCAR, n_quantiles=25),
     ("qrdqn", "LunarLander-v3"): _zoo("qrdqn", 100_000, _LUNARLANDER_QR, n_quantiles=170),
-    ("qrdqn", "MinAtar"): _minatar(1e-4, n_quantiles=51),
+    ("qrdqn", "MinAtar"): _minatar(1e-4, n_steps=3, n_quantiles=51),
 }
 
 
