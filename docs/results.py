@@ -55,24 +55,27 @@ HEAD = """\
 
 <!-- made by python -m docs.results (make results-page) from the files in results/: edit those -->
 
-Scores of qherd's own presets, of other libraries on the same machine, and what has been published. Each score is that
-of a **final policy**, which no score has selected: the mean return over {episodes} greedy episodes on fresh seeds,
-the same ones for all. Hyper-parameters were settled on seeds from 100 on; seeds 0 to 9 count, all of them, however
-they went. IQM and interval are over runs ([the statistics](reports.md#the-statistics)); with fewer than {min_runs}
-runs there is no interval. Seconds are those of a training from its command to its end, with the evaluations during
-it, the median over runs; qherd's rows of commits before `ac08eb0` leave the first 2 to 4 of them out.
+Scores of qherd's own presets, of other libraries in the same environments, and what has been published. Each score is
+that of a **final policy**, which no score has selected: the mean return over {episodes} greedy episodes on fresh seeds,
+the same ones for every agent that was trained with a seed. Hyper-parameters were settled on seeds from 100 on; of seeds
+0 to 9 one run each counts, however it went. IQM and interval are over runs
+([the statistics](reports.md#the-statistics)); with fewer than {min_runs} runs there is no interval. Seconds are those
+of a training from its command to its end, with the evaluations during it, the median over runs, whose machines differ:
+each row has its own. qherd's rows of commits before `ac08eb0` leave the first 2 to 5 of them out.
 
 `make results-NAME` trains the studies of `results/NAME` again and writes their rows anew, `make results-page` makes
 this page from the rows. The other libraries run with the settings that have been published for them
 (`benchmarks/published_settings.py`), in a venv of their own: `python -m benchmarks.study_peers results/NAME/FILE.yaml
 --csv results/NAME/peers.csv`. They have trained for the same env steps; *after qherd's seconds* is the policy that they
-had in the midst of that training, when as many seconds were over as qherd's runs have taken on that CPU.
+had in the midst of that training, when as many seconds were over as qherd's runs have taken on that CPU, of which
+qherd's had up to two cores and a peer mostly one. SB3's DQN was trained in classic control and two
+games of MinAtar, sb3-contrib's QR-DQN in these two.
 """
 REACHED = """
 ## What is reached
 
 The interval of qherd's IQM beside the best of the published figures below, whatever its env steps. That figure is taken
-as it stands: most are of a single run, whose luck nobody knows.
+as it stands, without its own error: most are of a single run, whose luck nobody knows, and Breakout's of ten episodes.
 
 | environment | env steps | qherd's IQM, interval | runs | published | |
 |---|--:|---|--:|---|---|

@@ -91,7 +91,18 @@ CASES: Mapping[str, tuple[Window, str, str, str]] = {
         "near the server",
     ),
     "big weights": (window(actors(weights=0.6), 0.5), "network", "60% .*fetching weights", r"fetch-every-s \(now 1\)"),
-    "nothing waits": (window(actors(), 0.1), "none", r"both sides work.*the actors' time is env", "actors"),
+    "nothing waits": (
+        window(actors(), 0.1),
+        "none",
+        r"both sides work.*84% of the actors' working time is the env",
+        "actors",
+    ),
+    "nothing waits but for cores": (
+        window(actors(starved=0.26), 0.01, cores=2),
+        "none",
+        r"both sides work nearly all the time .*more cores than there are \(2\): actors wait for one for 26%",
+        "more cores or nodes",
+    ),
     "a server that is gone": (window(actors(), 0.9, servers_down=1), "Redis", r"1 server\(s\) do not answer", "back"),
     "no actors": (Window(30, 0, 0, 0, None, {"wait": 1.0}), "not known", "starting", "terminal"),
 }

@@ -136,7 +136,7 @@ def _of_both_sides(window: Window, actors: Actors, config: RunConfig) -> Diagnos
     found = _actors_side(window, actors, config)
     if wait < MUCH:
         why = f"both sides work nearly all the time (actors without credit {waiting:.0%}, learner waiting {wait:.0%})"
-        return Diagnosis("none", f"{why}; most of the actors' time is {found.bottleneck}", found.change)
+        return Diagnosis("none", f"{why}; of the actors' side: {found.why}", found.change)
     more = (
         f"or train more on what there is: --replay.samples-per-insert up to "
         f"{config.replay.samples_per_insert / (1 - min(wait, 0.99)):.3g} (now {config.replay.samples_per_insert:g}) "
