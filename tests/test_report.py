@@ -123,7 +123,7 @@ def test_the_page_of_a_study(study_page: str) -> None:
     tree = Tree(text)
     shown = " ".join(tree.text)
     assert "11 runs in 1 environment, 10 completed" in shown
-    assert "4 runs missing" in shown
+    assert "3 runs missing. 1 run left out." in shown
     assert f"{ENV}--long--s5" in shown
     assert "x<script>alert(1)</script> ]]>" in shown  # as text
     assert tree.all("script") == []
@@ -238,6 +238,57 @@ def test_a_run_in_the_place_of_another_does_not_count_as_it(tmp_path: Path) -> N
     assert f"is another run: its run is '{ENV}--plain--s0', and study.yaml has '{ENV}--plain--s1'" in missing["why"]
     plain, _ = found["environments"][0]["variants"]
     assert plain["statistics"]["count"] == 1
+
+
+def test_studies_of_one_name_are_not_one_study(tmp_path: Path) -> None:
+    """As those of two machines have it, or from before and after a change."""
+    given = [write_study(tmp_path / place / "s", [ENV], 2, rows=3, env_steps=600, others=0) for place in ("a", "b")]
+    (environment,) = read_json(*given)["environments"]
+    counts = {each["variant"]: each["statistics"]["count"] for each in environment["variants"]}
+    assert counts == {f"{study}: {variant}": 2 for study in given for variant in ("plain", "long")}
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / f"d{seed}" / "x", ENV, seed, rows=3) for seed in (0, 1)]
+    ((variant,),) = [environment["variants"] for environment in read_json(*runs)["environments"]]
+    assert [run["run"] for run in variant["runs"]] == [str(run) for run in runs]
+    assert set(variant["curves"]["env_steps"]["runs"]) == {str(run) for run in runs}
+
+
+def test_a_stray_file_is_no_run_and_what_is_left_out_is_not_missing(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "mine", [ENV], 2, rows=3, env_steps=600, others=0)
+    (folder / "runs" / ".DS_Store").touch()
+    assert read_json(folder)["missing"] == []
+
+
+def test_a_run_at_work_has_its_seconds_and_a_best_policy_as_chosen(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "one", ENV, final=False)
+    (run / "summary.json").unlink()
+    assert qherd(run) == 0
+    shown = " ".join(Tree((run / "report.html").read_text()).text)
+    assert "1 run in 1 environment, 0 completed, 22" in shown
+    assert "best policy (selected), after the run" not in shown
+
+
+@pytest.mark.parametrize("way", ["page", "markdown"])
+def test_a_comment_behind_a_command_is_one_line_and_any_text_can_be_written(tmp_path: Path, way: str) -> None:
+    """Whoever pastes a report's commands runs none that an environment's name holds."""
+    evil = "CartPole-v1\ntouch pwned #"
+    written = [write_run(tmp_path / f"r{seed}", ENV, seed, rows=3) for seed in (0, 1)]
+    runs = [run.rename(tmp_path / f"{run.name}\udcff") for run in written]
+    for run in runs:
+        config = run / "config.yaml"
+        config.write_text(config.read_text().replace(f"id: {ENV}", f"id: {json.dumps(evil)}"))
+        for file in (run / FINAL, run / BEST):
+            file.write_text(file.read_text().replace(json.dumps(ENV), json.dumps(evil)))
+    where: list[str | Path] = (
+        ["--markdown", tmp_path / "md"] if way == "markdown" else ["--out", tmp_path / "page.html"]
+    )
+    assert qherd(*runs, *where) == 0
+    text = (tmp_path / "md" / "report.md" if way == "markdown" else tmp_path / "page.html").read_text()
+    (comment,) = re.findall(r"    # (.*)", text)
+    assert "touch pwned #, " in comment
+    assert comment.endswith("seeds 0 1") or "seeds 0 1<" in comment
 
 
 def test_a_copy_of_a_run_does_not_count_beside_it(
@@ -471,6 +522,16 @@ FINAL, BEST = "evaluations/final.json", "evaluations/best.json"
             r"summary.json is damaged: it is no JSON",
         ),
         (lambda run: (run / "summary.json").write_text('{"exit_reason": 3}'), r"summary.json is damaged: exit_reason"),
+        (
+            changed("summary.json", holdout_mean=5.0, holdout_episodes=0),
+            r"summary.json is damaged: holdout_mean is there",
+        ),
+        (changed("summary.json", final_mean=5.0, final_updates=None), r"summary.json is damaged: final_mean is there"),
+        (changed("summary.json", env_steps=10**400), r"summary.json is damaged: env_steps"),
+        (changed("summary.json", chunks_refused={"x": 2**63}), r"summary.json is damaged: chunks_refused.x"),
+        (changed("summary.json", holdout_episodes=-4), r"summary.json is damaged: holdout_episodes"),
+        (changed("summary.json", wall_s=-1.0), r"summary.json is damaged: wall_s"),
+        (changed("summary.json", eval_mean=1e200), r"summary.json is damaged: eval_mean"),
         (changed(FINAL, returns=[], episodes=0), r"final.json is damaged: returns"),
         (changed(FINAL, returns=[math.nan]), r"final.json is damaged: returns.0"),
         (changed(FINAL, returns=[1e308, 1e308]), r"final.json is damaged: returns.0"),

@@ -84,10 +84,11 @@ class EnvironmentAnalysis:
 
 @dataclass(frozen=True)
 class Missing:
-    """A run that is expected and is not reported, and why."""
+    """A run that is not reported, and why. ``expected``: whether its study has it."""
 
     name: str
     why: str
+    expected: bool = True
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,8 @@ class Environment:
     @property
     def best_after(self) -> bool:
         """Whether all best policies were played after the runs' ends: what they were chosen by is no fair score."""
-        return all(run.best is not None for variant in self.variants for run in variant.completed)
+        counted = [run for variant in self.variants for run in variant.completed]
+        return bool(counted) and all(run.best is not None for run in counted)
 
     @property
     def score_is(self) -> str:

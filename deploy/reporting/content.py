@@ -29,7 +29,7 @@ from deploy.reporting.document import Block, Code, Document, Fold, Heading, Pict
 from deploy.reporting.records import RunRecord
 from deploy.reporting.single import blocks_of_run
 from deploy.reporting.statistics import DRAWS, LEVEL, MIN_RUNS
-from deploy.reporting.words import number, of_interval, optional, plural, seconds
+from deploy.reporting.words import number, of_interval, one_line, optional, plural, seconds
 
 AXES = {"env_steps": "env steps", "wall_s": "seconds"}
 AXIS_LABELS = {"env_steps": "env steps", "wall_s": "seconds since the command was given"}
@@ -70,11 +70,14 @@ def document_of(report: Report) -> Document:
 
 def _overview(report: Report, runs: Sequence[RunRecord]) -> str:
     counted = sum(run.completed for run in runs)
-    lacking = f" {plural(len(report.missing), 'run')} missing." if report.missing else ""
-    spent = sum(run.summary.wall_s for run in runs if run.summary)
+    lacking = sum(each.expected for each in report.missing)
+    missing = f" {plural(lacking, 'run')} missing." if lacking else ""
+    others = len(report.missing) - lacking
+    left_out = f" {plural(others, 'run')} left out." if others else ""
+    spent = sum(run.wall_s or 0 for run in runs)
     return (
         f"{plural(len(runs), 'run')} in {plural(len(report.environments), 'environment')}, {counted} completed, "
-        f"{seconds(spent)} of wall-clock in all.{lacking}"
+        f"{seconds(spent)} of wall-clock in all.{missing}{left_out}"
     )
 
 
@@ -372,10 +375,14 @@ def _method(report: Report, runs: Sequence[RunRecord]) -> Iterator[Block]:
     yield Text(CURVES)
     if len(runs) > 1:
         commands = "\n".join(
-            f"{command_for(variant.runs[0].config)}    # {env.environment.env}, {variant.label}, seeds "
-            f"{' '.join(str(run.config.seed) for run in variant.runs)}"
+            f"{command_for(variant.runs[0].config)}    # "
+            + one_line(f"{env.environment.env}, {variant.label}, seeds {_seeds(variant)}")
             for env in report.environments
             for variant in env.environment.variants
         )
         yield Fold("The commands that repeat a run of each variant", (Code(commands),))
     yield Code(report.call)
+
+
+def _seeds(variant: Variant) -> str:
+    return " ".join(str(run.config.seed) for run in variant.runs)

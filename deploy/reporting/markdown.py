@@ -9,6 +9,7 @@ from pathlib import Path
 from deploy.reporting.charts import png
 from deploy.reporting.document import Block, Code, Document, Fold, Heading, Pictures, Table, Text
 from deploy.reporting.page import is_number
+from deploy.reporting.words import harmless
 from deploy.run_directory.files import naming, open_plain
 
 FILE = "report.md"
@@ -40,7 +41,7 @@ def _markdown(block: Block, folder: Path, names: Iterator[str]) -> Iterator[str]
             yield _escaped(text)
         case Code(text):
             fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-            yield f"{fence}text\n{text.rstrip()}\n{fence}"
+            yield f"{fence}text\n{harmless(text).rstrip()}\n{fence}"
         case Table():
             yield from _table(block)
         case Pictures(charts):

@@ -62,7 +62,7 @@ def _row(environment: Environment, variant: Variant, run: RunRecord) -> dict[str
         "solved_env_steps": summary.solved_env_steps if summary else None,
         "env_steps": summary.env_steps if summary else run.newest.get("env_steps"),
         "updates": summary.updates if summary else run.newest.get("updates"),
-        "wall_s": summary.wall_s if summary else run.newest.get("wall_s"),
+        "wall_s": run.wall_s,
         "start_s": summary.start_s if summary else run.newest.get("start_s"),
         "cpu_s": summary.cpu_s if summary else run.newest.get("cpu_s"),
         "learner_device": summary.learner_device if summary else None,

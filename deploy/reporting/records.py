@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from deploy.config.errors import RunDirError
 from deploy.config.explain import explain
@@ -18,6 +18,7 @@ from deploy.run_directory.checked import Checked, read_checked
 from deploy.run_directory.directory import RunDirectory
 from deploy.run_directory.evaluation import MAX_RETURN, Evaluation, last_updates, read_evaluation
 from deploy.run_directory.standing import ended_well
+from replay.options import MAX_WHOLE
 
 LAST_SHARE = 0.1
 """Of a run's env steps: the training return over the last of them is reported."""
@@ -26,42 +27,55 @@ DETAILS = ("samples_per_insert", "weight_staleness_mean_versions", "replay_rows"
 """What is read of the rows of one run that is reported alone."""
 
 
+Count = Annotated[int, Field(ge=0, lt=MAX_WHOLE)]
+Real = Annotated[float, Field(ge=-MAX_RETURN, le=MAX_RETURN)]
+Seconds = Annotated[float, Field(ge=0, le=MAX_RETURN)]
+
+
 class Summary(Checked):
     """summary.json, which a run writes at its end."""
 
     exit_reason: str
-    wall_s: float = 0.0
-    start_s: float = 0.0
-    cpu_s: float | None = None
+    wall_s: Seconds = 0.0
+    start_s: Seconds = 0.0
+    cpu_s: Seconds | None = None
     learner_device: str | None = None
-    solved_s: float | None = None
-    solved_env_steps: int | None = None
-    env_steps: int = 0
-    updates: int = 0
-    episodes: int = 0
-    eval_mean: float | None = None
-    eval_std: float | None = None
-    eval_episodes: int | None = None
-    eval_lower: float | None = None
-    best_updates: int | None = None
-    holdout_mean: float | None = None
-    holdout_std: float | None = None
-    holdout_episodes: int = 0
-    final_updates: int | None = None
-    final_mean: float | None = None
-    confirmations: int = 0
-    chunks_sent: int = 0
-    chunks_stored: int = 0
-    chunks_refused: dict[str, int] = Field(default_factory=dict)
-    rows_lost: dict[str, int] = Field(default_factory=dict)
-    deaths: dict[str, int] = Field(default_factory=dict)
+    solved_s: Seconds | None = None
+    solved_env_steps: Count | None = None
+    env_steps: Count = 0
+    updates: Count = 0
+    episodes: Count = 0
+    eval_mean: Real | None = None
+    eval_std: Real | None = None
+    eval_episodes: Count | None = None
+    eval_lower: Real | None = None
+    best_updates: Count | None = None
+    holdout_mean: Real | None = None
+    holdout_std: Real | None = None
+    holdout_episodes: Count = 0
+    final_updates: Count | None = None
+    final_mean: Real | None = None
+    confirmations: Count = 0
+    chunks_sent: Count = 0
+    chunks_stored: Count = 0
+    chunks_refused: dict[str, Count] = Field(default_factory=dict)
+    rows_lost: dict[str, Count] = Field(default_factory=dict)
+    deaths: dict[str, Count] = Field(default_factory=dict)
     unevaluated: str = ""
-    samples_per_insert: float = 0.0
-    actor_restarts: int = 0
-    evaluator_restarts: int = 0
-    learner_restarts: int = 0
-    server_restarts: int = 0
-    env_rebuilds: int = 0
+    samples_per_insert: Real = 0.0
+    actor_restarts: Count = 0
+    evaluator_restarts: Count = 0
+    learner_restarts: Count = 0
+    server_restarts: Count = 0
+    env_rebuilds: Count = 0
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.holdout_mean is not None and not self.holdout_episodes:
+            raise ValueError("holdout_mean is there, and holdout_episodes is 0")
+        if self.final_mean is not None and self.final_updates is None:
+            raise ValueError("final_mean is there, and final_updates is not")
+        return self
 
 
 @dataclass(frozen=True)
@@ -104,9 +118,17 @@ class RunRecord:
         return f"{self.summary.exit_reason[:200]}{unplayed}"
 
     @property
+    def wall_s(self) -> float | None:
+        """The seconds that it has taken, so far where it is at work."""
+        return self.summary.wall_s if self.summary is not None else self._newest("wall_s")
+
+    @property
     def newest_screen(self) -> float | None:
         """The mean of the newest evaluation during training."""
-        known = self.columns["greedy_return"]
+        return self._newest("greedy_return")
+
+    def _newest(self, name: str) -> float | None:
+        known = self.columns[name]
         known = known[np.isfinite(known)]
         return float(known[-1]) if len(known) else None
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from deploy.config.errors import ConfigError, RunDirError
@@ -21,10 +23,13 @@ def read_sources(given: Sequence[Path]) -> tuple[list[RunRecord], list[Missing]]
         ConfigError: nothing can be reported, a run is given twice, or a study's file is damaged.
     """
     studies = [path for path in given if (path / KEPT).is_file()]
+    titles = Counter(path.absolute().name for path in studies)
     runs, missing = list[RunRecord](), list[Missing]()
     for path in given:
         if path in studies:
-            found, lacking = _read_study(path, f"{path.absolute().name}: " if len(studies) > 1 else "")
+            title = path.absolute().name
+            title = title if titles[title] == 1 else str(path)  # of two machines, or of before and after a change
+            found, lacking = _read_study(path, f"{title}: " if len(studies) > 1 else "")
             runs += found
             missing += lacking
         else:
@@ -32,6 +37,8 @@ def read_sources(given: Sequence[Path]) -> tuple[list[RunRecord], list[Missing]]
     if not runs:
         raise ConfigError(f"no run can be reported: {'; '.join(f'{each.name}: {each.why}' for each in missing)[:500]}")
     _check_different(runs)
+    named = Counter(run.name for run in runs)
+    runs = [run if named[run.name] == 1 else replace(run, name=str(run.path)) for run in runs]
     if len(runs) == 1 and not runs[0].columns.keys() >= set(DETAILS):  # the only one of a study that can be reported
         runs = [read_run(runs[0].path, runs[0].variant, details=True)]
     return runs, missing
@@ -66,8 +73,10 @@ def _read_study(path: Path, prefix: str) -> tuple[list[RunRecord], list[Missing]
             runs.append(_read_expected(folder, run, f"{prefix}{run.variant}"))
         except RunDirError as error:
             missing.append(Missing(run.name, _why(folder, error)))
-    for name in sorted({each.name for each in (path / "runs").glob("*")} - {run.name for run in expected}):
-        missing.append(Missing(name, f"left out: {KEPT} does not have it"))
+    for name in sorted(
+        {each.name for each in (path / "runs").glob("*") if each.is_dir()} - {run.name for run in expected}
+    ):
+        missing.append(Missing(name, f"left out: {KEPT} does not have it", expected=False))
     return runs, missing
 
 

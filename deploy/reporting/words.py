@@ -14,6 +14,11 @@ def harmless(text: str) -> str:
     return printable(text, but="\n\t")
 
 
+def one_line(text: str) -> str:
+    """Returns any text in one line, without control characters."""
+    return " ".join(harmless(text).split())
+
+
 def number(value: float) -> str:
     """Returns a number with four digits, or all of those before the point."""
     if abs(value) >= 1000:
