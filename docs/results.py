@@ -411,18 +411,30 @@ def repeat(folder: Path, studies_dir: Path, options: Sequence[str]) -> int:
         names = ", ".join(sorted({path.parent.name for path in folder.parent.glob("*/*.yaml")}))
         print(f"{folder} has no study; there are {names}", file=sys.stderr)
         return 2
+    qherd = str(Path(sys.executable).with_name("qherd"))
     for file in files:
-        qherd = [str(Path(sys.executable).with_name("qherd"))]
-        code = subprocess.run(
-            [*qherd, "study", str(file), "--studies-dir", str(studies_dir), *options], check=False
-        ).returncode
+        command = [qherd, "study", str(file), "--studies-dir", str(studies_dir), *options]
+        code = subprocess.run(command, check=False).returncode
         if code not in (0, 1):
             return code
+        if "--dry-run" not in options:
+            study = studies_dir / read_study(file, studies_dir, environ={}).name
+            told = subprocess.run([qherd, "report", str(study), "--csv"], stdout=subprocess.PIPE, check=False)
+            code = max(code, told.returncode and 1, 1 - _keep_rows(file.with_suffix(".csv"), told.stdout))
         failed = max(failed, code)
-        study = studies_dir / read_study(file, studies_dir, environ={}).name
-        told = subprocess.run([*qherd, "report", str(study), "--csv"], stdout=subprocess.PIPE, check=True)
-        write_rows(file.with_suffix(".csv"), told.stdout)
     return failed
+
+
+def _keep_rows(file: Path, rows: bytes) -> bool:
+    """Writes a study's rows; returns whether it did: what has fewer runs than are published does not replace them."""
+    before = rows_file(file)
+    had, come = len(values_of(before)) if before else 0, len(list(csv.DictReader(rows.decode().splitlines())))
+    if come < had:
+        print(f"{before} has {had} rows, and the study {come}: it is left as it was", file=sys.stderr)
+        return False
+    if come:
+        write_rows(file, rows)
+    return True
 
 
 def write_rows(file: Path, rows: bytes) -> None:

@@ -107,7 +107,7 @@ class Progress:
             raise Diverged(
                 f"the last {skipped:.0f} of {self._learner.updates} updates had a loss or a gradient that is not "
                 f"finite and were skipped (learner.max_skipped_updates is {most}): lower learner.lr or "
-                "learner.reward_scale; the best policy so far is kept"
+                "learner.reward_scale"
             )
 
     def _update_exploring_return(self, counters: Counters) -> None:

@@ -573,6 +573,7 @@ def test_what_somebody_put_in_the_place_of_a_file_is_one_message(
         (("one", "--json", "--csv"), "give one of them"),
         (("one", "--out", "nowhere/page.html"), "nowhere is no folder: make it, or choose another --out"),
         (("one", "--out", "one/config.yaml"), "--out one/config.yaml: the report is a page, whose name ends in .html"),
+        ((), "no run can be reported: none is given: name runs or studies"),
         (("empty",), "no run can be reported: CartPole-v1--default--s0: not begun"),
         (("damaged",), "study damaged/study.yaml: environments: give a list"),
     ],

@@ -9,7 +9,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -229,6 +229,44 @@ def test_make_repeats_a_study_and_makes_the_page() -> None:
 
     assert "-m docs.results repeat classic --parallel 2\n" in told("results-classic", "ARGS=--parallel 2")
     assert told("results-page").endswith("-m docs.results\n.venv/bin/python -m docs.pictures peers\n")
+
+
+@pytest.fixture
+def repeated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[str]]]:
+    """Repeats the folder's study by a qherd that trains nothing, and reports ``rows`` as they are given; returns the
+    exit code and the commands that were called."""
+    write_rows(folder / "one.csv", {"seed": 0, "score": 500}, {"seed": 1, "score": 400})
+
+    def repeat(rows: str, *options: str, code: int = 0) -> tuple[int, list[str]]:
+        called, stand_in = folder.parent / "called", folder.parent / "qherd"
+        called.unlink(missing_ok=True)
+        (folder.parent / "rows").write_text(rows)
+        reports = f"cat {folder.parent}/rows; exit {code}"
+        stand_in.write_text(f"#!/bin/sh\necho $1 >> {called}\nif [ $1 = report ]; then {reports}; fi\n")
+        stand_in.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(stand_in.with_name("python")))
+        return results.repeat(folder, folder.parent / "studies", options), called.read_text().split()
+
+    return repeat
+
+
+def test_a_dry_run_writes_no_rows(folder: Path, repeated: Callable[..., tuple[int, list[str]]]) -> None:
+    before = (folder / "one.csv").read_bytes()
+    assert repeated("env\na\nb\nc\nd\ne\nf\n", "--dry-run") == (0, ["study"])
+    assert (folder / "one.csv").read_bytes() == before
+
+
+def test_fewer_rows_do_not_replace_what_is_published(
+    folder: Path, repeated: Callable[..., tuple[int, list[str]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (folder / "one.csv").read_bytes()
+    assert repeated("env\na\n") == (1, ["study", "report"])
+    assert "one.csv has 2 rows, and the study 1: it is left as it was" in capsys.readouterr().err
+    assert repeated("", code=2) == (1, ["study", "report"])
+    assert (folder / "one.csv").read_bytes() == before
+    more = "env\n" + "a\n" * 50
+    assert repeated(more) == (0, ["study", "report"])
+    assert (folder / "one.csv").read_text() == more
 
 
 @pytest.mark.long

@@ -35,7 +35,8 @@ def read_sources(given: Sequence[Path]) -> tuple[list[RunRecord], list[Missing]]
         else:
             runs.append(read_run(path, details=len(given) == 1))
     if not runs:
-        raise ConfigError(f"no run can be reported: {'; '.join(f'{each.name}: {each.why}' for each in missing)[:500]}")
+        why = "; ".join(f"{each.name}: {each.why}" for each in missing)[:500] or "none is given: name runs or studies"
+        raise ConfigError(f"no run can be reported: {why}")
     _check_different(runs)
     named = Counter(run.name for run in runs)
     runs = [run if named[run.name] == 1 else replace(run, name=str(run.path)) for run in runs]
