@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import json
 import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_runs import Finished, Run, qherd, running
+from cli_runs import QHERD, Finished, Run, qherd, running
 from waiting import until
 
 from actors.seeds import PLAYBACK
@@ -25,6 +25,7 @@ from deploy.config.errors import ConfigError, RunDirError, RunFailedError
 from deploy.config.numbers import write_yaml
 from deploy.planning.forecast import Forecast
 from deploy.process.signals import INTERRUPTED, Stop
+from deploy.studies import dry_run
 from deploy.studies.child import Child
 from deploy.studies.costs import Costs, duration, finished_seconds, forecast_bytes, forecast_seconds, known_costs
 from deploy.studies.study_directory import State, StudyDirectory
@@ -316,14 +317,57 @@ def test_a_study_is_at_work_once(tried: Tried) -> None:
             directory.release()
 
 
+HOLDS = "import fcntl, sys; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_SH); print(flush=True); sys.stdin.read()"
+
+
+@contextlib.contextmanager
+def holding(lock: Path, *, leads: bool) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has the lock of a study's commands, and leads a session, as these do, or does not."""
+    command = [sys.executable, "-c", HOLDS, str(lock)]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, start_new_session=leads) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def test_a_study_waits_for_the_commands_of_one_that_was_killed(tried: Tried) -> None:
     with directory_of(tried.cwd) as (directory, _):
-        with (tried.folder / "runs.lock").open() as inherited:
-            fcntl.flock(inherited, fcntl.LOCK_SH)  # as a command of the killed one holds it
-            assert directory.acquire_runs() is None
-        keeps = directory.acquire_runs()
-        assert keeps is not None
+        with holding(tried.folder / "runs.lock", leads=True) as command:
+            assert [directory.acquire_runs() for _ in range(3)] == [None] * 3
+            assert directory.commands() == [command.pid]
+        assert directory.acquire_runs() is not None
         directory.release()
+
+
+def test_it_does_not_wait_for_what_an_environment_has_forked(tried: Tried) -> None:
+    with directory_of(tried.cwd) as (directory, _), holding(tried.folder / "runs.lock", leads=False):
+        assert directory.commands() == []
+        assert directory.acquire_runs() is not None
+        directory.release()
+
+
+def test_another_studys_file_does_not_take_the_folder_over(tried: Tried) -> None:
+    before = (tried.folder / "study.yaml").read_bytes()
+    with pytest.raises(
+        ConfigError, match=r"tiny has the runs of another study, such as CartPole-v1--\w+--s\d, and none in an"
+    ):
+        tried.again(environments=["Acrobot-v1"])
+    assert (tried.folder / "study.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["file", "link to nothing", "link to itself", "no UTF-8"])
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_where_no_study_can_be_is_refused_before_anything(kind: str, more: list[str], tmp_path: Path) -> None:
+    where = tmp_path / ("no\udcff" if kind == "no UTF-8" else "there")
+    if kind == "file":
+        where.touch()
+    if kind.startswith("link"):
+        where.symlink_to(where if kind == "link to itself" else tmp_path / "nothing")
+    with pytest.raises(ConfigError, match=r"--studies-dir .* is (no|a link to no) (folder|text).*: choose another"):
+        study.run([str(write(tmp_path)), "--studies-dir", str(where), *more])
 
 
 def test_a_run_that_was_half_made_begins_anew(tried: Tried) -> None:
@@ -512,6 +556,70 @@ def test_whatever_ends_it_the_study_goes_on(tmp_path: Path) -> None:
     assert evaluation(tmp_path, FIRST)["env_steps"] >= 6_000
     log = (tmp_path / "studies" / "tiny" / "logs" / f"{FIRST}.log").read_text()
     assert log.count("resumed from checkpoint") == 2
+
+
+HANGS = """
+import os, sys, time
+import gymnasium as gym
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Hangs(CartPoleEnv):
+    steps = 0
+
+    def step(self, action):
+        Hangs.steps += 1
+        if Hangs.steps > 1000:
+            open("hangs", "w").close()
+            time.sleep(600)
+        return super().step(action)
+
+class Forks(CartPoleEnv):
+    def reset(self, **given):
+        if not os.path.exists("forked") and not os.fork():
+            open("forked", "w").write(str(os.getpid()))
+            time.sleep(600)
+        return super().reset(**given)
+
+gym.register("Hangs-v0", entry_point=Hangs, max_episode_steps=200)
+gym.register("Forks-v0", entry_point=Forks, max_episode_steps=200)
+"""
+
+
+@pytest.mark.long
+def test_a_second_signal_ends_a_run_whose_environment_hangs(tmp_path: Path) -> None:
+    (tmp_path / "hostile_env.py").write_text(HANGS)
+    write(tmp_path, environments=["hostile_env:Hangs-v0"], variants=["default"], options=INLINE | {"env.path": "."})
+    with running("study", "tiny.yaml", cwd=tmp_path) as run:
+        run.until((tmp_path / "hangs").exists, 60, "step that hangs")
+        os.kill(run.process.pid, signal.SIGINT)
+        run.until(lambda: "a second Ctrl-C ends it at once" in run.out, 10, "first signal")
+        os.kill(run.process.pid, signal.SIGINT)
+        done = run.finish(10)
+    assert done.code == 128 + signal.SIGINT
+    assert done.leftovers == []
+
+
+@pytest.mark.long
+def test_what_an_environment_forks_does_not_hold_the_finished_study(tmp_path: Path) -> None:
+    (tmp_path / "hostile_env.py").write_text(HANGS)
+    write(tmp_path, environments=["hostile_env:Forks-v0"], variants=["default"], options=INLINE | {"env.path": "."})
+    try:
+        first, again = (
+            subprocess.run([QHERD, "study", "tiny.yaml"], cwd=tmp_path, stdout=-1, text=True, timeout=90, check=True)
+            for _ in range(2)
+        )
+        assert first.stdout.endswith("1 of 1 runs are finished: studies/tiny\n")
+        assert again.stdout.startswith("study tiny: 1 of 1 runs are finished in studies/tiny\n")
+    finally:
+        os.kill(int((tmp_path / "forked").read_text()), signal.SIGKILL)
+
+
+def test_a_dry_run_does_not_wait_for_ever_for_an_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dry_run, "MEASURE_S", 1.0)  # less than it takes to import what measures
+    assert study.run([str(write(tmp_path)), "--studies-dir", str(tmp_path / "studies"), "--dry-run"]) == 2
+    assert "cannot run: not measured within 1 s" in capsys.readouterr().out
 
 
 @pytest.mark.long

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ from deploy.studies.study_file import Study, read_study
 if TYPE_CHECKING:
     from deploy.studies.runner import Runner
 
+STUDIES = Path("studies")
 CLEAR = "\r\x1b[K"
 """Empties a terminal's line."""
 
@@ -49,7 +52,7 @@ class StudyCommand(BaseModel):
     """Runs at once. Each has its own processes, its own Ray and its own server; they share the machine's cores."""
     dry_run: bool = False
     """Print the runs, about how long they take, and what they leave on the disk; train nothing."""
-    studies_dir: Path = Path("studies")
+    studies_dir: Path = STUDIES
     """Where the folders of studies are."""
 
 
@@ -58,6 +61,7 @@ def run(arguments: list[str]) -> int:
     call = tyro.cli(StudyCommand, args=arguments, prog="qherd study", registry=as_written())
     study = read_study(call.file, call.studies_dir)
     check_together(study, call.parallel)
+    check_studies_dir(call.studies_dir)
     directory = StudyDirectory(study, call.studies_dir)
     if call.dry_run:
         from deploy.studies.dry_run import dry_run
@@ -65,6 +69,19 @@ def run(arguments: list[str]) -> int:
         directory.check_unchanged()
         return dry_run(study, directory, call.parallel, print)
     return work(study, directory, call)
+
+
+def check_studies_dir(path: Path) -> None:
+    """Raises ConfigError where no study can have its folder there."""
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"--studies-dir {path} is no text in UTF-8, as a run's folder has to be: choose another"
+        ) from None
+    if os.path.lexists(path) and not path.is_dir():
+        what = "a link to no folder" if path.is_symlink() else "no folder"
+        raise ConfigError(f"--studies-dir {path} is {what}: choose another")
 
 
 def check_together(study: Study, parallel: int) -> None:
@@ -93,6 +110,7 @@ def work(study: Study, directory: StudyDirectory, call: StudyCommand) -> int:
         if (keeps := _acquire_runs(directory, stop, lines)) is None:
             return INTERRUPTED
         runner = Runner(study, directory, call.parallel, stop, lines.print)
+        stop.at_once = runner.end_at_once
         for text in _introduction(study, directory, call, runner):
             lines.print(text)
         runner.run(keeps, lines.show)
@@ -120,7 +138,11 @@ def _acquire_runs(directory: StudyDirectory, stop: Stop, lines: Lines) -> int | 
         if (keeps := directory.acquire_runs()) is not None:
             return keeps
         if not told:
-            lines.print("waiting for the commands of an earlier qherd study, which write their checkpoints and end")
+            pids = " ".join(map(str, directory.commands())) or "unknown"
+            lines.print(
+                f"waiting for the commands of an earlier qherd study, which write their checkpoints and end: processes "
+                f"{pids}; where one hangs, end it by kill PID"
+            )
             told = True
         time.sleep(0.1)
     return None
@@ -129,7 +151,8 @@ def _acquire_runs(directory: StudyDirectory, stop: Stop, lines: Lines) -> int | 
 def _introduction(study: Study, directory: StudyDirectory, call: StudyCommand, runner: Runner) -> Iterator[str]:
     yield f"study {study.name}: {runner.finished} of {len(study.runs)} runs are finished in {directory.path}"
     if others := directory.others():
-        yield f"{len(others)} runs there are not in {call.file} any more, and are left as they are: {others[0]} ..."
+        few = others[0] if len(others) == 1 else f"{others[0]} and {len(others) - 1} more"
+        yield f"not in {call.file}, and left as they are: {few}"
     actors = max(each.config.actors.count if each.config.mode == "local" else 0 for each in study.runs)
     wanted = call.parallel * (actors + 1)
     if call.parallel > 1 and wanted > usable_cores():
@@ -143,7 +166,9 @@ def _closing(study: Study, directory: StudyDirectory, call: StudyCommand, runner
     yield f"study {study.name}: {runner.finished} of {len(study.runs)} runs are finished: {directory.path}"
     for run, why in runner.failures:
         yield f"failed: {run.name}: {why} ({directory.log_path(run)})"
-    again = f"qherd study {call.file}" + (f" --parallel {call.parallel}" if call.parallel > 1 else "")
+    where = [] if call.studies_dir == STUDIES else ["--studies-dir", str(call.studies_dir)]
+    parallel = ["--parallel", str(call.parallel)] if call.parallel > 1 else []
+    again = shlex.join(["qherd", "study", str(call.file), *where, *parallel])
     if runner.waiting:
         yield f"stopped; go on with it: {again}"
     elif runner.failures:

@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ class Stop:
     def __init__(self) -> None:
         self.signal: int | None = None
         self.asked = False
+        self.at_once: Callable[[], None] = lambda: None
+        """What the second signal does before it ends the process."""
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -66,6 +68,7 @@ class Stop:
 
     def _on_signal(self, number: int, _: object) -> None:
         if self.signal is not None and number != signal.SIGHUP:
+            self.at_once()
             os._exit(128 + number)
         self.signal, self.asked = self.signal or number, True
 

@@ -62,8 +62,12 @@ class Child:
         return self._process.poll() is not None
 
     def stop(self) -> None:
-        """Asks it to stop."""
+        """Asks it to stop; once more has it end at once."""
         self._process.terminate()
+
+    def kill(self) -> None:
+        """Ends it, whatever it is at."""
+        self._process.kill()
 
     def check(self) -> None:
         """Raises RunFailedError where it has not ended as it should."""

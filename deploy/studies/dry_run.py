@@ -21,6 +21,9 @@ from deploy.studies.costs import Cell, bytes_in, cell_of, duration, forecast_byt
 from deploy.studies.study_directory import State, StudyDirectory
 from deploy.studies.study_file import Study, StudyRun
 
+MEASURE_S = 120.0
+"""How long the measurement of an environment may take, whose reset or step may hang."""
+
 
 class Cost(NamedTuple):
     """What a run of one kind takes. ``source``: how that is known; ``refused``: why it cannot run."""
@@ -86,15 +89,20 @@ def measured(config: RunConfig) -> Forecast | str:
     """Returns what ``qherd plan`` measures of a run, in a process of its own: an environment's module may do anything.
     A text: why it cannot run."""
     with handing_over(write_yaml(dump(config))) as (options, descriptor):
-        done = subprocess.run(
-            qherd_command(["plan", *options, "--json"]),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            pass_fds=[descriptor],
-            check=False,
-            start_new_session=True,
-        )
+        try:
+            done = subprocess.run(
+                qherd_command(["plan", *options, "--json"]),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                pass_fds=[descriptor],
+                check=False,
+                start_new_session=True,
+                timeout=MEASURE_S,
+            )
+        except subprocess.TimeoutExpired as error:
+            told = (error.stderr or b"").decode(errors="replace").strip().splitlines()
+            return f"not measured within {MEASURE_S:g} s{f': {told[-1]}' if told else ''}"
     if done.returncode:
         return done.stderr.strip().removeprefix("qherd: ") or f"qherd plan ended with exit code {done.returncode}"
     values, known = json.loads(done.stdout), {field.name for field in fields(Forecast)}

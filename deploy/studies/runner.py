@@ -21,6 +21,8 @@ from deploy.studies.study_file import Study, StudyRun
 from replay.errors import QherdError
 
 POLL_S = 0.1
+AT_ONCE_S = 2.0
+"""How long a command that was asked twice to stop may take, before it is killed."""
 LOOK_S = 5.0
 """Seconds between two looks at how far a run is."""
 
@@ -80,8 +82,12 @@ class Job:
         return self._child.over()
 
     def stop(self) -> None:
-        """Asks its present command to stop."""
+        """Asks its present command to stop; once more has it end at once."""
         self._child.stop()
+
+    def kill(self) -> None:
+        """Ends its present command, whatever that is at."""
+        self._child.kill()
 
     @property
     def seconds(self) -> float:
@@ -143,6 +149,16 @@ class Runner:
             while not all(job.over() for job in self.jobs):
                 time.sleep(POLL_S)
             self.waiting, self.jobs = [*(job.run for job in self.jobs), *self.waiting], []
+
+    def end_at_once(self) -> None:
+        """Ends what is at work without waiting for it: an environment may hang."""
+        for job in self.jobs:
+            job.stop()
+        deadline = time.monotonic() + AT_ONCE_S
+        while not all(job.over() for job in self.jobs) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        for job in self.jobs:
+            job.kill()
 
     def status_line(self) -> str:
         """Returns done of all, and the time left."""

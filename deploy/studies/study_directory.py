@@ -52,6 +52,7 @@ class StudyDirectory:
         self.path = studies_dir / study.name
         self._study = study
         self._lock = RunLock(self.path.absolute(), self.path)
+        self._runs_lock = self.path / "runs.lock"
         self._fd: int | None = None
         self._damaged = set[str]()  # runs whose configuration cannot be read, as check_unchanged has seen
 
@@ -86,14 +87,26 @@ class StudyDirectory:
         Raises:
             RunDirError: the disk refuses the file.
         """
-        fd = plain_descriptor(self.path / "runs.lock", os.O_CREAT | os.O_RDWR, 0o600)
+        fd = plain_descriptor(self._runs_lock, os.O_CREAT | os.O_RDWR, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(fd)
+            if Path("/proc/self/fd").is_dir() and not self.commands():  # an environment's own processes have it
+                with naming(self._runs_lock):
+                    self._runs_lock.unlink(missing_ok=True)  # no other study does: this one has the study's lock
+                return self.acquire_runs()
             return None
         self._fd = fd
         return fd
+
+    def commands(self) -> list[int]:
+        """Returns the process ids of the commands of an earlier study that live: of those that have its file open, the
+        leaders of a session. What an environment has forked has inherited it as well, and does nothing for the run."""
+        with contextlib.suppress(OSError):
+            lock = self._runs_lock.stat()
+            return [pid for pid in _having_open(lock) if pid != os.getpid() and os.getsid(pid) == pid]
+        return []
 
     def release(self) -> None:
         """Gives the folder up."""
@@ -119,8 +132,10 @@ class StudyDirectory:
         return State.FINISHED if run.name not in self._damaged and self.final(run) is not None else State.BEGUN
 
     def check_unchanged(self) -> None:
-        """Raises ConfigError where a run that has begun does something else than the file has it do now. A run whose
+        """Raises ConfigError where a run that has begun does something else than the file has it do now, or where all
+        that have begun are another study's. A run whose
         directory is damaged says nothing here: its command says it."""
+        self._check_own()
         lines = list(self._changes())
         if lines:
             more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
@@ -128,6 +143,18 @@ class StudyDirectory:
                 f"{self.path} has runs that do something else than the file has them do now:\n  "
                 + "\n  ".join([*lines[:SHOWN], *more])
                 + "\nput the file back, give the study or the variant another name, or remove these runs"
+            )
+
+    def _check_own(self) -> None:
+        """Raises ConfigError where the folder has runs, and none in an environment of this study."""
+        others = [name for name in self.others() if is_plain(self.path / "runs" / name / "config.yaml")]
+        envs = {run.name.partition("--")[0] for run in self._study.runs}
+        if not others or any(name.partition("--")[0] in envs for name in others):
+            return
+        if all(self.state(run) is State.NEW for run in self._study.runs):
+            raise ConfigError(
+                f"{self.path} has the runs of another study, such as {others[0]}, and none in an environment of this "
+                "file: give the study another name (study: NAME), or another --studies-dir"
             )
 
     def _changes(self) -> Iterator[str]:
@@ -149,7 +176,9 @@ class StudyDirectory:
         """Returns the runs in the folder that the file does not have, or has no more."""
         names = {run.name for run in self._study.runs}
         there = self.path / "runs"
-        return sorted(path.name for path in there.iterdir() if path.name not in names) if there.is_dir() else []
+        if not there.is_dir():
+            return []
+        return sorted(path.name for path in there.iterdir() if path.name not in names and path.is_dir())
 
     def clear_half_made(self, run: StudyRun) -> None:
         """Removes what a command left that was killed while it made the run's directory: no process of it lives, and
@@ -231,3 +260,11 @@ def _half_made(path: Path) -> bool:
     if path.name == "checkpoints":
         return not path.is_symlink() and path.is_dir() and not any(path.iterdir())
     return is_plain(path) and HALF_MADE.fullmatch(path.name) is not None
+
+
+def _having_open(file: os.stat_result) -> Iterator[int]:
+    """Yields the ids of the processes that have a file open, as far as they are this user's. On Linux alone."""
+    for folder in Path("/proc").glob("[0-9]*/fd"):
+        with contextlib.suppress(OSError):  # it has ended, or is another's
+            if any(os.path.samestat(each.stat(), file) for each in folder.iterdir() if each.exists()):
+                yield int(folder.parent.name)
