@@ -328,6 +328,22 @@ def test_a_study_of_which_one_run_has_begun_is_reported(tmp_path: Path, capsys: 
 # -- what is written
 
 
+@pytest.mark.parametrize("file", ["report.html", "md/report.md"])
+def test_a_users_own_file_is_not_written_over_unasked(
+    file: str, a_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report is, whenever there is a newer one."""
+    monkeypatch.chdir(tmp_path)
+    other = write_run(tmp_path / "two", ENV, 1, rows=3)
+    where = ["--markdown", "md"] if file.endswith(".md") else []
+    assert (qherd(a_run, other, *where), qherd(a_run, other, *where)) == (0, 0)
+    Path(file).write_text("<!DOCTYPE html>\n<title>pytest's own</title>")
+    assert qherd(a_run, other, *where) == 2
+    assert Path(file).read_text() == "<!DOCTYPE html>\n<title>pytest's own</title>"
+    if not where:
+        assert qherd(a_run, other, "--out", file) == 0
+
+
 @pytest.mark.parametrize("kind", ["link", "pipe"])
 def test_a_page_is_not_written_into_a_link_or_a_pipe(
     kind: str, a_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -17,6 +17,8 @@ from deploy.process.signals import quiet_interrupt
 from deploy.run_directory.files import is_plain, replace_file
 
 FILE = "report.html"
+OPENING = b'<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy"'
+"""What each page that this command has written has in it."""
 
 
 class Reported(BaseModel):
@@ -52,6 +54,8 @@ def run(arguments: list[str]) -> int:
     written = not (call.as_json or call.as_csv or call.markdown)
     if written and os.path.lexists(path) and not is_plain(path):
         raise ConfigError(f"{path} is a link or no plain file: remove it, or give another --out")
+    if written and call.out is None and is_plain(path) and OPENING not in path.read_bytes():
+        raise ConfigError(f"{path} is there, and qherd report has not written it: move it away, or give another --out")
     with quiet_interrupt():  # not above: --help does not wait for Matplotlib
         from deploy.reporting.analysis import analyse
         from deploy.reporting.content import document_of

@@ -6,13 +6,16 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from deploy.config.errors import RunDirError
 from deploy.reporting.charts import png
 from deploy.reporting.document import Block, Code, Document, Fold, Heading, Pictures, Table, Text
 from deploy.reporting.page import is_number
 from deploy.reporting.words import harmless
-from deploy.run_directory.files import naming, open_plain
+from deploy.run_directory.files import is_plain, naming, open_plain
 
 FILE = "report.md"
+CALL = b"\nqherd report "
+"""What each file that qherd report has written has in it: how it was called."""
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&$!])")
 
 
@@ -20,13 +23,15 @@ def write_markdown(folder: Path, document: Document) -> Path:
     """Writes report.md and its pictures into ``folder``, which is made; returns the file.
 
     Raises:
-        RunDirError: the disk refuses it.
+        RunDirError: the disk refuses it, or there is a report.md of somebody else's.
     """
+    path = folder / FILE
     with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    if is_plain(path) and CALL not in path.read_bytes():
+        raise RunDirError(f"{path} is there, and qherd report has not written it: move it away")
     names = (f"report-{number}.png" for number in range(1, 1_000_000))
     text = "\n\n".join(part for block in document for part in _markdown(block, folder, names)) + "\n"
-    path = folder / FILE
     with naming(path), open_plain(path, "wb") as file:
         file.write(text.encode())
     return path
