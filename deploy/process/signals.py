@@ -68,8 +68,10 @@ class Stop:
 
     def _on_signal(self, number: int, _: object) -> None:
         if self.signal is not None and number != signal.SIGHUP:
-            self.at_once()
-            os._exit(128 + number)
+            try:
+                self.at_once()
+            finally:
+                os._exit(128 + number)
         self.signal, self.asked = self.signal or number, True
 
 

@@ -92,7 +92,8 @@ class StudyDirectory:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(fd)
-            if Path("/proc/self/fd").is_dir() and not self.commands():  # an environment's own processes have it
+            holders = self._holders()
+            if holders and not any(holders.values()):  # what an environment has forked has inherited it
                 with naming(self._runs_lock):
                     self._runs_lock.unlink(missing_ok=True)  # no other study does: this one has the study's lock
                 return self.acquire_runs()
@@ -101,12 +102,18 @@ class StudyDirectory:
         return fd
 
     def commands(self) -> list[int]:
-        """Returns the process ids of the commands of an earlier study that live: of those that have its file open, the
-        leaders of a session. What an environment has forked has inherited it as well, and does nothing for the run."""
+        """Returns the process ids of the commands of an earlier study that live, as far as they can be seen."""
+        return sorted(pid for pid, is_command in self._holders().items() if is_command)
+
+    def _holders(self) -> dict[int, bool]:
+        """Returns the ids of the processes on this machine that have the commands' lock open, and whether each is a
+        command: these lead a session, and what an environment forks does not."""
+        found = dict[int, bool]()
         with contextlib.suppress(OSError):
-            lock = self._runs_lock.stat()
-            return [pid for pid in _having_open(lock) if pid != os.getpid() and os.getsid(pid) == pid]
-        return []
+            for pid in _having_open(self._runs_lock.stat()):
+                with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                    found[pid] = os.getsid(pid) == pid
+        return found
 
     def release(self) -> None:
         """Gives the folder up."""
@@ -133,8 +140,7 @@ class StudyDirectory:
 
     def check_unchanged(self) -> None:
         """Raises ConfigError where a run that has begun does something else than the file has it do now, or where all
-        that have begun are another study's. A run whose
-        directory is damaged says nothing here: its command says it."""
+        that have begun are another study's. A run whose directory is damaged says nothing here: its command says it."""
         self._check_own()
         lines = list(self._changes())
         if lines:
