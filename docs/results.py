@@ -426,8 +426,9 @@ def repeat(folder: Path, studies_dir: Path, options: Sequence[str]) -> int:
 
 
 def _keep_rows(file: Path, rows: bytes) -> bool:
-    """Writes a study's rows; returns whether it did: what has fewer runs than are published does not replace them."""
-    before = rows_file(file)
+    """Writes a study's rows; returns whether it did: what has fewer runs than are published does not replace them.
+    Paths in their commands are those within the clone."""
+    before, rows = rows_file(file), rows.replace(f"{RESULTS.parent}/".encode(), b"")
     had, come = len(values_of(before)) if before else 0, len(list(csv.DictReader(rows.decode().splitlines())))
     if come < had:
         print(f"{before} has {had} rows, and the study {come}: it is left as it was", file=sys.stderr)

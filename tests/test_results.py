@@ -82,6 +82,9 @@ def test_the_rows_are_of_the_study_beside_them(file: Path) -> None:
     runs = {
         (run.env, f"qherd{'' if run.variant == 'default' else f', {run.variant}'}", run.seed): run for run in study.runs
     }
+    assert [row["command"] for row in results.values_of(rows) if " /" in row["command"]] == [], (
+        "it is this clone's alone"
+    )
     for row in results.read_rows(rows, ours=True):
         budget = runs[row.env, row.agent, row.seed].config.budget
         assert budget.env_steps is not None
@@ -264,9 +267,9 @@ def test_fewer_rows_do_not_replace_what_is_published(
     assert "one.csv has 2 rows, and the study 1: it is left as it was" in capsys.readouterr().err
     assert repeated("", code=2) == (1, ["study", "report"])
     assert (folder / "one.csv").read_bytes() == before
-    more = "env\n" + "a\n" * 50
+    more = "command\n" + f"qherd train x --env.path {ROOT}/examples\n" * 50
     assert repeated(more) == (0, ["study", "report"])
-    assert (folder / "one.csv").read_text() == more
+    assert (folder / "one.csv").read_text() == more.replace(f"{ROOT}/", "")
 
 
 @pytest.mark.long
