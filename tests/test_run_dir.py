@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,6 +134,24 @@ def test_a_damaged_config_is_refused_by_name(directory: RunDirectory, text: str)
     (directory.path / "config.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"config\.yaml"):
         _ = RunDirectory.open(directory.path).config
+
+
+@pytest.mark.parametrize("closed", ["folder", "file"])
+def test_what_this_user_may_not_read_is_neither_absent_nor_damaged(
+    closed: str, directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the kernel refuses it to users; root may read all."""
+
+    def refused(path: object, *_: object, **__: object) -> Any:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    if closed == "folder":
+        monkeypatch.setattr(Path, "lstat", refused)
+    else:
+        monkeypatch.setattr(os, "open", refused)
+    found = "mine" if closed == "folder" else "config.yaml"
+    with pytest.raises(RunDirError, match=rf"{found} cannot be read: Permission denied$"):
+        print(RunDirectory.open(directory.given_path).written)
 
 
 def test_each_run_has_a_nonce_of_its_own(tmp_path: Path) -> None:

@@ -101,8 +101,14 @@ class RunDirectory:
         """Opens an existing directory, to read in it.
 
         Raises:
-            RunDirError: it is none.
+            RunDirError: it is none, or closed to this user.
         """
+        try:
+            (path / "config.yaml").lstat()
+        except PermissionError as error:
+            raise RunDirError(f"{path} cannot be read: {error.strerror}") from None
+        except OSError:  # there is none
+            pass
         if not is_plain(path / "config.yaml"):
             raise RunDirError(f"{path} is no run: it has no config.yaml")
         return cls(path)
@@ -166,6 +172,8 @@ class RunDirectory:
             found = read_yaml(read_file(file, CONFIG_BYTES).decode())
         except yaml.YAMLError as error:
             raise RunDirError(f"{file} is damaged: {problem_of(error)}") from error
+        except Unreadable as error:
+            raise RunDirError(str(error)) from error
         except (OSError, ValueError) as error:
             raise RunDirError(f"{file} is damaged: {error}") from error
         if not isinstance(found, dict):
