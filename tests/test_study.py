@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -347,6 +348,26 @@ def test_it_does_not_wait_for_what_an_environment_has_forked(tried: Tried) -> No
         assert directory.commands() == []
         assert directory.acquire_runs() is not None
         directory.release()
+
+
+def test_a_finished_study_waits_for_nobody(tried: Tried, capsys: pytest.CaptureFixture[str]) -> None:
+    """A daemon that an environment has left leads a session, as a command does, and may live for ever."""
+    with holding(tried.folder / "runs.lock", leads=True):
+        assert tried.again(variants=["good"]) == 0
+    assert "waiting" not in capsys.readouterr().out
+
+
+def test_whom_a_study_waits_for_is_told_with_the_remedy_and_how_to_go_on(
+    tried: Tried, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with holding(tried.folder / "runs.lock", leads=True) as command:
+        timer = threading.Timer(1.0, os.kill, [os.getpid(), signal.SIGINT])
+        timer.start()
+        assert tried.again() == INTERRUPTED
+        timer.join()
+    out = capsys.readouterr().out
+    assert f"processes {command.pid}; what hangs, or is left of an environment, ends by kill PID, or else by" in out
+    assert f"\nstopped; go on with it: qherd study {tried.file} --studies-dir {tried.cwd}/studies\n" in out
 
 
 def test_another_studys_file_does_not_take_the_folder_over(tried: Tried) -> None:

@@ -107,13 +107,16 @@ def work(study: Study, directory: StudyDirectory, call: StudyCommand) -> int:
     with stop.listening(), contextlib.closing(Lines(stop)) as lines, _locked(directory):
         directory.check_unchanged()
         directory.save_file()
-        if (keeps := _acquire_runs(directory, stop, lines)) is None:
+        keeps = None
+        if directory.unfinished() and (keeps := _acquire_runs(directory, stop, lines)) is None:
+            lines.print(f"stopped; go on with it: {_again(call)}")
             return INTERRUPTED
         runner = Runner(study, directory, call.parallel, stop, lines.print)
         stop.at_once = runner.end_at_once
         for text in _introduction(study, directory, call, runner):
             lines.print(text)
-        runner.run(keeps, lines.show)
+        if keeps is not None:
+            runner.run(keeps, lines.show)
         for text in _closing(study, directory, call, runner):
             lines.print(text)
     if runner.waiting:
@@ -141,7 +144,7 @@ def _acquire_runs(directory: StudyDirectory, stop: Stop, lines: Lines) -> int | 
             pids = " ".join(map(str, directory.commands())) or "unknown"
             lines.print(
                 f"waiting for the commands of an earlier qherd study, which write their checkpoints and end: processes "
-                f"{pids}; where one hangs, end it by kill PID"
+                f"{pids}; what hangs, or is left of an environment, ends by kill PID, or else by kill -9 PID"
             )
             told = True
         time.sleep(0.1)
@@ -166,13 +169,17 @@ def _closing(study: Study, directory: StudyDirectory, call: StudyCommand, runner
     yield f"study {study.name}: {runner.finished} of {len(study.runs)} runs are finished: {directory.path}"
     for run, why in runner.failures:
         yield f"failed: {run.name}: {why} ({directory.log_path(run)})"
+    if runner.waiting:
+        yield f"stopped; go on with it: {_again(call)}"
+    elif runner.failures:
+        yield f"the next {_again(call)} tries these again, from where they stopped"
+
+
+def _again(call: StudyCommand) -> str:
+    """Returns the command that goes on, as a shell takes it."""
     where = [] if call.studies_dir == STUDIES else ["--studies-dir", str(call.studies_dir)]
     parallel = ["--parallel", str(call.parallel)] if call.parallel > 1 else []
-    again = shlex.join(["qherd", "study", str(call.file), *where, *parallel])
-    if runner.waiting:
-        yield f"stopped; go on with it: {again}"
-    elif runner.failures:
-        yield f"the next {again} tries these again, from where they stopped"
+    return shlex.join(["qherd", "study", str(call.file), *where, *parallel])
 
 
 class Lines:

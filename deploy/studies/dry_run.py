@@ -46,7 +46,7 @@ def dry_run(study: Study, directory: StudyDirectory, parallel: int, show: Callab
         costs[cell] = _cost(directory, runs, parallel)
         for line in _lines(directory, runs, costs[cell]):
             show(line)
-    todo = [costs[cell_of(run)] for run in study.runs if directory.state(run) is not State.FINISHED]
+    todo = [costs[cell_of(run)] for run in directory.unfinished()]
     longest_s = max((cost.seconds for cost in todo), default=0.0)
     seconds = max(longest_s, sum(cost.seconds for cost in todo) / parallel)
     disk, free = sum(cost.disk_bytes for cost in todo), _free_bytes(directory.path)

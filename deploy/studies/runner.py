@@ -123,7 +123,7 @@ class Runner:
         self._study, self._directory, self._parallel = study, directory, parallel
         self._stop, self._notify = stop, notify
         self._costs = known_costs(directory, study.runs)
-        self.waiting = [run for run in study.runs if directory.state(run) is not State.FINISHED]
+        self.waiting = directory.unfinished()
         self.jobs: list[Job] = []
         self.failures: list[Failure] = []
 

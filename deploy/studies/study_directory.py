@@ -138,6 +138,10 @@ class StudyDirectory:
             return State.NEW
         return State.FINISHED if run.name not in self._damaged and self.final(run) is not None else State.BEGUN
 
+    def unfinished(self) -> list[StudyRun]:
+        """Returns the runs that are still to be done, in the study's order."""
+        return [run for run in self._study.runs if self.state(run) is not State.FINISHED]
+
     def check_unchanged(self) -> None:
         """Raises ConfigError where a run that has begun does something else than the file has it do now, or where all
         that have begun are another study's. A run whose directory is damaged says nothing here: its command says it."""
