@@ -601,15 +601,26 @@ class Forks(CartPoleEnv):
             time.sleep(600)
         return super().reset(**given)
 
+class ForksAndHangs(Hangs, Forks):
+    pass
+
+gym.register("ForksAndHangs-v0", entry_point=ForksAndHangs, max_episode_steps=200)
 gym.register("Hangs-v0", entry_point=Hangs, max_episode_steps=200)
 gym.register("Forks-v0", entry_point=Forks, max_episode_steps=200)
 """
 
 
+def hostile(folder: Path, env: str, **options: Any) -> Path:
+    """Writes tiny.yaml with one environment of HANGS; returns its path."""
+    (folder / "hostile_env.py").write_text(HANGS)
+    given = INLINE | {"env.path": str(folder)} | options
+    return write(folder, environments=[f"hostile_env:{env}"], variants=["default"], options=given)
+
+
 @pytest.mark.long
-def test_a_second_signal_ends_a_run_whose_environment_hangs(tmp_path: Path) -> None:
-    (tmp_path / "hostile_env.py").write_text(HANGS)
-    write(tmp_path, environments=["hostile_env:Hangs-v0"], variants=["default"], options=INLINE | {"env.path": "."})
+@pytest.mark.parametrize("env", ["Hangs-v0", "ForksAndHangs-v0"])
+def test_a_second_signal_ends_a_run_whose_environment_hangs(env: str, tmp_path: Path) -> None:
+    hostile(tmp_path, env)
     with running("study", "tiny.yaml", cwd=tmp_path) as run:
         run.until((tmp_path / "hangs").exists, 60, "step that hangs")
         os.kill(run.process.pid, signal.SIGINT)
@@ -622,8 +633,7 @@ def test_a_second_signal_ends_a_run_whose_environment_hangs(tmp_path: Path) -> N
 
 @pytest.mark.long
 def test_what_an_environment_forks_does_not_hold_the_finished_study(tmp_path: Path) -> None:
-    (tmp_path / "hostile_env.py").write_text(HANGS)
-    write(tmp_path, environments=["hostile_env:Forks-v0"], variants=["default"], options=INLINE | {"env.path": "."})
+    hostile(tmp_path, "Forks-v0")
     try:
         first, again = (
             subprocess.run([QHERD, "study", "tiny.yaml"], cwd=tmp_path, stdout=-1, text=True, timeout=90, check=True)

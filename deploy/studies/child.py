@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -66,8 +67,9 @@ class Child:
         self._process.terminate()
 
     def kill(self) -> None:
-        """Ends it, whatever it is at."""
-        self._process.kill()
+        """Ends it, whatever it is at, and what its environment has forked."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # the latter of zombies alone, on macOS
+            os.killpg(self.pid, signal.SIGKILL)  # it leads its group
 
     def check(self) -> None:
         """Raises RunFailedError where it has not ended as it should."""
