@@ -601,9 +601,14 @@ class Forks(CartPoleEnv):
             time.sleep(600)
         return super().reset(**given)
 
+class HangsInReset(CartPoleEnv):
+    def reset(self, **given):
+        time.sleep(600)
+
 class ForksAndHangs(Hangs, Forks):
     pass
 
+gym.register("HangsInReset-v0", entry_point=HangsInReset, max_episode_steps=200)
 gym.register("ForksAndHangs-v0", entry_point=ForksAndHangs, max_episode_steps=200)
 gym.register("Hangs-v0", entry_point=Hangs, max_episode_steps=200)
 gym.register("Forks-v0", entry_point=Forks, max_episode_steps=200)
@@ -650,7 +655,29 @@ def test_a_dry_run_does_not_wait_for_ever_for_an_environment(
 ) -> None:
     monkeypatch.setattr(dry_run, "MEASURE_S", 1.0)  # less than it takes to import what measures
     assert study.run([str(write(tmp_path)), "--studies-dir", str(tmp_path / "studies"), "--dry-run"]) == 2
-    assert "cannot run: not measured within 1 s" in capsys.readouterr().out
+    assert re.search(r"s; cannot run: not measured within 1 s(: .*)?\n", capsys.readouterr().out)
+
+
+def test_a_dry_run_says_in_one_line_what_it_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = hostile(tmp_path, "HangsInReset-v0", **{"actors.step_timeout_s": 3})
+    assert study.run([str(file), "--studies-dir", str(tmp_path / "studies"), "--dry-run"]) == 2
+    out = capsys.readouterr().out
+    assert out.startswith("study tiny: 1 run in ")
+    assert re.search(r"s; cannot run: hostile_env:HangsInReset-v0 hangs as it is reset: not done within 3 s .*\n", out)
+
+
+@pytest.mark.long
+def test_a_dry_run_does_not_wait_for_what_an_environment_forks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where the environment writes down what it has forked
+    monkeypatch.setattr(dry_run, "MEASURE_S", 60.0)
+    file = hostile(tmp_path, "Forks-v0")
+    try:
+        assert study.run([str(file), "--dry-run"]) == 0
+        assert "each (actor and learner measured for a second)" in capsys.readouterr().out
+    finally:
+        os.kill(int((tmp_path / "forked").read_text()), signal.SIGKILL)
 
 
 @pytest.mark.long

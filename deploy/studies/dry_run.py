@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from rich.filesize import decimal
 
@@ -40,7 +41,7 @@ def dry_run(study: Study, directory: StudyDirectory, parallel: int, show: Callab
     cells = dict[Cell, list[StudyRun]]()
     for run in study.runs:
         cells.setdefault(cell_of(run), []).append(run)
-    show(f"study {study.name}: {len(study.runs)} runs in {directory.path}")
+    show(f"study {study.name}: {len(study.runs)} run{'s' * (len(study.runs) != 1)} in {directory.path}")
     costs = dict[Cell, Cost]()
     for cell, runs in cells.items():
         costs[cell] = _cost(directory, runs, parallel)
@@ -88,25 +89,39 @@ def _cost(directory: StudyDirectory, runs: list[StudyRun], parallel: int) -> Cos
 def measured(config: RunConfig) -> Forecast | str:
     """Returns what ``qherd plan`` measures of a run, in a process of its own: an environment's module may do anything.
     A text: why it cannot run."""
-    with handing_over(write_yaml(dump(config))) as (options, descriptor):
+    # files, since a pipe would have no end while what an environment has forked lives
+    with (
+        handing_over(write_yaml(dump(config))) as (options, descriptor),
+        tempfile.TemporaryFile() as printed,
+        tempfile.TemporaryFile() as messages,
+    ):
         try:
-            done = subprocess.run(
+            code = subprocess.run(
                 qherd_command(["plan", *options, "--json"]),
                 stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
+                stdout=printed,
+                stderr=messages,
                 pass_fds=[descriptor],
                 check=False,
                 start_new_session=True,
                 timeout=MEASURE_S,
-            )
-        except subprocess.TimeoutExpired as error:
-            told = (error.stderr or b"").decode(errors="replace").strip().splitlines()
-            return f"not measured within {MEASURE_S:g} s{f': {told[-1]}' if told else ''}"
-    if done.returncode:
-        return done.stderr.strip().removeprefix("qherd: ") or f"qherd plan ended with exit code {done.returncode}"
-    values, known = json.loads(done.stdout), {field.name for field in fields(Forecast)}
+            ).returncode
+        except subprocess.TimeoutExpired:
+            return f"not measured within {MEASURE_S:g} s: {_last(messages)}".removesuffix(": ")
+        if code:
+            return _last(messages) or f"qherd plan ended with exit code {code}"
+        values, known = json.loads(_text(printed)), {field.name for field in fields(Forecast)}
     return Forecast(**{name: value for name, value in values.items() if name in known})
+
+
+def _last(messages: IO[bytes]) -> str:
+    """Returns the last message of a command: those before it say only how long it waits."""
+    return f"\n{_text(messages)}".rpartition("\nqherd: ")[2].strip()
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
 
 
 def _free_bytes(folder: Path) -> int:
