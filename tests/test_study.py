@@ -379,16 +379,32 @@ def test_another_studys_file_does_not_take_the_folder_over(tried: Tried) -> None
     assert (tried.folder / "study.yaml").read_bytes() == before
 
 
-@pytest.mark.parametrize("kind", ["file", "link to nothing", "link to itself", "no UTF-8"])
+NO_PLACE: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "a file": ("there", Path.touch, "there is no folder"),
+    "in a file": ("there/in/it", Path.touch, "there is no folder"),
+    "a link to nothing": ("there", lambda path: path.symlink_to("nothing"), "there is a link to no folder"),
+    "in a link to itself": ("there/in", lambda path: path.symlink_to(path), "there is a link to no folder"),
+    "a study that is a file": (".", lambda path: path.with_name("tiny").touch(), "tiny is no folder"),
+    "no UTF-8": ("no\udcff", lambda _: None, "is no text in UTF-8"),
+    "too long a name": ("n" * 300, lambda _: None, "File name too long"),
+}
+
+
+@pytest.mark.parametrize(("where", "make", "told"), NO_PLACE.values(), ids=NO_PLACE)
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
-def test_where_no_study_can_be_is_refused_before_anything(kind: str, more: list[str], tmp_path: Path) -> None:
-    where = tmp_path / ("no\udcff" if kind == "no UTF-8" else "there")
-    if kind == "file":
-        where.touch()
-    if kind.startswith("link"):
-        where.symlink_to(where if kind == "link to itself" else tmp_path / "nothing")
-    with pytest.raises(ConfigError, match=r"--studies-dir .* is (no|a link to no) (folder|text).*: choose another"):
-        study.run([str(write(tmp_path)), "--studies-dir", str(where), *more])
+def test_where_no_study_can_be_is_refused_before_anything(
+    where: str, make: Callable[[Path], object], told: str, more: list[str], tmp_path: Path
+) -> None:
+    make(tmp_path / "there")
+    with pytest.raises(ConfigError, match=f"{told}.*: choose another --studies-dir"):
+        study.run([str(write(tmp_path)), "--studies-dir", str(tmp_path / where), *more])
+
+
+def test_a_folder_that_may_not_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may write into any, so that the test asks nobody."""
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ConfigError, match=rf"^{tmp_path} may not be written, so no study can be in {tmp_path}/st/tiny"):
+        study.run([str(write(tmp_path)), "--studies-dir", str(tmp_path / "st"), "--dry-run"])
 
 
 def test_a_run_that_was_half_made_begins_anew(tried: Tried) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shlex
 import sys
@@ -61,8 +62,8 @@ def run(arguments: list[str]) -> int:
     call = tyro.cli(StudyCommand, args=arguments, prog="qherd study", registry=as_written())
     study = read_study(call.file, call.studies_dir)
     check_together(study, call.parallel)
-    check_studies_dir(call.studies_dir)
     directory = StudyDirectory(study, call.studies_dir)
+    check_place(directory.path)
     if call.dry_run:
         from deploy.studies.dry_run import dry_run
 
@@ -71,17 +72,30 @@ def run(arguments: list[str]) -> int:
     return work(study, directory, call)
 
 
-def check_studies_dir(path: Path) -> None:
-    """Raises ConfigError where no study can have its folder there."""
+def check_place(folder: Path) -> None:
+    """Raises ConfigError where a study cannot have its folder: a dry run, which makes none, would not notice."""
+    choose = f"so no study can be in {folder}: choose another --studies-dir"
     try:
-        str(path.absolute()).encode()
+        str(folder.absolute()).encode()
     except UnicodeEncodeError:
-        raise ConfigError(
-            f"--studies-dir {path} is no text in UTF-8, as a run's folder has to be: choose another"
-        ) from None
-    if os.path.lexists(path) and not path.is_dir():
-        what = "a link to no folder" if path.is_symlink() else "no folder"
-        raise ConfigError(f"--studies-dir {path} is {what}: choose another")
+        raise ConfigError(f"{folder} is no text in UTF-8, as a run's folder has to be, {choose}") from None
+    for wanted in (folder / "runs", folder / "logs"):
+        there = _nearest(wanted)
+        if not there.is_dir():
+            raise ConfigError(f"{there} is {'a link to no folder' if there.is_symlink() else 'no folder'}, {choose}")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise ConfigError(f"{there} may not be written, {choose}")
+
+
+def _nearest(folder: Path) -> Path:
+    """Returns the folder itself, or else the nearest one above that is there. Raises ConfigError for too long a
+    name."""
+    try:
+        folder.lstat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ConfigError(f"{folder}: {error.strerror}: choose another --studies-dir") from None
+    return next(each for each in (folder, *folder.parents) if os.path.lexists(each))
 
 
 def check_together(study: Study, parallel: int) -> None:
