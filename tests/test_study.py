@@ -612,9 +612,11 @@ class Hangs(CartPoleEnv):
 
 class Forks(CartPoleEnv):
     def reset(self, **given):
-        if not os.path.exists("forked") and not os.fork():
-            open("forked", "w").write(str(os.getpid()))
-            time.sleep(600)
+        if not os.path.exists("forked"):
+            child = os.fork()
+            if not child:
+                time.sleep(600)
+            open("forked", "w").write(str(child))
         return super().reset(**given)
 
 class HangsInReset(CartPoleEnv):
