@@ -125,8 +125,19 @@ def test_no_file_has_the_password(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_config_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(RunDirError, match="no run"):
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "config.yaml").touch()  # another program's
+    with pytest.raises(RunDirError, match=r"no run: it has no config\.yaml$"):
         RunDirectory.open(tmp_path)
+
+
+@pytest.mark.parametrize("runs", ["runs", "study/runs", "studies/study/runs"])
+def test_a_folder_of_runs_is_told_with_one_that_is_in_it(tmp_path: Path, runs: str) -> None:
+    for name in ("b", "a"):
+        RunDirectory.create(config(tmp_path / runs, name)).close()
+    for given in {tmp_path / runs, tmp_path / runs.split("/", maxsplit=1)[0]}:
+        with pytest.raises(RunDirError, match=f"no run: .*; give one of those in it, such as {tmp_path / runs / 'a'}$"):
+            RunDirectory.open(given)
 
 
 @pytest.mark.parametrize("text", ["", "{", "config: 5", "config: {learner: {lrr: 1}}", "other: 1"])

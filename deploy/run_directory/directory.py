@@ -110,7 +110,7 @@ class RunDirectory:
         except OSError:  # there is none
             pass
         if not is_plain(path / "config.yaml"):
-            raise RunDirError(f"{path} is no run: it has no config.yaml")
+            raise RunDirError(f"{path} is no run: it has no config.yaml{_in_it(path)}")
         return cls(path)
 
     @classmethod
@@ -251,6 +251,15 @@ class RunDirectory:
         """Closes what is open and releases the lock."""
         self.history.close()
         self.lock.release()
+
+
+def _in_it(path: Path) -> str:
+    """Returns a hint at a run within a folder that is none itself, such as runs or a study; "" where it holds none."""
+    for level in ("*", "runs/*", "*/runs/*"):
+        found = sorted(each.parent for each in path.glob(f"{level}/fences.json"))
+        if runs := [each for each in found if is_plain(each / "config.yaml")]:
+            return f"; give one of those in it, such as {runs[0]}"
+    return ""
 
 
 def checkpoint_folder(config: RunConfig, directory: RunDirectory) -> Path:
