@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -358,13 +357,17 @@ def test_a_finished_study_waits_for_nobody(tried: Tried, capsys: pytest.CaptureF
 
 
 def test_whom_a_study_waits_for_is_told_with_the_remedy_and_how_to_go_on(
-    tried: Tried, capsys: pytest.CaptureFixture[str]
+    tried: Tried, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    found = StudyDirectory.commands
+
+    def commands(directory: StudyDirectory) -> list[int]:
+        os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C while it waits
+        return found(directory)
+
+    monkeypatch.setattr(StudyDirectory, "commands", commands)
     with holding(tried.folder / "runs.lock", leads=True) as command:
-        timer = threading.Timer(1.0, os.kill, [os.getpid(), signal.SIGINT])
-        timer.start()
         assert tried.again() == INTERRUPTED
-        timer.join()
     out = capsys.readouterr().out
     assert f"processes {command.pid}; what hangs, or is left of an environment, ends by kill PID, or else by" in out
     assert f"\nstopped; go on with it: qherd study {tried.file} --studies-dir {tried.cwd}/studies\n" in out
