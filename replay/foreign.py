@@ -52,6 +52,8 @@ def _plain(path: Path) -> Iterator[tuple[IO[bytes], int]]:
     except OSError as error:
         why = "it is a link" if error.errno == errno.ELOOP else error.strerror
         raise Unreadable(f"{path} cannot be read: {why}") from None
+    except ValueError:
+        raise Unreadable(f"{str(path)!r} cannot be read: no file has such a name") from None
     try:
         about = os.fstat(fd)
         if not stat.S_ISREG(about.st_mode):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
@@ -32,6 +33,22 @@ class Options(BaseModel):
         if type(value) is int and abs(value) >= MAX_WHOLE:
             raise ValueError("it is too big: whole numbers are below 2^63")
         return value
+
+    @field_validator("*")
+    @classmethod
+    def _is_possible_name(cls, value: Any) -> Any:
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(each, str | Path) and not can_be_name(each):
+                raise ValueError("it has a character that no name and no path can have")
+        return value
+
+
+def can_be_name(text: str | Path) -> bool:
+    """Returns whether the operating system takes a text as a path: it takes no NUL, which Python does."""
+    try:
+        return b"\0" not in str(text).encode(errors="surrogateescape")
+    except UnicodeEncodeError:  # half a character of UTF-16
+        return False
 
 
 def _kinds(annotation: Any) -> Iterator[Any]:

@@ -186,6 +186,20 @@ def test_a_number_is_neither_true_nor_beyond_63_bits(path: str, value: Any, tmp_
         compose(None, None, written(tmp_path / "run.yaml", values), {})
 
 
+PATHS = [path for path, kinds in KINDS.items() if Path in kinds]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [(path, text) for path in (*PATHS, "env.id", "redis.url") for text in ("a\0b", "a\ud800b")]
+    + [("redis.urls", ["redis://a", "redis://\0"])],
+)
+def test_a_text_that_no_path_can_have_is_refused(path: str, value: Any) -> None:
+    """YAML and Python can write such a text; the system takes it for no path, which a run met in its midst."""
+    with pytest.raises(ConfigError, match=rf"\n  {re.escape(path)}: (it has a character that no|.* valid string)"):
+        compose(None, None, None, {}, overrides={path: value})
+
+
 @pytest.mark.parametrize("option", ["alpha", "beta", "beta_updates"])
 def test_an_option_by_its_former_name_is_refused_with_the_name_of_now(tmp_path: Path, option: str) -> None:
     (tmp_path / "c.yaml").write_text(f"replay: {{{option}: 1}}")

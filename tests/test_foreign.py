@@ -25,6 +25,7 @@ from deploy.config.models import RunConfig
 from deploy.config.numbers import MAX_DEPTH, read_yaml
 from deploy.monitoring.discovery import target_groups
 from deploy.run_directory.directory import RunDirectory
+from deploy.run_directory.files import is_plain
 from deploy.run_directory.target import find_run
 from deploy.sessions.scale_requests import ScaleFile
 from deploy.studies.study_file import read_study
@@ -33,6 +34,8 @@ from replay.description import DescriptionError, RunDescription
 from replay.foreign import Unreadable, parse_json, read_end, read_file, read_object
 
 pytestmark = pytest.mark.timeout(30)
+NO_NAMES = ["a\0b", "a\ud800b"]
+"""Texts that JSON and YAML can hold, and no path."""
 BEST = {
     "version": 1,
     "updates": 1,
@@ -75,6 +78,15 @@ def test_only_plain_files_of_a_bounded_size_are_read(tmp_path: Path, hostile: Ca
         read_file(file, 4)
     with pytest.raises(FileNotFoundError):
         read_file(tmp_path / "none", 4)
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+def test_a_path_that_the_system_does_not_take_is_refused_like_any_other(tmp_path: Path, name: str) -> None:
+    with pytest.raises(Unreadable, match=r"cannot be read: no file has such a name"):
+        read_file(tmp_path / name, 4)
+    assert not is_plain(tmp_path / name)
+    with pytest.raises(RunDirError, match="no run"):
+        RunDirectory.open(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -210,6 +222,24 @@ def test_any_value_in_any_field_is_taken_or_refused_in_words(damaged: Path, data
         return
     finally:
         (damaged / name).write_text(before)
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+def test_a_manifest_that_names_what_can_be_no_file_is_damaged(run: Path, name: str) -> None:
+    file = run / "checkpoints" / "best.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"file": name}))
+    with pytest.raises(RunDirError, match="cannot be read: no file has such a name"):
+        RunDirectory.open(run).best.load()
+
+
+def test_a_run_that_was_elsewhere_may_have_been_at_what_is_no_path(run: Path) -> None:
+    file = run / "fences.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"path": "a\0b"}))
+    directory = RunDirectory.reopen(run)
+    try:
+        assert directory.run == "r"
+    finally:
+        directory.close()
 
 
 def test_eval_of_a_hostile_run_is_one_line_and_exit_code_2(run: Path) -> None:

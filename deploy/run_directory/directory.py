@@ -107,7 +107,7 @@ class RunDirectory:
             (path / "config.yaml").lstat()
         except PermissionError as error:
             raise RunDirError(f"{path} cannot be read: {error.strerror}") from None
-        except OSError:  # there is none
+        except (OSError, ValueError):  # there is none, or can be none
             pass
         if not is_plain(path / "config.yaml"):
             raise RunDirError(f"{path} is no run: it has no config.yaml{_in_it(path)}")

@@ -49,7 +49,7 @@ def is_plain(path: Path) -> bool:
     """Returns whether ``path`` is a plain file, and no link to one."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
-    except OSError:
+    except (OSError, ValueError):  # the latter for what can be no file's name
         return False
 
 
