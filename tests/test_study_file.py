@@ -208,28 +208,36 @@ def test_a_study_is_called_by_its_file_unless_it_has_a_name(tmp_path: Path) -> N
         assert read_study(folder / "study.yaml", tmp_path / "studies", {}).name == name
 
 
-def test_a_budget_stands_in_the_file(tmp_path: Path) -> None:
-    """What reads the study later, as qherd report does, has no such variable; one beside the file's is in force."""
-    with pytest.raises(ConfigError, match=r"budget: CartPole-v1 has none in the file: give budget"):
-        study(tmp_path, {"environments": ["CartPole-v1"]}, {"QHERD_BUDGET_ENV_STEPS": "400"})
-    (run,) = study(tmp_path, CARTPOLE | {"seeds": 1}, {"QHERD_BUDGET_SECONDS": "9"}).runs
-    assert (run.config.budget.env_steps, run.config.budget.seconds) == (1000, 9)
-
-
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"study .*none.yaml: No such file or directory"):
         read_study(tmp_path / "none.yaml", tmp_path, {})
 
 
-def test_a_variable_does_not_change_what_the_file_sets(tmp_path: Path) -> None:
-    """It would make these two variants one. What the file leaves open it may set, as of any run."""
-    values = {**CARTPOLE, "variants": {"default": None, "slow": {"learner.lr": 1e-5}}}
-    with pytest.raises(ConfigError, match=r"learner.lr: QHERD_LEARNER_LR is set, too, .*: unset it"):
-        study(tmp_path, values, {"QHERD_LEARNER_LR": "1"})
-    with pytest.raises(ConfigError, match=r"seed: QHERD_SEED is set"):
-        study(tmp_path, values, {"QHERD_SEED": "1"})
-    found = study(tmp_path, values, {"QHERD_ACTORS_LANES": "3"})
-    assert {run.config.actors.lanes for run in found.runs} == {3}
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("QHERD_LEARNER_LR", "1"),
+        ("QHERD_SEED", "1"),
+        ("QHERD_ACTORS_LANES", "3"),
+        ("QHERD_MODE", "inline"),
+        ("QHERD_EVAL_THRESHOLD", "12"),
+        ("QHERD_BUDGET_SECONDS", "9"),
+        ("QHERD_BUDGET_ENV_STEPS", "9"),
+        ("QHERD_BUDGET_ENV_STEPS", ""),
+        ("QHERD_RUNS_DIR", "elsewhere"),
+        ("QHERD_METRICS_PORT", "0"),
+    ],
+)
+def test_a_variable_does_not_change_what_the_file_says(variable: str, value: str, tmp_path: Path) -> None:
+    """It would make two variants one, end runs before their budget, or leave a file that does not repeat them."""
+    values = {**CARTPOLE, "variants": {"default": None, "slow": {"learner.lr": 1e-5}}, "options": {"metrics.port": 1}}
+    with pytest.raises(ConfigError, match=rf": {variable} is set, and would change the study, .*: unset it"):
+        study(tmp_path, values, {variable: value})
+
+
+def test_a_variable_says_where_a_studys_runs_are(tmp_path: Path) -> None:
+    found = study(tmp_path, CARTPOLE, {"QHERD_LOG_LEVEL": "debug", "QHERD_TRACK_PROJECT": "mine"})
+    assert {(run.config.log_level, run.config.track.project) for run in found.runs} == {("debug", "mine")}
 
 
 def test_where_a_run_is_and_what_auto_chose_is_no_difference() -> None:

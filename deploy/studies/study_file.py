@@ -7,9 +7,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from deploy.config.changes import WHERE
 from deploy.config.errors import ConfigError
 from deploy.config.layers import (
     Layer,
@@ -59,8 +61,8 @@ class Study(NamedTuple):
 
 def read_study(file: Path, studies_dir: Path, environ: Mapping[str, str] = os.environ) -> Study:
     """Returns the study that a file describes, its runs in the order in which they are begun: seed by seed, so that
-    what is there after half of the time is half of every comparison. ``environ``'s QHERD_... variables are over the
-    file's options, as they are in qherd train.
+    what is there after half of the time is half of every comparison. ``environ``'s QHERD_... variables may say where
+    the runs are and what is kept of them, such as a server with its password.
 
     Raises:
         ConfigError: what is wrong in the file, with the key, and the nearest name of one that is unknown.
@@ -157,22 +159,17 @@ class _Reader:
             if preset is None or not str(error).startswith("preset "):
                 raise
             raise ConfigError(f"{self._where}: {error}") from None
-        # the study is read again without these variables, as by qherd report
-        own = merge(layers, preset) if "budget" in self._environ else config
-        if own.budget.env_steps is None and own.budget.seconds is None:
-            where = " in the file" if own is not config else ""
-            raise self._error(
-                "budget", f"{config.env.id} has none{where}: give budget: {{env_steps: 100000}}, or seconds"
-            )
+        if config.budget.env_steps is None and config.budget.seconds is None:
+            raise self._error("budget", f"{config.env.id} has none: give budget: {{env_steps: 100000}}, or seconds")
         return config
 
     def _check_environ(self, layers: list[Mapping[str, Any]]) -> None:
-        """Raises ConfigError where a variable would change what the file sets, and perhaps make two variants one."""
-        for path in option_paths():
-            if option_at(self._environ, path) is None:
-                continue
-            if path in OWN or any(option_at(layer, path) is not None for layer in layers):
-                raise self._error(path, f"{variable_of(path)} is set, too, and would change the study: unset it")
+        """Raises ConfigError where a variable would have the runs do what the file does not say: it is what repeats
+        them, and what qherd report knows."""
+        for path in filter(partial(_sets, self._environ), option_paths()):
+            if path in OWN or not path.startswith(WHERE) or any(_sets(layer, path) for layer in layers):
+                why = f"{variable_of(path)} is set, and would change the study, whose options are those of its file"
+                raise self._error(path, f"{why}: unset it")
 
     def _check_passwords(self, layers: list[Mapping[str, Any]]) -> None:
         """Raises ConfigError for a server's password: the study's folder has a copy of the file."""
@@ -231,6 +228,13 @@ class _Reader:
 
     def _error(self, key: str, what: str) -> ConfigError:
         return ConfigError(f"{self._where}: {key}: {what}")
+
+
+def _sets(values: Mapping[str, Any], path: str) -> bool:
+    """Returns whether options, in sections, have one, also as none."""
+    section, _, leaf = path.rpartition(".")
+    found = option_at(values, section) if section else values
+    return isinstance(found, Mapping) and leaf in found
 
 
 def _twice(names: Iterable[str]) -> str | None:
