@@ -21,6 +21,7 @@ from waiting import until
 import deploy.training
 from deploy import Training
 from deploy.config.errors import ConfigError, RunFailedError
+from deploy.config.layers import compose
 from deploy.planning.preconditions import check_before_run
 from deploy.process.signals import SIGNALS
 from deploy.run_directory.directory import RunDirectory
@@ -64,6 +65,29 @@ def test_overrides_are_over_the_environment_and_that_over_the_file(
     assert config.eval.threshold == 475, "of the environment's own preset"
     assert given == {"learner": {"network": {"hidden": [7]}}, "learner.gamma": 0.75, "actors.count": 7}
     assert list(tmp_path.iterdir()) == [tmp_path / "c.yaml"], "nothing is started, nothing written"
+
+
+@pytest.mark.parametrize(
+    ("options", "kwargs"),
+    [
+        ({"env.kwargs.opts": {}}, {"opts": {}}),
+        ({"env.kwargs.opts": {"b.c": 1}}, {"opts": {"b.c": 1}}),
+        ({"env.kwargs": {"opts": {"b.c": 1}}}, {"opts": {"b.c": 1}}),
+        ({"env": {"kwargs": {"map": {1: "x"}}}}, {"map": {1: "x"}}),
+        ({"env.kwargs.map": {1: "x"}}, {"map": {1: "x"}}),
+    ],
+)
+def test_an_environments_arguments_are_as_they_were_given(options: dict[str, Any], kwargs: dict[str, Any]) -> None:
+    """They are not qherd's options, whose names have dots."""
+    assert compose("CartPole-v1", None, None, {}, options).env.kwargs == kwargs
+
+
+def test_what_a_program_changes_afterwards_does_not_change_the_configuration() -> None:
+    layout = [1]
+    for options in ({"env.kwargs": {"layout": layout}}, {"env.kwargs.layout": layout}):
+        config = compose("CartPole-v1", None, None, {}, options)
+        layout.append(2)
+        assert config.env.kwargs == {"layout": layout[:-1]}
 
 
 def test_two_runs_without_a_name_have_two() -> None:

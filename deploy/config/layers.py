@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import os
 import re
@@ -170,7 +171,7 @@ def nested(options: Mapping[Any, Any], where: str) -> dict[str, Any]:
             raise ConfigError(f"{where}{twice}: it is set twice, by its dotted name or in its section: leave one")
     values: dict[str, Any] = {}
     for path, value in found:
-        put_option(values, ".".join(path), value)
+        put_option(values, ".".join(path), copy.deepcopy(value))
     return values
 
 
@@ -178,7 +179,7 @@ def _flat(values: Mapping[Any, Any], above: tuple[str, ...] = ()) -> Iterator[tu
     """Yields each option of dotted names and of sections, by the parts of its name."""
     for key, value in values.items():
         path = (*above, *str(key).split("."))
-        if isinstance(value, Mapping) and path[-1] not in FREE:
+        if isinstance(value, Mapping) and not set(path) & set(FREE):
             yield from _flat(value, path)
         else:
             yield path, value
