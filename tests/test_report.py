@@ -9,17 +9,20 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hostile import HOSTILE
 
 from benchmarks.synthetic_runs import write_run, write_study
 from deploy import cli
+from deploy.config.layers import put_option
+from deploy.config.numbers import write_yaml
 from deploy.reporting.charts import Chart, Line, Lines, Mark, Marks, svg
 from deploy.reporting.document import Block, Code, Fold, Heading, Pictures, Table, Text
 from deploy.reporting.markdown import write_markdown
@@ -96,6 +99,15 @@ def a_run(template: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def study_json(study: Path) -> dict[str, Any]:
     return read_json(study)
+
+
+def change_options(run: Path, options: Mapping[str, Any]) -> None:
+    """Has a run's config.yaml say that it was trained with other options."""
+    file = run / "config.yaml"
+    values = yaml.safe_load(file.read_text())
+    for path, value in options.items():
+        put_option(values["config"], path, value)
+    file.write_text(write_yaml(values))
 
 
 def read_json(*given: Path) -> dict[str, Any]:
@@ -240,6 +252,31 @@ def test_a_run_in_the_place_of_another_does_not_count_as_it(tmp_path: Path) -> N
     assert plain["statistics"]["count"] == 1
 
 
+def test_a_studys_run_that_went_on_with_other_options_is_another_variant(tmp_path: Path) -> None:
+    """Its score is none of its variant's, and the table and the commands say what it has done."""
+    folder = write_study(tmp_path / "mine", [ENV], 3, rows=3, env_steps=600, others=0)
+    change_options(folder / "runs" / f"{ENV}--plain--s1", {"learner.lr": 0.01})
+    change_options(
+        folder / "runs" / f"{ENV}--long--s0", {"learner.lr": 0.01, "env.kwargs": {"a": 1}, "actors.lanes": 7}
+    )
+    (environment,) = read_json(folder)["environments"]
+    seeds = {each["variant"]: [run["seed"] for run in each["runs"]] for each in environment["variants"]}
+    assert seeds == {
+        "plain with learner.lr 0.001": [0, 2],
+        "plain with learner.lr 0.01": [1],
+        f"long: {ENV}--long--s0": [0],
+        f"long: {ENV}--long--s1 and 1 more": [1, 2],
+    }
+    assert qherd(folder, "--markdown", tmp_path / "md") == 0
+    text = (tmp_path / "md" / "report.md").read_text()
+    assert "| learner.lr | 0.001 | 0.01 | 0.01 | 0.001 |" in text
+    commands = [line for line in text.splitlines() if f"# {ENV}, plain" in line]
+    assert [("--learner.lr 0.01" in line, line.partition(", seeds ")[2]) for line in commands] == [
+        (False, "0 2"),
+        (True, "1"),
+    ]
+
+
 def test_studies_of_one_name_are_not_one_study(tmp_path: Path) -> None:
     """As those of two machines have it, or from before and after a change."""
     given = [write_study(tmp_path / place / "s", [ENV], 2, rows=3, env_steps=600, others=0) for place in ("a", "b")]
@@ -328,18 +365,25 @@ def test_a_study_of_which_one_run_has_begun_is_reported(tmp_path: Path, capsys: 
 # -- what is written
 
 
-@pytest.mark.parametrize("file", ["report.html", "md/report.md"])
+HTML = "<!DOCTYPE html>\n<title>pytest's own</title>"
+NOTES = "# Notes\n\n```sh\nqherd report runs/a --markdown .\n```\n\nprecious\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [("report.html", HTML), ("md/report.md", HTML), ("md/report.md", NOTES), ("md/report.md", f"{NOTES}```\n1\n```\n")],
+)
 def test_a_users_own_file_is_not_written_over_unasked(
-    file: str, a_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file: str, text: str, a_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A report is, whenever there is a newer one."""
     monkeypatch.chdir(tmp_path)
     other = write_run(tmp_path / "two", ENV, 1, rows=3)
     where = ["--markdown", "md"] if file.endswith(".md") else []
     assert (qherd(a_run, other, *where), qherd(a_run, other, *where)) == (0, 0)
-    Path(file).write_text("<!DOCTYPE html>\n<title>pytest's own</title>")
+    Path(file).write_text(text)
     assert qherd(a_run, other, *where) == 2
-    assert Path(file).read_text() == "<!DOCTYPE html>\n<title>pytest's own</title>"
+    assert Path(file).read_text() == text
     if not where:
         assert qherd(a_run, other, "--out", file) == 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -14,11 +15,10 @@ from pydantic import BaseModel
 from deploy.config.cli_types import as_written
 from deploy.config.errors import ConfigError
 from deploy.process.signals import quiet_interrupt
+from deploy.reporting.words import PAGE_OPENING, one_line
 from deploy.run_directory.files import is_plain, replace_file
 
 FILE = "report.html"
-OPENING = b'<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy"'
-"""What each page that this command has written has in it."""
 
 
 class Reported(BaseModel):
@@ -54,7 +54,7 @@ def run(arguments: list[str]) -> int:
     written = not (call.as_json or call.as_csv or call.markdown)
     if written and os.path.lexists(path) and not is_plain(path):
         raise ConfigError(f"{path} is a link or no plain file: remove it, or give another --out")
-    if written and call.out is None and is_plain(path) and OPENING not in path.read_bytes():
+    if written and call.out is None and is_plain(path) and PAGE_OPENING.encode() not in path.read_bytes():
         raise ConfigError(f"{path} is there, and qherd report has not written it: move it away, or give another --out")
     with quiet_interrupt():  # not above: --help does not wait for Matplotlib
         from deploy.reporting.analysis import analyse
@@ -71,6 +71,8 @@ def run(arguments: list[str]) -> int:
         print(json.dumps(as_json(report)))
     elif call.as_csv:
         print(as_csv(report), end="")
+        for each in missing:
+            print(one_line(f"qherd: not in the report: {each.name}: {each.why}"), file=sys.stderr)
     elif call.markdown is not None:
         print(write_markdown(call.markdown, document_of(report)))
     else:

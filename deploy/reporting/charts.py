@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from deploy.reporting.curves import Points
-from deploy.reporting.words import harmless
+from deploy.reporting.words import harmless, one_line
 
 INK, GRID = "#1f2328", "#d0d7de"
 SERIES = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#9a6700", "#1b7c83", "#57606a")
@@ -242,7 +242,7 @@ def _look(series: int) -> tuple[str, Dash]:
 
 def _plain(label: str) -> str:
     """Returns a name of any origin as a short line. Matplotlib leaves out what begins with an underscore."""
-    line = " ".join(harmless(label).split()).lstrip("_")
+    line = one_line(label).lstrip("_")
     return (line if len(line) <= 40 else f"{line[:39]}…") or "?"
 
 

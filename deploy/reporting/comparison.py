@@ -85,30 +85,34 @@ def environments_of(runs: Iterable[RunRecord]) -> list[Environment]:
 
 
 def _variants(runs: Sequence[RunRecord]) -> list[Variant]:
-    """Returns the runs of one environment by variant: by its name in a study, else by the options."""
+    """Returns the runs of one environment by variant: by the options, and in a study by its name, too. Runs of a study
+    may differ from its file, as one that was resumed with other options."""
     groups: dict[tuple[str, str], list[RunRecord]] = {}
     for run in runs:
-        groups.setdefault((run.variant, "" if run.variant else repr(_options(run))), []).append(run)
+        groups.setdefault((run.variant, repr(_options(run))), []).append(run)
     members = [sorted(group, key=lambda run: run.config.seed) for group in groups.values()]
-    differing = differences([group[0] for group in members])
-    labels = [_label(group, differing) for group in members]
+    labels = [_label(group, members) for group in members]
     return [
         Variant(label if labels.count(label) == 1 else f"{label} ({group[0].path})", tuple(group))
         for label, group in zip(labels, members, strict=True)
     ]
 
 
-def _label(group: Sequence[RunRecord], differing: Sequence[str]) -> str:
-    """Returns a variant's name."""
+def _label(group: Sequence[RunRecord], groups: Sequence[Sequence[RunRecord]]) -> str:
+    """Returns a variant's name: its own, and what sets it apart from the others, or of a study's from those of its
+    name."""
     first = group[0]
-    if first.variant:
+    firsts = [each[0] for each in groups if not first.variant or each[0].variant == first.variant]
+    if first.variant and len(firsts) == 1:
         return first.variant
-    if len(group) == 1:
+    if len(group) == 1 and not first.variant:
         return first.name
+    differing, options = differences(firsts), flat_options(first.config)
     if 0 < len(differing) <= LABEL_OPTIONS:
-        options = flat_options(first.config)
-        return ", ".join(f"{path} {options[path]}" for path in differing)
-    return f"{first.name} and {len(group) - 1} more"
+        told = ", ".join(f"{path} {options[path]}" for path in differing)
+        return f"{first.variant} with {told}" if first.variant else told
+    told = f"{first.name} and {len(group) - 1} more" if len(group) > 1 else first.name
+    return f"{first.variant}: {told}" if first.variant else told
 
 
 def differences(runs: Sequence[RunRecord]) -> list[str]:

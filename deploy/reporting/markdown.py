@@ -14,8 +14,8 @@ from deploy.reporting.words import harmless
 from deploy.run_directory.files import is_plain, naming, open_plain
 
 FILE = "report.md"
-CALL = b"\nqherd report "
-"""What each file that qherd report has written has in it: how it was called."""
+CALL = re.compile(rb"\n(`{3,})text\nqherd report [^\n]*\n\1\n\Z")
+"""How each file ends that qherd report has written: with how it was called."""
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&$!])")
 
 
@@ -28,7 +28,7 @@ def write_markdown(folder: Path, document: Document) -> Path:
     path = folder / FILE
     with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    if is_plain(path) and CALL not in path.read_bytes():
+    if is_plain(path) and not CALL.search(path.read_bytes()):
         raise RunDirError(f"{path} is there, and qherd report has not written it: move it away")
     names = (f"report-{number}.png" for number in range(1, 1_000_000))
     text = "\n\n".join(part for block in document for part in _markdown(block, folder, names)) + "\n"

@@ -18,7 +18,7 @@ from deploy.reporting.charts import (
     svg,
 )
 from deploy.reporting.document import Block, Code, Document, Fold, Heading, Pictures, Table, Text
-from deploy.reporting.words import NONE, harmless
+from deploy.reporting.words import NONE, PAGE_OPENING, harmless
 
 LIGHT = f"--paper: #ffffff; --faint: #f6f8fa; --quiet: #59636e; {colours(INK, GRID, SERIES)}"
 DARK = f"--paper: #0d1117; --faint: #161b22; --quiet: #9198a1; {colours(DARK_INK, DARK_GRID, DARK_SERIES)}"
@@ -51,8 +51,7 @@ def page(title: str, document: Document) -> str:
     keys = (f"p{number}" for number in count(1))
     body = "\n".join(_html(block, keys) for block in document)
     return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<!doctype html>\n<html lang="en">\n<head>\n{PAGE_OPENING} content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{_text(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
         "</body>\n</html>\n"

@@ -9,6 +9,10 @@ from deploy.process.output import printable
 NONE = "–"
 
 
+PAGE_OPENING = '<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy"'
+"""What each page that qherd report has written has in it."""
+
+
 def harmless(text: str) -> str:
     """Returns any text without control characters, which neither a page nor a picture may hold."""
     return printable(text, but="\n\t")
