@@ -66,7 +66,7 @@ results-page: $(DEV_STAMP) ## Make docs/results.md and its pictures from the row
 	$(BIN)/python -m docs.pictures peers
 
 # results-classic, results-minatar, ...
-results-%: $(DEV_STAMP) ## Train the studies of results/NAME again, write their rows (ARGS="--parallel 2")
+results-%: $(DEV_STAMP) ## Train the studies of results/NAME in studies/, write their rows (ARGS="--parallel 2")
 	$(BIN)/python -m docs.results repeat $* $(ARGS)
 
 $(VENV_STAMP):

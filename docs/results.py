@@ -63,13 +63,13 @@ the same ones for every agent that was trained with a seed. Hyper-parameters wer
 of a training from its command to its end, with the evaluations during it, the median over runs, whose machines differ:
 each row has its own. qherd's rows of commits before `ac08eb0` leave the first 2 to 5 of them out.
 
-`make results-NAME` trains the studies of `results/NAME` again and writes their rows anew, `make results-page` makes
-this page from the rows. The other libraries run with the settings that have been published for them
-(`benchmarks/published_settings.py`), in a venv of their own: `python -m benchmarks.study_peers results/NAME/FILE.yaml
---csv results/NAME/peers.csv`. They have trained for the same env steps; *after qherd's seconds* is the policy that they
-had in the midst of that training, when as many seconds were over as qherd's runs have taken on that CPU, of which
-qherd's had up to two cores and a peer mostly one. SB3's DQN was trained in classic control and two
-games of MinAtar, sb3-contrib's QR-DQN in these two.
+`make results-NAME` trains the studies of `results/NAME`, in `studies/`, where a run that is finished is not trained
+again, and writes their rows anew; `make results-page` makes this page from the rows. The other libraries run with the
+settings that have been published for them (`benchmarks/published_settings.py`), in a venv of their own: `python -m
+benchmarks.study_peers results/NAME/FILE.yaml --csv results/NAME/peers.csv`. They have trained for the same env steps;
+*after qherd's seconds* is the policy that they had in the midst of that training, when as many seconds were over as
+qherd's runs have taken on that CPU, of which qherd's had up to two cores and a peer mostly one. SB3's DQN was trained
+in classic control and two games of MinAtar, sb3-contrib's QR-DQN in these two.
 """
 REACHED = """
 ## What is reached
@@ -417,7 +417,7 @@ def repeat(folder: Path, studies_dir: Path, options: Sequence[str]) -> int:
         code = subprocess.run(command, check=False).returncode
         if code not in (0, 1):
             return code
-        if "--dry-run" not in options:
+        if not {"--dry-run", "--dry_run"} & set(options):
             study = studies_dir / read_study(file, studies_dir, environ={}).name
             told = subprocess.run([qherd, "report", str(study), "--csv"], stdout=subprocess.PIPE, check=False)
             code = max(code, told.returncode and 1, 1 - _keep_rows(file.with_suffix(".csv"), told.stdout))
@@ -426,14 +426,15 @@ def repeat(folder: Path, studies_dir: Path, options: Sequence[str]) -> int:
 
 
 def _keep_rows(file: Path, rows: bytes) -> bool:
-    """Writes a study's rows; returns whether it did: what has fewer runs than are published does not replace them.
-    Paths in their commands are those within the clone."""
+    """Writes a study's rows; returns whether it did: what has fewer runs that count than are published does not replace
+    them. Paths in their commands are those within the clone."""
     before, rows = rows_file(file), rows.replace(f"{RESULTS.parent}/".encode(), b"")
-    had, come = len(values_of(before)) if before else 0, len(list(csv.DictReader(rows.decode().splitlines())))
+    found = list(csv.DictReader(rows.decode().splitlines()))
+    had, come = (sum(row.get("counted") == "1" for row in of) for of in (values_of(before) if before else [], found))
     if come < had:
-        print(f"{before} has {had} rows, and the study {come}: it is left as it was", file=sys.stderr)
+        print(f"{before} has {had} runs that count, and the study {come}: it is left as it was", file=sys.stderr)
         return False
-    if come:
+    if found:
         write_rows(file, rows)
     return True
 

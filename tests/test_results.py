@@ -255,19 +255,20 @@ def repeated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tup
 
 def test_a_dry_run_writes_no_rows(folder: Path, repeated: Callable[..., tuple[int, list[str]]]) -> None:
     before = (folder / "one.csv").read_bytes()
-    assert repeated("env\na\nb\nc\nd\ne\nf\n", "--dry-run") == (0, ["study"])
+    for option in ("--dry-run", "--dry_run"):  # tyro takes either
+        assert repeated("counted\n1\n1\n1\n", option) == (0, ["study"])
     assert (folder / "one.csv").read_bytes() == before
 
 
-def test_fewer_rows_do_not_replace_what_is_published(
+def test_fewer_runs_that_count_do_not_replace_what_is_published(
     folder: Path, repeated: Callable[..., tuple[int, list[str]]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (folder / "one.csv").read_bytes()
-    assert repeated("env\na\n") == (1, ["study", "report"])
-    assert "one.csv has 2 rows, and the study 1: it is left as it was" in capsys.readouterr().err
+    assert repeated("env,counted\na,1\na,0\na,0\n") == (1, ["study", "report"])
+    assert "one.csv has 2 runs that count, and the study 1: it is left as it was" in capsys.readouterr().err
     assert repeated("", code=2) == (1, ["study", "report"])
     assert (folder / "one.csv").read_bytes() == before
-    more = "command\n" + f"qherd train x --env.path {ROOT}/examples\n" * 50
+    more = "counted,command\n" + f"1,qherd train x --env.path {ROOT}/examples\n" * 50
     assert repeated(more) == (0, ["study", "report"])
     assert (folder / "one.csv").read_text() == more.replace(f"{ROOT}/", "")
 
