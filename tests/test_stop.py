@@ -33,6 +33,24 @@ def test_a_second_signal_does_not_wait_unless_it_is_a_hangup(monkeypatch: pytest
     assert codes == [130]
 
 
+def test_a_third_signal_does_not_begin_the_end_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who keeps Ctrl-C pressed would put the end off for ever."""
+    codes, ends = list[int](), list[int]()
+    monkeypatch.setattr(os, "_exit", codes.append)
+    stop = Stop()
+
+    def at_once() -> None:
+        ends.append(len(ends))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if len(ends) < 9 else ():
+            os.kill(os.getpid(), number)
+
+    stop.at_once = at_once
+    with stop.listening():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert (ends, codes) == ([0], [130])
+
+
 def test_what_nohup_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -12,8 +12,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from cli_runs import QHERD, Finished, Run, qherd, running
@@ -28,6 +29,7 @@ from deploy.process.signals import INTERRUPTED, Stop
 from deploy.studies import dry_run
 from deploy.studies.child import Child
 from deploy.studies.costs import Costs, duration, finished_seconds, forecast_bytes, forecast_seconds, known_costs
+from deploy.studies.runner import Job, Runner
 from deploy.studies.study_directory import State, StudyDirectory
 from deploy.studies.study_file import StudyRun, read_study
 
@@ -107,7 +109,10 @@ def test_a_run_that_fails_does_not_end_the_study_and_is_told_at_its_end(tried: T
         f"\nstudy tiny: 1 of 2 runs are finished: studies/tiny\nfailed: {BROKEN}: environment 'CartPole-v1' "
         in done.out
     )
-    assert f"({log})\nthe next qherd study tiny.yaml tries these again, from where they stopped\n" in done.out
+    assert (
+        f"({log})\nthe next qherd study tiny.yaml tries these again, from where they stopped; one whose folder in "
+        "studies/tiny/runs was moved away begins anew\n" in done.out
+    )
     assert "nonsense" in (tried.cwd / log).read_text()
     began, finished = done.out.index(f"{GOOD}: begins"), done.out.index(f"{GOOD}: final policy ")
     assert done.out.index(f"{BROKEN}: failed: ") < began < finished, "the other one goes on"
@@ -278,6 +283,33 @@ def test_a_folder_that_no_run_has_made_is_left_as_it_is(tried: Tried) -> None:
         shutil.rmtree(path)
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_the_file_of_a_study_that_is_elsewhere_does_not_train_it_again(
+    more: list[str], tried: Tried, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tried.folder)
+    there = re.escape(str(tried.folder))
+    with pytest.raises(ConfigError, match=rf"study.yaml is the file of the study in {there}, .*: go on with it by"):
+        study.run(["study.yaml", *more])
+    assert not (tried.folder / "studies").exists()
+    assert study.run(["study.yaml", "--studies-dir", str(tried.folder.parent), "--dry-run"]) in (0, 2)
+
+
+def test_a_copy_without_locks_by_any_name_is_gone_on_with_and_reported(
+    tried: Tried, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "tiny (copy)"
+    shutil.copytree(tried.folder, copy, ignore=shutil.ignore_patterns("lock", "runs.lock"))
+    (copy / "runs" / "another").mkdir()
+    again = [str(write(copy, variants=["good"]).rename(copy / "study.yaml")), "--studies-dir", str(tmp_path)]
+    assert study.run([*again, "--dry-run"]) == study.run(again) == 0
+    assert f"1 of 1 runs are finished: {copy}\n" in capsys.readouterr().out
+    assert report.run([str(copy), "--csv"]) == 0
+    told = capsys.readouterr()
+    assert f",{GOOD}," in told.out
+    assert told.err == "qherd: not in the report: another: left out: study.yaml does not have it\n"
+
+
 @pytest.mark.parametrize("name", ["lock", "config.yaml", "fences.json.tmp", "checkpoints"])
 def test_a_users_folder_by_the_name_of_a_runs_own_file_is_left_as_it_is(name: str, tried: Tried) -> None:
     with directory_of(tried.cwd, seeds=2) as (directory, runs):
@@ -321,9 +353,9 @@ HOLDS = "import fcntl, sys; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_SH)
 
 
 @contextlib.contextmanager
-def holding(lock: Path, *, leads: bool) -> Iterator[subprocess.Popen[bytes]]:
+def holding(lock: Path, *, leads: bool, program: str = HOLDS) -> Iterator[subprocess.Popen[bytes]]:
     """A process that has the lock of a study's commands, and leads a session, as these do, or does not."""
-    command = [sys.executable, "-c", HOLDS, str(lock)]
+    command = [sys.executable, "-c", program, str(lock)]
     with subprocess.Popen(command, stdin=-1, stdout=-1, start_new_session=leads) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"\n"
@@ -347,6 +379,23 @@ def test_it_does_not_wait_for_what_an_environment_has_forked(tried: Tried) -> No
         assert directory.commands() == []
         assert directory.acquire_runs() is not None
         directory.release()
+
+
+CLOSES = """
+import fcntl, sys
+lower = open("/dev/null"); f = open(sys.argv[1]); lower.close(); fcntl.flock(f, fcntl.LOCK_SH); print(flush=True)
+while True:
+    open("/dev/null").close()
+"""
+
+
+def test_a_command_is_seen_though_it_closes_other_files(tried: Tried) -> None:
+    """The lock would be taken from it otherwise, and its run begun beside it."""
+    with (
+        directory_of(tried.cwd) as (directory, _),
+        holding(tried.folder / "runs.lock", leads=True, program=CLOSES) as command,
+    ):
+        assert {tuple(directory.commands()) for _ in range(400)} == {(command.pid,)}
 
 
 def test_a_finished_study_waits_for_nobody(tried: Tried, capsys: pytest.CaptureFixture[str]) -> None:
@@ -599,7 +648,7 @@ def test_whatever_ends_it_the_study_goes_on(tmp_path: Path) -> None:
 
 
 HANGS = """
-import os, sys, time
+import os, signal, sys, time
 import gymnasium as gym
 from gymnasium.envs.classic_control import CartPoleEnv
 
@@ -619,6 +668,7 @@ class Forks(CartPoleEnv):
             child = os.fork()
             if not child:
                 time.sleep(600)
+                os._exit(0)
             open("forked", "w").write(str(child))
         return super().reset(**given)
 
@@ -626,10 +676,19 @@ class HangsInReset(CartPoleEnv):
     def reset(self, **given):
         time.sleep(600)
 
+class HangsAsItIsMade(Forks):  # as code in C does, which no signal reaches
+    def __init__(self, **given):
+        super().__init__(**given)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+        self.reset()
+        open("hangs", "w").write(str(os.getpid()))
+        time.sleep(600)
+
 class ForksAndHangs(Hangs, Forks):
     pass
 
 gym.register("HangsInReset-v0", entry_point=HangsInReset, max_episode_steps=200)
+gym.register("HangsAsItIsMade-v0", entry_point=HangsAsItIsMade, max_episode_steps=200)
 gym.register("ForksAndHangs-v0", entry_point=ForksAndHangs, max_episode_steps=200)
 gym.register("Hangs-v0", entry_point=Hangs, max_episode_steps=200)
 gym.register("Forks-v0", entry_point=Forks, max_episode_steps=200)
@@ -657,6 +716,32 @@ def test_a_second_signal_ends_a_run_whose_environment_hangs(env: str, tmp_path: 
     assert done.leftovers == []
 
 
+class Ended:
+    """A job whose command ended before the second signal: by now its process id may be a stranger's."""
+
+    def __init__(self, *, ended: bool) -> None:
+        self.ended, self.calls = ended, list[str]()
+
+    def over(self) -> bool:
+        return self.ended
+
+    def stop(self) -> None:
+        self.calls.append("stop")
+        self.ended = True
+
+    def kill(self) -> None:
+        self.calls.append("kill")
+
+
+def test_the_second_signal_ends_only_what_is_at_work(tried: Tried) -> None:
+    with directory_of(tried.cwd) as (directory, _):
+        runner = Runner(read_study(tried.file, tried.cwd / "studies", {}), directory, 2, Stop(), print)
+    ended, working = Ended(ended=True), Ended(ended=False)
+    runner.jobs[:] = cast(list[Job], [ended, working])
+    runner.end_at_once()
+    assert (ended.calls, working.calls) == ([], ["stop", "kill"])
+
+
 @pytest.mark.long
 def test_what_an_environment_forks_does_not_hold_the_finished_study(tmp_path: Path) -> None:
     hostile(tmp_path, "Forks-v0")
@@ -668,15 +753,38 @@ def test_what_an_environment_forks_does_not_hold_the_finished_study(tmp_path: Pa
         assert first.stdout.endswith("1 of 1 runs are finished: studies/tiny\n")
         assert again.stdout.startswith("study tiny: 1 of 1 runs are finished in studies/tiny\n")
     finally:
-        os.kill(int((tmp_path / "forked").read_text()), signal.SIGKILL)
+        if (forked := tmp_path / "forked").exists():
+            os.kill(int(forked.read_text()), signal.SIGKILL)
 
 
 def test_a_dry_run_does_not_wait_for_ever_for_an_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(dry_run, "MEASURE_S", 1.0)  # less than it takes to import what measures
-    assert study.run([str(write(tmp_path)), "--studies-dir", str(tmp_path / "studies"), "--dry-run"]) == 2
-    assert re.search(r"s; cannot run: not measured within 1 s(: .*)?\n", capsys.readouterr().out)
+    file = write(tmp_path, options=INLINE | {"actors.step_timeout_s": 0.25})
+    assert study.run([str(file), "--studies-dir", str(tmp_path / "studies"), "--dry-run"]) == 2
+    assert re.search(r"s; not measured within 1 s(: .*)?\n", capsys.readouterr().out)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended: what is left of one may wait for its parent."""
+    try:
+        return "(zombie)" in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+@pytest.mark.long
+def test_a_dry_run_of_what_hangs_leaves_no_process_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dry_run, "MEASURE_S", 20.0)
+    file = hostile(tmp_path, "HangsAsItIsMade-v0", **{"actors.step_timeout_s": 15})
+    assert study.run([str(file), "--dry-run"]) == 2
+    assert "; not measured within 30 s" in capsys.readouterr().out
+    for name in ("forked", "hangs"):
+        until(partial(gone, int((tmp_path / name).read_text())), f"end of {name}", 10)
 
 
 def test_a_dry_run_says_in_one_line_what_it_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -694,11 +802,9 @@ def test_a_dry_run_does_not_wait_for_what_an_environment_forks(
     monkeypatch.chdir(tmp_path)  # where the environment writes down what it has forked
     monkeypatch.setattr(dry_run, "MEASURE_S", 60.0)
     file = hostile(tmp_path, "Forks-v0")
-    try:
-        assert study.run([str(file), "--dry-run"]) == 0
-        assert "each (actor and learner measured for a second)" in capsys.readouterr().out
-    finally:
-        os.kill(int((tmp_path / "forked").read_text()), signal.SIGKILL)
+    assert study.run([str(file), "--dry-run"]) == 0
+    assert "each (actor and learner measured for a second)" in capsys.readouterr().out
+    until(partial(gone, int((tmp_path / "forked").read_text())), "end of what it has forked", 10)
 
 
 @pytest.mark.long

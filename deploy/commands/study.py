@@ -21,7 +21,7 @@ from deploy.process.host import usable_cores
 from deploy.process.output import Output, printable
 from deploy.process.signals import INTERRUPTED, Stop
 from deploy.studies.study_directory import StudyDirectory
-from deploy.studies.study_file import Study, read_study
+from deploy.studies.study_file import KEPT, Study, read_study
 
 if TYPE_CHECKING:
     from deploy.studies.runner import Runner
@@ -64,6 +64,7 @@ def run(arguments: list[str]) -> int:
     check_together(study, call.parallel)
     directory = StudyDirectory(study, call.studies_dir)
     check_place(directory.path)
+    check_file(call.file, directory)
     if call.dry_run:
         from deploy.studies.dry_run import dry_run
 
@@ -96,6 +97,18 @@ def _nearest(folder: Path) -> Path:
         if error.errno == errno.ENAMETOOLONG:
             raise ConfigError(f"{folder}: {error.strerror}: choose another --studies-dir") from None
     return next(each for each in (folder, *folder.parents) if os.path.lexists(each))
+
+
+def check_file(file: Path, directory: StudyDirectory) -> None:
+    """Raises ConfigError for the file of a study that is elsewhere, which would be trained anew; RunDirError where the
+    study's place in its folder is a user's file."""
+    there = file.absolute().parent
+    if file.name == KEPT and (there / "runs.lock").is_file() and there.resolve() != directory.path.resolve():
+        raise ConfigError(
+            f"{file} is the file of the study in {there}, and this would train it again in {directory.path}: go on "
+            f"with it by --studies-dir {shlex.quote(str(there.parent))}, or copy the file under another name"
+        )
+    directory.check_kept()
 
 
 def check_together(study: Study, parallel: int) -> None:
@@ -186,7 +199,10 @@ def _closing(study: Study, directory: StudyDirectory, call: StudyCommand, runner
     if runner.waiting:
         yield f"stopped; go on with it: {_again(call)}"
     elif runner.failures:
-        yield f"the next {_again(call)} tries these again, from where they stopped"
+        yield (
+            f"the next {_again(call)} tries these again, from where they stopped; one whose folder in "
+            f"{directory.path / 'runs'} was moved away begins anew"
+        )
 
 
 def _again(call: StudyCommand) -> str:

@@ -48,6 +48,12 @@ def qherd_command(arguments: Sequence[str]) -> list[str]:
     return dying_with_parent([sys.executable, "-P", "-m", "deploy.cli", *arguments], signal.SIGHUP)
 
 
+def kill_group(pid: int) -> None:
+    """Ends the process that leads this group, whatever it is at, and what it or its environment has forked."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # the latter of zombies alone, on macOS
+        os.killpg(pid, signal.SIGKILL)
+
+
 @contextlib.contextmanager
 def handing_over(config: str) -> Iterator[tuple[list[str], int]]:
     """Yields the arguments by which ``qherd`` reads this YAML document, and the file descriptor to pass on to it: the

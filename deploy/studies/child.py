@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from deploy.config.errors import RunFailedError
-from deploy.process.children import STOPPED, handing_over, qherd_command
+from deploy.process.children import STOPPED, handing_over, kill_group, qherd_command
 from deploy.run_directory.files import naming, open_plain
 
 
@@ -68,8 +67,7 @@ class Child:
 
     def kill(self) -> None:
         """Ends it, whatever it is at, and what its environment has forked."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # the latter of zombies alone, on macOS
-            os.killpg(self.pid, signal.SIGKILL)  # it leads its group
+        kill_group(self.pid)
 
     def check(self) -> None:
         """Raises RunFailedError where it has not ended as it should."""

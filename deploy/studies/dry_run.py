@@ -16,14 +16,14 @@ from rich.filesize import decimal
 from deploy.config.models import RunConfig, dump
 from deploy.config.numbers import write_yaml
 from deploy.planning.forecast import Forecast, memory_needed
-from deploy.process.children import handing_over, qherd_command
+from deploy.process.children import handing_over, kill_group, qherd_command
 from deploy.process.host import usable_cores
 from deploy.studies.costs import Cell, bytes_in, cell_of, duration, forecast_bytes, forecast_seconds, known_costs
 from deploy.studies.study_directory import State, StudyDirectory
 from deploy.studies.study_file import Study, StudyRun
 
 MEASURE_S = 120.0
-"""How long the measurement of an environment may take, whose reset or step may hang."""
+"""How long the measurement of an environment may take, whose reset or step may hang; longer where these may."""
 
 
 class Cost(NamedTuple):
@@ -54,6 +54,7 @@ def dry_run(study: Study, directory: StudyDirectory, parallel: int, show: Callab
     show(
         f"{len(todo)} of {len(study.runs)} are still to be done, {parallel} at once on {usable_cores():g} cores: about "
         f"{duration(seconds)}; about {decimal(int(disk))} of disk, {decimal(free)} are free"
+        + (", which is too little" if disk > free else "")
     )
     memory = parallel * max((cost.memory_bytes for cost in todo), default=0.0)
     if memory:
@@ -80,7 +81,7 @@ def _cost(directory: StudyDirectory, runs: list[StudyRun], parallel: int) -> Cos
     config = runs[0].config
     forecast = measured(config)
     if isinstance(forecast, str):
-        return Cost(refused=f"cannot run: {forecast}")
+        return Cost(refused=forecast)
     seconds = forecast_seconds(config, forecast, usable_cores(), parallel)
     disk = forecast_bytes(config, forecast, seconds)
     return Cost(seconds, disk, memory_needed(config, forecast), "actor and learner measured for a second")
@@ -88,28 +89,31 @@ def _cost(directory: StudyDirectory, runs: list[StudyRun], parallel: int) -> Cos
 
 def measured(config: RunConfig) -> Forecast | str:
     """Returns what ``qherd plan`` measures of a run, in a process of its own: an environment's module may do anything.
-    A text: why it cannot run."""
+    A text: that it cannot run, or could not be measured, and why."""
+    within_s = max(MEASURE_S, 2 * config.actors.step_timeout_s)
     # files, since a pipe would have no end while what an environment has forked lives
     with (
         handing_over(write_yaml(dump(config))) as (options, descriptor),
         tempfile.TemporaryFile() as printed,
         tempfile.TemporaryFile() as messages,
     ):
+        plan = subprocess.Popen(
+            qherd_command(["plan", *options, "--json"]),
+            stdin=subprocess.DEVNULL,
+            stdout=printed,
+            stderr=messages,
+            pass_fds=[descriptor],
+            start_new_session=True,
+        )
         try:
-            code = subprocess.run(
-                qherd_command(["plan", *options, "--json"]),
-                stdin=subprocess.DEVNULL,
-                stdout=printed,
-                stderr=messages,
-                pass_fds=[descriptor],
-                check=False,
-                start_new_session=True,
-                timeout=MEASURE_S,
-            ).returncode
+            code = plan.wait(within_s)
         except subprocess.TimeoutExpired:
-            return f"not measured within {MEASURE_S:g} s: {_last(messages)}".removesuffix(": ")
+            return f"not measured within {within_s:g} s: {_last(messages)}".removesuffix(": ")
+        finally:
+            kill_group(plan.pid)
+            plan.wait()
         if code:
-            return _last(messages) or f"qherd plan ended with exit code {code}"
+            return f"cannot run: {_last(messages) or f'qherd plan ended with exit code {code}'}"
         values, known = json.loads(_text(printed)), {field.name for field in fields(Forecast)}
     return Forecast(**{name: value for name, value in values.items() if name in known})
 

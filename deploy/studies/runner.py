@@ -152,12 +152,13 @@ class Runner:
 
     def end_at_once(self) -> None:
         """Ends what is at work without waiting for it: an environment may hang."""
-        for job in self.jobs:
+        working = [job for job in self.jobs if not job.over()]  # the others' process ids may be strangers' by now
+        for job in working:
             job.stop()
         deadline = time.monotonic() + AT_ONCE_S
-        while not all(job.over() for job in self.jobs) and time.monotonic() < deadline:
+        while not all(job.over() for job in working) and time.monotonic() < deadline:
             time.sleep(POLL_S)
-        for job in self.jobs:
+        for job in working:
             job.kill()
 
     def status_line(self) -> str:

@@ -62,13 +62,19 @@ class StudyDirectory:
         Raises:
             RunDirError: another qherd study has it, it has a study.yaml that no study has kept, or the disk refuses it.
         """
-        kept = self.path / KEPT
-        if os.path.lexists(kept) and not os.path.lexists(self.path / "lock") and not self._is_kept(kept):
-            raise RunDirError(f"{kept} is there, and no study has kept it: move it away, or name the study otherwise")
+        self.check_kept()
         with naming(self.path):
             for folder in ("runs", "logs"):
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
         self._lock.acquire()
+
+    def check_kept(self) -> None:
+        """Raises RunDirError for a user's own study.yaml in a folder that neither has a study's lock nor its runs, as
+        a copy without locks has."""
+        kept, locked = self.path / KEPT, os.path.lexists(self.path / "lock")
+        begun = locked or any(self.state(run) is not State.NEW for run in self._study.runs)
+        if os.path.lexists(kept) and not begun and not self._is_kept(kept):
+            raise RunDirError(f"{kept} is there, and no study has kept it: move it away, or name the study otherwise")
 
     def _is_kept(self, file: Path) -> bool:
         """Returns whether a file has the study's text."""
@@ -276,5 +282,13 @@ def _having_open(file: os.stat_result) -> Iterator[int]:
     """Yields the ids of the processes that have a file open, as far as they are this user's. On Linux alone."""
     for folder in Path("/proc").glob("[0-9]*/fd"):
         with contextlib.suppress(OSError):  # it has ended, or is another's
-            if any(os.path.samestat(each.stat(), file) for each in folder.iterdir() if each.exists()):
+            if any(_is(each, file) for each in folder.iterdir()):
                 yield int(folder.parent.name)
+
+
+def _is(path: Path, file: os.stat_result) -> bool:
+    """Returns whether a path leads to a file; False where a process has closed it meanwhile."""
+    try:
+        return os.path.samestat(path.stat(), file)
+    except OSError:
+        return False

@@ -71,7 +71,7 @@ def read_study(file: Path, studies_dir: Path, environ: Mapping[str, str] = os.en
     values = parse_yaml(text, f"study {file}")
     _check_keys(values, f"study {file}")
     name = _study_name(file, values.get("study"))
-    if not re.fullmatch(RUN_NAME, name):
+    if not re.fullmatch(RUN_NAME, name) and not (_is_in_its_study(file) and name == file.absolute().parent.name):
         raise ConfigError(
             f"study {file}: study: {name!r} cannot be a folder's name: names have 1 to 64 letters, digits, '.', '_' or "
             "'-', a letter or digit first"
@@ -84,10 +84,15 @@ def _study_name(file: Path, given: Any) -> str:
     """Returns the name that a file gives its study, else the file's own; of studies/NAME/study.yaml, which a study has
     kept, it is NAME."""
     if given is None:
-        return file.absolute().parent.name if file.name == KEPT and (file.parent / "runs").is_dir() else file.stem
+        return file.absolute().parent.name if _is_in_its_study(file) else file.stem
     if type(given) not in (str, int):
         raise ConfigError(f"study {file}: study: {given!r:.80} is no text: put the name into quotes")
     return str(given)
+
+
+def _is_in_its_study(file: Path) -> bool:
+    """Returns whether it is the file of a study's folder, which may have been renamed to what no study is called."""
+    return file.name == KEPT and (file.parent / "runs").is_dir()
 
 
 def _check_keys(values: Mapping[str, Any], where: str) -> None:
