@@ -277,6 +277,20 @@ def test_a_studys_run_that_went_on_with_other_options_is_another_variant(tmp_pat
     ]
 
 
+def test_the_same_options_in_other_words_are_one_variant(tmp_path: Path) -> None:
+    """As a file has them whose keys were sorted meanwhile, which qherd study takes for the same."""
+    folder = write_study(tmp_path / "mine", [ENV], 2, rows=3, env_steps=600, others=0)
+    for seed, kwargs in enumerate(({"a": 1, "b": 0}, {"b": False, "a": 1.0})):
+        change_options(folder / "runs" / f"{ENV}--plain--s{seed}", {"env.kwargs": kwargs})
+    (environment,) = read_json(folder)["environments"]
+    assert {each["variant"]: len(each["runs"]) for each in environment["variants"]} == {"plain": 2, "long": 2}
+
+
+def test_a_markdown_report_of_any_name_is_written_anew(template: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(template, tmp_path / "a\nb")
+    assert [qherd(run, "--markdown", tmp_path / "md") for _ in range(2)] == [0, 0]
+
+
 def test_studies_of_one_name_are_not_one_study(tmp_path: Path) -> None:
     """As those of two machines have it, or from before and after a change."""
     given = [write_study(tmp_path / place / "s", [ENV], 2, rows=3, env_steps=600, others=0) for place in ("a", "b")]

@@ -131,6 +131,11 @@ def test_a_folder_without_a_config_is_no_run(tmp_path: Path) -> None:
         RunDirectory.open(tmp_path)
 
 
+def test_too_long_a_name_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(RunDirError, match=r"no run: it has no config\.yaml$"):
+        RunDirectory.open(tmp_path / ("a" * 300))
+
+
 @pytest.mark.parametrize("runs", ["runs", "study/runs", "studies/study/runs"])
 def test_a_folder_of_runs_is_told_with_one_that_is_in_it(tmp_path: Path, runs: str) -> None:
     for name in ("b", "a"):

@@ -25,6 +25,7 @@ from deploy.commands import evaluate, report, resume, study
 from deploy.config.errors import ConfigError, RunDirError, RunFailedError
 from deploy.config.numbers import write_yaml
 from deploy.planning.forecast import Forecast
+from deploy.process.children import kill_group
 from deploy.process.signals import INTERRUPTED, Stop
 from deploy.studies import dry_run
 from deploy.studies.child import Child
@@ -281,6 +282,23 @@ def test_a_folder_that_no_run_has_made_is_left_as_it_is(tried: Tried) -> None:
             directory.clear_half_made(runs[path.name])
         assert (path / "notes.txt").read_text() == "a user's"
         shutil.rmtree(path)
+
+
+def test_a_study_whose_folder_was_renamed_is_told_by_its_name(
+    tried: Tried, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where its file has one, no --studies-dir would help."""
+    file = Path(shutil.copytree(tried.folder, tmp_path / "renamed")) / "study.yaml"
+    file.write_text(file.read_text() + "study: mine\n")
+    with pytest.raises(ConfigError, match=r"go on with it by the name that its file has \(study: mine\): rename the"):
+        study.run([str(file), "--studies-dir", str(tmp_path), "--dry-run"])
+    for lock in ("lock", "runs.lock"):
+        (file.parent / lock).unlink()
+    with pytest.raises(ConfigError, match=r"go on with it by the name"):
+        study.run([str(file), "--studies-dir", str(tmp_path), "--dry-run"])
+    file.parent.rename(tmp_path / "mine")
+    study.run([str(tmp_path / "mine" / "study.yaml"), "--studies-dir", str(tmp_path), "--dry-run"])
+    assert f"  finished: {GOOD}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
@@ -717,7 +735,7 @@ def test_a_second_signal_ends_a_run_whose_environment_hangs(env: str, tmp_path: 
 
 
 class Ended:
-    """A job whose command ended before the second signal: by now its process id may be a stranger's."""
+    """A job whose command has ended before the second signal, or has not."""
 
     def __init__(self, *, ended: bool) -> None:
         self.ended, self.calls = ended, list[str]()
@@ -733,13 +751,35 @@ class Ended:
         self.calls.append("kill")
 
 
-def test_the_second_signal_ends_only_what_is_at_work(tried: Tried) -> None:
+def test_the_second_signal_asks_only_what_is_at_work(tried: Tried) -> None:
     with directory_of(tried.cwd) as (directory, _):
         runner = Runner(read_study(tried.file, tried.cwd / "studies", {}), directory, 2, Stop(), print)
     ended, working = Ended(ended=True), Ended(ended=False)
     runner.jobs[:] = cast(list[Job], [ended, working])
     runner.end_at_once()
-    assert (ended.calls, working.calls) == ([], ["stop", "kill"])
+    assert (ended.calls, working.calls) == (["kill"], ["stop", "kill"])
+
+
+SLEEPS = "import time; print(flush=True); time.sleep(600)"
+
+
+def test_a_group_is_ended_though_its_leader_is_gone_and_a_strangers_is_not() -> None:
+    """A process id may be given anew once no process is left of the group that it led."""
+    forks = f"import os\nif not os.fork():\n    {SLEEPS}\n    os._exit(0)\n"
+    with subprocess.Popen([sys.executable, "-c", forks], stdout=-1, start_new_session=True) as leader:
+        leader.wait(30)
+        assert leader.stdout is not None
+        leader.stdout.readline()
+        kill_group(leader)
+        assert leader.stdout.read() == b"", "what was forked has ended"
+    with subprocess.Popen([sys.executable, "-c", SLEEPS], stdout=-1, start_new_session=True) as stranger:
+        assert stranger.stdout is not None
+        stranger.stdout.readline()
+        leader.pid = stranger.pid
+        kill_group(leader)
+        assert stranger.poll() is None
+        kill_group(stranger)
+        assert stranger.wait(10) == -signal.SIGKILL
 
 
 @pytest.mark.long
@@ -793,6 +833,18 @@ def test_a_dry_run_says_in_one_line_what_it_waited_for(tmp_path: Path, capsys: p
     out = capsys.readouterr().out
     assert out.startswith("study tiny: 1 run in ")
     assert re.search(r"s; cannot run: hostile_env:HangsInReset-v0 hangs as it is reset: not done within 3 s .*\n", out)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_dry_run_that_is_ended_leaves_no_process_behind(number: signal.Signals, tmp_path: Path) -> None:
+    hostile(tmp_path, "HangsAsItIsMade-v0")
+    with running("study", "tiny.yaml", "--dry-run", cwd=tmp_path) as run:
+        run.until((tmp_path / "hangs").exists, 60, "environment that hangs")
+        os.kill(run.process.pid, number)
+        done = run.finish(10)
+    assert done.code == 128 + number
+    assert done.leftovers == []
 
 
 @pytest.mark.long

@@ -235,6 +235,12 @@ def test_a_variable_does_not_change_what_the_file_says(variable: str, value: str
         study(tmp_path, values, {variable: value})
 
 
+def test_a_variable_that_names_a_file_is_told_by_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / "lr").write_text("1")
+    with pytest.raises(ConfigError, match=r"learner.lr: QHERD_LEARNER_LR_FILE is set"):
+        study(tmp_path, CARTPOLE, {"QHERD_LEARNER_LR_FILE": str(tmp_path / "lr")})
+
+
 def test_a_variable_says_where_a_studys_runs_are(tmp_path: Path) -> None:
     found = study(tmp_path, CARTPOLE, {"QHERD_LOG_LEVEL": "debug", "QHERD_TRACK_PROJECT": "mine"})
     assert {(run.config.log_level, run.config.track.project) for run in found.runs} == {("debug", "mine")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import signal
 import sys
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -88,6 +90,18 @@ def test_what_a_program_changes_afterwards_does_not_change_the_configuration() -
         config = compose("CartPole-v1", None, None, {}, options)
         layout.append(2)
         assert config.env.kwargs == {"layout": layout[:-1]}
+
+
+def test_what_cannot_be_copied_is_no_matter() -> None:
+    """Only lists and mappings are, of whatever kind; the rest is as it was given, or refused by its option's name."""
+    lock = threading.Lock()
+    given = MappingProxyType({"a": MappingProxyType({"lock": lock}), "of": math})
+    kwargs = compose("CartPole-v1", None, None, {}, {"env.kwargs": given}).env.kwargs
+    assert kwargs == {"a": {"lock": lock}, "of": math}
+    urls = {"redis://a": 1, "redis://b": 2}
+    assert compose("CartPole-v1", None, None, {}, {"redis.urls": urls.keys()}).redis.urls == tuple(urls)
+    with pytest.raises(ConfigError, match=r"\n  learner.lr: Input should be a valid number"):
+        compose("CartPole-v1", None, None, {}, {"learner.lr": lock})
 
 
 def test_two_runs_without_a_name_have_two() -> None:

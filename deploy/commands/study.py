@@ -64,7 +64,7 @@ def run(arguments: list[str]) -> int:
     check_together(study, call.parallel)
     directory = StudyDirectory(study, call.studies_dir)
     check_place(directory.path)
-    check_file(call.file, directory)
+    check_file(call.file, study, directory)
     if call.dry_run:
         from deploy.studies.dry_run import dry_run
 
@@ -99,14 +99,18 @@ def _nearest(folder: Path) -> Path:
     return next(each for each in (folder, *folder.parents) if os.path.lexists(each))
 
 
-def check_file(file: Path, directory: StudyDirectory) -> None:
-    """Raises ConfigError for the file of a study that is elsewhere, which would be trained anew; RunDirError where the
-    study's place in its folder is a user's file."""
+def check_file(file: Path, study: Study, directory: StudyDirectory) -> None:
+    """Raises ConfigError for the file of a study that has begun elsewhere, which would be trained anew; RunDirError
+    where the study's place in its folder is a user's file."""
     there = file.absolute().parent
-    if file.name == KEPT and (there / "runs.lock").is_file() and there.resolve() != directory.path.resolve():
+    begun = file.name == KEPT and any((there / "runs" / run.name / "config.yaml").is_file() for run in study.runs)
+    if begun and there.resolve() != directory.path.resolve():
+        by = f"--studies-dir {shlex.quote(str(there.parent))}"
+        if there.name != study.name:
+            by = f"the name that its file has (study: {study.name}): rename the folder, or take the name out"
         raise ConfigError(
             f"{file} is the file of the study in {there}, and this would train it again in {directory.path}: go on "
-            f"with it by --studies-dir {shlex.quote(str(there.parent))}, or copy the file under another name"
+            f"with it by {by}; for another study copy the file under another name"
         )
     directory.check_kept()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import difflib
 import os
 import re
@@ -171,8 +170,15 @@ def nested(options: Mapping[Any, Any], where: str) -> dict[str, Any]:
             raise ConfigError(f"{where}{twice}: it is set twice, by its dotted name or in its section: leave one")
     values: dict[str, Any] = {}
     for path, value in found:
-        put_option(values, ".".join(path), copy.deepcopy(value))
+        put_option(values, ".".join(path), _copied(value))
     return values
+
+
+def _copied(value: Any) -> Any:
+    """Returns a value whose lists and mappings, at any depth, are not the caller's; what else is in them is."""
+    if isinstance(value, Mapping):
+        return {key: _copied(each) for key, each in value.items()}
+    return [_copied(each) for each in value] if isinstance(value, list) else value
 
 
 def _flat(values: Mapping[Any, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -48,10 +49,19 @@ def qherd_command(arguments: Sequence[str]) -> list[str]:
     return dying_with_parent([sys.executable, "-P", "-m", "deploy.cli", *arguments], signal.SIGHUP)
 
 
-def kill_group(pid: int) -> None:
-    """Ends the process that leads this group, whatever it is at, and what it or its environment has forked."""
+def kill_group(leader: subprocess.Popen[bytes]) -> None:
+    """Ends the process that leads a group, whatever it is at, and what it or its environment has forked."""
+    if leader.returncode is not None:  # its id may be a stranger's by now, but not while its group has members
+        try:
+            os.kill(leader.pid, 0)
+        except ProcessLookupError:
+            pass
+        except PermissionError:
+            return
+        else:
+            return
     with contextlib.suppress(ProcessLookupError, PermissionError):  # the latter of zombies alone, on macOS
-        os.killpg(pid, signal.SIGKILL)
+        os.killpg(leader.pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager

@@ -87,10 +87,15 @@ def environments_of(runs: Iterable[RunRecord]) -> list[Environment]:
 def _variants(runs: Sequence[RunRecord]) -> list[Variant]:
     """Returns the runs of one environment by variant: by the options, and in a study by its name, too. Runs of a study
     may differ from its file, as one that was resumed with other options."""
-    groups: dict[tuple[str, str], list[RunRecord]] = {}
+    groups = list[tuple[Mapping[str, Any], list[RunRecord]]]()
     for run in runs:
-        groups.setdefault((run.variant, repr(_options(run))), []).append(run)
-    members = [sorted(group, key=lambda run: run.config.seed) for group in groups.values()]
+        options = _options(run)
+        alike = (group for of, group in groups if of == options and group[0].variant == run.variant)
+        if (group := next(alike, None)) is not None:
+            group.append(run)
+        else:
+            groups.append((options, [run]))
+    members = [sorted(group, key=lambda run: run.config.seed) for _, group in groups]
     labels = [_label(group, members) for group in members]
     return [
         Variant(label if labels.count(label) == 1 else f"{label} ({group[0].path})", tuple(group))

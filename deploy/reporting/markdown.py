@@ -14,7 +14,7 @@ from deploy.reporting.words import harmless
 from deploy.run_directory.files import is_plain, naming, open_plain
 
 FILE = "report.md"
-CALL = re.compile(rb"\n(`{3,})text\nqherd report [^\n]*\n\1\n\Z")
+CALL = re.compile(rb"\n(`{3,})text\nqherd report (?:(?!\n\1\n)[\s\S])*\n\1\n\Z")
 """How each file ends that qherd report has written: with how it was called."""
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&$!])")
 

@@ -255,10 +255,11 @@ class RunDirectory:
 
 def _in_it(path: Path) -> str:
     """Returns a hint at a run within a folder that is none itself, such as runs or a study; "" where it holds none."""
-    for level in ("*", "runs/*", "*/runs/*"):
-        found = sorted(each.parent for each in path.glob(f"{level}/fences.json"))
-        if runs := [each for each in found if is_plain(each / "config.yaml")]:
-            return f"; give one of those in it, such as {runs[0]}"
+    with contextlib.suppress(OSError, ValueError):  # too long a name, or none
+        for level in ("*", "runs/*", "*/runs/*"):
+            found = sorted(each.parent for each in path.glob(f"{level}/fences.json"))
+            if runs := [each for each in found if is_plain(each / "config.yaml")]:
+                return f"; give one of those in it, such as {runs[0]}"
     return ""
 
 

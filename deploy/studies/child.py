@@ -67,7 +67,7 @@ class Child:
 
     def kill(self) -> None:
         """Ends it, whatever it is at, and what its environment has forked."""
-        kill_group(self.pid)
+        kill_group(self._process)
 
     def check(self) -> None:
         """Raises RunFailedError where it has not ended as it should."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -18,16 +20,19 @@ from deploy.config.numbers import write_yaml
 from deploy.planning.forecast import Forecast, memory_needed
 from deploy.process.children import handing_over, kill_group, qherd_command
 from deploy.process.host import usable_cores
+from deploy.process.signals import Stop
 from deploy.studies.costs import Cell, bytes_in, cell_of, duration, forecast_bytes, forecast_seconds, known_costs
 from deploy.studies.study_directory import State, StudyDirectory
 from deploy.studies.study_file import Study, StudyRun
 
+POLL_S = 0.05
 MEASURE_S = 120.0
 """How long the measurement of an environment may take, whose reset or step may hang; longer where these may."""
 
 
 class Cost(NamedTuple):
-    """What a run of one kind takes. ``source``: how that is known; ``refused``: why it cannot run."""
+    """What a run of one kind takes. ``source``: how that is known; ``refused``: that it cannot run, or was
+    not measured, and why."""
 
     seconds: float = 0.0
     disk_bytes: float = 0.0
@@ -37,7 +42,8 @@ class Cost(NamedTuple):
 
 
 def dry_run(study: Study, directory: StudyDirectory, parallel: int, show: Callable[[str], None]) -> int:
-    """Shows the study's runs and what is still to be done; returns the exit code: 2 where some of it cannot run."""
+    """Shows the study's runs and what is still to be done; returns the exit code: 2 where some of it cannot run,
+    or was not measured."""
     cells = dict[Cell, list[StudyRun]]()
     for run in study.runs:
         cells.setdefault(cell_of(run), []).append(run)
@@ -90,12 +96,13 @@ def _cost(directory: StudyDirectory, runs: list[StudyRun], parallel: int) -> Cos
 def measured(config: RunConfig) -> Forecast | str:
     """Returns what ``qherd plan`` measures of a run, in a process of its own: an environment's module may do anything.
     A text: that it cannot run, or could not be measured, and why."""
-    within_s = max(MEASURE_S, 2 * config.actors.step_timeout_s)
+    within_s, stop = max(MEASURE_S, 2 * config.actors.step_timeout_s), Stop()
     # files, since a pipe would have no end while what an environment has forked lives
     with (
         handing_over(write_yaml(dump(config))) as (options, descriptor),
         tempfile.TemporaryFile() as printed,
         tempfile.TemporaryFile() as messages,
+        stop.listening(),
     ):
         plan = subprocess.Popen(
             qherd_command(["plan", *options, "--json"]),
@@ -106,16 +113,34 @@ def measured(config: RunConfig) -> Forecast | str:
             start_new_session=True,
         )
         try:
-            code = plan.wait(within_s)
+            _await(plan, within_s, stop)
         except subprocess.TimeoutExpired:
             return f"not measured within {within_s:g} s: {_last(messages)}".removesuffix(": ")
         finally:
-            kill_group(plan.pid)
+            kill_group(plan)
             plan.wait()
-        if code:
-            return f"cannot run: {_last(messages) or f'qherd plan ended with exit code {code}'}"
+        if plan.returncode:
+            return f"cannot run: {_last(messages) or f'qherd plan ended with exit code {plan.returncode}'}"
         values, known = json.loads(_text(printed)), {field.name for field in fields(Forecast)}
     return Forecast(**{name: value for name, value in values.items() if name in known})
+
+
+def _await(process: subprocess.Popen[bytes], within_s: float, stop: Stop) -> None:
+    """Waits until a process has ended.
+
+    Raises:
+        TimeoutExpired: it has not within that time.
+        KeyboardInterrupt, SystemExit: a signal came; its default would leave the process behind.
+    """
+    deadline = time.monotonic() + within_s
+    while process.poll() is None:
+        if stop.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        if stop.signal is not None:
+            raise SystemExit(128 + stop.signal)
+        if time.monotonic() > deadline:
+            raise subprocess.TimeoutExpired(process.args, within_s)
+        time.sleep(POLL_S)
 
 
 def _last(messages: IO[bytes]) -> str:

@@ -152,13 +152,13 @@ class Runner:
 
     def end_at_once(self) -> None:
         """Ends what is at work without waiting for it: an environment may hang."""
-        working = [job for job in self.jobs if not job.over()]  # the others' process ids may be strangers' by now
+        working = [job for job in self.jobs if not job.over()]
         for job in working:
             job.stop()
         deadline = time.monotonic() + AT_ONCE_S
         while not all(job.over() for job in working) and time.monotonic() < deadline:
             time.sleep(POLL_S)
-        for job in working:
+        for job in self.jobs:  # of those that are over, what their environments have left
             job.kill()
 
     def status_line(self) -> str:

@@ -108,7 +108,7 @@ class _Reader:
 
     def __init__(self, file: Path, values: Mapping[str, Any], runs_dir: Path, environ: Mapping[str, str]) -> None:
         self._where, self._values, self._runs_dir = f"study {file}", values, runs_dir
-        self._environ = options_in(environ)
+        self._environ, self._variables = options_in(environ), frozenset(environ)
 
     def runs(self) -> tuple[StudyRun, ...]:
         """Returns all runs."""
@@ -173,7 +173,9 @@ class _Reader:
         them, and what qherd report knows."""
         for path in filter(partial(_sets, self._environ), option_paths()):
             if path in OWN or not path.startswith(WHERE) or any(_sets(layer, path) for layer in layers):
-                why = f"{variable_of(path)} is set, and would change the study, whose options are those of its file"
+                name = variable_of(path)
+                name = name if name in self._variables else f"{name}_FILE"
+                why = f"{name} is set, and would change the study, whose options are those of its file"
                 raise self._error(path, f"{why}: unset it")
 
     def _check_passwords(self, layers: list[Mapping[str, Any]]) -> None:
