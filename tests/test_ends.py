@@ -232,6 +232,17 @@ def test_an_output_that_is_closed_is_no_error(folder: Path) -> None:
     assert summary(folder / "runs" / "r")["exit_reason"] == "budget of env steps"
 
 
+@pytest.mark.parametrize("arguments", ["nonsense", "runs none", "report none --csv"])
+def test_messages_for_a_closed_stderr_are_not_among_the_figures(arguments: str, folder: Path) -> None:
+    """Python has none then, and its print would take stdout instead."""
+    command = f"mkdir none; {QHERD} {arguments} 2>&-; echo $?"
+    done = subprocess.run(
+        command, shell=True, cwd=folder, env=environment(folder, "closed"), capture_output=True, text=True, timeout=90,
+        check=False,
+    )  # fmt: skip
+    assert done.stdout == ("0\n" if arguments == "runs none" else "2\n")
+
+
 @pytest.mark.parametrize(
     "locale",
     [

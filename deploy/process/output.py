@@ -24,13 +24,16 @@ def silence(stream: IO[str] | None) -> None:
 
 def stand_in() -> None:
     """Opens /dev/null in place of a stdin, stdout or stderr that is closed: the next file would have its number, and
-    get what C, or another program, writes there."""
+    get what C, or another program, writes there. Messages for a closed stderr go nowhere, too: ``print`` would put
+    them into stdout, among the figures there."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
             os.set_inheritable(number, True)
+    if sys.stderr is None:  # as 2>&- has it
+        sys.stderr = os.fdopen(2, "w", errors="replace", closefd=False)
 
 
 def printable(text: str, but: str = "") -> str:
