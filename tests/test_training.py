@@ -104,6 +104,17 @@ def test_what_cannot_be_copied_is_no_matter() -> None:
         compose("CartPole-v1", None, None, {}, {"learner.lr": lock})
 
 
+def test_what_is_in_itself_is_refused() -> None:
+    kwargs, section, deep = list[Any](), dict[str, Any](), dict[str, Any]()
+    kwargs.append(kwargs)
+    section["network"] = section
+    for _ in range(100_000):
+        deep = {"a": deep}
+    for options in ({"env.kwargs": {"a": kwargs}}, {"learner": section}, {"env": {"kwargs": deep}}, {"learner": deep}):
+        with pytest.raises(ConfigError, match=r"\(overrides\):\n  the options nest too deeply, or one is in itself"):
+            Training("CartPole-v1", overrides=options)
+
+
 def test_two_runs_without_a_name_have_two() -> None:
     one, other = Training("CartPole-v1"), Training("CartPole-v1")
     assert one.directory != other.directory

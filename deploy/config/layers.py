@@ -161,16 +161,19 @@ def nested(options: Mapping[Any, Any], where: str) -> dict[str, Any]:
     sections.
 
     Raises:
-        ConfigError: one is set twice; its text begins with ``where``.
+        ConfigError: one is set twice, or they nest too deeply; its text begins with ``where``.
     """
-    found = list(_flat(options))
+    try:
+        found = [(path, _copied(value)) for path, value in _flat(options)]
+    except RecursionError:
+        raise ConfigError(f"{where}the options nest too deeply, or one is in itself") from None
     for (path, _), (other, _) in pairwise(sorted(found, key=lambda each: each[0])):
         if other[: len(path)] == path:
             twice = ".".join(path)
             raise ConfigError(f"{where}{twice}: it is set twice, by its dotted name or in its section: leave one")
     values: dict[str, Any] = {}
     for path, value in found:
-        put_option(values, ".".join(path), _copied(value))
+        put_option(values, ".".join(path), value)
     return values
 
 
