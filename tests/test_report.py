@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from hostile import HOSTILE
+from hostile import HOSTILE, sparse
 
 from benchmarks.synthetic_runs import write_run, write_study
 from deploy import cli
@@ -400,6 +400,23 @@ def test_a_users_own_file_is_not_written_over_unasked(
     assert Path(file).read_text() == text
     if not where:
         assert qherd(a_run, other, "--out", file) == 0
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("place", ["report.html", "md/report.md"])
+def test_of_a_users_own_file_only_an_end_is_read(
+    place: str, a_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may be as big as a disk."""
+    file = (a_run if place == "report.html" else tmp_path) / place
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    sparse(file)
+    before = file.stat()
+    where: list[str | Path] = [] if place == "report.html" else ["--markdown", tmp_path / "md"]
+    assert qherd(a_run, *where) == 2
+    assert f"{file} is there, and qherd report has not written it" in capsys.readouterr().err
+    assert (file.stat().st_size, file.stat().st_mtime) == (before.st_size, before.st_mtime)
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe"])

@@ -54,7 +54,7 @@ def run(arguments: list[str]) -> int:
     written = not (call.as_json or call.as_csv or call.markdown)
     if written and os.path.lexists(path) and not is_plain(path):
         raise ConfigError(f"{path} is a link or no plain file: remove it, or give another --out")
-    if written and call.out is None and is_plain(path) and PAGE_OPENING.encode() not in path.read_bytes():
+    if written and call.out is None and is_plain(path) and not _is_page(path):
         raise ConfigError(f"{path} is there, and qherd report has not written it: move it away, or give another --out")
     with quiet_interrupt():  # not above: --help does not wait for Matplotlib
         from deploy.reporting.analysis import analyse
@@ -79,3 +79,9 @@ def run(arguments: list[str]) -> int:
         replace_file(path, page(title, document_of(report)).encode())
         print(path)
     return 0
+
+
+def _is_page(path: Path) -> bool:
+    """Returns whether a file is a page that this command has written."""
+    with path.open("rb") as file:
+        return file.read(len(PAGE_OPENING)) == PAGE_OPENING.encode()

@@ -16,6 +16,8 @@ from deploy.run_directory.files import is_plain, naming, open_plain
 FILE = "report.md"
 CALL = re.compile(rb"\n(`{3,})text\nqherd report (?:(?!\n\1\n)[\s\S])*\n\1\n\Z")
 """How each file ends that qherd report has written: with how it was called."""
+CALL_BYTES = 4 << 20
+"""Twice what the system takes for a command."""
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&$!])")
 
 
@@ -28,13 +30,19 @@ def write_markdown(folder: Path, document: Document) -> Path:
     path = folder / FILE
     with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    if is_plain(path) and not CALL.search(path.read_bytes()):
+    if is_plain(path) and not CALL.search(_end_of(path)):
         raise RunDirError(f"{path} is there, and qherd report has not written it: move it away")
     names = (f"report-{number}.png" for number in range(1, 1_000_000))
     text = "\n\n".join(part for block in document for part in _markdown(block, folder, names)) + "\n"
     with naming(path), open_plain(path, "wb") as file:
         file.write(text.encode())
     return path
+
+
+def _end_of(path: Path) -> bytes:
+    with naming(path), path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - CALL_BYTES))
+        return file.read(CALL_BYTES)
 
 
 def _markdown(block: Block, folder: Path, names: Iterator[str]) -> Iterator[str]:

@@ -51,7 +51,7 @@ def page(title: str, document: Document) -> str:
     keys = (f"p{number}" for number in count(1))
     body = "\n".join(_html(block, keys) for block in document)
     return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n{PAGE_OPENING} content="{POLICY}">\n'
+        f'{PAGE_OPENING} content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{_text(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
         "</body>\n</html>\n"

@@ -9,8 +9,10 @@ from deploy.process.output import printable
 NONE = "–"
 
 
-PAGE_OPENING = '<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy"'
-"""What each page that qherd report has written has in it."""
+PAGE_OPENING = (
+    '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy"'
+)
+"""How each page begins that qherd report has written."""
 
 
 def harmless(text: str) -> str:
