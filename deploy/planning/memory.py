@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import NamedTuple
 
 from deploy.config.errors import ConfigError
 from deploy.config.models import RunConfig
 from deploy.planning.dataset import dataset_rows
+from deploy.process.host import existing_folder
 from learner.algorithms import ALGORITHMS, build_loss
 from learner.config import GATHER_BYTES
 from learner.horizon import longest_n_step
@@ -99,7 +99,7 @@ def check_memory(config: RunConfig, schema: Schema) -> None:
     if config.mode == "cluster":
         return
     planned, kind = plan_memory(config, schema), config.replay.storage
-    folder = config.replay.memmap_dir or _existing(config.runs_dir)
+    folder = config.replay.memmap_dir or existing_folder(config.runs_dir)
     try:
         if kind == "memmap":
             check_fit(kind, make_storage(kind, folder, lambda: None), planned.mirror)
@@ -279,12 +279,6 @@ def server_bytes(config: RunConfig, schema: Schema) -> int:
 def network_bytes(config: RunConfig, schema: Schema) -> int:
     """Returns the bytes of the Q-network's weights, which are broadcast as they are."""
     return 4 * sum(map(math.prod, parameter_shapes(config.learner.network_spec, schema).values()))
-
-
-def _existing(folder: Path) -> Path:
-    """Returns the nearest folder above that exists: where ``folder`` would be made."""
-    folder = folder.absolute()
-    return next(found for found in (folder, *folder.parents) if found.is_dir())
 
 
 def megabytes(nbytes: float) -> str:

@@ -16,6 +16,12 @@ def usable_cores() -> float:
     return cores if quota == "max" else min(cores, int(quota) / int(period))
 
 
+def existing_folder(folder: Path) -> Path:
+    """Returns the folder itself, or the nearest one above that exists: where it would be made."""
+    folder = folder.absolute()
+    return next(found for found in (folder, *folder.parents) if found.is_dir())
+
+
 def host_and_port(host: str, port: int) -> str:
     """As a URL has them: an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -68,8 +68,7 @@ class Stop:
 
     def _on_signal(self, number: int, _: object) -> None:
         if self.signal is not None and number != signal.SIGHUP:
-            for each in SIGNALS:  # a third one would begin it anew, within this
-                signal.signal(each, signal.SIG_IGN)
+            ignore_signals()  # a third one would begin it anew, within this
             try:
                 self.at_once()
             finally:

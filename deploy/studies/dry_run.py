@@ -19,7 +19,7 @@ from deploy.config.models import RunConfig, dump
 from deploy.config.numbers import write_yaml
 from deploy.planning.forecast import Forecast, memory_needed
 from deploy.process.children import handing_over, kill_group, qherd_command
-from deploy.process.host import usable_cores
+from deploy.process.host import existing_folder, usable_cores
 from deploy.process.signals import Stop
 from deploy.studies.costs import Cell, bytes_in, cell_of, duration, forecast_bytes, forecast_seconds, known_costs
 from deploy.studies.study_directory import State, StudyDirectory
@@ -155,5 +155,4 @@ def _text(file: IO[bytes]) -> str:
 
 def _free_bytes(folder: Path) -> int:
     """Returns the free bytes where ``folder`` is, or would be."""
-    there = next(found for found in (folder.absolute(), *folder.absolute().parents) if found.is_dir())
-    return shutil.disk_usage(there).free
+    return shutil.disk_usage(existing_folder(folder)).free

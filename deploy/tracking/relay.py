@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deploy.process.children import dying_with_parent
+from deploy.process.children import dying_with_parent, kill_group
 from deploy.tracking.tracker import Ending, Record
 
 QUEUE_ROWS = 1000
@@ -98,8 +97,7 @@ class Relay:
             self._closed = True
             self._lost = self._offered - self._kept
             self._changed.notify_all()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        kill_group(self._process)
         self._process.wait()
 
     def _put(self, message: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from deploy.planning.memory import (
 )
 from deploy.planning.preconditions import check_port
 from deploy.process.arithmetic import changes
-from deploy.process.host import host_and_port, usable_cores
+from deploy.process.host import existing_folder, host_and_port, usable_cores
 
 RAY_OBJECTS_BYTES = 256 << 20
 """Ray's object store in the local mode."""
@@ -59,7 +59,7 @@ def ports_checks(config: RunConfig) -> Iterator[Check]:
 
 def disk_check(folder: Path) -> Check:
     """Checks whether a run's directory can be made, and how much room there is."""
-    existing = next(found for found in (folder.absolute(), *folder.absolute().parents) if found.is_dir())
+    existing = existing_folder(folder)
     free = shutil.disk_usage(existing).free
     if not os.access(existing, os.W_OK):
         return Check("disk", "problem", f"{existing} cannot be written", "choose another --runs-dir")
