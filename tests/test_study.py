@@ -29,6 +29,7 @@ from deploy.process.children import kill_group
 from deploy.process.signals import INTERRUPTED, Stop
 from deploy.studies import dry_run
 from deploy.studies.child import Child
+from deploy.studies.commands_lock import CommandsLock
 from deploy.studies.costs import Costs, duration, finished_seconds, forecast_bytes, forecast_seconds, known_costs
 from deploy.studies.runner import Job, Runner
 from deploy.studies.study_directory import State, StudyDirectory
@@ -313,6 +314,17 @@ def test_the_file_of_a_study_that_is_elsewhere_does_not_train_it_again(
     assert study.run(["study.yaml", "--studies-dir", str(tried.folder.parent), "--dry-run"]) in (0, 2)
 
 
+def test_a_study_is_called_by_its_folder_wherever_it_is_named_from(
+    tried: Tried, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of ../study.yaml the folder is not called ``..``, which would be the parent of --studies-dir."""
+    monkeypatch.chdir(tried.folder / "runs")
+    with pytest.raises(ConfigError, match=rf"go on with it by --studies-dir {re.escape(str(tried.folder.parent))};"):
+        study.run(["../study.yaml", "--dry-run"])
+    study.run(["../study.yaml", "--studies-dir", "../..", "--dry-run"])
+    assert capsys.readouterr().out.startswith("study tiny: ")
+
+
 def test_a_copy_without_locks_by_any_name_is_gone_on_with_and_reported(
     tried: Tried, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -386,16 +398,16 @@ def holding(lock: Path, *, leads: bool, program: str = HOLDS) -> Iterator[subpro
 def test_a_study_waits_for_the_commands_of_one_that_was_killed(tried: Tried) -> None:
     with directory_of(tried.cwd) as (directory, _):
         with holding(tried.folder / "runs.lock", leads=True) as command:
-            assert [directory.acquire_runs() for _ in range(3)] == [None] * 3
-            assert directory.commands() == [command.pid]
-        assert directory.acquire_runs() is not None
+            assert [directory.commands.acquire() for _ in range(3)] == [None] * 3
+            assert directory.commands.pids() == [command.pid]
+        assert directory.commands.acquire() is not None
         directory.release()
 
 
 def test_it_does_not_wait_for_what_an_environment_has_forked(tried: Tried) -> None:
     with directory_of(tried.cwd) as (directory, _), holding(tried.folder / "runs.lock", leads=False):
-        assert directory.commands() == []
-        assert directory.acquire_runs() is not None
+        assert directory.commands.pids() == []
+        assert directory.commands.acquire() is not None
         directory.release()
 
 
@@ -413,7 +425,7 @@ def test_a_command_is_seen_though_it_closes_other_files(tried: Tried) -> None:
         directory_of(tried.cwd) as (directory, _),
         holding(tried.folder / "runs.lock", leads=True, program=CLOSES) as command,
     ):
-        assert {tuple(directory.commands()) for _ in range(400)} == {(command.pid,)}
+        assert {tuple(directory.commands.pids()) for _ in range(400)} == {(command.pid,)}
 
 
 def test_a_finished_study_waits_for_nobody(tried: Tried, capsys: pytest.CaptureFixture[str]) -> None:
@@ -426,13 +438,13 @@ def test_a_finished_study_waits_for_nobody(tried: Tried, capsys: pytest.CaptureF
 def test_whom_a_study_waits_for_is_told_with_the_remedy_and_how_to_go_on(
     tried: Tried, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = StudyDirectory.commands
+    found = CommandsLock.pids
 
-    def commands(directory: StudyDirectory) -> list[int]:
+    def pids(lock: CommandsLock) -> list[int]:
         os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C while it waits
-        return found(directory)
+        return found(lock)
 
-    monkeypatch.setattr(StudyDirectory, "commands", commands)
+    monkeypatch.setattr(CommandsLock, "pids", pids)
     with holding(tried.folder / "runs.lock", leads=True) as command:
         assert tried.again() == INTERRUPTED
     out = capsys.readouterr().out
@@ -950,7 +962,7 @@ def test_a_lock_of_the_commands_that_is_a_pipe_is_one_message(begun: tuple[Study
     directory, _ = begun
     os.mkfifo(directory.path / "runs.lock")
     with pytest.raises(RunDirError, match=r"/runs\.lock cannot be written: it is a link or no plain file: remove it"):
-        directory.acquire_runs()
+        directory.commands.acquire()
 
 
 def test_a_link_in_the_place_of_the_evaluations_is_refused(

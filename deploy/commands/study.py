@@ -21,7 +21,7 @@ from deploy.process.host import usable_cores
 from deploy.process.output import Output, printable
 from deploy.process.signals import INTERRUPTED, Stop
 from deploy.studies.study_directory import StudyDirectory
-from deploy.studies.study_file import KEPT, Study, read_study
+from deploy.studies.study_file import KEPT, Study, folder_of, read_study
 
 if TYPE_CHECKING:
     from deploy.studies.runner import Runner
@@ -68,6 +68,7 @@ def run(arguments: list[str]) -> int:
     if call.dry_run:
         from deploy.studies.dry_run import dry_run
 
+        directory.check_kept()
         directory.check_unchanged()
         return dry_run(study, directory, call.parallel, print)
     return work(study, directory, call)
@@ -100,9 +101,8 @@ def _nearest(folder: Path) -> Path:
 
 
 def check_file(file: Path, study: Study, directory: StudyDirectory) -> None:
-    """Raises ConfigError for the file of a study that has begun elsewhere, which would be trained anew; RunDirError
-    where the study's place in its folder is a user's file."""
-    there = file.absolute().parent
+    """Raises ConfigError for the file of a study that has begun elsewhere, which would be trained anew."""
+    there = folder_of(file)
     begun = file.name == KEPT and any((there / "runs" / run.name / "config.yaml").is_file() for run in study.runs)
     if begun and there.resolve() != directory.path.resolve():
         by = f"--studies-dir {shlex.quote(str(there.parent))}"
@@ -112,7 +112,6 @@ def check_file(file: Path, study: Study, directory: StudyDirectory) -> None:
             f"{file} is the file of the study in {there}, and this would train it again in {directory.path}: go on "
             f"with it by {by}; for another study copy the file under another name"
         )
-    directory.check_kept()
 
 
 def check_together(study: Study, parallel: int) -> None:
@@ -165,14 +164,14 @@ def _locked(directory: StudyDirectory) -> Iterator[None]:
 
 
 def _acquire_runs(directory: StudyDirectory, stop: Stop, lines: Lines) -> int | None:
-    """Returns what ``StudyDirectory.acquire_runs`` does, once the commands of a study that was killed have ended; None
+    """Returns what ``CommandsLock.acquire`` does, once the commands of a study that was killed have ended; None
     where it was asked to stop before."""
     told = False
     while not stop.asked:
-        if (keeps := directory.acquire_runs()) is not None:
+        if (keeps := directory.commands.acquire()) is not None:
             return keeps
         if not told:
-            pids = " ".join(map(str, directory.commands())) or "unknown"
+            pids = " ".join(map(str, directory.commands.pids())) or "unknown"
             lines.print(
                 f"waiting for the commands of an earlier qherd study, which write their checkpoints and end: processes "
                 f"{pids}; what hangs, or is left of an environment, ends by kill PID, or else by kill -9 PID"

@@ -9,7 +9,6 @@ studies/<study>/study.yaml (the file as it was read last)
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -25,9 +24,10 @@ from deploy.config.errors import ConfigError, RunDirError
 from deploy.run_directory.checked import MAX_BYTES
 from deploy.run_directory.directory import RunDirectory, anywhere
 from deploy.run_directory.evaluation import Evaluation, evaluation_file, last_updates, read_evaluation
-from deploy.run_directory.files import is_plain, naming, plain_descriptor, replace_file
+from deploy.run_directory.files import is_plain, naming, replace_file
 from deploy.run_directory.lock import RunLock
 from deploy.run_directory.standing import ended_well
+from deploy.studies.commands_lock import CommandsLock
 from deploy.studies.study_file import KEPT, Study, StudyRun
 from replay.foreign import Unreadable, read_file, read_object
 
@@ -52,8 +52,7 @@ class StudyDirectory:
         self.path = studies_dir / study.name
         self._study = study
         self._lock = RunLock(self.path.absolute(), self.path)
-        self._runs_lock = self.path / "runs.lock"
-        self._fd: int | None = None
+        self.commands = CommandsLock(self.path / "runs.lock")
         self._damaged = set[str]()  # runs whose configuration cannot be read, as check_unchanged has seen
 
     def acquire(self) -> None:
@@ -86,46 +85,9 @@ class StudyDirectory:
         """Keeps the study's file as it is now. Raises RunDirError where the disk refuses it."""
         replace_file(self.path / KEPT, self._study.text.encode())
 
-    def acquire_runs(self) -> int | None:
-        """Returns a file descriptor for the study's commands to inherit, so that the folder is seen to be in use for as
-        long as one of them lives; None while commands of a study that was killed are still ending.
-
-        Raises:
-            RunDirError: the disk refuses the file.
-        """
-        fd = plain_descriptor(self._runs_lock, os.O_CREAT | os.O_RDWR, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(fd)
-            holders = self._holders()
-            if holders and not any(holders.values()):  # what an environment has forked has inherited it
-                with naming(self._runs_lock):
-                    self._runs_lock.unlink(missing_ok=True)  # no other study does: this one has the study's lock
-                return self.acquire_runs()
-            return None
-        self._fd = fd
-        return fd
-
-    def commands(self) -> list[int]:
-        """Returns the process ids of the commands of an earlier study that live, as far as they can be seen."""
-        return sorted(pid for pid, is_command in self._holders().items() if is_command)
-
-    def _holders(self) -> dict[int, bool]:
-        """Returns the ids of the processes on this machine that have the commands' lock open, and whether each is a
-        command: these lead a session, and what an environment forks does not."""
-        found = dict[int, bool]()
-        with contextlib.suppress(OSError):
-            for pid in _having_open(self._runs_lock.stat()):
-                with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
-                    found[pid] = os.getsid(pid) == pid
-        return found
-
     def release(self) -> None:
         """Gives the folder up."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        self.commands.release()
         self._lock.release()
 
     def run_path(self, run: StudyRun) -> Path:
@@ -276,19 +238,3 @@ def _half_made(path: Path) -> bool:
     if path.name == "checkpoints":
         return not path.is_symlink() and path.is_dir() and not any(path.iterdir())
     return is_plain(path) and HALF_MADE.fullmatch(path.name) is not None
-
-
-def _having_open(file: os.stat_result) -> Iterator[int]:
-    """Yields the ids of the processes that have a file open, as far as they are this user's. On Linux alone."""
-    for folder in Path("/proc").glob("[0-9]*/fd"):
-        with contextlib.suppress(OSError):  # it has ended, or is another's
-            if any(_is(each, file) for each in folder.iterdir()):
-                yield int(folder.parent.name)
-
-
-def _is(path: Path, file: os.stat_result) -> bool:
-    """Returns whether a path leads to a file; False where a process has closed it meanwhile."""
-    try:
-        return os.path.samestat(path.stat(), file)
-    except OSError:
-        return False

@@ -71,7 +71,7 @@ def read_study(file: Path, studies_dir: Path, environ: Mapping[str, str] = os.en
     values = parse_yaml(text, f"study {file}")
     _check_keys(values, f"study {file}")
     name = _study_name(file, values.get("study"))
-    if not re.fullmatch(RUN_NAME, name) and not (_is_in_its_study(file) and name == file.absolute().parent.name):
+    if not re.fullmatch(RUN_NAME, name) and not (_is_in_its_study(file) and name == folder_of(file).name):
         raise ConfigError(
             f"study {file}: study: {name!r} cannot be a folder's name: names have 1 to 64 letters, digits, '.', '_' or "
             "'-', a letter or digit first"
@@ -84,15 +84,21 @@ def _study_name(file: Path, given: Any) -> str:
     """Returns the name that a file gives its study, else the file's own; of studies/NAME/study.yaml, which a study has
     kept, it is NAME."""
     if given is None:
-        return file.absolute().parent.name if _is_in_its_study(file) else file.stem
+        return folder_of(file).name if _is_in_its_study(file) else file.stem
     if type(given) not in (str, int):
         raise ConfigError(f"study {file}: study: {given!r:.80} is no text: put the name into quotes")
     return str(given)
 
 
 def _is_in_its_study(file: Path) -> bool:
-    """Returns whether it is the file of a study's folder, which may have been renamed to what no study is called."""
-    return file.name == KEPT and (file.parent / "runs").is_dir()
+    """Returns whether it is the file of a study's folder, which may have been renamed to what no study is called; the
+    root of all folders has no name."""
+    return file.name == KEPT and (file.parent / "runs").is_dir() and bool(folder_of(file).name)
+
+
+def folder_of(file: Path) -> Path:
+    """Returns the folder that a file is in, by its name: of ../study.yaml it is not called ``..``."""
+    return Path(os.path.normpath(file.absolute())).parent
 
 
 def _check_keys(values: Mapping[str, Any], where: str) -> None:
